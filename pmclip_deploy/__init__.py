@@ -1,0 +1,1 @@
+"""Ask radiology images questions offline: load, Predictor, Answer and the errors."""

@@ -1,0 +1,57 @@
+"""What a question about an image comes back as: frozen data, and its JSON form. Standard library only."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from pmclip_deploy.spec import ANSWER_SCHEMA
+
+
+@dataclass(frozen=True)
+class ImageInfo:
+    """Where the pixels came from and how they were rendered; no patient attribute."""
+
+    source: str
+    format: str  # "dicom", "png", "jpeg", "array"
+    modality: str | None = None
+    frame: int = 0  # counted from 0
+    frames: int = 1
+    rows: int = 0
+    columns: int = 0
+    transfer_syntax: str | None = None
+    photometric: str | None = None
+    window: tuple[float, float] | None = None  # (center, width) in modality units; None where none was applied
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    bundle: str
+    version: str
+    precision: str
+    backend: str
+    device: str
+    sha256: str  # of the bundle's manifest.json
+
+
+@dataclass(frozen=True)
+class Candidate:
+    answer: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Answer:
+    """``answer`` is None where the model abstains; ``reason`` then says why."""
+
+    question: str
+    answer: str | None
+    probability: float
+    abstained: bool
+    reason: str | None
+    candidates: tuple[Candidate, ...]
+    image: ImageInfo
+    model: ModelInfo
+    timings_ms: dict[str, float] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"schema": ANSWER_SCHEMA, **asdict(self)}

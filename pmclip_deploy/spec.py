@@ -1,0 +1,54 @@
+"""What every stage must agree on, stated once: preprocessing, backbones, schemas. Standard library only."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+CHECKPOINT_SCHEMA = "pmclip-deploy/checkpoint/1"
+BUNDLE_SCHEMA = "pmclip-deploy/bundle/1"
+ANSWER_SCHEMA = "pmclip-deploy/answer/1"
+EVALUATION_SCHEMA = "pmclip-deploy/evaluation/1"
+
+Resize = Literal["shortest", "squash"]
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """From an 8-bit image to the image tower's input.
+
+    ``resize`` is open_clip's ``resize_mode``: "shortest" scales the short side to ``size`` and crops the centre,
+    "squash" scales both sides to ``size``. Both use Pillow's antialiased bicubic. ``mean`` and ``std`` are for values in 0..1.
+    """
+
+    size: int
+    resize: Resize
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A dual encoder: how its towers are made and what their graphs take and give."""
+
+    name: str
+    preprocess: Preprocess
+    embed_dim: int  # width of both embeddings
+    context_length: int  # longest question in tokens, specials included
+    pad_id: int
+    timm_name: str  # image tower
+    text_layers: int  # transformer layers kept of the text tower
+
+
+BACKBONES = {
+    b.name: b
+    for b in [
+        Backbone(
+            name="pmclip-lite",
+            preprocess=Preprocess(size=256, resize="squash", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
+            embed_dim=512,
+            context_length=64,
+            pad_id=0,
+            timm_name="tf_efficientnet_lite0",
+            text_layers=4,
+        ),
+    ]
+}

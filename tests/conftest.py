@@ -1,0 +1,16 @@
+"""Fixtures that every test folder shares."""
+
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real data beside the checkout; tests that need it skip where it isn't."""
+    if not SHARED.is_dir():
+        pytest.skip("needs the real data in ../shared/data")
+    return SHARED

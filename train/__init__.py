@@ -1,0 +1,1 @@
+"""Training: weights from data. torch lives here, never in the runtime."""
