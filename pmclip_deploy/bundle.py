@@ -1,0 +1,333 @@
+"""A bundle: the folder that holds all that inference needs; reads, verifies and writes its manifest and files."""
+
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+from pmclip_deploy.errors import BundleError
+from pmclip_deploy.spec import BUNDLE_SCHEMA, Preprocess, Resize
+
+MANIFEST = "manifest.json"
+TOKENIZER = "tokenizer.json"
+GRAPHS = ("image", "text", "head")
+MAX_MANIFEST_BYTES = 16 << 20
+NEXT_STEP = "copy the bundle again, or rebuild it with `pmclip-deploy export`"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Graph:
+    file: str
+    precision: str
+
+
+@dataclass(frozen=True)
+class File:
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of question: which answers it has and when one of them is believed.
+
+    A kind with a ``reason`` is one the model must not answer; the reason is the text shown.
+    """
+
+    name: str
+    answers: tuple[int, ...]  # indices into Manifest.answers
+    temperature: float = 1.0
+    threshold: float = 0.0
+    reason: str | None = None
+    majority: int | None = None  # the training set's most frequent answer, an index into Manifest.answers
+
+
+@dataclass(frozen=True)
+class Abstention:
+    kind_threshold: float
+    radiograph_threshold: float
+    curve: tuple[tuple[float, float], ...] = ()  # (coverage, accuracy) on validation data
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """manifest.json as frozen data; ``files`` is filled in by ``write_bundle``."""
+
+    name: str
+    version: str
+    precision: str
+    target: str
+    backbone: str
+    preprocess: Preprocess
+    context_length: int
+    pad_id: int
+    embed_dim: int
+    logit_scale: float
+    graphs: Mapping[str, Graph]
+    answers: tuple[str, ...]
+    kinds: tuple[Kind, ...]
+    abstention: Abstention
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    parity: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, File] = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, data: Any) -> "Manifest":
+        """Raises ValueError, in one line, where ``data`` is no manifest."""
+        schema = _get(data, "schema", str)
+        if schema != BUNDLE_SCHEMA:
+            raise ValueError(f'its schema is "{schema[:60]}", this version reads "{BUNDLE_SCHEMA}"')
+        answers = tuple(_is(x, str, f"answers[{i}]") for i, x in enumerate(_get(data, "answers", list)))
+        text = _get(data, "text", dict)
+        manifest = cls(
+            name=_get(data, "name", str),
+            version=_get(data, "version", str),
+            precision=_get(data, "precision", str),
+            target=_get(data, "target", str),
+            backbone=_get(data, "backbone", str),
+            preprocess=_preprocess(_get(data, "preprocess", dict)),
+            context_length=_between(_get(text, "context_length", int, "text"), 2, 1 << 16, "text.context_length"),
+            pad_id=_between(_get(text, "pad_id", int, "text"), 0, 1 << 31, "text.pad_id"),
+            embed_dim=_between(_get(data, "embed_dim", int), 1, 1 << 16, "embed_dim"),
+            logit_scale=_get(data, "logit_scale", float),
+            graphs=_graphs(_get(data, "graphs", dict)),
+            answers=answers,
+            kinds=tuple(_kind(k, f"kinds[{i}]", len(answers)) for i, k in enumerate(_get(data, "kinds", list))),
+            abstention=_abstention(_get(data, "abstention", dict)),
+            metrics=_get(data, "metrics", dict),
+            parity=_get(data, "parity", dict),
+            provenance=_get(data, "provenance", dict),
+            files={name: _file(name, f) for name, f in _get(data, "files", dict).items()} if "files" in data else {},
+        )
+        if not manifest.answers or not manifest.kinds:
+            raise ValueError("it holds no answers or no kinds of question")
+        return manifest
+
+    def to_json(self) -> dict[str, Any]:
+        data = asdict(self)
+        text = {"context_length": data.pop("context_length"), "pad_id": data.pop("pad_id")}
+        head = {key: data.pop(key) for key in ("name", "version", "precision", "target", "backbone", "preprocess")}
+        return {"schema": BUNDLE_SCHEMA, **head, "text": text, **data}
+
+
+def manifest_from_bundle(path: Path) -> Manifest:
+    """Reads and checks manifest.json; the other files are not opened."""
+    file = Path(path) / MANIFEST
+    if not Path(path).is_dir():
+        raise BundleError(f"{path}: no such bundle folder; pass --bundle FOLDER, or build one with `pmclip-deploy export`")
+    try:
+        if not file.is_file():  # a device or a pipe is not read
+            raise BundleError(f"{file}: missing, so this folder is no bundle; {NEXT_STEP}")
+        if file.stat().st_size > MAX_MANIFEST_BYTES:
+            raise BundleError(f"{file}: larger than a manifest can be; {NEXT_STEP}")
+        manifest = Manifest.from_json(json.loads(file.read_bytes(), parse_constant=_no_constant))
+        for name in [*(graph.file for graph in manifest.graphs.values()), TOKENIZER]:
+            if name not in manifest.files:
+                raise ValueError(f'"files" does not list {name}')
+    except OSError as error:
+        raise BundleError(f"{file}: cannot be read ({error.strerror}); check its permissions") from error
+    except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
+        raise BundleError(f"{file}: not a usable manifest, {_line(error)}; {NEXT_STEP}") from error
+    return manifest
+
+
+def verify_bundle(path: Path) -> Manifest:
+    """Every file listed is there with its size and sha256, and nothing else is; else one BundleError names them all.
+
+    A symbolic link is followed: what counts is the content, and the hash covers it.
+    """
+    manifest = manifest_from_bundle(path)
+    problems = problems_in_bundle(path, manifest)
+    if problems:
+        raise BundleError(f"{path}: {', '.join(problems)}; {NEXT_STEP}")
+    return manifest
+
+
+def problems_in_bundle(path: Path, manifest: Manifest) -> list[str]:
+    problems = []
+    try:
+        for name, expected in manifest.files.items():
+            file = Path(path) / name
+            if not file.is_file():
+                problems.append(f"{name} is missing")
+            elif file.stat().st_size != expected.bytes:
+                problems.append(f"{name} has changed ({file.stat().st_size} bytes, not {expected.bytes})")
+            elif _sha256(file) != expected.sha256:
+                problems.append(f"{name} has changed (its sha256 differs)")
+        extra = sorted(entry.name for entry in Path(path).iterdir() if entry.name not in manifest.files and entry.name != MANIFEST)
+    except OSError as error:
+        raise BundleError(f"{error.filename}: cannot be read ({error.strerror}); check its permissions") from error
+    return problems + [f"{name!r} does not belong to the bundle" for name in extra]
+
+
+def write_bundle(directory: Path, manifest: Manifest, files: Mapping[str, Path | bytes]) -> Manifest:
+    """Writes ``files`` (name to source file or content) and the manifest, with their hashes filled in.
+
+    All of it appears at once, or nothing does: a sibling folder is written, synced and renamed. A bundle that stood
+    there is replaced; a folder that is no bundle is refused.
+    """
+    directory = Path(directory).resolve()
+    if directory.exists() and not (directory / MANIFEST).is_file() and (not directory.is_dir() or any(directory.iterdir())):
+        raise BundleError(f"{directory}: exists and is no bundle, so it is not overwritten; choose another folder")
+    beside = f".{directory.name}.{os.getpid()}"
+    new, old = directory.with_name(beside + ".new"), directory.with_name(beside + ".old")
+    try:
+        new.mkdir(parents=True)
+        for name, source in files.items():
+            _check_name(name)
+            _write(new / name, source)
+        hashed = replace(manifest, files={name: File(_sha256(new / name), (new / name).stat().st_size) for name in sorted(files)})
+        _write(new / MANIFEST, (json.dumps(hashed.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
+        verify_bundle(new)  # what is written can be read
+        _sync(new)
+        if directory.exists():
+            directory.rename(old)
+        try:
+            new.rename(directory)
+        except OSError:
+            if old.exists():
+                old.rename(directory)
+            raise
+        _sync(directory.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise BundleError(f"{directory}: cannot be written ({error.strerror}); check the space left and the permissions") from error
+    except ValueError as error:
+        raise BundleError(f"{directory}: not written, {_line(error)}") from error
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+    return hashed
+
+
+def _write(path: Path, source: Path | bytes) -> None:
+    with path.open("wb") as out:
+        if isinstance(source, bytes):
+            out.write(source)
+        else:
+            with Path(source).open("rb") as content:
+                shutil.copyfileobj(content, out, 1 << 20)
+        out.flush()
+        os.fsync(out.fileno())
+
+
+def _sync(folder: Path) -> None:
+    if os.name == "posix":  # Windows cannot open a folder
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as content:
+        while block := content.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is no number in JSON")
+
+
+def _is(value: Any, kind: type[T], where: str) -> T:
+    if kind is float and type(value) is int and abs(value) < 1 << 53:
+        value = float(value)
+    if type(value) is not kind or (isinstance(value, float) and not math.isfinite(value)):
+        raise ValueError(f"{where} is not {'an' if kind is int else 'a'} {kind.__name__}")
+    return value
+
+
+def _get(data: Any, key: str, kind: type[T], where: str = "") -> T:
+    name = f"{where}.{key}" if where else key
+    if not isinstance(data, dict):
+        raise ValueError(f"{where or 'the whole'} is not an object")
+    if key not in data:
+        raise ValueError(f"{name} is missing")
+    return _is(data[key], kind, name)
+
+
+def _between(value: int, low: int, high: int, where: str) -> int:
+    if not low <= value <= high:
+        raise ValueError(f"{where} is {value}, not between {low} and {high}")
+    return value
+
+
+def _check_name(name: str) -> str:
+    """A name in the bundle's own folder: no path, so nothing outside the folder is ever read or written."""
+    bad = not name or name in (".", "..", MANIFEST) or any(c in "/\\:\0\n" for c in name) or len(name) > 255
+    if bad:
+        raise ValueError(f"{name[:60]!r} is no file name inside the bundle")
+    return name
+
+
+def _preprocess(data: dict[str, Any]) -> Preprocess:
+    where = "preprocess"
+    resize = _get(data, "resize", str, where)
+    if resize not in get_args(Resize):
+        raise ValueError(f"preprocess.resize is {resize[:60]!r}, not one of {', '.join(get_args(Resize))}")
+    mean, std = ([_is(x, float, f"{where}.{key}") for x in _get(data, key, list, where)] for key in ("mean", "std"))
+    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+        raise ValueError("preprocess.mean and .std are not three numbers, std above 0")
+    size = _between(_get(data, "size", int, where), 8, 4096, "preprocess.size")
+    return Preprocess(size, resize, (mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))  # type: ignore[arg-type]
+
+
+def _graphs(data: dict[str, Any]) -> dict[str, Graph]:
+    graphs = {name: _get(data, name, dict, "graphs") for name in GRAPHS}
+    return {
+        name: Graph(_check_name(_get(g, "file", str, f"graphs.{name}")), _get(g, "precision", str, f"graphs.{name}"))
+        for name, g in graphs.items()
+    }
+
+
+def _kind(data: Any, where: str, answers: int) -> Kind:
+    reason, majority = (data.get(key) if isinstance(data, dict) else None for key in ("reason", "majority"))
+    kind = Kind(
+        name=_get(data, "name", str, where),
+        answers=tuple(_is(x, int, f"{where}.answers") for x in _get(data, "answers", list, where)),
+        temperature=_get(data, "temperature", float, where),
+        threshold=_get(data, "threshold", float, where),
+        reason=None if reason is None else _is(reason, str, f"{where}.reason"),
+        majority=None if majority is None else _is(majority, int, f"{where}.majority"),
+    )
+    for index in [*kind.answers, *([] if kind.majority is None else [kind.majority])]:
+        _between(index, 0, answers - 1, f"{where}: an answer's index")
+    if kind.temperature <= 0:
+        raise ValueError(f"{where}.temperature is not above 0")
+    if kind.reason is None and not kind.answers:
+        raise ValueError(f"{where} has neither answers nor a reason to give none")
+    return kind
+
+
+def _abstention(data: dict[str, Any]) -> Abstention:
+    where = "abstention"
+    curve = [[_is(x, float, f"{where}.curve") for x in _is(point, list, f"{where}.curve")] for point in _get(data, "curve", list, where)]
+    if any(len(point) != 2 for point in curve):
+        raise ValueError(f"{where}.curve is not a list of [coverage, accuracy]")
+    return Abstention(
+        kind_threshold=_get(data, "kind_threshold", float, where),
+        radiograph_threshold=_get(data, "radiograph_threshold", float, where),
+        curve=tuple((coverage, accuracy) for coverage, accuracy in curve),
+    )
+
+
+def _file(name: str, data: Any) -> File:
+    _check_name(name)
+    sha256 = _get(data, "sha256", str, f"files.{name}")
+    if len(sha256) != 64 or set(sha256) - set("0123456789abcdef"):
+        raise ValueError(f"files.{name}.sha256 is no sha256")
+    return File(sha256, _between(_get(data, "bytes", int, f"files.{name}"), 0, 1 << 50, f"files.{name}.bytes"))
