@@ -1,0 +1,1 @@
+"""VQA heads on top of the image tower, one file each."""

