@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from pydicom import Dataset
     from tokenizers import Tokenizer
 
-    from pmclip_deploy.dicom import Picture
+    from pmclip_deploy.pixels import Picture
 
 Floats: TypeAlias = NDArray[np.float32]
 Image: TypeAlias = Union[str, "os.PathLike[str]", "Dataset", NDArray[Any], "Picture"]
@@ -81,6 +82,7 @@ class Predictor:
         self.manifest = manifest
         self._sessions = sessions
         self._tokenizer = tokenizer
+        self._text_embedding = lru_cache(1024)(self._embedding_from_text)  # the same questions are asked of many images
         self.model = ModelInfo(
             bundle=manifest.name,
             version=manifest.version,
@@ -90,11 +92,19 @@ class Predictor:
             sha256=hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest(),
         )
 
-    def ask(self, image: Image, question: str, *, frame: int | None = None, window: tuple[float, float] | None = None) -> Answer:
-        return self.ask_many(image, [question], frame=frame, window=window)[0]
+    def ask(
+        self, image: Image, question: str, *, frame: int | None = None, window: tuple[float, float] | None = None, top: int = TOP
+    ) -> Answer:
+        return self.ask_many(image, [question], frame=frame, window=window, top=top)[0]
 
     def ask_many(
-        self, image: Image, questions: Sequence[str], *, frame: int | None = None, window: tuple[float, float] | None = None
+        self,
+        image: Image,
+        questions: Sequence[str],
+        *,
+        frame: int | None = None,
+        window: tuple[float, float] | None = None,
+        top: int = TOP,
     ) -> list[Answer]:
         """One answer per question; the image is read and encoded once. All answers carry the timings of this call."""
         from pmclip_deploy.pixels import tensor_from_pixels
@@ -119,7 +129,7 @@ class Predictor:
                 probability=d.probability,
                 abstained=d.reason is not None,
                 reason=d.reason,
-                candidates=d.candidates[:TOP],
+                candidates=d.candidates[:top],
                 image=picture.info,
                 model=self.model,
                 timings_ms=dict(timings),
@@ -140,12 +150,15 @@ class Predictor:
         return embedding
 
     def embed_texts(self, texts: Sequence[str]) -> Floats:
-        """(N, D). One at a time: a dynamically quantised tower takes its scales from the batch, and an answer must not
-        depend on which other questions were asked beside it."""
+        """(N, D), not normalised."""
         _check_questions(texts)
-        m = self.manifest
-        tokens = [tokens_from_text(self._tokenizer, [text], m.context_length, m.pad_id) for text in texts]  # each (1, T) i64
-        return np.concatenate([self._sessions["text"].run({"tokens": t})["embedding"] for t in tokens])
+        return np.concatenate([self._text_embedding(text) for text in texts])
+
+    def _embedding_from_text(self, text: str) -> Floats:
+        """(1, D). Alone: a dynamically quantised tower takes its scales from the batch, and an answer must not depend on
+        which other questions were asked beside it."""
+        tokens = tokens_from_text(self._tokenizer, [text], self.manifest.context_length, self.manifest.pad_id)  # (1, T) i64
+        return self._sessions["text"].run({"tokens": tokens})["embedding"]
 
     def embedding_from_tensor(self, tensor: Floats) -> Floats:
         """(3, S, S) -> (D,)."""
@@ -157,7 +170,9 @@ class Predictor:
         out = self._sessions["head"].run({"image": image, "text": text})
         answers, kinds = len(self.manifest.answers), len(self.manifest.kinds)
         if out["answer"].shape != (len(image), answers) or out["kind"].shape != (len(image), kinds) or len(out["radiograph"]) != len(image):
-            raise BundleError(f"the head of bundle {self.manifest.name} does not fit its manifest; export it again with `pmclip-deploy export`")
+            raise BundleError(
+                f"the head of bundle {self.manifest.name} does not fit its manifest; export it again with `pmclip-deploy export`"
+            )
         if not all(np.isfinite(out[name]).all() for name in CONTRACT["head"][1]):
             raise BundleError(f"bundle {self.manifest.name} computes no numbers for this image; export it again in a higher precision")
         return Heads(out["answer"], out["kind"], out["radiograph"])
@@ -170,15 +185,15 @@ def picture_from_image(image: Image, frame: int | None = None, window: tuple[flo
         return pixels.picture_from_path(image, frame, window)
     if isinstance(image, np.ndarray):
         return pixels.picture_from_array(image)
+    if isinstance(image, pixels.Picture):
+        return image
     from pydicom import Dataset
 
-    from pmclip_deploy import dicom
-
-    if isinstance(image, dicom.Picture):
-        return image
     if not isinstance(image, Dataset):
         raise UsageError(f"an image is a path, an array or a pydicom Dataset, not a {type(image).__name__}")
-    return dicom.picture_from_dicom(image, frame, window)
+    from pmclip_deploy.dicom import picture_from_dicom
+
+    return picture_from_dicom(image, frame, window)
 
 
 def decision_from_heads(manifest: Manifest, heads: Heads, row: int) -> Decision:

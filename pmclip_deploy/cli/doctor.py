@@ -1,0 +1,124 @@
+"""`pmclip-deploy doctor`: what this machine has, and whether `infer` can work on it."""
+
+import os
+import platform
+import shutil
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pmclip_deploy.cli.output import print_json
+from pmclip_deploy.errors import BundleError, DeviceError
+
+PACKAGES = ("pmclip-deploy", "numpy", "onnxruntime", "onnxruntime-gpu", "pillow", "pydicom", "python-gdcm", "pylibjpeg-openjpeg",
+            "pyjpegls", "tokenizers", "tensorrt", "tensorrt_rtx")  # fmt: skip
+CPU_FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm", "sve")
+
+
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False) -> int:
+    """Say what backends, decoders and devices this machine has; exits with 0 if `infer` can work."""
+    backend, backend_code = _backend()
+    bundle, bundle_code = _bundle()
+    code = bundle_code or backend_code
+    document = {
+        "schema": "pmclip-deploy/doctor/1",
+        "ok": not code,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": _cpu(),
+        "gpu": _gpu(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "backend": backend,
+        "dicom": _decoders(),
+        "bundle": bundle,
+    }
+    if as_json:
+        print_json(document)
+    else:
+        _print(document)
+    return code
+
+
+def _backend() -> tuple[dict[str, Any], int]:
+    try:
+        import onnxruntime
+
+        from pmclip_deploy.sessions.onnxruntime import cpu_threads
+
+        return {"name": "onnxruntime", "providers": onnxruntime.get_available_providers(), "threads": cpu_threads(), "problem": None}, 0
+    except Exception as error:
+        problem = f"onnxruntime cannot be imported ({type(error).__name__}); install it with `pip install onnxruntime`"
+        return {"name": "onnxruntime", "providers": [], "threads": None, "problem": problem}, DeviceError.exit_code
+
+
+def _bundle() -> tuple[dict[str, Any], int]:
+    from pmclip_deploy.bundle import verify_bundle
+    from pmclip_deploy.models import DEFAULT_BUNDLE
+
+    try:
+        manifest = verify_bundle(DEFAULT_BUNDLE)
+    except BundleError as error:
+        return {"path": str(DEFAULT_BUNDLE), "verified": False, "problem": str(error)}, error.exit_code
+    found = {"name": manifest.name, "version": manifest.version, "precision": manifest.precision}
+    return {"path": str(DEFAULT_BUNDLE), "verified": True, "problem": None, **found}, 0
+
+
+def _decoders() -> list[dict[str, Any]]:
+    """The transfer syntaxes pydicom knows, and which plugins decode each here."""
+    from pydicom.pixels.decoders.base import _PIXEL_DATA_DECODERS
+
+    decoders = [decoder for decoder, *_ in _PIXEL_DATA_DECODERS.values()]
+    return [{"uid": str(d.UID), "name": d.UID.name, "plugins": sorted(d.available_plugins), "readable": d.is_available} for d in decoders]
+
+
+def _cpu() -> dict[str, Any]:
+    info = dict(
+        (key.strip(), value.strip()) for key, _, value in (line.partition(":") for line in reversed(_text("/proc/cpuinfo").splitlines()))
+    )
+    flags = (info.get("flags") or info.get("Features") or "").split()
+    return {
+        "name": info.get("model name") or platform.processor() or platform.machine(),
+        "logical": os.cpu_count(),
+        "usable": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "flags": [flag for flag in CPU_FLAGS if flag in flags],
+    }
+
+
+def _gpu() -> dict[str, Any]:
+    driver = _text("/proc/driver/nvidia/version").partition("\n")[0]
+    return {"nvidia_driver": driver or None, "nvidia_smi": shutil.which("nvidia-smi")}
+
+
+def _version(name: str) -> str | None:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _text(path: str) -> str:
+    try:
+        return Path(path).read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+def _print(document: dict[str, Any]) -> None:
+    cpu, gpu, backend, bundle = (document[key] for key in ("cpu", "gpu", "backend", "bundle"))
+    unreadable = [d["name"] for d in document["dicom"] if not d["readable"]]
+    lines = [
+        f"python   {document['python']} on {document['platform']}",
+        f"cpu      {cpu['name']}, {cpu['usable']} of {cpu['logical']} usable, {' '.join(cpu['flags'])}",
+        f"gpu      {gpu['nvidia_driver'] or 'no NVIDIA driver'}",
+        *(f"package  {name} {version or 'not installed'}" for name, version in document["packages"].items()),
+        f"backend  {backend['problem'] or backend['name'] + ' with ' + ', '.join(backend['providers'])}",
+        *(f"dicom    {d['name']}: {', '.join(d['plugins']) or 'built in'}" for d in document["dicom"] if d["readable"]),
+        *(f"dicom    not readable here: {name}" for name in unreadable),
+        f"bundle   {bundle['problem'] or '{name} {version} {precision}, verified'.format(**bundle)}",
+        "infer works here" if document["ok"] else "infer does not work here",
+    ]
+    for line in lines:
+        print("".join(c if c.isprintable() else "?" for c in line))

@@ -1,0 +1,161 @@
+"""`pmclip-deploy infer`: pictures and questions in, answers out."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pmclip_deploy.cli.output import one_line, print_error, print_json, print_note, progress
+from pmclip_deploy.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from pmclip_deploy.answer import Answer, ImageInfo
+    from pmclip_deploy.predictor import Predictor
+
+PNG_AND_JPEG = (".png", ".jpg", ".jpeg")
+SUFFIXES = (*PNG_AND_JPEG, ".dcm", ".dicom", ".ima", ".tif", ".tiff", ".bmp", ".gif", ".nii", ".gz", ".zip")
+RESEARCH_ONLY = "Research use only; not a medical device."
+
+Ask = Callable[[Path], "list[Answer]"]
+
+
+def infer(
+    arguments: Annotated[list[str], typer.Argument(metavar="IMAGE... QUESTION...", help="Files or folders, then questions.")],
+    frame: Annotated[int | None, typer.Option(min=0, help="Frame of a multi-frame file, from 0. Default: the middle one.")] = None,
+    window: Annotated[tuple[float, float] | None, typer.Option(metavar="CENTER WIDTH", help="In modality units, HU for CT.")] = None,
+    bundle: Annotated[Path | None, typer.Option(help="Bundle folder. Default: the embedded model.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    top: Annotated[int, typer.Option(min=1, help="How many candidates to give.")] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> int:
+    """Ask one or more images one or more questions.
+
+    pmclip-deploy infer scan.dcm "is there a fracture?" "in which plane is it?"
+    """
+    images, questions = split_arguments(arguments)
+    predictor = _loaded(bundle, device, images[0])
+
+    def ask(path: Path) -> "list[Answer]":
+        return predictor.ask_many(path, questions, frame=frame, window=window, top=top)
+
+    documents = []
+    failed = False
+    for image in images:
+        try:
+            for answers in _answers(ask, image, bar=as_json):
+                if as_json:
+                    documents += [answer.to_json() for answer in answers]
+                else:
+                    _print_answers(answers)
+        except InputError as error:
+            if len(images) == 1:
+                raise
+            print_error(str(error))
+            failed = True
+    if as_json:
+        one = len(images) == len(questions) == 1 and not images[0].is_dir()
+        print_json(documents[0] if one else documents)
+    else:
+        print(RESEARCH_ONLY)
+    return InputError.exit_code if failed else 0
+
+
+def split_arguments(arguments: list[str]) -> tuple[list[Path], list[str]]:
+    """Images come first: the first argument always, the later ones as long as they exist. The rest are questions."""
+    count = 1
+    while count < len(arguments) and _exists(arguments[count]):
+        count += 1
+    images, questions = [Path(a) for a in arguments[:count]], arguments[count:]
+    for question in questions:
+        if _looks_like_a_path(question):
+            if _exists(question):
+                raise UsageError(f"{question}: images come before questions; put it first")
+            raise InputError(f"{question}: no such file; check the path")
+    if not _exists(arguments[0]):
+        raise InputError(f"{arguments[0]}: no such file or folder; check the path")
+    if not questions or not all(question.strip() for question in questions):
+        raise UsageError('no question given; add one, for example "is there a fracture?"')
+    return images, questions
+
+
+def _exists(argument: str) -> bool:
+    try:
+        return bool(argument.strip()) and Path(argument).exists()
+    except (OSError, ValueError):  # a question may be too long for a file's name
+        return False
+
+
+def _looks_like_a_path(argument: str) -> bool:
+    return argument.lower().endswith(SUFFIXES) or (("/" in argument or os.sep in argument) and " " not in argument)
+
+
+def _loaded(bundle: Path | None, device: str, first: Path) -> "Predictor":
+    """Imports the DICOM reader beside the opening of the graphs, which runs outside the interpreter's lock."""
+    from threading import Thread
+
+    from pmclip_deploy.predictor import load
+
+    if first.suffix.lower() not in PNG_AND_JPEG:
+        Thread(target=_import_dicom, daemon=True).start()
+    return load(bundle, device)
+
+
+def _import_dicom() -> None:
+    from contextlib import suppress
+
+    with suppress(Exception):  # whoever needs it meets the error himself
+        import pmclip_deploy.dicom  # noqa: F401
+
+
+def _answers(ask: Ask, image: Path, bar: bool) -> "Iterator[list[Answer]]":
+    if not image.is_dir():
+        yield ask(image)
+        return
+    files = sorted(Path(folder) / name for folder, _, names in os.walk(image) for name in names)
+    skipped: list[InputError] = []
+    for file in progress(files, "Asking") if bar else files:
+        try:
+            yield ask(file)
+        except InputError as error:
+            skipped.append(error)
+    if len(skipped) == len(files):
+        first = f"; the first: {skipped[0]}" if skipped else ""
+        raise InputError(f"{image}: a folder without readable images ({len(files)} files{first}); pass DICOM, PNG or JPEG files")
+    if skipped:
+        print_note(f"skipped {len(skipped)} of {len(files)} files in {image} that hold no readable image; the first: {skipped[0]}")
+
+
+def _print_answers(answers: "list[Answer]") -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("Question", "Answer", "Confidence", "Runner-ups", title=Text(one_line(answers[0].image.source)), title_justify="left")
+    for answer in answers:
+        given = Text(one_line(answer.answer), "bold") if answer.answer is not None else Text(f"no answer: {one_line(answer.reason or '')}")
+        others = answer.candidates[0 if answer.abstained else 1 :]
+        ups = Text(", ".join(f"{one_line(c.answer)} {c.probability:.0%}" for c in others))
+        confidence = "" if answer.abstained else f"{answer.probability:.0%}"
+        table.add_row(Text(one_line(answer.question)), given, confidence, ups)
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 120
+    console.print(table)
+    model, times = answers[0].model, answers[0].timings_ms
+    console.print(Text(f"image: {_image_line(answers[0].image)}"))
+    console.print(Text(f"model: {model.bundle} {model.version}, {model.precision}, {model.backend} on {model.device}"))
+    console.print(Text("time:  " + ", ".join(f"{name} {ms:.0f} ms" for name, ms in times.items())))
+    for warning in answers[0].image.warnings:
+        console.print(Text(f"warning: {one_line(warning)}", "yellow"))
+    console.print()
+
+
+def _image_line(image: "ImageInfo") -> str:
+    parts = [image.format.upper(), image.modality, f"{image.columns} x {image.rows}"]
+    if image.frames > 1:
+        parts.append(f"frame {image.frame} of 0 to {image.frames - 1}")
+    if image.window:
+        parts.append(f"window center {image.window[0]:g} width {image.window[1]:g}")
+    return ", ".join(one_line(part) for part in parts if part)

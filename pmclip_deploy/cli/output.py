@@ -1,0 +1,35 @@
+"""What commands share: one-line messages on stderr, one JSON document on stdout, a progress bar on a terminal."""
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def one_line(text: str) -> str:
+    """For a terminal: no line breaks, and no control characters that a file's name might smuggle in."""
+    return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
+
+
+def print_error(message: str) -> None:
+    print(f"error: {one_line(message)}", file=sys.stderr)
+
+
+def print_note(message: str) -> None:
+    print(one_line(message), file=sys.stderr)
+
+
+def print_json(document: Any) -> None:
+    print(json.dumps(document, indent=1, allow_nan=False))
+
+
+def progress(items: Sequence[T], what: str) -> Iterable[T]:
+    """``items``, with a bar on stderr where that is a terminal."""
+    if len(items) < 2 or not sys.stderr.isatty():
+        return items
+    from rich.console import Console
+    from rich.progress import track
+
+    return track(items, description=what, console=Console(stderr=True), transient=True)
