@@ -1,0 +1,215 @@
+"""From a checkpoint to three fp32 ONNX graphs, written straight from the weights: no exporter, so the bytes depend on the weights alone."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from open_clip import CustomTextCLIP
+from timm.layers import Conv2dSame
+from torch import Tensor, nn
+
+from pmclip_deploy.errors import BundleError
+from pmclip_deploy.spec import BACKBONES, Backbone
+from pmclip_deploy.train.heads.lite import LiteHead
+from pmclip_deploy.train.towers import towers_from_checkpoint, under
+
+OPSET, IR_VERSION = 20, 9  # Gelu is an operator from 20 on; onnxruntime 1.20 reads both
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A checkpoint as PyTorch modules in eval mode (the reference) and as ONNX graphs."""
+
+    meta: dict[str, Any]  # checkpoint.json
+    backbone: Backbone
+    clip: CustomTextCLIP
+    head: LiteHead
+    graphs: dict[str, onnx.ModelProto]  # image, text, head
+
+
+def onnx_from_checkpoint(folder: Path) -> Traced:
+    """Raises BundleError where the checkpoint is missing or doesn't fit its backbone."""
+    clip, meta, tensors = towers_from_checkpoint(folder)
+    backbone = BACKBONES[meta["backbone"]]
+    head = _head_from_tensors(folder, backbone, under(tensors, "head"))
+    with torch.inference_mode():
+        graphs = {"image": image_graph(clip, backbone), "text": text_graph(clip, backbone), "head": head_graph(head)}
+    return Traced(meta, backbone, clip, head, graphs)
+
+
+def image_graph(clip: CustomTextCLIP, backbone: Backbone) -> onnx.ModelProto:
+    """timm's EfficientNet without squeeze-and-excitation; batch norms folded, "same" padding resolved for the one size."""
+    g, trunk = _Graph(), clip.visual.trunk
+    size = backbone.preprocess.size
+    x, size = _convolution(g, "conv_stem", "pixels", trunk.conv_stem, trunk.bn1, size)
+    for i, stage in enumerate(trunk.blocks):
+        for j, block in enumerate(stage):
+            name, start = f"blocks.{i}.{j}", x
+            # (convolution, its norm), in order: DepthwiseSeparableConv has no conv_pwl, InvertedResidual has all three.
+            norms = iter([block.bn1, block.bn2, getattr(block, "bn3", None)])
+            order = ("conv_pw", "conv_dw", "conv_pwl") if hasattr(block, "conv_pwl") else ("conv_dw", "conv_pw")
+            for layer in order:
+                x, size = _convolution(g, f"{name}.{layer}", x, getattr(block, layer), next(norms), size)
+            if block.has_skip:
+                x = g.node("Add", f"{name}.add", x, start)
+    x, size = _convolution(g, "conv_head", x, trunk.conv_head, trunk.bn2, size)
+    x = g.node("Flatten", "flatten", g.node("GlobalAveragePool", "pool", x))
+    g.node("MatMul", "embedding", x, g.weight("proj.weight", clip.visual.head.proj.weight.T))
+    s = backbone.preprocess.size
+    return g.model("image", {"pixels": (TensorProto.FLOAT, ["B", 3, s, s])}, {"embedding": ["B", backbone.embed_dim]})
+
+
+def text_graph(clip: CustomTextCLIP, backbone: Backbone) -> onnx.ModelProto:
+    """BERT with a mean over the tokens that are not padding, and a linear projection."""
+    g, bert = _Graph(), clip.text.transformer
+    heads, eps = bert.config.num_attention_heads, bert.config.layer_norm_eps
+    width = bert.config.hidden_size
+
+    def norm(name: str, x: str, module: nn.LayerNorm) -> str:
+        return g.node("LayerNormalization", name, x, g.weight(f"{name}.weight", module.weight), g.weight(f"{name}.bias", module.bias), epsilon=eps)
+
+    def linear(name: str, x: str, weight: Tensor, bias: Tensor) -> str:
+        return g.node("Add", name, g.node("MatMul", f"{name}.matmul", x, g.weight(f"{name}.weight", weight.T)), g.weight(f"{name}.bias", bias))
+
+    real = g.node("Cast", "real", g.node("Not", "not_pad", g.node("Equal", "is_pad", "tokens", g.ints("pad_id", backbone.pad_id))), to=TensorProto.FLOAT)
+    real = g.node("Unsqueeze", "mask", real, g.ints("last", [-1]))  # (B, T, 1): 1 for a token, 0 for padding
+    # -1e4 where the key is padding: its weight after the softmax is exactly 0 in fp32.
+    masked = g.node("Mul", "mask.scaled", g.node("Sub", "mask.less_one", real, g.floats("one", 1)), g.floats("ten_thousand", 1e4))
+    masked = g.node("Reshape", "mask.keys", masked, g.ints("keys_shape", [0, 1, 1, -1]))  # (B, 1, 1, T)
+
+    e = bert.embeddings
+    words = g.node("Gather", "words", g.weight("words.weight", e.word_embeddings.weight), "tokens")
+    places = e.position_embeddings.weight[: backbone.context_length] + e.token_type_embeddings.weight[0]
+    length = g.node("Shape", "length", "tokens", start=1, end=2)
+    places = g.node("Slice", "places", g.weight("places.weight", places), g.ints("zero", [0]), length)
+    x = norm("embeddings.norm", g.node("Add", "embeddings", words, places), e.LayerNorm)
+
+    for i, layer in enumerate(bert.encoder.layer):
+        name, a = f"layer.{i}", layer.attention
+        parts = [a.self.query, a.self.key, a.self.value]
+        scale = torch.ones(3 * width)
+        scale[:width] = (width // heads) ** -0.5  # folded into the query
+        weight = torch.cat([p.weight for p in parts]) * scale[:, None]
+        qkv = linear(f"{name}.qkv", x, weight, torch.cat([p.bias for p in parts]) * scale)  # (B, T, 3W)
+        split = g.nodes("Split", [f"{name}.{p}" for p in "qkv"], qkv, axis=-1, num_outputs=3)
+        shape = g.ints("heads_shape", [0, 0, heads, width // heads])
+        q, k, v = (
+            g.node("Transpose", f"{p}.heads", g.node("Reshape", f"{p}.split", p, shape), perm=[0, 2, 3, 1] if p.endswith("k") else [0, 2, 1, 3])
+            for p in split
+        )
+        scores = g.node("Add", f"{name}.scores", g.node("MatMul", f"{name}.scores.matmul", q, k), masked)  # (B, H, T, T)
+        attended = g.node("MatMul", f"{name}.attended", g.node("Softmax", f"{name}.softmax", scores, axis=-1), v)
+        joined = g.node("Reshape", f"{name}.joined", g.node("Transpose", f"{name}.merged", attended, perm=[0, 2, 1, 3]), g.ints("joined_shape", [0, 0, width]))
+        out = linear(f"{name}.attention.out", joined, a.output.dense.weight, a.output.dense.bias)
+        x = norm(f"{name}.attention.norm", g.node("Add", f"{name}.attention.skip", out, x), a.output.LayerNorm)
+        up = linear(f"{name}.up", x, layer.intermediate.dense.weight, layer.intermediate.dense.bias)
+        down = linear(f"{name}.down", g.node("Gelu", f"{name}.gelu", up), layer.output.dense.weight, layer.output.dense.bias)
+        x = norm(f"{name}.norm", g.node("Add", f"{name}.skip", down, x), layer.output.LayerNorm)
+
+    tokens_axis = g.ints("tokens_axis", [1])
+    total = g.node("ReduceSum", "sum", g.node("Mul", "unpadded", x, real), tokens_axis, keepdims=0)
+    count = g.node("ReduceSum", "count", real, tokens_axis, keepdims=0)
+    g.node("MatMul", "embedding", g.node("Div", "mean", total, count), g.weight("proj.weight", clip.text.proj.weight.T))
+    return g.model("text", {"tokens": (TensorProto.INT64, ["B", "T"])}, {"embedding": ["B", backbone.embed_dim]})
+
+
+def head_graph(head: LiteHead) -> onnx.ModelProto:
+    g, width = _Graph(), head.image.in_features
+
+    def linear(name: str, x: str, module: nn.Linear) -> str:
+        return g.node("Gemm", name, x, g.weight(f"{name}.weight", module.weight.T), g.weight(f"{name}.bias", module.bias))
+
+    def mlp(name: str, x: str, module: nn.Sequential) -> str:
+        return linear(f"{name}.2", g.node("Gelu", f"{name}.gelu", linear(f"{name}.0", x, module[0])), module[2])
+
+    def unit(x: str) -> str:  # as F.normalize does, times sqrt(D)
+        norm = g.node("ReduceL2", f"{x}.norm", x, g.ints("last", [-1]), keepdims=1)
+        unit = g.node("Div", f"{x}.unit", x, g.node("Max", f"{x}.norm.positive", norm, g.floats("tiny", 1e-12)))
+        return g.node("Mul", f"{x}.scaled", unit, g.floats("sqrt_width", width**0.5))
+
+    image, text = unit("image"), unit("text")
+    fused = g.node("Mul", "fused", g.node("Relu", "fused.relu", linear("fused.image", image, head.image)), linear("fused.text", text, head.text))
+    g.node("Add", "answer", linear("answer.fused", fused, head.answer), mlp("prior", text, head.prior))
+    g.node("Identity", "kind", mlp("kinds", text, head.kind))
+    g.node("Squeeze", "radiograph", mlp("radiographs", image, head.radiograph), g.ints("last", [-1]))
+    outputs = {"answer": ["B", head.answer.out_features], "kind": ["B", head.kind[2].out_features], "radiograph": ["B"]}
+    return g.model("head", {name: (TensorProto.FLOAT, ["B", width]) for name in ("image", "text")}, outputs)
+
+
+def _head_from_tensors(folder: Path, backbone: Backbone, tensors: dict[str, Tensor]) -> LiteHead:
+    try:
+        hidden, answers, kinds = (len(tensors[f"{layer}.weight"]) for layer in ("image", "answer", "kind.2"))
+        head = LiteHead(backbone.embed_dim, answers, kinds, hidden)
+        head.load_state_dict(tensors)
+    except (KeyError, RuntimeError) as error:
+        line = str(error).splitlines()[-1].strip()
+        raise BundleError(f"{folder / 'model.safetensors'}: no head that fits ({line}); train it with `pmclip-deploy train vqa`") from None
+    return head.eval()
+
+
+def _convolution(g: "_Graph", name: str, x: str, conv: nn.Conv2d, norm: nn.BatchNorm2d, size: int) -> tuple[str, int]:
+    """Convolution, batch norm and activation as Conv and Clip; gives the output's name and its side."""
+    (kernel, _), (stride, _) = conv.kernel_size, conv.stride
+    if isinstance(conv, Conv2dSame):  # TensorFlow's rule: the output has ceil(size / stride) pixels, the odd one is padded at the end
+        total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+        begin, end = total // 2, total - total // 2
+    else:
+        begin = end = conv.padding[0]
+    scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+    weight = conv.weight * scale[:, None, None, None]
+    bias = norm.bias - norm.running_mean * scale
+    x = g.node(
+        "Conv", name, x, g.weight(f"{name}.weight", weight), g.weight(f"{name}.bias", bias),
+        kernel_shape=[kernel, kernel], strides=[stride, stride], pads=[begin, begin, end, end], group=conv.groups,
+    )  # fmt: skip
+    act = getattr(norm, "act", None)
+    if isinstance(act, nn.ReLU6):
+        x = g.node("Clip", f"{name}.relu6", x, g.floats("zero", 0), g.floats("six", 6))
+    elif not isinstance(act, nn.Identity):
+        raise NotImplementedError(f"{name}: activation {act}")
+    return x, (size + begin + end - kernel) // stride + 1
+
+
+@dataclass
+class _Graph:
+    """Nodes and weights in the order they are added. A node's output bears the node's name."""
+
+    order: list[onnx.NodeProto] = field(default_factory=list)
+    weights: dict[str, onnx.TensorProto] = field(default_factory=dict)
+
+    def node(self, op: str, name: str, *inputs: str, **attributes: Any) -> str:
+        return self.nodes(op, [name], *inputs, **attributes)[0]
+
+    def nodes(self, op: str, outputs: list[str], *inputs: str, **attributes: Any) -> list[str]:
+        self.order.append(helper.make_node(op, inputs, outputs, outputs[0], **attributes))
+        return outputs
+
+    def weight(self, name: str, tensor: Tensor) -> str:
+        return self._constant(name, tensor.contiguous().numpy().astype(np.float32))
+
+    def floats(self, name: str, value: float) -> str:
+        return self._constant(name, np.array(value, np.float32))
+
+    def ints(self, name: str, value: int | list[int]) -> str:
+        return self._constant(name, np.array(value, np.int64))
+
+    def _constant(self, name: str, array: NDArray[Any]) -> str:
+        self.weights[name] = numpy_helper.from_array(array, name)
+        return name
+
+    def model(self, name: str, inputs: dict[str, tuple[int, list[Any]]], outputs: dict[str, list[Any]]) -> onnx.ModelProto:
+        graph = helper.make_graph(
+            self.order,
+            name,
+            [helper.make_tensor_value_info(x, kind, shape) for x, (kind, shape) in inputs.items()],
+            [helper.make_tensor_value_info(x, TensorProto.FLOAT, shape) for x, shape in outputs.items()],
+            list(self.weights.values()),
+        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="pmclip-deploy")
+        onnx.checker.check_model(model, full_check=True)
+        return model
