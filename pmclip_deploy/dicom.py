@@ -361,7 +361,7 @@ def _gray_from_stored(
     dataset = image.dataset
     modality = _Modality.of(image, layout, index, notes)
     kept = _padding_left_out(dataset, layout, stored)
-    low, high = modality.extent(stored if kept is None else stored[kept])
+    low, high = modality.extent(stored, kept)
     # C.7.6.3.1.2 and C.11.6: a MONOCHROME1 image says INVERSE as well, and is inverted once.
     inverse = layout.photometric == "MONOCHROME1" or _text(dataset, "PresentationLUTShape") == "INVERSE"
 
@@ -371,26 +371,32 @@ def _gray_from_stored(
         if window is not None or low == high or pixels.min() != pixels.max():
             return pixels, voi.window
         notes.append("the file's own window shows one flat grey; an automatic window is used")
-    voi = _Voi("LINEAR", automatic_window(low, high))
-    return _through(stored, modality, voi, inverse), voi.window
+    voi = _Voi("LINEAR_EXACT", ((low + high) / 2, high - low))  # what LINEAR does with the window that is told, without its rounding
+    return _through(stored, modality, voi, inverse), automatic_window(low, high)
 
 
 def _through(stored: NDArray[Any], modality: _Modality, voi: _Voi, inverse: bool) -> Gray:
-    """Stored values to 0..255: up to 16 bits through a table of every value there is, 32 bits by rows."""
+    """Stored values to 0..255, by blocks that fit the cache: 32 bits by arithmetic, up to 16 through a table of the values there can be."""
 
     def rendered(values: NDArray[Any]) -> Gray:
         gray = np.floor(voi(modality(values)) * 255 + 0.5).astype(np.uint8)
         return 255 - gray if inverse else gray
 
+    out = np.empty(stored.shape, np.uint8)
+    step = max(1, (1 << 17) // stored.shape[1])
+    blocks = [slice(row, row + step) for row in range(0, len(stored), step)]
     if stored.dtype.itemsize > 2:
-        out = np.empty(stored.shape, np.uint8)
-        step = max(1, (1 << 20) // stored.shape[1])
-        for row in range(0, len(stored), step):
-            out[row : row + step] = rendered(stored[row : row + step])
+        for block in blocks:
+            out[block] = rendered(stored[block])
         return out
     unsigned = np.dtype(f"u{stored.dtype.itemsize}")
-    every = np.arange(1 << (8 * stored.dtype.itemsize), dtype=unsigned).view(stored.dtype)  # two's complement order
-    return np.take(rendered(every), np.ascontiguousarray(stored).view(unsigned))
+    values = np.arange(int(stored.min()), int(stored.max()) + 1)
+    table = np.zeros(1 << (8 * stored.dtype.itemsize), np.uint8)
+    table[values.astype(unsigned)] = rendered(values)  # a negative value stands at its two's complement
+    stored = np.ascontiguousarray(stored).view(unsigned)
+    for block in blocks:
+        np.take(table, stored[block], out=out[block], mode="clip")
+    return out
 
 
 @dataclass(frozen=True)
@@ -439,13 +445,16 @@ class _Modality:
             return self.table(values)
         return values.astype(np.float64) * self.slope + self.intercept
 
-    def extent(self, stored: NDArray[Any]) -> tuple[float, float]:
+    def extent(self, stored: NDArray[Any], kept: NDArray[np.bool_] | None) -> tuple[float, float]:
         """The smallest and largest modality value."""
         if self.table is not None:
-            values = self(np.unique(stored))
-            return float(values.min()), float(values.max())
-        low, high = sorted(float(value) for value in self(np.array([stored.min(), stored.max()])))
-        return low, high
+            values = self(np.unique(stored if kept is None else stored[kept]))
+        elif kept is None:
+            values = self(np.array([stored.min(), stored.max()]))
+        else:
+            limits = np.iinfo(stored.dtype)
+            values = self(np.array([stored.min(where=kept, initial=limits.max), stored.max(where=kept, initial=limits.min)]))
+        return float(values.min()), float(values.max())
 
     @classmethod
     def of(cls, image: _Image, layout: Layout, index: int, notes: list[str]) -> _Modality:
@@ -475,7 +484,8 @@ class _Voi:
 
     def __call__(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
         if self.table is not None:
-            return np.minimum(self.table(x) / (2**self.table.bits - 1), 1.0)
+            share: NDArray[np.float64] = np.minimum(self.table(x) / (2**self.table.bits - 1), 1.0)
+            return share
         assert self.window is not None
         center, width = self.window
         if self.function == "SIGMOID":  # C.11.2.1.3.1
