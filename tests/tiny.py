@@ -1,8 +1,8 @@
 """A tiny bundle with hand-made weights: its answers follow from the picture's mean and the question's words.
 
-    "plane"     axial, coronal or sagittal           "fracture"  yes where the picture is bright, else no
-    an unknown word   outside what was trained       only "is", "there", "a"   no kind is sure
-    a picture without contrast (one grey level)      no radiograph
+"plane"     axial, coronal or sagittal           "fracture"  yes where the picture is bright, else no
+an unknown word   outside what was trained       only "is", "there", "a"   no kind is sure
+a picture without contrast (one grey level)      no radiograph
 """
 
 from dataclasses import replace

@@ -15,6 +15,16 @@ PACKAGES = ("pmclip-deploy", "numpy", "onnxruntime", "onnxruntime-gpu", "pillow"
             "pyjpegls", "tokenizers", "tensorrt", "tensorrt_rtx")  # fmt: skip
 CPU_FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm", "sve")
 
+LIBRARIES = {  # of decoders.CODECS, by the start of the transfer syntax
+    "1.2.840.10008.1.2.4.50": "PIL",
+    "1.2.840.10008.1.2.4.5": "gdcm",  # 12 bits and lossless
+    "1.2.840.10008.1.2.4.7": "gdcm",
+    "1.2.840.10008.1.2.4.8": "jpeg_ls",
+    "1.2.840.10008.1.2.4.9": "openjpeg",
+    "1.2.840.10008.1.2.4.20": "openjpeg",
+    "1.2.840.10008.1.2.5": "PIL",
+}
+
 
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False) -> int:
     """Say what backends, decoders and devices this machine has; exits with 0 if `infer` can work."""
@@ -65,11 +75,22 @@ def _bundle() -> tuple[dict[str, Any], int]:
 
 
 def _decoders() -> list[dict[str, Any]]:
-    """The transfer syntaxes pydicom knows, and which plugins decode each here."""
-    from pydicom.pixels.decoders.base import _PIXEL_DATA_DECODERS
+    """The transfer syntaxes that are read, and whether the library that decodes each can be imported here."""
+    from importlib import import_module
 
-    decoders = [decoder for decoder, *_ in _PIXEL_DATA_DECODERS.values()]
-    return [{"uid": str(d.UID), "name": d.UID.name, "plugins": sorted(d.available_plugins), "readable": d.is_available} for d in decoders]
+    from pydicom.uid import UID
+
+    from pmclip_deploy.decoders import CODECS
+    from pmclip_deploy.dicom import NATIVE
+
+    def readable(library: str | None) -> bool:
+        try:
+            return library is None or bool(import_module(library))
+        except Exception:  # a broken shared library raises what it likes
+            return False
+
+    libraries = {**dict.fromkeys(NATIVE), **{uid: next(v for start, v in LIBRARIES.items() if uid.startswith(start)) for uid in CODECS}}
+    return [{"uid": uid, "name": UID(uid).name, "library": library, "readable": readable(library)} for uid, library in libraries.items()]
 
 
 def _cpu() -> dict[str, Any]:
@@ -115,7 +136,7 @@ def _print(document: dict[str, Any]) -> None:
         f"gpu      {gpu['nvidia_driver'] or 'no NVIDIA driver'}",
         *(f"package  {name} {version or 'not installed'}" for name, version in document["packages"].items()),
         f"backend  {backend['problem'] or backend['name'] + ' with ' + ', '.join(backend['providers'])}",
-        *(f"dicom    {d['name']}: {', '.join(d['plugins']) or 'built in'}" for d in document["dicom"] if d["readable"]),
+        *(f"dicom    {d['name']}: {d['library'] or 'built in'}" for d in document["dicom"] if d["readable"]),
         *(f"dicom    not readable here: {name}" for name in unreadable),
         f"bundle   {bundle['problem'] or '{name} {version} {precision}, verified'.format(**bundle)}",
         "infer works here" if document["ok"] else "infer does not work here",

@@ -106,7 +106,9 @@ def _import_dicom() -> None:
     from contextlib import suppress
 
     with suppress(Exception):  # whoever needs it meets the error himself
-        import pmclip_deploy.dicom  # noqa: F401
+        from pmclip_deploy.dicom import import_pydicom_lean
+
+        import_pydicom_lean()
 
 
 def _answers(ask: Ask, image: Path, bar: bool) -> "Iterator[list[Answer]]":
