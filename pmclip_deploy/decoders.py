@@ -8,13 +8,14 @@ own header is compared with the DICOM header, and the number of bytes with the l
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from io import BytesIO
 from struct import error as StructError
-from struct import unpack_from
+from struct import pack, unpack_from
 from typing import Any
 
 import numpy as np
@@ -125,29 +126,81 @@ def _rle(frame: bytes, layout: Layout, header: Header | None) -> tuple[Samples, 
 # --- JPEG, PS3.5 A.4.1 to A.4.3 ----------------------------------------------------------------------------------------------
 
 
-def _jpeg_header(frame: bytes, layout: Layout) -> Header:
-    color, at = "", 2
+# Between two markers of a scan: 0xFF is followed by 0x00, a restart marker, fill, or (JPEG-LS) a byte below 0x80.
+_NEXT_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]", re.DOTALL)
+_NEXT_MARKER_LS = re.compile(rb"\xff[\x80-\xcf\xd8-\xfe]", re.DOTALL)
+_FRAME_MARKERS = (0xC0, 0xC1, 0xC2, 0xC3, 0xF7)  # baseline, extended, progressive, lossless, JPEG-LS
+_SEGMENTS = (*_FRAME_MARKERS, 0xC4, 0xDA, 0xDB, 0xDD, 0xF8, 0xFE, *range(0xE0, 0xF0))
+
+
+def _segments(frame: bytes) -> Iterator[tuple[int, bytes, int]]:
+    """All marker segments from SOI to EOI (ISO/IEC 10918-1 B.1), each as marker, body and place.
+
+    The whole structure is walked, since the libraries trust it: GDCM aborts the process where a segment is broken, and
+    CharLS reads for seconds where EOI is missing.
+    """
     if frame[:2] != b"\xff\xd8":
         raise Refused("its compressed data is not JPEG, which its transfer syntax says it is")
+    at, next_marker = 2, _NEXT_MARKER
     while True:
-        while frame[at] == 0xFF and frame[at + 1] == 0xFF:  # fill bytes
+        while frame[at + 1] == 0xFF:  # fill
             at += 1
-        if frame[at] != 0xFF:
+        marker = frame[at + 1]
+        if frame[at] != 0xFF or marker not in (*_SEGMENTS, 0xD9):
             raise Refused("its compressed data is broken")
-        marker, size = frame[at + 1], int(unpack_from(">H", frame, at + 2)[0])
+        if marker == 0xD9:
+            yield marker, b"", at
+            return
+        size = int(unpack_from(">H", frame, at + 2)[0])
         body = frame[at + 4 : at + 2 + size]
-        if marker == 0xE0 and body.startswith(b"JFIF"):
-            color = "YBR"
-        elif marker == 0xEE and body.startswith(b"Adobe") and len(body) > 11:
-            color = {0: "", 1: "YBR"}.get(body[11], "")
-        elif marker in (0xF7, *range(0xC0, 0xD0)) and marker not in (0xC4, 0xC8, 0xCC):
-            precision, rows, columns, components = unpack_from(">BHHB", body)
-            if components == 3 and body[6::3][:3] in (b"RGB", b"rgb"):
-                color = "RGB"
-            return Header(rows, columns, components, precision, process=marker, color=color)
-        elif marker in (0xD9, 0xDA):
-            raise Refused("its compressed data has no frame header")
+        if size < 2 or len(body) != size - 2:
+            raise Refused("its compressed data is cut short or broken")
+        yield marker, body, at
         at += 2 + size
+        if marker == 0xF7:
+            next_marker = _NEXT_MARKER_LS
+        if marker == 0xDA:
+            found = next_marker.search(frame, at)
+            if found is None:
+                raise Refused("its compressed data is cut short: it has no end marker")
+            at = found.start()
+
+
+def _jpeg_header(frame: bytes, layout: Layout) -> Header:
+    color, header, scans = "", None, 0
+    for marker, body, _ in _segments(frame):
+        if marker == 0xE0 and body.startswith(b"JFIF"):
+            color = color or "YBR"
+        elif marker == 0xEE and body.startswith(b"Adobe") and len(body) > 11:
+            color = {1: "YBR"}.get(body[11], "")
+        elif marker in _FRAME_MARKERS:
+            precision, rows, columns, components = unpack_from(">BHHB", body)
+            if header is not None or len(body) != 6 + 3 * components:
+                raise Refused("its compressed data is broken")
+            if components == 3 and body[6::3] in (b"RGB", b"rgb"):
+                color = "RGB"
+            header = Header(rows, columns, components, precision, process=marker)
+        elif marker == 0xDA:
+            scans += 1
+            if header is None or scans > 1024 or not 1 <= body[0] <= header.components or len(body) != 4 + 2 * body[0]:
+                raise Refused("its compressed data is broken")
+        elif marker == 0xC4:
+            _check_huffman(body)
+    if header is None or not scans:
+        raise Refused("its compressed data has no picture in it")
+    return replace(header, color=color)
+
+
+def _check_huffman(body: bytes) -> None:
+    """DHT, B.2.4.2: tables of 16 counts and as many values as they add up to."""
+    at = 0
+    while at < len(body):
+        counts = body[at + 1 : at + 17]
+        if len(counts) < 16 or body[at] & 0xEC or not 0 < sum(counts) <= 256:
+            raise Refused("its compressed data is broken")
+        at += 17 + sum(counts)
+    if at != len(body):
+        raise Refused("its compressed data is broken")
 
 
 def _jpeg(frame: bytes, layout: Layout, header: Header | None) -> tuple[Samples, str]:
@@ -187,12 +240,23 @@ def _native_stderr_off() -> Iterator[None]:
             os.close(null)
 
 
+def _without_hints(frame: bytes) -> bytes:
+    """The same picture with one application segment, Adobe's "no transform": GDCM converts colours, or aborts, by what it finds there."""
+    head = b"\xff\xd8\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x00"
+    for marker, body, at in _segments(frame):
+        if marker == 0xDA:
+            return head + frame[at:]
+        if not (0xE0 <= marker <= 0xEF or marker == 0xFE):
+            head += b"\xff" + bytes([marker]) + pack(">H", len(body) + 2) + body
+    return frame
+
+
 def _gdcm(frame: bytes, layout: Layout, header: Header) -> tuple[Samples, str]:
     import gdcm  # type: ignore[import-untyped]
 
     syntax = {0xC3: "1.2.840.10008.1.2.4.57"}.get(header.process, "1.2.840.10008.1.2.4.51")
     fragment = gdcm.Fragment()
-    fragment.SetByteStringValue(frame)
+    fragment.SetByteStringValue(_without_hints(frame))
     fragments = gdcm.SequenceOfFragments.New()
     fragments.AddFragment(fragment)
     element = gdcm.DataElement(gdcm.Tag(0x7FE0, 0x0010))
