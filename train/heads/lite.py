@@ -5,6 +5,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+def unit(x: Tensor) -> Tensor:
+    """Rows scaled to entries of order 1, what the layers are initialised for."""
+    return F.normalize(x, dim=-1) * x.shape[-1] ** 0.5
+
+
 class LiteHead(nn.Module):
     """image (B, D) f32, text (B, D) f32 -> answer (B, A), kind (B, K), radiograph (B,) f32 logits.
 
@@ -24,8 +29,6 @@ class LiteHead(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        # The scale brings a unit vector's entries to order 1, where the layers are initialised for.
-        scale = image.shape[-1] ** 0.5
-        image, text = F.normalize(image, dim=-1) * scale, F.normalize(text, dim=-1) * scale
+        image, text = unit(image), unit(text)
         fused = self.dropout(torch.relu(self.image(image)) * self.text(text))
         return self.answer(fused) + self.prior(text), self.kind(text), self.radiograph(image).squeeze(-1)

@@ -1,0 +1,189 @@
+"""Temperatures and thresholds of a bundle, fitted on validation answers, and the figures that stand in its card."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pmclip_deploy.evaluate import Bootstrap, calibration_error, coverage_curve
+from pmclip_deploy.train import kinds as K
+
+if TYPE_CHECKING:
+    from pmclip_deploy.train.vqa import Vocabulary
+
+Array = NDArray[Any]
+
+KIND_THRESHOLD = 0.5  # the kind of a question must be likelier than all others together
+TARGET = 0.75  # of the answers given to a kind of question, this share is right on validation images
+LEAST_ANSWERED = 10  # rows that the share is measured on
+LEAST_AUROC = 0.6  # lower 95% bound under which a finding is not answered
+RADIOGRAPHS_KEPT = 0.995  # share of validation images that pass as radiology images
+TEMPERATURES = np.geomspace(0.1, 12, 100)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Validation questions with the head's raw outputs; derived closed questions have a category "finding: ..."."""
+
+    image: Array  # (N,) place in radiograph
+    category: Array  # (N,) str
+    question: Array  # (N,) str
+    truth: Array  # (N,) answer id, -1 for an answer that training has not
+    organ: Array  # (N,) str; of derived questions
+    answer: Array  # (N, A)
+    kind: Array  # (N, K)
+    radiograph: Array  # (I,)
+
+
+@dataclass(frozen=True)
+class Limits:
+    temperature: dict[int, float]
+    threshold: dict[int, float]
+    radiograph: float
+
+
+def calibrated(scored: Scored, vocabulary: "Vocabulary", seed: int) -> tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any]]:
+    """(kinds, abstention, metrics) as the checkpoint states them.
+
+    What is shipped is fitted on all validation images. What is reported under "crossfit" is fitted on one half of the
+    images and measured on the other, both ways.
+    """
+    kind = scored.kind.argmax(1)
+    asked = np.array([not c.startswith("finding: ") for c in scored.category])
+    half = np.random.default_rng(seed).permutation(scored.image.max() + 1) % 2
+    side = half[scored.image]
+    sample = Bootstrap(scored.image, seed)
+
+    aurocs = {k: _auroc(scored, vocabulary, sample, i) for k, i in vocabulary.kind_id.items() if k.startswith("finding: ")}
+    reasons = {vocabulary.kind_id[k]: reason for k, reason in K.REASONS.items()}
+    reasons |= {vocabulary.kind_id[k]: K.LEARNED_BADLY for k, a in aurocs.items() if a is None or a["ci95"][0] < LEAST_AUROC}
+
+    limits = _fitted(scored, vocabulary, np.ones(len(side), bool), kind)
+    right, top, answered = (np.zeros(len(side), t) for t in (bool, float, bool))
+    for one in (0, 1):
+        fitted = _fitted(scored, vocabulary, side != one, kind)
+        for out, values in zip((right, top, answered), _applied(scored, vocabulary, fitted, kind, reasons), strict=True):
+            out[side == one] = values[side == one]
+    offered = ~np.isin(kind, list(reasons))
+
+    crossfit: dict[str, Any] = {
+        **sample.accuracy(right, asked),
+        "by_category": {str(c): sample.accuracy(right, asked & (scored.category == c)) for c in np.unique(scored.category[asked])},
+        "ece": calibration_error(top[asked & offered], right[asked & offered]),
+        "coverage": float(answered[asked].mean()),
+        "selective_accuracy": float(right[asked & answered].mean()) if (asked & answered).any() else None,
+    }
+    kinds = []
+    for i, name in enumerate(vocabulary.kinds):
+        answers = [] if i in reasons else np.flatnonzero(vocabulary.allowed[i].numpy()).tolist()
+        row: dict[str, Any] = {"name": name, "answers": answers}
+        row |= {"temperature": round(limits.temperature.get(i, 1.0), 4), "threshold": round(limits.threshold.get(i, 0.0), 4)}
+        row |= {"reason": reasons.get(i)}
+        if i not in reasons:
+            row["majority"] = vocabulary.answer_id[vocabulary.majority[name]]
+        kinds.append(row)
+    _, fitted_top, _ = _applied(scored, vocabulary, limits, kind, reasons)
+    curve = coverage_curve(fitted_top[asked], right[asked], offered[asked])
+    abstention = {
+        "kind_threshold": KIND_THRESHOLD,
+        "radiograph_threshold": round(limits.radiograph, 4),
+        "curve": [[round(c, 4), round(a, 4)] for c, a in curve],
+    }
+    return kinds, abstention, {"crossfit": _rounded(crossfit), "findings": _rounded(aurocs)}
+
+
+def _probabilities(scored: Scored, vocabulary: "Vocabulary", rows: Array, kind: int, temperature: float) -> tuple[Array, Array]:
+    """(answer ids of the kind (M,), probabilities (R, M))."""
+    ids = np.flatnonzero(vocabulary.allowed[kind].numpy())
+    logits = scored.answer[np.ix_(rows, ids)].astype(np.float64) / temperature
+    weights = np.exp(logits - logits.max(1, keepdims=True))
+    return ids, weights / weights.sum(1, keepdims=True)
+
+
+def _fitted(scored: Scored, vocabulary: "Vocabulary", use: Array, kind: Array) -> Limits:
+    """Temperature: the least log loss of "the best answer is right". Threshold: the least one that reaches TARGET."""
+    temperature, threshold = {}, {}
+    for k, name in enumerate(vocabulary.kinds):
+        rows = np.flatnonzero(use & (kind == k) & _own(scored, name))
+        if not vocabulary.allowed[k].any() or not len(rows):
+            continue
+        weight = _even_odds(scored, vocabulary, rows) if name.startswith("finding: ") else np.ones(len(rows))
+        losses = []
+        for t in TEMPERATURES:
+            ids, p = _probabilities(scored, vocabulary, rows, k, t)
+            right = ids[p.argmax(1)] == scored.truth[rows]
+            top = p.max(1).clip(1e-6, 1 - 1e-6)
+            losses.append(-(weight * np.where(right, np.log(top), np.log1p(-top))).sum())
+        temperature[k] = float(TEMPERATURES[int(np.argmin(losses))])
+        ids, p = _probabilities(scored, vocabulary, rows, k, temperature[k])
+        right, top = ids[p.argmax(1)] == scored.truth[rows], p.max(1)
+        order = np.argsort(-top, kind="stable")
+        share = np.cumsum((weight * right)[order]) / np.cumsum(weight[order])
+        enough = np.flatnonzero((share >= TARGET) & (np.arange(1, len(rows) + 1) >= min(LEAST_ANSWERED, len(rows))))
+        last = int(enough[-1]) if len(enough) else -1
+        threshold[k] = 0.0 if last == len(rows) - 1 else (float(top[order][last]) if last >= 0 else 1.0)
+    images = np.unique(scored.image[use])
+    return Limits(temperature, threshold, min(0.0, float(np.quantile(scored.radiograph[images], 1 - RADIOGRAPHS_KEPT))))
+
+
+def _own(scored: Scored, name: str) -> Array:
+    """Derived questions fit the findings' kinds, the dataset's own questions all others."""
+    derived = np.array([c.startswith("finding: ") for c in scored.category])
+    return scored.category == name if name.startswith("finding: ") else ~derived
+
+
+def _even_odds(scored: Scored, vocabulary: "Vocabulary", rows: Array) -> Array:
+    yes = scored.truth[rows] == vocabulary.answer_id["yes"]
+    return np.asarray(np.where(yes, 0.5 / max(1, yes.sum()), 0.5 / max(1, (~yes).sum())) * len(rows))
+
+
+def _applied(
+    scored: Scored, vocabulary: "Vocabulary", limits: Limits, kind: Array, reasons: dict[int, str]
+) -> tuple[Array, Array, Array]:
+    """(right (N,), confidence (N,), answered (N,)); the best candidate counts whether or not it is given."""
+    right, top, answered = (np.zeros(len(kind), t) for t in (bool, float, bool))
+    sure = _softmax_max(scored.kind) >= KIND_THRESHOLD
+    radiograph = scored.radiograph[scored.image] >= limits.radiograph
+    for k in np.unique(kind):
+        if k in reasons:
+            continue
+        rows = np.flatnonzero(kind == k)
+        ids, p = _probabilities(scored, vocabulary, rows, k, limits.temperature.get(k, 1.0))
+        right[rows], top[rows] = ids[p.argmax(1)] == scored.truth[rows], p.max(1)
+        answered[rows] = sure[rows] & radiograph[rows] & (top[rows] >= limits.threshold.get(k, 0.0))
+    return right, top, answered
+
+
+def _softmax_max(logits: Array) -> Array:
+    shifted = np.exp(logits - logits.max(1, keepdims=True))
+    return np.asarray(shifted.max(1) / shifted.sum(1))
+
+
+def _auroc(scored: Scored, vocabulary: "Vocabulary", sample: Bootstrap, kind: int) -> dict[str, Any] | None:
+    """How well "yes" ranks the derived questions of a finding, over all its organs and, stricter, in each organ alone."""
+    rows = np.flatnonzero(scored.category == vocabulary.kinds[kind])
+    yes, no = vocabulary.answer_id["yes"], vocabulary.answer_id["no"]
+    positive = scored.truth[rows] == yes
+    if positive.sum() < 5 or positive.all():
+        return None
+    score = scored.answer[rows, yes] - scored.answer[rows, no]
+    pairs = [(score[i] > score[j]) + 0.5 * (score[i] == score[j]) for i, j in _pairs_in_organ(positive, scored.organ[rows])]
+    return {
+        "n": len(rows),
+        "positives": int(positive.sum()),
+        **sample.auroc(score, positive, rows),
+        "auroc_within_organ": float(np.mean(pairs)) if pairs else None,
+    }
+
+
+def _pairs_in_organ(positive: Array, organ: Array) -> list[tuple[int, int]]:
+    return [(i, j) for i in np.flatnonzero(positive) for j in np.flatnonzero(~positive) if organ[i] == organ[j]]
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _rounded(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_rounded(v) for v in value]
+    return round(value, 4) if isinstance(value, float) else value

@@ -1,0 +1,309 @@
+"""`train vqa`: trains pmclip-lite's head, and the image tower with it, on questions; then calibrates it on validation images."""
+
+import json
+import random
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from open_clip import ClipLoss
+from torch import Generator, Tensor, nn
+from torch.nn import functional as F
+
+from pmclip_deploy.errors import UsageError
+from pmclip_deploy.spec import BACKBONES
+from pmclip_deploy.train import kinds as K
+from pmclip_deploy.train.calibration import Scored, calibrated
+from pmclip_deploy.train.captions import caption, statements_by_image
+from pmclip_deploy.train.clip import (
+    LOCKED_STAGES,
+    VARIANTS,
+    embeddings_from_images,
+    pooled_from_text,
+    questions_for_training,
+    sha256_of_questions,
+)
+from pmclip_deploy.train.datasets import Question
+from pmclip_deploy.train.heads.lite import LiteHead, unit
+from pmclip_deploy.train.images import Images
+from pmclip_deploy.train.loop import fit
+from pmclip_deploy.train.nonradiographs import nonradiographs
+from pmclip_deploy.train.towers import (
+    keep_freed_memory,
+    lock_image_stem,
+    mixed_precision,
+    run_slow_convolutions_in_float,
+    save_checkpoint,
+    towers_from_checkpoint,
+)
+
+HIDDEN = 768  # rank of the head's bilinear form
+FINDING_WEIGHT = 0.1  # of one derived question against one of the dataset's
+CONTRASTIVE_WEIGHT = 0.3  # keeps image and text embeddings aligned while the tower learns to answer
+
+
+class Vocabulary:
+    """Answers, kinds and which answers a kind allows, as the training questions have them."""
+
+    def __init__(self, questions: list[Question], findings: list[str]) -> None:
+        allowed: dict[str, Counter[str]] = defaultdict(Counter)
+        for q in questions:
+            allowed[K.kind_of(q)][q.answer] += 1
+        for name in findings:
+            allowed[f"finding: {name}"] = Counter({"no": 1, "yes": 1})
+        self.kinds = [*sorted(allowed), *K.REASONS]
+        self.answers = sorted({a for counts in allowed.values() for a in counts})
+        self.kind_id = {k: i for i, k in enumerate(self.kinds)}
+        self.answer_id = {a: i for i, a in enumerate(self.answers)}
+        self.majority = {k: counts.most_common(1)[0][0] for k, counts in allowed.items()}
+        self.allowed = torch.zeros(len(self.kinds), len(self.answers), dtype=torch.bool)
+        for kind, counts in allowed.items():
+            self.allowed[self.kind_id[kind], [self.answer_id[a] for a in counts]] = True
+
+
+class Rows:
+    """Questions grouped by image: for a batch of images, all their rows at once."""
+
+    def __init__(self, count: int) -> None:
+        self.of: list[list[tuple[int, int, int, float]]] = [[] for _ in range(count)]  # (text, kind, answer, weight)
+
+    def batch(self, indices: list[int]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """(place in the batch, text, kind, answer) i64 and weight f32, each (R,)."""
+        rows = [(i, *row) for i, image in enumerate(indices) for row in self.of[image]]
+        place, text, kind, answer, weight = zip(*rows, strict=True)
+        return torch.tensor(place), torch.tensor(text), torch.tensor(kind), torch.tensor(answer), torch.tensor(weight)
+
+
+class Model(nn.Module):
+    def __init__(self, clip: nn.Module, head: LiteHead) -> None:
+        super().__init__()
+        self.clip = clip
+        self.head = head
+
+
+def train_vqa(
+    data: list[Path],
+    clip: Path,
+    output: Path,
+    *,
+    epochs: int = 12,
+    batch_size: int = 48,
+    learning_rate: float = 3e-4,
+    seed: int = 1,
+    threads: int = 0,
+    resume: bool = False,
+    limit: int = 0,
+) -> dict[str, Any]:
+    """Trains on the first folder of ``data`` (with captions from all), from the checkpoint ``clip``; writes one to ``output``.
+
+    Loss: cross-entropy over the answers that the question's kind allows, cross-entropy of the kind, and the contrastive loss.
+    Derived yes/no questions are weighted so that yes and no weigh the same: their probabilities are for even odds.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    keep_freed_memory()
+    torch.manual_seed(seed)
+    rng = random.Random(seed)
+    towers, meta, _ = towers_from_checkpoint(clip)
+    spec, tokenizer = BACKBONES[meta["backbone"]], clip / "tokenizer.json"
+    towers.text.transformer.requires_grad_(False)
+    locked = lock_image_stem(towers, LOCKED_STAGES)
+    run_slow_convolutions_in_float(towers.visual)
+    towers.visual.to(memory_format=torch.channels_last)
+
+    training, validation = questions_for_training(data[:1])
+    everything, _ = questions_for_training(data)
+    freeform = [q for q in everything if q.image.parent != training[0].image.parent]
+    organs = K.organs_from_questions(training)
+    vocabulary = Vocabulary(training, sorted(organs))
+    derived = K.derived_from_questions(training, organs)
+
+    said = statements_by_image(everything)
+    paths = sorted({q.image for q in training}, key=lambda p: p.name)
+    paths = paths[:limit] if limit else paths
+    if len(paths) < batch_size:
+        raise UsageError(f"{len(paths)} training images are fewer than one batch of {batch_size}; lower --batch-size")
+    place = {p: i for i, p in enumerate(paths)}
+
+    # Every text once, through the locked transformer.
+    texts: dict[str, int] = {}
+    text_kinds: list[int] = []
+
+    def text_id(text: str, kind: str) -> int:
+        if text not in texts:
+            texts[text] = len(texts)
+            text_kinds.append(vocabulary.kind_id[kind])
+        return texts[text]
+
+    rows = Rows(len(paths))
+    for q in training:
+        kind = K.kind_of(q)
+        i = text_id(q.question, kind)
+        if q.image in place:
+            rows.of[place[q.image]].append((i, vocabulary.kind_id[kind], vocabulary.answer_id[q.answer], 1.0))
+    for kind, ways in json.loads((K.PHRASES / "paraphrases.json").read_text(encoding="utf-8")).items():
+        for text in ways:
+            text_id(text, kind)
+    ways_of = {f.name: [text_id(w, f"finding: {f.name}") for w in K.ways_to_ask(f.words)] for f in K.FINDINGS if f.name in organs}
+    abnormal = {q.answer for q in training if q.category == "abnormality"} - {"yes", "no"}
+    for kind, unanswered in K.questions_without_answer(abnormal, set(organs), freeform, rng).items():
+        for text in unanswered:
+            text_id(text, kind)
+    share = Counter((d.finding, d.answer) for d in derived)
+    total = Counter(d.finding for d in derived)
+    for d in derived:
+        if d.image in place:
+            weight = FINDING_WEIGHT * total[d.finding] / (2 * share[d.finding, d.answer])
+            kind = vocabulary.kind_id[f"finding: {d.finding}"]
+            rows.of[place[d.image]].append((-1, kind, vocabulary.answer_id[d.answer], weight))
+
+    towers.eval()
+    pooled = pooled_from_text(towers, tokenizer, list(texts))
+    pooled_captions = pooled_from_text(towers, tokenizer, [caption(said[p], rng) for p in paths for _ in range(VARIANTS)])
+    pooled_captions = pooled_captions.view(len(paths), VARIANTS, -1)
+    kind_of_text = torch.tensor(text_kinds)
+    texts_of_kind = [torch.nonzero(kind_of_text == k).squeeze(1) for k in range(len(vocabulary.kinds))]
+    finding_texts = {vocabulary.kind_id[f"finding: {name}"]: torch.tensor(ids) for name, ids in ways_of.items()}
+
+    images = Images(paths, spec.preprocess)
+    model = Model(towers, LiteHead(spec.embed_dim, len(vocabulary.answers), len(vocabulary.kinds), HIDDEN))
+    head, contrastive = model.head, ClipLoss()
+
+    def loss_of(indices: Tensor, generator: Generator) -> Tensor:
+        model.train()
+        for module in locked:
+            module.eval()
+        with mixed_precision():
+            embedding = towers.visual(images.augmented(indices, generator))
+        embedding = embedding.float()
+        where, text, kind, answer, weight = rows.batch(indices.tolist())
+        for k, ids in finding_texts.items():  # a derived question is put in another way each time
+            asked = (text < 0) & (kind == k)
+            text[asked] = ids[torch.randint(len(ids), (int(asked.sum()),), generator=generator)]
+        logits, _, _ = head(embedding[where], towers.text.proj(pooled[text]))
+        logits = logits.masked_fill(~vocabulary.allowed[kind], -1e4)
+        answers = F.cross_entropy(logits, answer, reduction="none")
+        asked_kinds = torch.randint(len(texts_of_kind), (96,), generator=generator).tolist()
+        drawn = torch.stack([texts_of_kind[k][torch.randint(len(texts_of_kind[k]), (), generator=generator)] for k in asked_kinds])
+        kind_loss = F.cross_entropy(head.kind(unit(towers.text.proj(pooled[drawn]))), kind_of_text[drawn])
+        chosen = torch.randint(VARIANTS, (len(indices),), generator=generator)
+        told = towers.text.proj(pooled_captions[indices, chosen])
+        scale = towers.logit_scale.clamp(max=4.6052).exp()
+        pairs: Tensor = contrastive(F.normalize(embedding, dim=-1), F.normalize(told, dim=-1), scale)
+        return (answers * weight).sum() / len(indices) + kind_loss + CONTRASTIVE_WEIGHT * pairs
+
+    fresh = [p for p in head.parameters()]
+    projections = [*towers.visual.head.parameters(), *towers.text.proj.parameters(), towers.logit_scale]
+    trunk = [p for p in towers.visual.trunk.parameters() if p.requires_grad]
+    output.mkdir(parents=True, exist_ok=True)
+    settings = {
+        "backbone": spec.name,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "seed": seed,
+        "data_sha256": sha256_of_questions(training),
+        "images": len(paths),
+    }
+    seconds = fit(
+        "train vqa",
+        model,
+        loss_of,
+        len(paths),
+        [(fresh, 4 * learning_rate), (projections, learning_rate), (trunk, learning_rate)],
+        epochs=epochs,
+        batch_size=batch_size,
+        weight_decay=0.05,
+        seed=seed,
+        state=output / "state.pt",
+        resume=resume,
+        settings=settings,
+    )
+    model.eval()
+    train_radiograph(model, images, seed)
+
+    held = sorted({q.image for q in validation})
+    closed = derived_as_questions(validation, organs)
+    scored = scored_from_questions(model, tokenizer, vocabulary, validation, closed, Images(held, spec.preprocess))
+    kinds, abstention, metrics = calibrated(scored, vocabulary, seed)
+    meta = {
+        **{k: meta[k] for k in ("name", "version", "backbone")},
+        "logit_scale": round(towers.logit_scale.detach().clamp(max=4.6052).exp().item(), 4),
+        "answers": vocabulary.answers,
+        "kinds": kinds,
+        "abstention": abstention,
+        "metrics": {**meta["metrics"], **metrics},
+        "provenance": {
+            **meta["provenance"],
+            "vqa": {**settings, "data": [p.name for p in data], "seconds": round(seconds), "threads": torch.get_num_threads()},
+        },
+    }
+    save_checkpoint(output, model.state_dict(), meta, tokenizer)
+    return meta
+
+
+def derived_as_questions(questions: list[Question], organs: dict[str, set[str]]) -> list[tuple[Question, str]]:
+    """(closed question, organ) for evaluation; the way of asking goes round, so that every way is measured."""
+    words = {f.name: K.ways_to_ask(f.words) for f in K.FINDINGS}
+    out, turn = [], Counter[str]()
+    for d in K.derived_from_questions(questions, organs):
+        ways = words[d.finding]
+        out.append((Question(d.image, ways[turn[d.finding] * 7 % len(ways)], d.answer, f"finding: {d.finding}"), d.organ))
+        turn[d.finding] += 1
+    return out
+
+
+@torch.no_grad()
+def train_radiograph(model: Model, images: Images, seed: int, count: int = 1500) -> None:
+    """Fits the head's third output on embeddings: training images, clean and augmented, against synthetic pictures."""
+    from pmclip_deploy.pixels import tensor_from_pixels
+
+    generator = Generator().manual_seed(seed)
+    some = torch.randperm(len(images), generator=generator)[:count]
+    real = [model.clip.encode_image(images.clean(i)) for i in some.split(32)]
+    real += [model.clip.encode_image(images.augmented(i, generator)) for i in some[: count // 2].split(32)]
+    arrays = [torch.from_numpy(tensor_from_pixels(p, images.preprocess)) for p in nonradiographs(count, seed)]
+    other = [model.clip.encode_image(torch.stack(arrays[i : i + 32])) for i in range(0, count, 32)]
+    x = unit(torch.cat(real + other))
+    y = torch.cat([torch.ones(sum(map(len, real))), torch.zeros(count)])
+    branch = model.head.radiograph
+    with torch.enable_grad():
+        optimizer = torch.optim.AdamW(branch.parameters(), lr=1e-3, weight_decay=0.1)
+        for _ in range(300):
+            optimizer.zero_grad()
+            chosen = torch.randint(len(x), (256,), generator=generator)
+            noisy = x[chosen] + 0.3 * torch.randn(256, x.shape[1], generator=generator)
+            F.binary_cross_entropy_with_logits(branch(noisy).squeeze(-1), y[chosen]).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+
+
+@torch.no_grad()
+def scored_from_questions(
+    model: Model,
+    tokenizer: Path,
+    vocabulary: Vocabulary,
+    asked: list[Question],
+    derived: list[tuple[Question, str]],
+    images: Images,
+) -> Scored:
+    """What the model says to every validation question, kept as raw logits."""
+    place = {p: i for i, p in enumerate(images.paths)}
+    embedding = embeddings_from_images(model.clip, images)
+    questions = asked + [q for q, _ in derived]
+    unique = {q.question: None for q in questions}
+    text = model.clip.text.proj(pooled_from_text(model.clip, tokenizer, list(unique)))
+    at = {t: i for i, t in enumerate(unique)}
+    image_rows, text_rows = torch.tensor([place[q.image] for q in questions]), torch.tensor([at[q.question] for q in questions])
+    answer, kind, _ = model.head(embedding[image_rows], text[text_rows])
+    return Scored(
+        image=image_rows.numpy(),
+        category=np.array([q.category for q in questions]),
+        question=np.array([q.question for q in questions]),
+        truth=np.array([vocabulary.answer_id.get(q.answer, -1) for q in questions]),
+        organ=np.array([""] * len(asked) + [o for _, o in derived]),
+        answer=answer.numpy(),
+        kind=kind.numpy(),
+        radiograph=model.head(embedding, text[:1].expand(len(embedding), -1))[2].numpy(),
+    )
