@@ -246,6 +246,8 @@ def _no_constant(name: str) -> float:
 def _is(value: Any, kind: type[T], where: str) -> T:
     if kind is float and type(value) is int and abs(value) < 1 << 53:
         value = float(value)
+    if kind is list and type(value) is tuple:
+        value = list(value)
     if type(value) is not kind or (isinstance(value, float) and not math.isfinite(value)):
         raise ValueError(f"{where} is not {'an' if kind is int else 'a'} {kind.__name__}")
     return value

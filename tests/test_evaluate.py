@@ -1,0 +1,150 @@
+"""Evaluation: each figure against a hand count or a plain rewriting, then the whole on a tiny bundle."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny import OUTSIDE, tiny_bundle
+
+import pmclip_deploy as pm
+from pmclip_deploy.evaluate import (
+    Bootstrap,
+    Row,
+    _weighted_auroc,
+    calibration_error,
+    coverage_curve,
+    derangement,
+    evaluation,
+    normalised,
+    rows_from_jsonl,
+)
+
+
+def test_normalised() -> None:
+    assert normalised("  X-Ray \n Chest. ") == "x-ray chest"
+    assert normalised("t.b.") == "t.b" and normalised("no") == "no"
+
+
+@pytest.mark.parametrize("count", [2, 3, 10, 101])
+def test_a_derangement_leaves_nothing_in_place(count: int) -> None:
+    other = derangement(count, 0)
+    assert sorted(other) == list(range(count)) and not (other == np.arange(count)).any()
+    assert (derangement(count, 0) == other).all()
+
+
+def test_calibration_error() -> None:
+    assert calibration_error(np.array([0.75] * 4), np.array([True, True, True, False])) == pytest.approx(0)
+    assert calibration_error(np.array([1.0, 1.0]), np.array([True, False])) == pytest.approx(0.5)
+    assert calibration_error(np.array([0.9, 0.1]), np.array([False, True])) == pytest.approx(0.9)  # two bins do not cancel
+    assert calibration_error(np.array([]), np.array([], bool)) is None
+
+
+def test_coverage_curve() -> None:
+    curve = coverage_curve(np.array([0.9, 0.8, 0.1, 0.0]), np.array([True, True, False, False]), np.array([True, True, True, False]))
+    assert curve == [[0.25, 1.0], [0.5, 1.0], [0.75, pytest.approx(2 / 3)]]
+    assert coverage_curve(np.zeros(2), np.zeros(2, bool), np.zeros(2, bool)) == []
+
+
+def test_auroc_equals_counting_pairs() -> None:
+    rng = np.random.default_rng(0)
+    score, positive = rng.integers(0, 5, 40) / 5, rng.random(40) < 0.4
+    weight = rng.integers(0, 3, (3, 40))
+    for w, value in zip(weight, _weighted_auroc(score, positive, weight), strict=True):
+        pairs = [
+            (w[i] * w[j], (score[i] > score[j]) + (score[i] == score[j]) / 2)
+            for i in np.flatnonzero(positive)
+            for j in np.flatnonzero(~positive)
+        ]
+        assert value == pytest.approx(sum(a * b for a, b in pairs) / sum(a for a, _ in pairs))
+
+
+def test_an_interval_is_wider_where_rows_share_an_image() -> None:
+    right = np.repeat(np.random.default_rng(0).random(50) < 0.6, 4)  # four questions per image, all right or all wrong
+    apart, together = (
+        Bootstrap(np.arange(200), 0).interval(right, np.ones(200)),
+        Bootstrap(np.repeat(np.arange(50), 4), 0).interval(right, np.ones(200)),
+    )
+    assert apart and together and together[1] - together[0] > 1.7 * (apart[1] - apart[0])
+    assert together[0] < right.mean() < together[1]
+
+
+def test_an_interval_agrees_with_the_normal_one() -> None:
+    right = np.random.default_rng(1).random(2000) < 0.7
+    low, high = Bootstrap(np.arange(2000), 0).interval(right, np.ones(2000)) or (0, 0)
+    assert high - low == pytest.approx(2 * 1.96 * np.sqrt(0.7 * 0.3 / 2000), rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"image": "a.png", "question": "q", "answer": "x"}\n{broken', "line 2: no JSON"),
+        ('\n{"image": "a.png", "question": "q"}', 'line 2: "answer" is missing'),
+        ('{"image": "a.png", "question": " ", "answer": "x"}', '"question" is missing, empty'),
+        ('{"image": 3, "question": "q", "answer": "x"}', '"image" is missing, empty or no text'),
+        ("[1]", '"image" is missing'),
+        ('{"image": "b.png", "question": "q", "answer": "x"}', "b.png is missing; check --images"),
+        ("", "holds no rows"),
+    ],
+)
+def test_a_broken_row_is_named(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "a.png").touch()
+    (tmp_path / "data.jsonl").write_text(text)
+    with pytest.raises(pm.InputError) as caught:
+        rows_from_jsonl(tmp_path / "data.jsonl", tmp_path)
+    assert said in str(caught.value) and "data.jsonl" in str(caught.value)
+
+
+def test_data_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "latin.jsonl").write_bytes(b"\xff")
+    for name in ("latin.jsonl", "nowhere.jsonl", "."):
+        with pytest.raises(pm.InputError):
+            rows_from_jsonl(tmp_path / name)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six pictures, three bright (a fracture) and three dark, one flat; two kinds of question and one outside."""
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    rows: list[dict[str, Any]] = []
+    for i, brightness in enumerate([220, 200, 190, 40, 60, 70]):
+        noise = rng.integers(-30, 31, (32, 32)) if i != 5 else np.zeros((32, 32))
+        Image.fromarray(np.clip(brightness + noise, 0, 255).astype(np.uint8)).save(folder / f"{i}.png")
+        rows.append({"image": f"{i}.png", "question": "is there a fracture?", "answer": "Yes." if i < 3 else "no", "category": "finding"})
+        rows.append({"image": f"{i}.png", "question": "which plane", "answer": "axial", "category": "plane"})
+    rows.append({"image": "0.png", "question": "asdf", "answer": "?"})
+    (folder / "val.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (folder / "train.jsonl").write_text("\n".join(json.dumps({**row, "answer": "axial"}) for row in rows))
+    tiny_bundle(folder / "bundle")
+    return folder
+
+
+def test_the_whole(data: Path) -> None:
+    predictor, rows = pm.load(data / "bundle"), rows_from_jsonl(data / "val.jsonl", data)
+    document = evaluation(predictor, rows, data, rows_from_jsonl(data / "train.jsonl"))
+    assert document == evaluation(predictor, rows, data, rows_from_jsonl(data / "train.jsonl"))
+    json.dumps(document, allow_nan=False)
+    assert (document["n"], document["images"]) == (13, 6)
+    by = document["by"]
+    assert by["category"]["finding"]["accuracy"] == 1 and by["category"]["none"]["accuracy"] == 0
+    assert {name: kind["n"] for name, kind in by["kind"].items()} == {"fracture": 6, "outside": 1, "plane": 6}
+    assert document["accuracy"] == pytest.approx((6 + 6 * by["category"]["plane"]["accuracy"]) / 13)
+    assert document["ci95"][0] <= document["accuracy"] <= document["ci95"][1]
+    assert document["abstentions"] == {"the picture does not look like a radiology image": 2, OUTSIDE: 1}
+    assert document["coverage"] == pytest.approx(10 / 13)
+    assert document["binary"]["fracture"] == {"n": 6, "positives": 3, "auroc": 1.0, "ci95": [1.0, 1.0]}
+    baselines = document["baselines"]
+    assert baselines["majority"]["accuracy"] == pytest.approx((3 + 6) / 13)  # "no" for fracture, "axial" for plane
+    assert baselines["question_only"]["accuracy"] == pytest.approx(6 / 13)  # the training rows say "axial" to everything
+    assert baselines["shuffled_image"]["accuracy"] < document["accuracy"]
+    assert document["curve"][-1][0] == pytest.approx(12 / 13)
+
+
+def test_what_cannot_be_measured_is_null(data: Path) -> None:
+    document = evaluation(pm.load(data / "bundle"), [Row("0.png", "asdf", "?")], data)
+    assert document["baselines"] == {"majority": None, "question_only": None, "shuffled_image": None}
+    assert document["selective_accuracy"] is None and document["ece"] is None and document["binary"] == {} and document["curve"] == []
+    json.dumps(document, allow_nan=False)

@@ -1,0 +1,74 @@
+"""What is imported when: the runtime never loads torch, help loads next to nothing, and the public surface is pinned."""
+
+import pkgutil
+import subprocess
+import sys
+
+import pytest
+
+import pmclip_deploy
+
+NOT_RUNTIME = ("pmclip_deploy.train", "pmclip_deploy.export", "pmclip_deploy.kernels", "pmclip_deploy.benchmarks")
+RUNTIME = [
+    module.name
+    for module in pkgutil.walk_packages(pmclip_deploy.__path__, "pmclip_deploy.", onerror=lambda name: None)
+    if not module.name.startswith(NOT_RUNTIME)
+]
+TRAINING = {"torch", "torchvision", "open_clip", "timm", "transformers", "onnx", "safetensors", "tensorrt", "tensorrt_rtx"}
+HEAVY = {*TRAINING, "numpy", "onnxruntime", "pydicom", "PIL", "tokenizers", "gdcm"}
+
+
+def loaded(code: str) -> set[str]:
+    """Top-level modules in a fresh process after ``code``."""
+    tail = "\nimport sys; print('MODULES', *{m.partition('.')[0] for m in sys.modules})"
+    output = subprocess.run([sys.executable, "-c", code + tail], capture_output=True, text=True, timeout=60, check=True).stdout
+    return set(output.rpartition("MODULES")[2].split())
+
+
+def run_cli(*arguments: str) -> str:
+    code = f"import sys; sys.argv = {['pmclip-deploy', *arguments]}\nfrom pmclip_deploy.cli.app import main\n"
+    return code + "try: main()\nexcept SystemExit: pass"
+
+
+@pytest.mark.parametrize("module", RUNTIME)
+def test_the_runtime_never_loads_training(module: str) -> None:
+    assert not loaded(f"import {module}") & TRAINING
+
+
+def test_importing_the_package_is_cheap() -> None:
+    assert not loaded("import pmclip_deploy; pmclip_deploy.BundleError") & HEAVY
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["infer", "--help"], ["train", "--help"], ["export", "--help"], ["--version"], ["infer"]]
+)
+def test_help_and_usage_errors_load_next_to_nothing(arguments: list[str]) -> None:
+    assert not loaded(run_cli(*arguments)) & HEAVY
+
+
+def test_spec_errors_and_answer_are_standard_library_alone() -> None:
+    code = "import sys; sys.stdlib_module_names; import pmclip_deploy.spec, pmclip_deploy.errors, pmclip_deploy.answer"
+    before = loaded("pass")
+    assert loaded(code) - before - set(sys.stdlib_module_names) == {"pmclip_deploy"}
+
+
+def test_the_public_surface() -> None:
+    assert pmclip_deploy.__all__ == [
+        "Answer",
+        "BundleError",
+        "DeviceError",
+        "InputError",
+        "ParityError",
+        "PmclipError",
+        "Predictor",
+        "UsageError",
+        "load",
+    ]
+    assert all(getattr(pmclip_deploy, name) for name in pmclip_deploy.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = pmclip_deploy.nothing
+
+
+def test_exit_codes_are_pinned() -> None:
+    codes = {name: getattr(pmclip_deploy, name).exit_code for name in pmclip_deploy.__all__ if name.endswith("Error")}
+    assert codes == {"BundleError": 4, "DeviceError": 6, "InputError": 3, "ParityError": 5, "PmclipError": 1, "UsageError": 2}
