@@ -1,0 +1,31 @@
+# Two commands: `make demo` installs the runtime and asks a real CT; `make test` installs what the tests need and runs them.
+
+PYTHON ?= python3
+DEMO_VENV ?= .venv
+TEST_VENV ?= .venv-test
+SOURCES := pyproject.toml $(shell find pmclip_deploy train export kernels benchmarks -name '*.py' -o -name manifest.json)
+
+demo: $(DEMO_VENV)/ready
+	@$(DEMO_VENV)/bin/pmclip-deploy infer "$$($(DEMO_VENV)/bin/python -c 'from pydicom.data import get_testdata_file as f; print(f("CT_small.dcm"))')" \
+		"what imaging modality is shown?" "in what plane is this image taken?" "what organ system is shown?" \
+		"is there a fracture?" "what is the patient's name?"
+
+test: $(TEST_VENV)/ready
+	$(TEST_VENV)/bin/ruff check .
+	$(TEST_VENV)/bin/mypy
+	$(TEST_VENV)/bin/python -m pytest
+
+$(DEMO_VENV)/ready: $(SOURCES)
+	$(PYTHON) -m venv $(DEMO_VENV) || { echo "error: python3 has no venv module; apt-get install python3-venv" >&2; exit 2; }
+	$(DEMO_VENV)/bin/python -m pip install --quiet --disable-pip-version-check .
+	@touch $@
+
+$(TEST_VENV)/ready: pyproject.toml tests/constraints.txt
+	$(PYTHON) -m venv $(TEST_VENV) || { echo "error: python3 has no venv module; apt-get install python3-venv" >&2; exit 2; }
+	$(TEST_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint tests/constraints.txt --editable '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(DEMO_VENV) $(TEST_VENV) build dist *.egg-info
+
+.PHONY: demo test clean
