@@ -231,8 +231,8 @@ def _session(path: Path, name: str, device: str) -> Session:
 
 
 def _check_questions(questions: Sequence[str]) -> None:
-    if isinstance(questions, str):
-        raise UsageError("pass a list of questions, not one string")
+    if isinstance(questions, str) or not questions:
+        raise UsageError("pass a list of one or more questions")
     for question in questions:
         if not question.strip():
             raise UsageError('the question is empty; ask something, for example "is there a fracture?"')

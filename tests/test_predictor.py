@@ -156,8 +156,10 @@ def test_what_is_no_image(predictor: pm.Predictor) -> None:
     for image in (None, 3, [[1, 2], [3, 4]]):
         with pytest.raises(pm.UsageError, match="an image is"):
             predictor.ask(image, FRACTURE)  # type: ignore[arg-type]
-    with pytest.raises(pm.UsageError, match="list of questions"):
+    with pytest.raises(pm.UsageError, match="pass a list"):
         predictor.ask_many(picture(), FRACTURE)
+    with pytest.raises(pm.UsageError, match="one or more questions"):
+        predictor.ask_many(picture(), [])
 
 
 def test_answers_are_json(predictor: pm.Predictor) -> None:

@@ -98,7 +98,7 @@ def _loaded(bundle: Path | None, device: str, first: Path) -> "Predictor":
     from pmclip_deploy.predictor import load
 
     if first.suffix.lower() not in PNG_AND_JPEG:
-        Thread(target=_import_dicom, daemon=True).start()
+        Thread(target=_import_dicom).start()
     return load(bundle, device)
 
 
@@ -115,7 +115,8 @@ def _answers(ask: Ask, image: Path, bar: bool) -> "Iterator[list[Answer]]":
     if not image.is_dir():
         yield ask(image)
         return
-    files = sorted(Path(folder) / name for folder, _, names in os.walk(image) for name in names)
+    found = sorted(Path(folder) / name for folder, _, names in os.walk(image) for name in names)
+    files = [file for file in found if file.is_file()]  # no pipes, no broken links
     skipped: list[InputError] = []
     for file in progress(files, "Asking") if bar else files:
         try:
