@@ -155,6 +155,7 @@ def questions_without_answer(
     for f in FINDINGS:
         if f.name not in learned:
             never += ways_to_ask(f.words)
+    never += ways_to_ask(tuple((PHRASES / "never_learned.txt").read_text(encoding="utf-8").splitlines()))
     about_findings = [q.question for q in freeform if q.category == "abnormality" and q.answer in ("yes", "no")]
     never += [text for text in about_findings if unknown(text) and "normal" not in text]
 

@@ -29,6 +29,7 @@ from pmclip_deploy.train.datasets import Question
 from pmclip_deploy.train.heads.lite import LiteHead, unit
 from pmclip_deploy.train.images import Images
 from pmclip_deploy.train.loop import fit
+from pmclip_deploy.train.modality import facts_by_image, implied_questions
 from pmclip_deploy.train.nonradiographs import nonradiographs
 from pmclip_deploy.train.towers import (
     keep_freed_memory,
@@ -146,6 +147,12 @@ def train_vqa(
     for kind, ways in json.loads((K.PHRASES / "paraphrases.json").read_text(encoding="utf-8")).items():
         for text in ways:
             text_id(text, kind)
+    own = {(q.image, q.question) for q in training}
+    for image, facts in facts_by_image(training).items():
+        for question, answer, kind, weight in implied_questions(facts):
+            i = text_id(question, kind)
+            if image in place and (image, question) not in own:
+                rows.of[place[image]].append((i, vocabulary.kind_id[kind], vocabulary.answer_id[answer], weight))
     ways_of = {f.name: [text_id(w, f"finding: {f.name}") for w in K.ways_to_ask(f.words)] for f in K.FINDINGS if f.name in organs}
     abnormal = {q.answer for q in training if q.category == "abnormality"} - {"yes", "no"}
     for kind, unanswered in K.questions_without_answer(abnormal, set(organs), freeform, rng).items():

@@ -1,0 +1,49 @@
+"""The wheel: small enough to carry to a workstation, complete, and free of what the runtime must not need."""
+
+import subprocess
+import sys
+import zipfile
+from email.parser import Parser
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"  # a copy, so that the build leaves nothing in the checkout
+    names = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if names.returncode:
+        pytest.skip("needs a git checkout")
+    for name in names.stdout.splitlines():
+        if (ROOT / name).is_file():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            (source / name).symlink_to(ROOT / name)
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(source)]
+    done = subprocess.run([*command, "--no-build-isolation"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+def test_wheel_is_under_80_mb(wheel: Path) -> None:
+    assert wheel.stat().st_size < 80e6
+
+
+def test_wheel_holds_the_runtime_its_model_and_the_mapped_packages(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert {f"pmclip_deploy/{n}/__init__.py" for n in ("cli", "sessions", "models", "train", "export", "benchmarks")} <= names
+    assert "pmclip_deploy/models/pmclip-lite/bundle/manifest.json" in names
+    assert "pmclip_deploy/models/pmclip-lite/checkpoint/model.safetensors" in names
+    assert "pmclip_deploy/train/phrases/out_of_scope.txt" in names
+    assert not [n for n in names if n.startswith(("tests/", "train/", "export/"))]
+
+
+def test_base_install_needs_neither_torch_nor_gpl_code(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as file:
+        metadata = Parser().parsestr(file.read(next(n for n in file.namelist() if n.endswith("METADATA"))).decode())
+    base = [r.lower() for r in metadata.get_all("Requires-Dist", []) if "extra ==" not in r]
+    assert base and not [r for r in base if r.startswith(("torch", "open", "timm", "transformers", "pylibjpeg-libjpeg", "onnx>", "onnx<"))]
