@@ -62,6 +62,7 @@ class Header:
     signed: bool = False
     process: int = 0  # JPEG: the SOF marker, 0xC0 baseline ... 0xC3 lossless
     color: str = ""  # JPEG: "RGB", "YBR", or "" where the codestream does not tell
+    lossless: bool = False  # by the transfer syntax
 
 
 def samples_from_codestream(syntax: str, frame: bytes, layout: Layout) -> tuple[Samples, str]:
@@ -73,6 +74,7 @@ def samples_from_codestream(syntax: str, frame: bytes, layout: Layout) -> tuple[
         raise Refused("its compressed data is cut short or broken") from None
     if header is not None:
         _check(header, frame, layout)
+        header = replace(header, lossless=syntax in LOSSLESS)
     samples, photometric = decode(frame, layout, header)
     if samples.size != layout.pixels * layout.samples:
         raise Refused("its compressed data decodes to another size than the header says")
@@ -262,6 +264,7 @@ def _gdcm(frame: bytes, layout: Layout, header: Header) -> tuple[Samples, str]:
     element = gdcm.DataElement(gdcm.Tag(0x7FE0, 0x0010))
     element.SetValue(fragments.__ref__())
     bits = 8 if header.precision <= 8 else 16
+    depth = max(header.precision, 8)  # GDCM aborts the process where 8 bits hold fewer
     image = gdcm.Image()
     image.SetNumberOfDimensions(2)
     image.SetDimensions((layout.columns, layout.rows, 1))
@@ -271,7 +274,7 @@ def _gdcm(frame: bytes, layout: Layout, header: Header) -> tuple[Samples, str]:
     if layout.samples == 3:
         image.SetPlanarConfiguration(0)
     image.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.GetTSType(syntax)))
-    image.SetPixelFormat(gdcm.PixelFormat(layout.samples, bits, header.precision, header.precision - 1, 0))
+    image.SetPixelFormat(gdcm.PixelFormat(layout.samples, bits, depth, depth - 1, 0))
     with _native_stderr_off():
         try:
             buffer = image.GetBuffer().encode("utf-8", "surrogateescape")
@@ -280,7 +283,7 @@ def _gdcm(frame: bytes, layout: Layout, header: Header) -> tuple[Samples, str]:
     if len(buffer) != layout.pixels * layout.samples * bits // 8:
         raise Refused("its compressed data is broken")
     samples = np.frombuffer(buffer, f"<u{bits // 8}")
-    return _signed(samples, layout, min(header.precision, layout.stored) if layout.signed else header.precision), layout.photometric
+    return _as_declared(samples, layout, header), layout.photometric
 
 
 # --- JPEG-LS, PS3.5 A.4.3 -----------------------------------------------------------------------------------------------------
@@ -299,8 +302,7 @@ def _jpeg_ls(frame: bytes, layout: Layout, header: Header | None) -> tuple[Sampl
         raise Refused("its compressed data is broken")
     if layout.samples == 3 and info["interleave_mode"] == 0:  # plane by plane
         samples = samples.reshape(3, -1).T
-    # JPEG-LS knows no sign: PS3.5 A.4.3 stores two's complement in `precision` bits.
-    return _signed(samples, layout, header.precision), header.color if header.color == "RGB" else layout.photometric
+    return _as_declared(samples, layout, header), header.color if header.color == "RGB" else layout.photometric
 
 
 # --- JPEG 2000 and HTJ2K, PS3.5 A.4.4 -----------------------------------------------------------------------------------------
@@ -331,22 +333,24 @@ def _j2k(frame: bytes, layout: Layout, header: Header | None) -> tuple[Samples, 
     except Exception:
         raise Refused("its compressed data is broken") from None
     width = 1 if header.precision <= 8 else 2 if header.precision <= 16 else 4
-    samples = np.frombuffer(buffer, f"<{'i' if header.signed else 'u'}{width}")
+    samples = np.frombuffer(buffer, f"<u{width}")
     photometric = "RGB" if layout.photometric in ("YBR_RCT", "YBR_ICT") else layout.photometric  # undone by the decoder
-    if header.signed != layout.signed and layout.samples == 1:
-        samples = _signed(samples.view(f"<u{width}"), layout, header.precision)
-    return samples, photometric
+    return _as_declared(samples, layout, header), photometric
 
 
 # --- bits ---------------------------------------------------------------------------------------------------------------------
 
 
-def _signed(samples: Samples, layout: Layout, precision: int) -> Samples:
-    """Read unsigned ``samples`` as the DICOM header says: two's complement in ``precision`` bits, or those bits alone."""
-    return _significant_bits(
-        samples.astype(samples.dtype.newbyteorder("<")).view(f"<{'i' if layout.signed else 'u'}{samples.dtype.itemsize}"),
-        replace(layout, allocated=8 * samples.dtype.itemsize, stored=precision, high_bit=precision - 1),
-    )
+def _as_declared(samples: Samples, layout: Layout, header: Header) -> Samples:
+    """Read decoded words as the DICOM header says, signed or not: JPEG knows no sign, and JPEG 2000 may say another.
+
+    A lossless stream may hold whole words, so only the stored bits count, as they do in a native file. A lossy one overshoots,
+    so all its bits do.
+    """
+    bits = 8 * samples.dtype.itemsize
+    depth = min(header.precision, layout.stored) if header.lossless else header.precision
+    words = np.ascontiguousarray(samples).view(f"<{'i' if layout.signed else 'u'}{bits // 8}")
+    return _significant_bits(words, replace(layout, allocated=bits, stored=depth, high_bit=depth - 1))
 
 
 def _significant_bits(samples: Samples, layout: Layout) -> Samples:
@@ -368,6 +372,7 @@ _JPEG: Codec = (_jpeg_header, _jpeg)
 _JPEG_LS: Codec = (_jpeg_header, _jpeg_ls)
 _JPEG_2000: Codec = (_j2k_header, _j2k)
 
+LOSSLESS = tuple(f"1.2.840.10008.1.2.4.{tail}" for tail in (57, 70, 80, 90, 201, 202))
 CODECS: dict[str, Codec] = {
     "1.2.840.10008.1.2.4.50": _JPEG,  # baseline
     "1.2.840.10008.1.2.4.51": _JPEG,  # extended, 8 and 12 bits

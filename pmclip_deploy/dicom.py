@@ -106,7 +106,7 @@ class _Image:
     file: BinaryIO | None  # stands at the pixel data's first value byte; None where there are no pixels
     available: int  # bytes from there on
     length: int  # as declared; 0xFFFFFFFF for undefined
-    vr: str
+    vr: str  # of the pixel data; "float" where these are not whole numbers
 
 
 class _Clamped(io.BufferedReader):
@@ -143,7 +143,8 @@ def _image_from_file(where: str, stack: ExitStack) -> _Image:
     if tag not in (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10"):
         if not len(dataset) or (head[128:] != b"DICM" and "SOPClassUID" not in dataset and "Rows" not in dataset):
             raise InputError(f"{where}: is not a DICOM, PNG or JPEG file; give one of these")
-        return _Image(dataset, _syntax(dataset), little, None, 0, 0, "")
+        kind = "float" if tag in (b"\xe0\x7f\x08\x00", b"\xe0\x7f\x09\x00", b"\x7f\xe0\x00\x08", b"\x7f\xe0\x00\x09") else ""
+        return _Image(dataset, _syntax(dataset), little, None, 0, 0, kind)
     vr, field = "OW", file.read(4)
     if field[:2] in (b"OW", b"OB", b"UN"):  # explicit; seen in the bytes, since some files are implicit where they say explicit
         vr, field = field[:2].decode(), file.read(4)
@@ -173,8 +174,9 @@ def _image_from_dataset(dataset: Any) -> _Image:
         raise InputError(f"{type(dataset).__name__}: is not an image; give a path, a pydicom Dataset or an array")
     syntax = _syntax(dataset)
     little = syntax != BIG_ENDIAN
-    if "PixelData" not in dataset:
-        return _Image(dataset, syntax, little, None, 0, 0, "")
+    if "PixelData" not in dataset or "FloatPixelData" in dataset or "DoubleFloatPixelData" in dataset:
+        kind = "float" if "FloatPixelData" in dataset or "DoubleFloatPixelData" in dataset else ""
+        return _Image(dataset, syntax, little, None, 0, 0, kind)
     element = dataset["PixelData"]
     value = element.value
     if isinstance(value, (bytes, bytearray, memoryview)):
@@ -205,13 +207,15 @@ def _picture(where: str, image: _Image, frame: int | None, window: Window | None
     for name in (modality, _text(dataset, "SOPClassUID"), _text(getattr(dataset, "file_meta", {}), "MediaStorageSOPClassUID")):
         if name in NOT_PICTURES:
             raise InputError(f"{where}: is {NOT_PICTURES[name]}, not a picture; give the image it belongs to")
+    if image.vr == "float":  # (7FE0,0008) Float or (7FE0,0009) Double Float Pixel Data
+        raise InputError(f"{where}: has floating-point pixels, a parametric map, not a picture; give the image it was made from")
     if image.file is None:
         raise InputError(f"{where}: has no pixel data; give a DICOM image")
     if image.syntax not in NATIVE and image.syntax not in CODECS:
         raise InputError(f"{where}: transfer syntax {_safe(image.syntax)} is not supported; store it as Explicit VR Little Endian")
 
-    layout = _layout(where, dataset)
-    frames = _frames(where, dataset)
+    layout = _layout(dataset)
+    frames = max(_whole(dataset, "NumberOfFrames", 1), 1)
     index = frames // 2 if frame is None else frame
     if not 0 <= index < frames:
         raise InputError(f"{where}: frame {frame} was asked for and the file has frames 0 to {frames - 1}; choose one of these")
@@ -256,9 +260,7 @@ PHOTOMETRIC = {  # (0028,0004), PS3.3 C.7.6.3.1.2 -> samples per pixel
 }
 
 
-def _layout(where: str, dataset: Dataset) -> Layout:
-    if "FloatPixelData" in dataset or "DoubleFloatPixelData" in dataset:
-        raise InputError(f"{where}: has floating-point pixels, a parametric map, not a picture; give the image it was made from")
+def _layout(dataset: Dataset) -> Layout:
     photometric = _text(dataset, "PhotometricInterpretation")
     if photometric not in PHOTOMETRIC:
         raise Refused("its photometric interpretation (0028,0004) is missing or not supported")
@@ -283,11 +285,6 @@ def _layout(where: str, dataset: Dataset) -> Layout:
     if layout.allocated not in (1, 8, 16, 32) or not 1 <= layout.stored <= layout.high_bit + 1 <= layout.allocated:
         raise Refused(f"its header says {layout.allocated} bits allocated, {layout.stored} stored, high bit {layout.high_bit}")
     return layout
-
-
-def _frames(where: str, dataset: Dataset) -> int:
-    frames = _whole(dataset, "NumberOfFrames", 1)
-    return frames if frames > 0 else 1
 
 
 def _stored_values(image: _Image, layout: Layout, index: int, frames: int) -> tuple[NDArray[Any], str]:

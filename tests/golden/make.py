@@ -1,6 +1,6 @@
 """Makes the reference vectors in this folder: `python tests/golden/make.py` with torchvision, open_clip and imagecodecs installed.
 
-preprocess.npz  what open_clip's image_transform gives for small pictures: the tensors as float32, keyed <mode>_<resize>_<size>_<height>x<width>
+preprocess.npz  the float32 tensors that open_clip's image_transform gives for small pictures, keyed <mode>_<resize>_<size>_<height>x<width>
 htj2k_*.j2k     HTJ2K codestreams made by OpenJPH: no encoder of that kind is among our dependencies
 """
 
@@ -34,7 +34,8 @@ if __name__ == "__main__":
 
         vectors = {}
         for mode, resize, size, height, width in CASES:
-            transform = open_clip.transform.image_transform(size, is_train=False, mean=MEAN, std=STD, resize_mode=resize, interpolation="bicubic")
+            options = {"mean": MEAN, "std": STD, "resize_mode": resize, "interpolation": "bicubic"}
+            transform = open_clip.transform.image_transform(size, is_train=False, **options)
             image = Image.fromarray(pattern(height, width, 1 if mode == "gray" else 3)).convert("RGB")
             vectors[f"{mode}_{resize}_{size}_{height}x{width}"] = transform(image).numpy()
         np.savez_compressed(HERE / "preprocess.npz", **vectors)
