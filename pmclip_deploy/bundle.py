@@ -14,6 +14,7 @@ from pmclip_deploy.errors import BundleError
 from pmclip_deploy.spec import BUNDLE_SCHEMA, Preprocess, Resize
 
 MANIFEST = "manifest.json"
+SEAL = "manifest.sha256"  # as sha256sum writes it; the manifest holds the hashes of all other files
 TOKENIZER = "tokenizer.json"
 GRAPHS = ("image", "text", "head")
 MAX_MANIFEST_BYTES = 16 << 20
@@ -140,7 +141,7 @@ def manifest_from_bundle(path: Path) -> Manifest:
 
 
 def verify_bundle(path: Path) -> Manifest:
-    """Every file listed is there with its size and sha256, and nothing else is; else one BundleError names them all.
+    """Every file is there with its size and sha256, the manifest's too, and nothing else is; else one BundleError names them all.
 
     A symbolic link is followed: what counts is the content, and the hash covers it.
     """
@@ -154,6 +155,11 @@ def verify_bundle(path: Path) -> Manifest:
 def problems_in_bundle(path: Path, manifest: Manifest) -> list[str]:
     problems = []
     try:
+        seal = Path(path) / SEAL
+        if not seal.is_file():
+            problems.append(f"{SEAL} is missing")
+        elif seal.stat().st_size != len(expected_seal := _seal(path)) or seal.read_bytes() != expected_seal:
+            problems.append(f"{MANIFEST} has changed (its sha256 is not the one in {SEAL})")
         for name, expected in manifest.files.items():
             file = Path(path) / name
             if not file.is_file():
@@ -162,7 +168,7 @@ def problems_in_bundle(path: Path, manifest: Manifest) -> list[str]:
                 problems.append(f"{name} has changed ({file.stat().st_size} bytes, not {expected.bytes})")
             elif _sha256(file) != expected.sha256:
                 problems.append(f"{name} has changed (its sha256 differs)")
-        extra = sorted(entry.name for entry in Path(path).iterdir() if entry.name not in manifest.files and entry.name != MANIFEST)
+        extra = sorted(entry.name for entry in Path(path).iterdir() if entry.name not in (*manifest.files, MANIFEST, SEAL))
     except OSError as error:
         raise BundleError(f"{error.filename}: cannot be read ({error.strerror}); check its permissions") from error
     return problems + [f"{name!r} does not belong to the bundle" for name in extra]
@@ -186,6 +192,7 @@ def write_bundle(directory: Path, manifest: Manifest, files: Mapping[str, Path |
             _write(new / name, source)
         hashed = replace(manifest, files={name: File(_sha256(new / name), (new / name).stat().st_size) for name in sorted(files)})
         _write(new / MANIFEST, (json.dumps(hashed.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
+        _write(new / SEAL, _seal(new))
         verify_bundle(new)  # what is written can be read
         _sync(new)
         if directory.exists():
@@ -225,6 +232,10 @@ def _sync(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def _seal(folder: Path) -> bytes:
+    return f"{_sha256(Path(folder) / MANIFEST)}  {MANIFEST}\n".encode()
 
 
 def _sha256(path: Path) -> str:
@@ -270,7 +281,7 @@ def _between(value: int, low: int, high: int, where: str) -> int:
 
 def _check_name(name: str) -> str:
     """A name in the bundle's own folder: no path, so nothing outside the folder is ever read or written."""
-    bad = not name or name in (".", "..", MANIFEST) or any(c in "/\\:\0\n" for c in name) or len(name) > 255
+    bad = not name or name in (".", "..", MANIFEST, SEAL) or any(c in "/\\:\0\n" for c in name) or len(name) > 255
     if bad:
         raise ValueError(f"{name[:60]!r} is no file name inside the bundle")
     return name

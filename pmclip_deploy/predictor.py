@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pmclip_deploy.answer import Answer, Candidate, ModelInfo
-from pmclip_deploy.bundle import MANIFEST, TOKENIZER, Manifest, manifest_from_bundle, verify_bundle
+from pmclip_deploy.bundle import MANIFEST, TOKENIZER, Manifest, verify_bundle
 from pmclip_deploy.errors import BundleError, UsageError
 from pmclip_deploy.models import DEFAULT_BUNDLE
 from pmclip_deploy.sessions import Session, open_session
@@ -42,16 +42,13 @@ NO_RADIOGRAPH = "the picture does not look like a radiology image"
 def load(bundle: "str | os.PathLike[str] | None" = None, device: str = "auto") -> "Predictor":
     """Verifies a bundle and opens its graphs. ``device`` is "auto", "cpu" or "cuda"; "auto" keeps a CPU bundle on the CPU."""
     path = DEFAULT_BUNDLE if bundle is None else Path(bundle)
-    manifest = manifest_from_bundle(path)
+    manifest = verify_bundle(path)  # before anything of it is parsed; 14 ms for 25 MB
     if device == "auto" and manifest.target == "cpu":
         device = "cpu"
-    with ThreadPoolExecutor(len(CONTRACT) + 1) as pool:  # reading, hashing and graph building run outside the interpreter's lock
-        verified = pool.submit(verify_bundle, path)
+    with ThreadPoolExecutor(len(CONTRACT)) as pool:  # graphs are built outside the interpreter's lock
         sessions = {name: pool.submit(_session, path / graph.file, name, device) for name, graph in manifest.graphs.items()}
-        tokenizer = pool.submit(tokenizer_from_file, path / TOKENIZER)
-        verified.result()  # a changed file is said first, whatever it broke
-        opened = {name: session.result() for name, session in sessions.items()}
-        return Predictor(path, manifest, opened, tokenizer.result())
+        tokenizer = tokenizer_from_file(path / TOKENIZER)
+        return Predictor(path, manifest, {name: session.result() for name, session in sessions.items()}, tokenizer)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tiny import tiny_bundle, tiny_files, tiny_manifest
 
-from pmclip_deploy.bundle import MANIFEST, Manifest, manifest_from_bundle, verify_bundle, write_bundle
+from pmclip_deploy.bundle import MANIFEST, SEAL, Manifest, manifest_from_bundle, verify_bundle, write_bundle
 from pmclip_deploy.errors import BundleError
 
 
@@ -65,6 +65,22 @@ def test_a_changed_byte_is_named(bundle: Path, name: str) -> None:
     content[len(content) // 2] ^= 1
     (bundle / name).write_bytes(content)
     with pytest.raises(BundleError, match=f"{name} has changed"):
+        verify_bundle(bundle)
+
+
+def test_a_changed_threshold_answer_or_seal_is_refused(bundle: Path) -> None:
+    verify_bundle(bundle)
+    good = (bundle / MANIFEST).read_bytes()
+    for changed in (good.replace(b"0.6", b"0.1"), good.replace(b'"yes"', b'"no "'), good + b" "):
+        (bundle / MANIFEST).write_bytes(changed)
+        with pytest.raises(BundleError, match=r"manifest\.json has changed"):
+            verify_bundle(bundle)
+    (bundle / MANIFEST).write_bytes(good)
+    (bundle / SEAL).write_bytes((bundle / SEAL).read_bytes() + b"\n")
+    with pytest.raises(BundleError, match=SEAL):
+        verify_bundle(bundle)
+    (bundle / SEAL).unlink()
+    with pytest.raises(BundleError, match=f"{SEAL} is missing"):
         verify_bundle(bundle)
 
 

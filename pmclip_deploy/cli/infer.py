@@ -12,7 +12,6 @@ from pmclip_deploy.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from pmclip_deploy.answer import Answer, ImageInfo
-    from pmclip_deploy.predictor import Predictor
 
 PNG_AND_JPEG = (".png", ".jpg", ".jpeg")
 SUFFIXES = (*PNG_AND_JPEG, ".dcm", ".dicom", ".ima", ".tif", ".tiff", ".bmp", ".gif", ".nii", ".gz", ".zip")
@@ -35,7 +34,14 @@ def infer(
     pmclip-deploy infer scan.dcm "is there a fracture?" "in which plane is it?"
     """
     images, questions = split_arguments(arguments)
-    predictor = _loaded(bundle, device, images[0])
+
+    from pmclip_deploy.predictor import load
+
+    predictor = load(bundle, device)
+    if images[0].suffix.lower() not in PNG_AND_JPEG:
+        from pmclip_deploy.dicom import import_pydicom_lean
+
+        import_pydicom_lean()
 
     def ask(path: Path) -> "list[Answer]":
         return predictor.ask_many(path, questions, frame=frame, window=window, top=top)
@@ -89,26 +95,6 @@ def _exists(argument: str) -> bool:
 
 def _looks_like_a_path(argument: str) -> bool:
     return argument.lower().endswith(SUFFIXES) or (("/" in argument or os.sep in argument) and " " not in argument)
-
-
-def _loaded(bundle: Path | None, device: str, first: Path) -> "Predictor":
-    """Imports the DICOM reader beside the opening of the graphs, which runs outside the interpreter's lock."""
-    from threading import Thread
-
-    from pmclip_deploy.predictor import load
-
-    if first.suffix.lower() not in PNG_AND_JPEG:
-        Thread(target=_import_dicom).start()
-    return load(bundle, device)
-
-
-def _import_dicom() -> None:
-    from contextlib import suppress
-
-    with suppress(Exception):  # whoever needs it meets the error himself
-        from pmclip_deploy.dicom import import_pydicom_lean
-
-        import_pydicom_lean()
 
 
 def _answers(ask: Ask, image: Path, bar: bool) -> "Iterator[list[Answer]]":
