@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+MAX_SCANS = 100  # of a progressive JPEG: each passes over the whole picture
 Samples = NDArray[Any]  # (H, W) or (H, W, 3) integers
 
 
@@ -184,7 +185,7 @@ def _jpeg_header(frame: bytes, layout: Layout) -> Header:
             header = Header(rows, columns, components, precision, process=marker)
         elif marker == 0xDA:
             scans += 1
-            if header is None or scans > 1024 or not 1 <= body[0] <= header.components or len(body) != 4 + 2 * body[0]:
+            if header is None or scans > MAX_SCANS or not 1 <= body[0] <= header.components or len(body) != 4 + 2 * body[0]:
                 raise Refused("its compressed data is broken")
         elif marker == 0xC4:
             _check_huffman(body)

@@ -36,6 +36,7 @@ Window = tuple[float, float]  # (center, width)
 Gray = NDArray[np.uint8]
 
 MAX_INFLATED = 1 << 28  # bytes that a deflated file may grow to: 256 MiB
+MAX_FRAGMENTS = 1 << 20  # pieces of compressed data: each costs time
 
 IMPLICIT, EXPLICIT, BIG_ENDIAN = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"
 DEFLATED = "1.2.840.10008.1.2.1.99"
@@ -339,6 +340,8 @@ def _codestream(image: _Image, index: int, frames: int) -> bytes:
             raise Refused("it is cut short: its compressed data ends before its declared length")
         file.seek(length, io.SEEK_CUR)
         fragments += 1
+        if fragments > MAX_FRAGMENTS:
+            raise Refused(f"its compressed data is in more than {MAX_FRAGMENTS} pieces")
     if fragments < frames:
         raise Refused(f"it is cut short or its header lies: {frames} frame(s) are declared, {max(fragments, 0)} compressed ones are there")
     file.seek(start)

@@ -8,6 +8,7 @@ Pillow loads inside the functions, and pydicom only where the bytes are DICOM, s
 from __future__ import annotations
 
 from dataclasses import dataclass
+from io import BytesIO
 from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 MAX_PIXELS = 1 << 26  # 8192 x 8192, twice the largest mammogram: more is a mistake or an attack
 
+MAX_SCANS = 200  # of a progressive JPEG and its thumbnails: each passes over the whole picture
 PNG = b"\x89PNG\r\n\x1a\n"
 JPEG = b"\xff\xd8\xff"
 
@@ -104,6 +106,8 @@ def head_of_file(source: str) -> bytes:
     try:
         if path.is_dir():
             raise InputError(f"{source}: is a folder, not a picture; give a file")
+        if path.exists() and not path.is_file():
+            raise InputError(f"{source}: is a device or a pipe, not a file; save the picture and give that")
         with path.open("rb") as file:
             head = file.read(132)
     except FileNotFoundError:
@@ -125,7 +129,10 @@ def _picture_from_raster(source: str, kind: str) -> Picture:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's own remarks on odd files; what matters is raised below
-            with Image.open(source, formats=(kind.upper(),)) as opened:
+            data = Path(source).read_bytes()
+            if data.count(b"\xff\xda") > MAX_SCANS and kind == "jpeg":
+                raise InputError(f"{source}: has more than {MAX_SCANS} progressive scans; save it again as a plain JPEG")
+            with Image.open(BytesIO(data), formats=(kind.upper(),)) as opened:
                 if opened.width * opened.height > MAX_PIXELS:
                     raise InputError(f"{source}: {opened.width} x {opened.height} is more than {MAX_PIXELS} pixels; make it smaller")
                 pixels, window = _pixels_from_image(ImageOps.exif_transpose(opened))

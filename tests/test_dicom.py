@@ -2,6 +2,8 @@
 
 import logging
 import socket
+import subprocess
+import sys
 import warnings
 import zlib
 from math import exp
@@ -730,6 +732,18 @@ def test_nothing_of_the_patient_is_logged_or_printed(tmp_path, capfd, caplog):
     assert caplog.records == []
     assert capfd.readouterr() == ("", "")
     assert logging.getLogger("pydicom").level == level
+
+
+def test_the_lean_import_decodes_jpeg_lossless_too():
+    code = """
+import sys
+from pmclip_deploy.dicom import import_pydicom_lean, picture_from_dicom
+import_pydicom_lean()
+assert "pydicom" in sys.modules and "gdcm" not in sys.modules
+print(picture_from_dicom(sys.argv[1]).pixels.shape)
+"""
+    command = [sys.executable, "-c", code, shipped("SC_rgb_jpeg_gdcm.dcm")]
+    assert subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout == "(100, 100, 3)\n"
 
 
 def test_reading_in_many_threads():

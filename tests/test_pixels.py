@@ -1,7 +1,10 @@
 """PNG, JPEG and arrays to pixels, and pixels to the model's input, against the reference bit for bit."""
 
 import io
+import os
 import struct
+import subprocess
+import sys
 import zlib
 
 import numpy as np
@@ -188,7 +191,31 @@ def test_other_files_are_refused(tmp_path, content):
         picture_from_path(path)
 
 
+def test_a_jpeg_of_endless_scans(tmp_path):
+    buffer = io.BytesIO()
+    Image.fromarray(pattern(40, 40, 1)).save(buffer, "JPEG", progressive=True)
+    jpeg = buffer.getvalue()
+    last = jpeg.rfind(b"\xff\xda")
+    (tmp_path / "x").write_bytes(jpeg[:last] + jpeg[last:-2] * 1000 + jpeg[-2:])
+    with pytest.raises(InputError, match="scans"):
+        picture_from_path(tmp_path / "x")
+
+
+def test_a_png_does_not_pay_for_pydicom(tmp_path):
+    path = saved(tmp_path, Image.fromarray(pattern(6, 8, 1)))
+    code = """
+import sys
+from pmclip_deploy.pixels import picture_from_path
+picture_from_path(sys.argv[1])
+assert not {"pydicom", "gdcm"} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code, str(path)], check=True, timeout=60)
+
+
 def test_paths_that_cannot_be_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="pipe"):
+        picture_from_path(tmp_path / "pipe")
     for path, reason in ((tmp_path / "none", "no such file"), (tmp_path, "folder"), ("\0", "cannot be opened")):
         with pytest.raises(InputError, match=reason):
             picture_from_path(path)
