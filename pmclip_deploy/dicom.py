@@ -36,7 +36,7 @@ Window = tuple[float, float]  # (center, width)
 Gray = NDArray[np.uint8]
 
 MAX_INFLATED = 1 << 28  # bytes that a deflated file may grow to: 256 MiB
-MAX_FRAGMENTS = 1 << 20  # pieces of compressed data: each costs time
+MAX_FRAGMENTS = 1 << 18  # pieces of compressed data: each costs time
 
 IMPLICIT, EXPLICIT, BIG_ENDIAN = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"
 DEFLATED = "1.2.840.10008.1.2.1.99"
@@ -283,7 +283,8 @@ def _layout(dataset: Dataset) -> Layout:
         raise Refused(f"its header says {layout.rows} x {layout.columns}, more than {MAX_PIXELS} pixels a frame")
     if layout.samples != PHOTOMETRIC[photometric]:
         raise Refused(f"its header says {layout.samples} samples per pixel, which {photometric} does not have")
-    if layout.allocated not in (1, 8, 16, 32) or not 1 <= layout.stored <= layout.high_bit + 1 <= layout.allocated:
+    whole = layout.allocated in (8, 16, 32) or (layout.allocated == 1 and layout.samples == 1)
+    if not whole or not 1 <= layout.stored <= layout.high_bit + 1 <= layout.allocated:
         raise Refused(f"its header says {layout.allocated} bits allocated, {layout.stored} stored, high bit {layout.high_bit}")
     return layout
 
@@ -305,6 +306,9 @@ def _stored_values(image: _Image, layout: Layout, index: int, frames: int) -> tu
         need = f"{frames} frame(s) of {layout.rows} x {layout.columns} need {declared} bytes of pixels"
         raise Refused(f"it is cut short or its header lies: {need}, {present} are there")
 
+    if layout.allocated == 1:
+        return _bits(image, layout, index), layout.photometric
+
     from pydicom.pixels.decoders.base import get_decoder
 
     options: dict[str, Any] = {
@@ -323,6 +327,19 @@ def _stored_values(image: _Image, layout: Layout, index: int, frames: int) -> tu
     }
     samples, _ = get_decoder(image.syntax).as_array(image.file, index=index, raw=True, **options)
     return native_samples(samples, layout), layout.photometric
+
+
+def _bits(image: _Image, layout: Layout, index: int) -> NDArray[np.uint8]:
+    """A frame of single bits, which starts anywhere in a byte (PS3.5 8.1.1). Own code: pydicom's loses a frame's last bits there. -> (H, W)"""
+    assert image.file is not None
+    first = index * layout.pixels
+    start, skip = first // 16 * 2, first % 16
+    image.file.seek(start, io.SEEK_CUR)
+    data = np.frombuffer(image.file.read((skip + layout.pixels + 15) // 16 * 2), np.uint8)
+    if not image.little and image.vr == "OW":
+        data = data[: len(data) // 2 * 2].view(np.uint16).byteswap().view(np.uint8)
+    bits = np.unpackbits(data, bitorder="little")[skip : skip + layout.pixels]
+    return bits.reshape(layout.rows, layout.columns)
 
 
 def _codestream(image: _Image, index: int, frames: int) -> bytes:

@@ -353,6 +353,17 @@ def test_one_bit_pixels():
     np.testing.assert_array_equal(picture_from_dicom(ds).pixels, bits * 255)
 
 
+@pytest.mark.parametrize("syntax", [EXPLICIT, BIG_ENDIAN])
+def test_one_bit_frames_start_within_a_byte(tmp_path, syntax):
+    frames = np.stack([pattern(3, 5, 1), pattern(3, 5, 1)[::-1], pattern(5, 3, 1).T, pattern(3, 5, 1)[:, ::-1]]) // 16 % 2
+    ds = dataset(frames, syntax, NumberOfFrames=4, BitsAllocated=1, BitsStored=1, HighBit=0)
+    words = np.packbits(np.append(frames.ravel(), [0] * 4), bitorder="little").view("<u2")
+    ds.PixelData = words.astype(">u2" if syntax == BIG_ENDIAN else "<u2").tobytes()
+    for source in (ds, saved(ds, tmp_path / "x")):
+        for frame in range(4):
+            np.testing.assert_array_equal(picture_from_dicom(source, frame=frame).pixels, frames[frame] * 255)
+
+
 @pytest.mark.parametrize("signed", [False, True])
 @pytest.mark.parametrize("stored", range(1, 17))
 def test_only_the_stored_bits_count(stored, signed):
