@@ -330,7 +330,7 @@ def _stored_values(image: _Image, layout: Layout, index: int, frames: int) -> tu
 
 
 def _bits(image: _Image, layout: Layout, index: int) -> NDArray[np.uint8]:
-    """A frame of single bits, which starts anywhere in a byte (PS3.5 8.1.1). Own code: pydicom's loses a frame's last bits there. -> (H, W)"""
+    """A frame of single bits, which may start within a byte (PS3.5 8.1.1); pydicom loses the last bits of such a frame. -> (H, W)"""
     assert image.file is not None
     first = index * layout.pixels
     start, skip = first // 16 * 2, first % 16
