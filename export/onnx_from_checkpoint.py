@@ -22,24 +22,31 @@ OPSET, IR_VERSION = 20, 9  # Gelu is an operator from 20 on; onnxruntime 1.20 re
 
 
 @dataclass(frozen=True)
-class Traced:
-    """A checkpoint as PyTorch modules in eval mode (the reference) and as ONNX graphs."""
+class Modules:
+    """A checkpoint as PyTorch modules in eval mode: what every graph is measured against."""
 
+    folder: Path
     meta: dict[str, Any]  # checkpoint.json
     backbone: Backbone
     clip: CustomTextCLIP
     head: LiteHead
-    graphs: dict[str, onnx.ModelProto]  # image, text, head
 
 
-def onnx_from_checkpoint(folder: Path) -> Traced:
+def modules_from_checkpoint(folder: Path) -> Modules:
     """Raises BundleError where the checkpoint is missing or doesn't fit its backbone."""
     clip, meta, tensors = towers_from_checkpoint(folder)
     backbone = BACKBONES[meta["backbone"]]
-    head = _head_from_tensors(folder, backbone, under(tensors, "head"))
-    with torch.inference_mode():
-        graphs = {"image": image_graph(clip, backbone), "text": text_graph(clip, backbone), "head": head_graph(head)}
-    return Traced(meta, backbone, clip, head, graphs)
+    return Modules(folder, meta, backbone, clip, _head_from_tensors(folder, backbone, under(tensors, "head")))
+
+
+@torch.inference_mode()
+def onnx_from_modules(modules: Modules) -> dict[str, onnx.ModelProto]:
+    """The graphs "image", "text" and "head", in fp32."""
+    return {
+        "image": image_graph(modules.clip, modules.backbone),
+        "text": text_graph(modules.clip, modules.backbone),
+        "head": head_graph(modules.head),
+    }
 
 
 def image_graph(clip: CustomTextCLIP, backbone: Backbone) -> onnx.ModelProto:
@@ -71,12 +78,21 @@ def text_graph(clip: CustomTextCLIP, backbone: Backbone) -> onnx.ModelProto:
     width = bert.config.hidden_size
 
     def norm(name: str, x: str, module: nn.LayerNorm) -> str:
-        return g.node("LayerNormalization", name, x, g.weight(f"{name}.weight", module.weight), g.weight(f"{name}.bias", module.bias), epsilon=eps)
+        return g.node(
+            "LayerNormalization", name, x, g.weight(f"{name}.weight", module.weight), g.weight(f"{name}.bias", module.bias), epsilon=eps
+        )
 
     def linear(name: str, x: str, weight: Tensor, bias: Tensor) -> str:
-        return g.node("Add", name, g.node("MatMul", f"{name}.matmul", x, g.weight(f"{name}.weight", weight.T)), g.weight(f"{name}.bias", bias))
+        return g.node(
+            "Add", name, g.node("MatMul", f"{name}.matmul", x, g.weight(f"{name}.weight", weight.T)), g.weight(f"{name}.bias", bias)
+        )
 
-    real = g.node("Cast", "real", g.node("Not", "not_pad", g.node("Equal", "is_pad", "tokens", g.ints("pad_id", backbone.pad_id))), to=TensorProto.FLOAT)
+    real = g.node(
+        "Cast",
+        "real",
+        g.node("Not", "not_pad", g.node("Equal", "is_pad", "tokens", g.ints("pad_id", backbone.pad_id))),
+        to=TensorProto.FLOAT,
+    )
     real = g.node("Unsqueeze", "mask", real, g.ints("last", [-1]))  # (B, T, 1): 1 for a token, 0 for padding
     # -1e4 where the key is padding: its weight after the softmax is exactly 0 in fp32.
     masked = g.node("Mul", "mask.scaled", g.node("Sub", "mask.less_one", real, g.floats("one", 1)), g.floats("ten_thousand", 1e4))
@@ -99,12 +115,19 @@ def text_graph(clip: CustomTextCLIP, backbone: Backbone) -> onnx.ModelProto:
         split = g.nodes("Split", [f"{name}.{p}" for p in "qkv"], qkv, axis=-1, num_outputs=3)
         shape = g.ints("heads_shape", [0, 0, heads, width // heads])
         q, k, v = (
-            g.node("Transpose", f"{p}.heads", g.node("Reshape", f"{p}.split", p, shape), perm=[0, 2, 3, 1] if p.endswith("k") else [0, 2, 1, 3])
+            g.node(
+                "Transpose", f"{p}.heads", g.node("Reshape", f"{p}.split", p, shape), perm=[0, 2, 3, 1] if p.endswith("k") else [0, 2, 1, 3]
+            )
             for p in split
         )
         scores = g.node("Add", f"{name}.scores", g.node("MatMul", f"{name}.scores.matmul", q, k), masked)  # (B, H, T, T)
         attended = g.node("MatMul", f"{name}.attended", g.node("Softmax", f"{name}.softmax", scores, axis=-1), v)
-        joined = g.node("Reshape", f"{name}.joined", g.node("Transpose", f"{name}.merged", attended, perm=[0, 2, 1, 3]), g.ints("joined_shape", [0, 0, width]))
+        joined = g.node(
+            "Reshape",
+            f"{name}.joined",
+            g.node("Transpose", f"{name}.merged", attended, perm=[0, 2, 1, 3]),
+            g.ints("joined_shape", [0, 0, width]),
+        )
         out = linear(f"{name}.attention.out", joined, a.output.dense.weight, a.output.dense.bias)
         x = norm(f"{name}.attention.norm", g.node("Add", f"{name}.attention.skip", out, x), a.output.LayerNorm)
         up = linear(f"{name}.up", x, layer.intermediate.dense.weight, layer.intermediate.dense.bias)
@@ -133,7 +156,9 @@ def head_graph(head: LiteHead) -> onnx.ModelProto:
         return g.node("Mul", f"{x}.scaled", unit, g.floats("sqrt_width", width**0.5))
 
     image, text = unit("image"), unit("text")
-    fused = g.node("Mul", "fused", g.node("Relu", "fused.relu", linear("fused.image", image, head.image)), linear("fused.text", text, head.text))
+    fused = g.node(
+        "Mul", "fused", g.node("Relu", "fused.relu", linear("fused.image", image, head.image)), linear("fused.text", text, head.text)
+    )
     g.node("Add", "answer", linear("answer.fused", fused, head.answer), mlp("prior", text, head.prior))
     g.node("Identity", "kind", mlp("kinds", text, head.kind))
     g.node("Squeeze", "radiograph", mlp("radiographs", image, head.radiograph), g.ints("last", [-1]))
@@ -210,6 +235,8 @@ class _Graph:
             [helper.make_tensor_value_info(x, TensorProto.FLOAT, shape) for x, shape in outputs.items()],
             list(self.weights.values()),
         )
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="pmclip-deploy")
+        model = helper.make_model(
+            graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="pmclip-deploy"
+        )
         onnx.checker.check_model(model, full_check=True)
         return model
