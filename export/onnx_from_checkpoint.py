@@ -160,8 +160,7 @@ def head_graph(head: LiteHead) -> onnx.ModelProto:
         "Mul", "fused", g.node("Relu", "fused.relu", linear("fused.image", image, head.image)), linear("fused.text", text, head.text)
     )
     look = g.node("MatMul", "look", image, g.weight("look.weight", head.look.weight.T))
-    seen = g.node("Add", "answer.seen", linear("answer.fused", fused, head.answer), look)
-    g.node("Add", "answer", seen, mlp("prior", text, head.prior))
+    g.node("Sum", "answer", linear("answer.fused", fused, head.answer), look, mlp("prior", text, head.prior))
     g.node("Identity", "kind", mlp("kinds", text, head.kind))
     g.node("Squeeze", "radiograph", mlp("radiographs", image, head.radiograph), g.ints("last", [-1]))
     outputs = {"answer": ["B", head.answer.out_features], "kind": ["B", head.kind[2].out_features], "radiograph": ["B"]}
