@@ -1,7 +1,7 @@
-"""From fp32 graphs to INT8 ones: static Q/DQ for the convolutional tower, dynamic MatMuls for the transformer, narrow storage for the rest.
+"""From fp32 graphs to INT8 ones: static Q/DQ for the convolutional tower, int8 weights for the transformer, fp16 storage for the rest.
 
 The Q/DQ nodes are placed here, not by onnxruntime.quantization: its result had cosine 0.84 to fp32 on this image tower, this one 0.996
-(docs/export.md), and the bytes do not change with onnxruntime's version.
+(docs/export.md). Every graph is plain ONNX, and its bytes do not change with onnxruntime's version.
 """
 
 from collections.abc import Callable, Iterable
@@ -14,9 +14,6 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-# u8 x s8 products are added in pairs in 16 bits on CPUs without VNNI: 7-bit weights cannot overflow there.
-# Depthwise convolutions widen before they add, so they keep 8 bits.
-REDUCED, FULL = 63, 127
 TAIL = 1e-4  # of an image's activations lies outside its range, on either side
 SAMPLE = 100_000  # values of one tensor that a percentile is taken of
 
@@ -76,7 +73,7 @@ def activations_from_images(
 def int8_image(model: onnx.ModelProto, calibration: Calibration) -> onnx.ModelProto:
     """Activations uint8, asymmetric, per tensor; weights int8, symmetric, per channel; the bias takes up the mean error of rounded weights.
 
-    The first convolutions stay in float: few channels, large activations, most of the error and little of the time.
+    The first convolutions stay in float: few channels and large activations make them most of the error.
     """
     weights = arrays(model)
     convolutions = [i for i, node in enumerate(model.graph.node) if node.op_type == "Conv"]
@@ -111,7 +108,7 @@ def int8_image(model: onnx.ModelProto, calibration: Calibration) -> onnx.ModelPr
             x, w, b = original.input
             weight = weights[w]  # (O, I / group, k, k)
             depthwise = weight.shape[1] == 1
-            q, scale = int8_from_weight(weight, 0, FULL if depthwise else REDUCED)
+            q, scale = int8_from_weight(weight, 0, "none" if depthwise else "neighbours" if weight.shape[2:] == (1, 1) else "any")
             lost = (weight - q * scale[:, None, None, None]).sum((2, 3), dtype=np.float64)  # (O, I / group)
             mean = np.array(calibration.means[x])
             bias = weights[b] + (lost[:, 0] * mean if depthwise else lost @ mean)
@@ -119,50 +116,53 @@ def int8_image(model: onnx.ModelProto, calibration: Calibration) -> onnx.ModelPr
             node.input[1] = dequantised(w, q, scale, 0)
             node.input[2] = dequantised(b, np.round(bias / step).astype(np.int32), step, 0)
         elif i >= start and node.op_type == "MatMul":
-            node.input[1] = dequantised(original.input[1], *int8_from_weight(weights[original.input[1]], 1, REDUCED), 1)
+            node.input[1] = dequantised(original.input[1], *int8_from_weight(weights[original.input[1]], 1, "neighbours"), 1)
         nodes.append(node)
     return _rebuilt(model, _without_clips(nodes), {**weights, **made})
 
 
 def int8_text(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Every MatMul with a weight takes its input's scale as it runs; rows of the word table have a scale each. Nothing else changes."""
+    """Weights int8, a scale per column; the word table int8, a scale per row. Activations stay float in the graph.
+
+    onnxruntime (1.22 and later) computes such a MatMul in integers, with a scale per token and 32 channels: as fast as
+    DynamicQuantizeLinear and MatMulInteger, ten times nearer to fp32, the same whatever else is in the batch, and without
+    16-bit sums that could overflow. An older one widens the weights.
+    """
     weights = arrays(model)
     made: Arrays = {}
     nodes: list[onnx.NodeProto] = []
 
-    def add(op: str, inputs: list[str], outputs: list[str], **attributes: Any) -> None:
-        nodes.append(helper.make_node(op, inputs, outputs, outputs[0], **attributes))
+    def add(op: str, inputs: list[str], output: str, **attributes: Any) -> None:
+        nodes.append(helper.make_node(op, inputs, [output], output, **attributes))
 
-    for node in model.graph.node:
-        (name,), inputs = node.output[:1], node.input
+    for original in model.graph.node:
+        node = onnx.NodeProto()
+        node.CopyFrom(original)
+        name, inputs = node.output[0], node.input
         if node.op_type == "MatMul" and inputs[1] in weights:
-            x, w = inputs
-            made[f"{w}.q"], made[f"{w}.scale"] = int8_from_weight(weights[w], 1, REDUCED)
-            add("DynamicQuantizeLinear", [x], [f"{name}.u8", f"{name}.step", f"{name}.zero"])
-            add("MatMulInteger", [f"{name}.u8", f"{w}.q", f"{name}.zero"], [f"{name}.i32"])
-            add("Cast", [f"{name}.i32"], [f"{name}.f32"], to=TensorProto.FLOAT)
-            add("Mul", [f"{name}.step", f"{w}.scale"], [f"{name}.scale"])
-            add("Mul", [f"{name}.f32", f"{name}.scale"], [name])
+            w = inputs[1]
+            made[f"{w}.q"], made[f"{w}.scale"] = int8_from_weight(weights[w], 1)
+            made[f"{w}.zero"] = np.zeros(made[f"{w}.scale"].shape, np.int8)
+            add("DequantizeLinear", [f"{w}.q", f"{w}.scale", f"{w}.zero"], f"{w}.dq", axis=1)
+            node.input[1] = f"{w}.dq"
+            nodes.append(node)
         elif node.op_type == "Gather" and inputs[0] in weights:
             table, index = inputs
-            made[f"{table}.q"], scale = int8_from_weight(weights[table], 0, FULL)
+            made[f"{table}.q"], scale = int8_from_weight(weights[table], 0)
             made[f"{table}.scale"] = scale[:, None]
-            add("Gather", [f"{table}.q", index], [f"{name}.i8"])
-            add("Gather", [f"{table}.scale", index], [f"{name}.scale"])
-            add("Cast", [f"{name}.i8"], [f"{name}.f32"], to=TensorProto.FLOAT)
-            add("Mul", [f"{name}.f32", f"{name}.scale"], [name])
+            add("Gather", [f"{table}.q", index], f"{name}.i8")
+            add("Gather", [f"{table}.scale", index], f"{name}.scale")
+            add("Cast", [f"{name}.i8"], f"{name}.f32", to=TensorProto.FLOAT)
+            add("Mul", [f"{name}.f32", f"{name}.scale"], name)
         else:
             nodes.append(node)
     return _rebuilt(model, nodes, {**weights, **made})
 
 
 def half_stored(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Matrices stored as fp16, as the checkpoint has them, and computed in fp32: exact, at half the size. A session widens them once.
-
-    The head gets this: its input's scale in a dynamic MatMul would depend on which other questions are in the batch.
-    """
+    """Float matrices and kernels stored as fp16, as the checkpoint has them, and computed in fp32: a session widens them once."""
     weights = arrays(model)
-    made = {name: w.astype(np.float16) for name, w in weights.items() if w.ndim == 2}
+    made = {name: w.astype(np.float16) for name, w in weights.items() if w.ndim > 1 and w.dtype == np.float32}
     casts = [helper.make_node("Cast", [f"{name}.half"], [name], f"{name}.widened", to=TensorProto.FLOAT) for name in made]
     kept = {name: w for name, w in weights.items() if name not in made}
     return _rebuilt(model, [*casts, *model.graph.node], {**kept, **{f"{name}.half": w for name, w in made.items()}})
@@ -175,11 +175,24 @@ def arrays(model: onnx.ModelProto) -> Arrays:
     return {w.name: numpy_helper.to_array(w) for w in model.graph.initializer}
 
 
-def int8_from_weight(weight: NDArray[np.float32], axis: int, limit: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """(int8 within ±limit, a scale per channel along ``axis``)"""
-    others = tuple(i for i in range(weight.ndim) if i != axis)
-    scale = np.maximum(np.abs(weight).max(others, keepdims=True), 1e-12).astype(np.float32) / np.float32(limit)
-    return np.round(weight / scale).astype(np.int8), scale.ravel()
+def int8_from_weight(weight: NDArray[np.float32], axis: int, summed: str = "none") -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """(int8, a scale per channel along ``axis``).
+
+    A CPU without VNNI adds u8 x s8 products in pairs, in 16 bits that saturate. ``summed`` says which of a channel's weights may
+    meet in such a pair: "none" (depthwise kernels, which widen first), "neighbours" (a row of a matrix), "any". Two of them then add
+    up to 127, give or take the rounding, and 255 x 128 fits; two of opposite sign cannot overflow.
+    """
+    rows = np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
+    largest = np.abs(rows).max(1)
+    if summed == "any":
+        largest = 2 * largest
+    elif summed == "neighbours":
+        left, right = rows[:, :-1], rows[:, 1:]
+        largest = np.maximum(largest, np.where(left * right > 0, np.abs(left + right), 0).max(1, initial=0))
+    scale = np.maximum(largest, 1e-12).astype(np.float32) / np.float32(127)
+    shape = [1] * weight.ndim
+    shape[axis] = -1
+    return np.round(weight / scale.reshape(shape)).astype(np.int8), scale
 
 
 def _without_clips(nodes: list[onnx.NodeProto]) -> list[onnx.NodeProto]:
