@@ -123,8 +123,8 @@ def _fitted(scored: Scored, vocabulary: "Vocabulary", use: Array, kind: Array) -
         enough = np.flatnonzero((share >= TARGET) & (np.arange(1, len(rows) + 1) >= min(LEAST_ANSWERED, len(rows))))
         last = int(enough[-1]) if len(enough) else -1
         threshold[k] = 0.0 if last == len(rows) - 1 else (float(top[order][last]) if last >= 0 else 1.0)
-    images = np.unique(scored.image[use])
-    return Limits(temperature, threshold, min(0.0, float(np.quantile(scored.radiograph[images], 1 - RADIOGRAPHS_KEPT))))
+    lowest = float(np.quantile(scored.radiograph[np.unique(scored.image[use])], 1 - RADIOGRAPHS_KEPT))
+    return Limits(temperature, threshold, min(lowest, lowest / 2))  # half way to the boundary at 0, where there is room
 
 
 def _own(scored: Scored, name: str) -> Array:

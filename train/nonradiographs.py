@@ -1,23 +1,44 @@
-"""Pictures that are no radiology images, synthesised: what the head learns to turn away."""
+"""Pictures that are no radiology images, synthetic ones and crops of photographs: what the head learns to turn away."""
+
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
 SIZE = 288
+# Photographs that scikit-image ships (public domain or CC0). Its others are kept for tests: TEST_PHOTOGRAPHS.
+PHOTOGRAPHS = "astronaut.png brick.png clock_motion.png coins.png hubble_deep_field.jpg motorcycle_left.png rocket.jpg text.png horse.png".split()
+TEST_PHOTOGRAPHS = "camera.png chelsea.png coffee.png grass.png gravel.png page.png moon.png cell.png".split()
 
 
 def nonradiographs(count: int, seed: int) -> list[NDArray[np.uint8]]:
-    """``count`` pictures (288, 288, 3) u8, of all the kinds below in turn."""
+    """``count`` pictures (288, 288, 3) u8, of all the kinds below in turn, a good third of them without colour."""
     rng = np.random.default_rng(seed)
-    makers = (_blank, _noise, _smooth_noise, _gradient, _shapes, _leaves, _leaves, _leaves, _page, _stripes)
+    photographs = [Image.open(_photograph(name)).convert("RGB") for name in PHOTOGRAPHS]
+
+    def crop(rng: np.random.Generator) -> Image.Image:
+        picture = photographs[int(rng.integers(len(photographs)))]
+        share = rng.uniform(0.25, 1.0, 2)
+        w, h = (np.array(picture.size) * share).astype(int).tolist()
+        x, y = int(rng.integers(picture.width - w + 1)), int(rng.integers(picture.height - h + 1))
+        picture = picture.crop((x, y, x + w, y + h)).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
+        return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else picture
+
+    makers = (_blank, _noise, _smooth_noise, _gradient, _shapes, _leaves, _leaves, _page, _stripes, *[crop] * 9)
     out = []
     for i in range(count):
         picture = makers[i % len(makers)](rng)
-        if rng.random() < 0.35:
+        if rng.random() < 0.4:
             picture = picture.convert("L")
         out.append(np.asarray(picture.convert("RGB")))
     return out
+
+
+def _photograph(name: str) -> Path:
+    import skimage.data
+
+    return Path(skimage.data.__file__).parent / name
 
 
 def _colour(rng: np.random.Generator) -> tuple[int, int, int]:

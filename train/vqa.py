@@ -268,7 +268,7 @@ def derived_as_questions(questions: list[Question], organs: dict[str, set[str]])
 
 @torch.no_grad()
 def train_radiograph(model: Model, images: Images, seed: int, count: int = 1500) -> None:
-    """Fits the head's third output on embeddings: training images, clean and augmented, against synthetic pictures."""
+    """Fits the head's third output on embeddings: training images, clean and augmented, against what is no radiology image."""
     from pmclip_deploy.pixels import tensor_from_pixels
 
     generator = Generator().manual_seed(seed)
@@ -281,11 +281,11 @@ def train_radiograph(model: Model, images: Images, seed: int, count: int = 1500)
     y = torch.cat([torch.ones(sum(map(len, real))), torch.zeros(count)])
     branch = model.head.radiograph
     with torch.enable_grad():
-        optimizer = torch.optim.AdamW(branch.parameters(), lr=1e-3, weight_decay=0.1)
-        for _ in range(300):
+        optimizer = torch.optim.AdamW(branch.parameters(), lr=1e-3, weight_decay=0.5)
+        for _ in range(500):
             optimizer.zero_grad()
             chosen = torch.randint(len(x), (256,), generator=generator)
-            noisy = x[chosen] + 0.3 * torch.randn(256, x.shape[1], generator=generator)
+            noisy = x[chosen] + 0.6 * torch.randn(256, x.shape[1], generator=generator)
             F.binary_cross_entropy_with_logits(branch(noisy).squeeze(-1), y[chosen]).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
 
