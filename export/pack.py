@@ -25,7 +25,7 @@ from pmclip_deploy.train.towers import read_checkpoint
 
 CALIBRATION, PARITY = "calibration.json", "parity.json"  # kept beside the checkpoint, so that a rebuild gives the same bytes
 IMAGES = 256  # calibration images taken of a folder, evenly spread over its sorted names
-FLOAT_CONVOLUTIONS = (3, 9, 24, 49)  # tried in turn until the gates pass; with 49 the whole image tower is in float
+FLOAT_CONVOLUTIONS = (3, 9, 24)  # of the image tower, from the first on; tried in turn until the gates pass, and after them all
 STORED = "fp32, stored as fp16"
 
 Graphs = dict[str, onnx.ModelProto]
@@ -127,9 +127,9 @@ def _manifest(modules: Modules, precision: str, target: str, calibration: int8.C
     meta, backbone = modules.meta, modules.backbone
     graphs = {name: {"file": f"{name}.onnx", "precision": precision} for name in ("image", "text", "head")}
     if calibration is not None:
-        first, last = calibration.float_convolutions, FLOAT_CONVOLUTIONS[-1]
         graphs["head"]["precision"] = STORED
-        graphs["image"]["precision"] = STORED if first >= last else f"int8, the first {first} of {last} convolutions {STORED}"
+        first = f"int8, the first {calibration.float_convolutions} convolutions {STORED}"
+        graphs["image"]["precision"] = first if calibration.ranges else STORED
     p = backbone.preprocess
     made = {"onnx": onnx.__version__, "onnxruntime": ort.__version__, "checkpoint_sha256": _sha256(modules.folder / "model.safetensors")}
     if calibration is not None:
@@ -179,8 +179,10 @@ def _calibrations(modules: Modules, graph: onnx.ModelProto, folder: Path, progre
     tensors = (tensor_from_pixels(picture_from_path(path).pixels, modules.backbone.preprocess) for path in progress(paths, "Calibrating"))
     ranges, means = int8.activations_from_images(graph, tensors)
     names = {path.relative_to(folder).as_posix(): _sha256(path) for path in paths}
+    checkpoint, convolutions = _sha256(modules.folder / "model.safetensors"), sum(node.op_type == "Conv" for node in graph.graph.node)
     for count in FLOAT_CONVOLUTIONS:
-        yield int8.Calibration(_sha256(modules.folder / "model.safetensors"), names, count, ranges, means)
+        yield int8.Calibration(checkpoint, names, count, ranges, means)
+    yield int8.Calibration(checkpoint, names, convolutions, {}, {})
 
 
 def _measured(checkpoint: Path, precision: str, hashes: dict[str, str]) -> Any:

