@@ -60,7 +60,9 @@ def test_questions_out_of_scope_get_no_answer(predictor: pm.Predictor, ct: str, 
     assert answer.abstained and answer.answer is None and "outside" in (answer.reason or "")
 
 
-@pytest.mark.parametrize("question", ["is there a pneumothorax?", "does the patient have covid?", "is there scoliosis?", "any sign of emphysema?"])
+@pytest.mark.parametrize(
+    "question", ["is there a pneumothorax?", "does the patient have covid?", "is there scoliosis?", "any sign of emphysema?"]
+)
 def test_a_finding_never_learned_is_an_abstention_not_a_no(predictor: pm.Predictor, ct: str, question: str) -> None:
     answer = predictor.ask(ct, question)
     assert answer.abstained and "learned" in (answer.reason or "")

@@ -8,8 +8,18 @@ from PIL import Image, ImageDraw, ImageFilter
 
 SIZE = 288
 # Photographs that scikit-image ships (public domain or CC0). Its others are kept for tests: TEST_PHOTOGRAPHS.
-PHOTOGRAPHS = "astronaut.png brick.png clock_motion.png coins.png hubble_deep_field.jpg motorcycle_left.png rocket.jpg text.png horse.png".split()
-TEST_PHOTOGRAPHS = "camera.png chelsea.png coffee.png grass.png gravel.png page.png moon.png cell.png".split()
+PHOTOGRAPHS = [
+    "astronaut.png",
+    "brick.png",
+    "clock_motion.png",
+    "coins.png",
+    "hubble_deep_field.jpg",
+    "motorcycle_left.png",
+    "rocket.jpg",
+    "text.png",
+    "horse.png",
+]
+TEST_PHOTOGRAPHS = ["camera.png", "chelsea.png", "coffee.png", "grass.png", "gravel.png", "page.png", "moon.png", "cell.png"]
 
 
 def nonradiographs(count: int, seed: int) -> list[NDArray[np.uint8]]:

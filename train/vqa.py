@@ -63,6 +63,9 @@ class Vocabulary:
         for kind, counts in allowed.items():
             self.allowed[self.kind_id[kind], [self.answer_id[a] for a in counts]] = True
 
+    def allows(self, kind: str, answer: str) -> bool:
+        return kind in self.kind_id and answer in self.answer_id and bool(self.allowed[self.kind_id[kind], self.answer_id[answer]])
+
 
 class Rows:
     """Questions grouped by image: for a batch of images, all their rows at once."""
@@ -145,11 +148,13 @@ def train_vqa(
         if q.image in place:
             rows.of[place[q.image]].append((i, vocabulary.kind_id[kind], vocabulary.answer_id[q.answer], 1.0))
     for kind, ways in json.loads((K.PHRASES / "paraphrases.json").read_text(encoding="utf-8")).items():
-        for text in ways:
+        for text in ways if kind in vocabulary.kind_id else ():
             text_id(text, kind)
     own = {(q.image, q.question) for q in training}
     for image, facts in facts_by_image(training).items():
         for question, answer, kind, weight in implied_questions(facts):
+            if not vocabulary.allows(kind, answer):
+                continue
             i = text_id(question, kind)
             if image in place and (image, question) not in own:
                 rows.of[place[image]].append((i, vocabulary.kind_id[kind], vocabulary.answer_id[answer], weight))
@@ -177,7 +182,7 @@ def train_vqa(
     images = Images(paths, spec.preprocess)
     model = Model(towers, LiteHead(spec.embed_dim, len(vocabulary.answers), len(vocabulary.kinds), HIDDEN))
     head, contrastive = model.head, ClipLoss()
-    by_heart = vocabulary.kind_id["abnormality"]
+    by_heart = vocabulary.kind_id.get("abnormality", -1)
 
     def loss_of(indices: Tensor, generator: Generator) -> Tensor:
         model.train()
