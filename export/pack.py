@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime as ort
+from onnx.external_data_helper import set_external_data
 
 from pmclip_deploy.bundle import MANIFEST, TOKENIZER, Manifest, manifest_from_bundle, write_bundle
 from pmclip_deploy.errors import BundleError, InputError, ParityError, UsageError
@@ -68,12 +69,12 @@ def bundle_from_checkpoint(
         trial, missed = Path(scratch, "bundle"), ParityError("")
         for calibration in recipes:
             quantised = graphs if calibration is None else _int8(graphs, calibration)
-            files = {TOKENIZER: (checkpoint / TOKENIZER).read_bytes(), **_files_from_graphs(quantised, Path(scratch))}
+            files = {TOKENIZER: (checkpoint / TOKENIZER).read_bytes(), **_files_from_graphs(quantised)}
             if calibration is not None:
                 files[CALIBRATION] = _json(calibration.to_json())
             manifest = write_bundle(trial, _manifest(modules, precision, target, calibration), files)
             try:
-                _, parity = parity_of_bundle(trial, modules, rows, images, progress)
+                _, parity = parity_of_bundle(trial, modules, rows, images, progress=progress)
                 gate(precision, parity, gates)
                 break
             except ParityError as error:
@@ -110,16 +111,23 @@ def _int8(graphs: Graphs, calibration: int8.Calibration) -> Graphs:
     return {"image": int8.half_stored(image), "text": int8.int8_text(graphs["text"]), "head": int8.half_stored(graphs["head"])}
 
 
-def _files_from_graphs(graphs: Graphs, folder: Path) -> dict[str, bytes]:
-    """NAME.onnx and NAME.onnx.data: a session maps the weights instead of copying them twice."""
+def _files_from_graphs(graphs: Graphs) -> dict[str, bytes]:
+    """NAME.onnx and NAME.onnx.data: a session maps the weights instead of copying them twice.
+
+    Not by onnx.save_model, which refuses to where a file of that name lies in the current folder.
+    """
     files = {}
     for name, model in graphs.items():
-        copy = onnx.ModelProto()
-        copy.CopyFrom(model)  # saving with external data empties the model's own weights
-        path = folder / f"{name}.onnx"
-        path.with_name(f"{name}.onnx.data").unlink(missing_ok=True)  # onnx appends to it
-        onnx.save_model(copy, path, save_as_external_data=True, location=f"{name}.onnx.data", size_threshold=1024)
-        files |= {file.name: file.read_bytes() for file in (path, path.with_name(f"{name}.onnx.data"))}
+        outside, data = onnx.ModelProto(), bytearray()
+        outside.CopyFrom(model)
+        for weight in outside.graph.initializer:
+            if len(weight.raw_data) < 1024:
+                continue
+            data += bytes(-len(data) % 64)  # aligned for vector loads
+            set_external_data(weight, f"{name}.onnx.data", len(data), len(weight.raw_data))
+            data += weight.raw_data
+            weight.ClearField("raw_data")
+        files |= {f"{name}.onnx": outside.SerializeToString(deterministic=True), f"{name}.onnx.data": bytes(data)}
     return files
 
 

@@ -22,7 +22,6 @@ Floats = NDArray[np.float32]
 
 # Least cosine and largest absolute difference of any row (fp32); mean cosine, where the answers decide (int8).
 TENSOR_GATES = {"fp32": {"cosine": 0.9999, "max_abs": 1e-3}, "int8": {"cosine_mean": 0.98}}
-PICTURES = 32  # of the data, to compare tensors on
 AGREEMENT, ACCURACY_LOSS = 0.99, 0.01  # of answers, every precision
 
 # Real CT, MR, US and secondary captures inside pydicom's own wheel.
@@ -53,16 +52,15 @@ def parity_of_bundle(
     modules: Modules,
     rows: Sequence[Row] | None = None,
     images: Path | None = None,
+    pictures: Sequence[Path] | None = None,
     progress: Progress = lambda items, what: items,
 ) -> tuple[str, dict[str, Any]]:
-    """(the bundle's precision, {"tensors": ..., "answers": ... or None}); over the data's pictures, or those in pydicom's wheel."""
+    """(the bundle's precision, {"tensors": ..., "answers": ... or None}); tensors over ``pictures`` or those in pydicom's wheel."""
     predictor = load(bundle, "cpu")
     reference = reference_for(modules, predictor, bundle)
-    if rows is None or images is None:
-        return predictor.manifest.precision, {"tensors": tensor_parity(reference, predictor, sample_pictures(), progress), "answers": None}
-    pictures = [images / name for name in sorted({row.image for row in rows})[:PICTURES]]
-    tensors = tensor_parity(reference, predictor, pictures, progress)
-    return predictor.manifest.precision, {"tensors": tensors, "answers": answer_parity(reference, predictor, rows, images, progress)}
+    tensors = tensor_parity(reference, predictor, pictures or sample_pictures(), progress)
+    answers = None if rows is None or images is None else answer_parity(reference, predictor, rows, images, progress)
+    return predictor.manifest.precision, {"tensors": tensors, "answers": answers}
 
 
 class TorchSession:

@@ -9,6 +9,8 @@ import typer
 from pmclip_deploy.cli.output import one_line, print_json, progress
 from pmclip_deploy.errors import UsageError
 
+PICTURES = 32  # of the data, to compare tensors on
+
 Images = Annotated[Path | None, typer.Option(help="Folder of the images that --data names.")]
 Data = Annotated[Path | None, typer.Option(help="JSON lines {image, question, answer} to compare answers on.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
@@ -102,7 +104,9 @@ def parity(
 
     path = bundle or DEFAULT_BUNDLE
     rows = rows_from_jsonl(data, images) if data else None
-    precision, measured = parity_of_bundle(path, modules_from_checkpoint(checkpoint or DEFAULT_CHECKPOINT), rows, images, progress)
+    pictures = [images / name for name in sorted({row.image for row in rows})[:PICTURES]] if rows and images else None
+    modules = modules_from_checkpoint(checkpoint or DEFAULT_CHECKPOINT)
+    precision, measured = parity_of_bundle(path, modules, rows, images, pictures, progress)
     if as_json:
         print_json({"schema": "pmclip-deploy/parity/1", "bundle": str(path), "precision": precision, **measured})
     else:
