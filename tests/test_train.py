@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from pmclip_deploy.spec import BACKBONES
 from pmclip_deploy.train import kinds as K
 from pmclip_deploy.train.calibration import TARGET, Scored, calibrated
 from pmclip_deploy.train.captions import caption, statement
-from pmclip_deploy.train.clip import questions_for_training, recall_at, train_clip
+from pmclip_deploy.train.clip import pictures_seen_in, questions_for_training, recall_at, train_clip
 from pmclip_deploy.train.datasets import Question, normalised, questions_from_folder
 from pmclip_deploy.train.nonradiographs import nonradiographs
 from pmclip_deploy.train.towers import load_pretrained, read_checkpoint, towers_from_spec
@@ -90,10 +91,40 @@ def test_validation_images_never_train(shared: Path) -> None:
     assert not {q.image.name for q in training} & {q.image.name for q in validation}
     assert len({q.image.name for q in validation}) == 500
     assert len({q.image.name for q in training}) == len({q.image for q in training})
+    assert not pictures_seen_in({q.image for q in training}, {q.image for q in validation})
 
 
 def question(image: str, category: str, answer: str) -> Question:
     return Question(Path(image), "?", answer, category)
+
+
+@pytest.mark.parametrize(
+    ("answer", "named"),
+    [
+        ("scaphoid fracture", {"fracture"}),
+        ("pulmonary embolism", {"embolism"}),
+        ("coil embolization of an aneurysm", {"aneurysm"}),
+        ("arteriovenous malformation (avm)", {"vascular malformation"}),
+        ("chiari malformation", set()),
+        ("glioblastoma multiforme", {"glioma"}),
+        ("paraganglioma", set()),
+        ("angiomyolipoma", set()),
+        ("hypoxic ischemic encephalopathy", set()),
+        ("hereditary hemorrhagic telangiectasia", set()),
+        ("aneurysmal bone cyst", {"cyst"}),
+    ],
+)
+def test_patterns_find_what_an_answer_names(answer: str, named: set[str]) -> None:
+    assert {f.name for f in K.FINDINGS if re.search(f.pattern, answer)} == named
+
+
+def test_the_same_picture_under_another_name_is_found(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    pixels = np.kron(rng.integers(0, 256, (8, 8)), np.ones((20, 20))).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    Image.fromarray(pixels).save(tmp_path / "b.jpg", quality=80)
+    Image.fromarray(pixels[::-1].copy()).save(tmp_path / "c.png")
+    assert pictures_seen_in({tmp_path / "b.jpg", tmp_path / "c.png"}, {tmp_path / "a.png"}) == {tmp_path / "b.jpg"}
 
 
 def test_derived_questions_are_yes_where_named_and_no_in_the_same_organ() -> None:

@@ -28,20 +28,20 @@ class Finding:
 
 FINDINGS = (
     Finding("fracture", r"fractur|\bfx\b", ("a fracture", "a bone fracture", "a fractured bone", "a broken bone", "fracture", "fractures")),
-    Finding("hemorrhage", r"hemorrhag|haemorrh|hematoma|bleed", ("a hemorrhage", "hemorrhage", "bleeding", "a hematoma", "blood")),
-    Finding("aneurysm", r"aneurysm", ("an aneurysm", "aneurysm", "aneurysms")),
+    Finding("hemorrhage", r"hemorrhag(?!ic telang)|haemorrh|hematoma|bleed", ("a hemorrhage", "hemorrhage", "bleeding", "a hematoma", "blood")),
+    Finding("aneurysm", r"aneurysm(?!al bone)", ("an aneurysm", "aneurysm", "aneurysms")),
     Finding("abscess", r"abscess", ("an abscess", "abscess", "abscesses")),
     Finding("cyst", r"\bcysts?\b", ("a cyst", "cysts", "a cystic lesion", "cyst")),
     Finding("metastasis", r"metasta", ("a metastasis", "metastases", "metastatic disease", "metastasis")),
     Finding("lymphoma", r"lymphoma", ("a lymphoma", "lymphoma")),
     Finding("meningioma", r"meningioma", ("a meningioma", "meningioma")),
-    Finding("glioma", r"glio|astrocytoma|ependymoma", ("a glioma", "glioma", "an astrocytoma", "a glioblastoma", "a glial tumor")),
-    Finding("infarct", r"infarct|stroke|ischemi", ("an infarct", "infarction", "a stroke", "ischemia", "an infarction")),
-    Finding("vascular malformation", r"malformation|\bavm\b", ("a vascular malformation", "an arteriovenous malformation", "an avm")),
-    Finding("embolism", r"embol", ("an embolism", "an embolus", "emboli", "a pulmonary embolism")),
+    Finding("glioma", r"\bglio(?!sis)|ganglioglioma|oligodendroglioma|astrocytoma|ependymoma", ("a glioma", "glioma", "an astrocytoma", "a glioblastoma", "a glial tumor")),
+    Finding("infarct", r"infarct|\bstroke|ischemi(?!c encephal)", ("an infarct", "infarction", "a stroke", "ischemia", "an infarction")),
+    Finding("vascular malformation", r"(arterio-? ?venous|vascular|cavernous|galen|venous) malformation|\bavm\b", ("a vascular malformation", "an arteriovenous malformation", "an avm")),
+    Finding("embolism", r"\bembol(?!iz|isat)", ("an embolism", "an embolus", "emboli", "a pulmonary embolism")),
     Finding("thrombosis", r"thromb", ("a thrombosis", "thrombosis", "a thrombus", "a clot")),
     Finding("carcinoma", r"carcinoma|cancer", ("a carcinoma", "carcinoma", "cancer", "a cancer")),
-    Finding("lipoma", r"lipoma", ("a lipoma", "lipoma")),
+    Finding("lipoma", r"\blipoma", ("a lipoma", "lipoma")),
     Finding("hernia", r"hernia", ("a hernia", "hernia", "herniation")),
     Finding("pneumonia", r"pneumonia", ("pneumonia", "a pneumonia")),
     Finding("pneumothorax", r"pneumothora", ("a pneumothorax", "pneumothorax")),
@@ -134,18 +134,21 @@ def organs_from_questions(questions: list[Question]) -> dict[str, set[str]]:
 
 
 def ways_to_ask(words: tuple[str, ...]) -> list[str]:
-    bare = [re.sub(r"^(an?|the) ", "", w) for w in words]
-    return sorted({a.format(w, bare=b) for a in ASK for w, b in zip(words, bare, strict=True)})
+    return sorted({a.format(w, bare=_bare(w)) for a in ASK for w in words})
+
+
+def _bare(words: str) -> str:
+    return re.sub(r"^(an?|the) ", "", words)
 
 
 def questions_without_answer(
     abnormalities: set[str], learned: set[str], freeform: list[Question], rng: random.Random
 ) -> dict[str, list[str]]:
     """Questions for the two kinds that are never answered: findings not learned, and all that is out of scope."""
-    patterns = [f.pattern for f in FINDINGS if f.name in learned]
+    known = [f for f in FINDINGS if f.name in learned]
 
     def unknown(text: str) -> bool:
-        return not any(re.search(p, text) for p in patterns)
+        return not any(re.search(f.pattern, text) or any(_bare(w) in text for w in f.words) for f in known)
 
     never = []
     for name in sorted(filter(unknown, abnormalities)):

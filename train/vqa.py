@@ -1,5 +1,6 @@
 """`train vqa`: trains pmclip-lite's head, and the image tower with it, on questions; then calibrates it on validation images."""
 
+import hashlib
 import json
 import random
 from collections import Counter, defaultdict
@@ -220,7 +221,9 @@ def train_vqa(
         "batch_size": batch_size,
         "learning_rate": learning_rate,
         "seed": seed,
-        "data_sha256": sha256_of_questions(training),
+        "data_sha256": sha256_of_questions(everything),
+        "phrases_sha256": hashlib.sha256(b"".join(p.read_bytes() for p in sorted(K.PHRASES.iterdir()))).hexdigest(),
+        "clip_sha256": hashlib.sha256((clip / "model.safetensors").read_bytes()).hexdigest(),
         "images": len(paths),
     }
     seconds = fit(
