@@ -31,9 +31,7 @@ from pmclip_deploy.train.heads.lite import LiteHead
 from pmclip_deploy.train.towers import towers_from_checkpoint, under
 checkpoint, path, question = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 model, meta, tensors = towers_from_checkpoint(checkpoint)
-weights = under(tensors, "head")
-head = LiteHead(model.visual.head.proj.out_features, len(meta["answers"]), len(meta["kinds"]), weights["image.weight"].shape[0]).eval()
-head.load_state_dict(weights)
+head = LiteHead.from_tensors(under(tensors, "head"))
 spec = BACKBONES[meta["backbone"]]
 with torch.inference_mode():
     image = model.encode_image(torch.from_numpy(tensor_from_pixels(picture_from_path(path).pixels, spec.preprocess))[None])

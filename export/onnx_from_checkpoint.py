@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pmclip_deploy.errors import BundleError
 from pmclip_deploy.spec import BACKBONES, Backbone
-from pmclip_deploy.train.heads.lite import LiteHead
+from pmclip_deploy.train.heads.lite import STRENGTH, TAU, LiteHead
 from pmclip_deploy.train.towers import towers_from_checkpoint, under
 
 OPSET, IR_VERSION = 20, 9  # Gelu is an operator from 20 on; onnxruntime 1.20 reads both
@@ -36,7 +36,7 @@ def modules_from_checkpoint(folder: Path) -> Modules:
     """Raises BundleError where the checkpoint is missing or doesn't fit its backbone."""
     clip, meta, tensors = towers_from_checkpoint(folder)
     backbone = BACKBONES[meta["backbone"]]
-    return Modules(folder, meta, backbone, clip, _head_from_tensors(folder, backbone, under(tensors, "head")))
+    return Modules(folder, meta, backbone, clip, _head_from_tensors(folder, under(tensors, "head")))
 
 
 @torch.inference_mode()
@@ -160,22 +160,38 @@ def head_graph(head: LiteHead) -> onnx.ModelProto:
         "Mul", "fused", g.node("Relu", "fused.relu", linear("fused.image", image, head.image)), linear("fused.text", text, head.text)
     )
     look = g.node("MatMul", "look", image, g.weight("look.weight", head.look.weight.T))
-    g.node("Sum", "answer", linear("answer.fused", fused, head.answer), look, mlp("prior", text, head.prior))
+    trained = g.node("Sum", "trained", linear("answer.fused", fused, head.answer), look, mlp("prior", text, head.prior))
+
+    # The memory: softmax over the cases, scattered to the columns that each case speaks for.
+    answers, (cases, slots) = len(head.balance), head.slots.shape
+    keys = g.weight("cases", head.cases.T * (1 / (TAU * width**0.5)))  # (D, N); "image" is already scaled by sqrt(D)
+    near = g.node("Softmax", "near", g.node("MatMul", "similarity", image, keys), axis=-1)  # (B, N)
+    batch = g.node("Shape", "batch", image, start=0, end=1)
+    columns = g.node("Concat", "columns.shape", batch, g.ints("columns.count", [cases * slots]), axis=0)
+    column = g.node("Expand", "columns", g.constant("slots", head.slots.reshape(1, -1).numpy()), columns)
+    each = g.node("Unsqueeze", "near.each", near, g.ints("last", [-1]))
+    wide = g.node("Expand", "near.wide", each, g.ints("slots.count", [1, 1, slots]))
+    spread = g.node("Reshape", "near.flat", wide, g.ints("flat", [0, -1]))
+    sums = g.node("Concat", "sums.shape", batch, g.ints("sums.count", [answers + 1]), axis=0)
+    empty = g.node("Expand", "empty", g.floats("zero", 0.0), sums)
+    density = g.node("ScatterElements", "density", empty, column, spread, axis=1, reduction="add")
+    real = g.node("Slice", "density.real", density, g.ints("first", [0]), g.ints("answers", [answers]), g.ints("columns.axis", [1]))
+    log = g.node("Log", "memory.log", g.node("Add", "memory.positive", real, g.floats("least", 1e-6)))
+    memory = g.node("Sub", "memory", log, g.weight("balance", head.balance))
+    padded = g.node("Pad", "trained.padded", trained, g.ints("padding", [0, 0, 0, answers - head.answer.out_features]))
+    g.node("Add", "answer", padded, g.node("Mul", "memory.scaled", memory, g.floats("strength", STRENGTH)))
     g.node("Identity", "kind", mlp("kinds", text, head.kind))
     g.node("Squeeze", "radiograph", mlp("radiographs", image, head.radiograph), g.ints("last", [-1]))
-    outputs = {"answer": ["B", head.answer.out_features], "kind": ["B", head.kind[2].out_features], "radiograph": ["B"]}
+    outputs = {"answer": ["B", len(head.balance)], "kind": ["B", head.kind[2].out_features], "radiograph": ["B"]}
     return g.model("head", {name: (TensorProto.FLOAT, ["B", width]) for name in ("image", "text")}, outputs)
 
 
-def _head_from_tensors(folder: Path, backbone: Backbone, tensors: dict[str, Tensor]) -> LiteHead:
+def _head_from_tensors(folder: Path, tensors: dict[str, Tensor]) -> LiteHead:
     try:
-        hidden, answers, kinds = (len(tensors[f"{layer}.weight"]) for layer in ("image", "answer", "kind.2"))
-        head = LiteHead(backbone.embed_dim, answers, kinds, hidden)
-        head.load_state_dict(tensors)
+        return LiteHead.from_tensors(tensors)
     except (KeyError, RuntimeError) as error:
         line = str(error).splitlines()[-1].strip()
         raise BundleError(f"{folder / 'model.safetensors'}: no head that fits ({line}); train it with `pmclip-deploy train vqa`") from None
-    return head.eval()
 
 
 def _convolution(g: "_Graph", name: str, x: str, conv: nn.Conv2d, norm: nn.BatchNorm2d, size: int) -> tuple[str, int]:
@@ -216,15 +232,15 @@ class _Graph:
         return outputs
 
     def weight(self, name: str, tensor: Tensor) -> str:
-        return self._constant(name, tensor.contiguous().numpy().astype(np.float32))
+        return self.constant(name, tensor.contiguous().numpy().astype(np.float32))
 
     def floats(self, name: str, value: float) -> str:
-        return self._constant(name, np.array(value, np.float32))
+        return self.constant(name, np.array(value, np.float32))
 
     def ints(self, name: str, value: int | list[int]) -> str:
-        return self._constant(name, np.array(value, np.int64))
+        return self.constant(name, np.array(value, np.int64))
 
-    def _constant(self, name: str, array: NDArray[Any]) -> str:
+    def constant(self, name: str, array: NDArray[Any]) -> str:
         self.weights[name] = numpy_helper.from_array(array, name)
         return name
 

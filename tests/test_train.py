@@ -193,16 +193,16 @@ def scored_rows(vocabulary: Vocabulary, rng: np.random.Generator) -> Scored:
     """Planes that are right nine times in ten and sure of it, organs that are right every other time and equally sure."""
     n = 400
     kinds = np.array(["plane"] * n + ["organ"] * n)
-    answer, truth = np.zeros((2 * n, len(vocabulary.answers))), np.zeros(2 * n, int)
+    answer, truth = np.zeros((2 * n, len(vocabulary.answers))), []
     for i, kind in enumerate(kinds):
         ids = np.flatnonzero(vocabulary.allowed[vocabulary.kind_id[kind]].numpy())
-        truth[i] = rng.choice(ids)
-        wrong = rng.choice([j for j in ids if j != truth[i]])
-        answer[i, truth[i] if rng.random() < {"plane": 0.9, "organ": 0.5}[kind] else wrong] = 8.0
+        true, wrong = rng.choice(ids, 2, replace=False)
+        truth.append(vocabulary.answers[true])
+        answer[i, true if rng.random() < {"plane": 0.9, "organ": 0.5}[kind] else wrong] = 8.0
     logits = np.full((2 * n, len(vocabulary.kinds)), -9.0)
     logits[np.arange(2 * n), [vocabulary.kind_id[k] for k in kinds]] = 9.0
     image = np.tile(np.arange(n), 2)
-    return Scored(image, kinds, kinds, truth, np.full(2 * n, ""), answer, logits, np.full(n, 5.0))
+    return Scored(image, kinds, kinds, np.array(truth), np.full(2 * n, ""), answer, logits, np.full(n, 5.0))
 
 
 def test_calibration_lowers_confidence_and_silences_what_is_mostly_wrong() -> None:
@@ -253,7 +253,8 @@ def test_both_stages_end_to_end_and_resuming_gives_the_same_weights(dataset: Pat
     assert written["answers"] == meta["answers"] and {"axial", "coronal", "yes", "no"} <= set(written["answers"])
     assert {k["name"] for k in written["kinds"]} >= {"plane", "organ", "abnormality", K.OUT_OF_SCOPE}
     assert 0 <= written["metrics"]["crossfit"]["accuracy"] <= 1
-    assert tensors["head.answer.weight"].shape[0] == len(written["answers"])
+    assert tensors["head.balance"].shape[0] == len(written["answers"])
+    assert tensors["head.cases"].shape == (12, 512)
     assert written["provenance"]["vqa"]["seed"] == 3
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 
+EVEN_ODDS = "the probability is for even odds of yes and no; where a finding is rare, so is a true yes"
 KIND_THRESHOLD = 0.5  # the kind of a question must be likelier than all others together
 TARGET = 0.75  # of the answers given to a kind of question, this share is right on validation images
 LEAST_ANSWERED = 10  # rows that the share is measured on
@@ -29,7 +30,7 @@ class Scored:
     image: Array  # (N,) place in radiograph
     category: Array  # (N,) str
     question: Array  # (N,) str
-    truth: Array  # (N,) answer id, -1 for an answer that training has not
+    truth: Array  # (N,) str
     organ: Array  # (N,) str; of derived questions
     answer: Array  # (N, A)
     kind: Array  # (N, K)
@@ -81,7 +82,8 @@ def calibrated(scored: Scored, vocabulary: "Vocabulary", seed: int) -> tuple[lis
         row |= {"temperature": round(limits.temperature.get(i, 1.0), 4), "threshold": round(limits.threshold.get(i, 0.0), 4)}
         row |= {"reason": reasons.get(i)}
         if i not in reasons:
-            row["majority"] = vocabulary.answer_id[vocabulary.majority[name]]
+            row["majority"] = vocabulary.column[name, vocabulary.majority[name]]
+            row["note"] = EVEN_ODDS if name.startswith("finding: ") else None
         kinds.append(row)
     _, fitted_top, _ = _applied(scored, vocabulary, limits, kind, reasons)
     curve = coverage_curve(fitted_top[asked], right[asked], offered[asked])
@@ -93,12 +95,13 @@ def calibrated(scored: Scored, vocabulary: "Vocabulary", seed: int) -> tuple[lis
     return kinds, abstention, {"crossfit": _rounded(crossfit), "findings": _rounded(aurocs)}
 
 
-def _probabilities(scored: Scored, vocabulary: "Vocabulary", rows: Array, kind: int, temperature: float) -> tuple[Array, Array]:
-    """(answer ids of the kind (M,), probabilities (R, M))."""
+def _best(scored: Scored, vocabulary: "Vocabulary", rows: Array, kind: int, temperature: float) -> tuple[Array, Array]:
+    """(whether the best answer is right (R,) bool, its probability (R,))."""
     ids = np.flatnonzero(vocabulary.allowed[kind].numpy())
     logits = scored.answer[np.ix_(rows, ids)].astype(np.float64) / temperature
     weights = np.exp(logits - logits.max(1, keepdims=True))
-    return ids, weights / weights.sum(1, keepdims=True)
+    best = np.array(vocabulary.answers)[ids[weights.argmax(1)]]
+    return best == scored.truth[rows], weights.max(1) / weights.sum(1)
 
 
 def _fitted(scored: Scored, vocabulary: "Vocabulary", use: Array, kind: Array) -> Limits:
@@ -108,16 +111,14 @@ def _fitted(scored: Scored, vocabulary: "Vocabulary", use: Array, kind: Array) -
         rows = np.flatnonzero(use & (kind == k) & _own(scored, name))
         if not vocabulary.allowed[k].any() or not len(rows):
             continue
-        weight = _even_odds(scored, vocabulary, rows) if name.startswith("finding: ") else np.ones(len(rows))
+        weight = _even_odds(scored.truth[rows] == "yes") if name.startswith("finding: ") else np.ones(len(rows))
         losses = []
         for t in TEMPERATURES:
-            ids, p = _probabilities(scored, vocabulary, rows, k, t)
-            right = ids[p.argmax(1)] == scored.truth[rows]
-            top = p.max(1).clip(1e-6, 1 - 1e-6)
+            right, top = _best(scored, vocabulary, rows, k, t)
+            top = top.clip(1e-6, 1 - 1e-6)
             losses.append(-(weight * np.where(right, np.log(top), np.log1p(-top))).sum())
         temperature[k] = float(TEMPERATURES[int(np.argmin(losses))])
-        ids, p = _probabilities(scored, vocabulary, rows, k, temperature[k])
-        right, top = ids[p.argmax(1)] == scored.truth[rows], p.max(1)
+        right, top = _best(scored, vocabulary, rows, k, temperature[k])
         order = np.argsort(-top, kind="stable")
         share = np.cumsum((weight * right)[order]) / np.cumsum(weight[order])
         enough = np.flatnonzero((share >= TARGET) & (np.arange(1, len(rows) + 1) >= min(LEAST_ANSWERED, len(rows))))
@@ -133,9 +134,8 @@ def _own(scored: Scored, name: str) -> Array:
     return scored.category == name if name.startswith("finding: ") else ~derived
 
 
-def _even_odds(scored: Scored, vocabulary: "Vocabulary", rows: Array) -> Array:
-    yes = scored.truth[rows] == vocabulary.answer_id["yes"]
-    return np.asarray(np.where(yes, 0.5 / max(1, yes.sum()), 0.5 / max(1, (~yes).sum())) * len(rows))
+def _even_odds(yes: Array) -> Array:
+    return np.asarray(np.where(yes, 0.5 / max(1, yes.sum()), 0.5 / max(1, (~yes).sum())) * len(yes))
 
 
 def _applied(
@@ -149,8 +149,7 @@ def _applied(
         if k in reasons:
             continue
         rows = np.flatnonzero(kind == k)
-        ids, p = _probabilities(scored, vocabulary, rows, k, limits.temperature.get(k, 1.0))
-        right[rows], top[rows] = ids[p.argmax(1)] == scored.truth[rows], p.max(1)
+        right[rows], top[rows] = _best(scored, vocabulary, rows, k, limits.temperature.get(k, 1.0))
         answered[rows] = sure[rows] & radiograph[rows] & (top[rows] >= limits.threshold.get(k, 0.0))
     return right, top, answered
 
@@ -162,9 +161,10 @@ def _softmax_max(logits: Array) -> Array:
 
 def _auroc(scored: Scored, vocabulary: "Vocabulary", sample: Bootstrap, kind: int) -> dict[str, Any] | None:
     """How well "yes" ranks the derived questions of a finding, over all its organs and, stricter, in each organ alone."""
-    rows = np.flatnonzero(scored.category == vocabulary.kinds[kind])
-    yes, no = vocabulary.answer_id["yes"], vocabulary.answer_id["no"]
-    positive = scored.truth[rows] == yes
+    name = vocabulary.kinds[kind]
+    rows = np.flatnonzero(scored.category == name)
+    yes, no = vocabulary.column[name, "yes"], vocabulary.column[name, "no"]
+    positive = scored.truth[rows] == "yes"
     if positive.sum() < 5 or positive.all():
         return None
     score = scored.answer[rows, yes] - scored.answer[rows, no]

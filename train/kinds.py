@@ -28,16 +28,28 @@ class Finding:
 
 FINDINGS = (
     Finding("fracture", r"fractur|\bfx\b", ("a fracture", "a bone fracture", "a fractured bone", "a broken bone", "fracture", "fractures")),
-    Finding("hemorrhage", r"hemorrhag(?!ic telang)|haemorrh|hematoma|bleed", ("a hemorrhage", "hemorrhage", "bleeding", "a hematoma", "blood")),
+    Finding(
+        "hemorrhage",
+        r"hemorrhag(?!ic telang)|haemorrh|hematoma|bleed",
+        ("a hemorrhage", "hemorrhage", "bleeding", "a hematoma", "blood"),
+    ),
     Finding("aneurysm", r"aneurysm(?!al bone)", ("an aneurysm", "aneurysm", "aneurysms")),
     Finding("abscess", r"abscess", ("an abscess", "abscess", "abscesses")),
     Finding("cyst", r"\bcysts?\b", ("a cyst", "cysts", "a cystic lesion", "cyst")),
     Finding("metastasis", r"metasta", ("a metastasis", "metastases", "metastatic disease", "metastasis")),
     Finding("lymphoma", r"lymphoma", ("a lymphoma", "lymphoma")),
     Finding("meningioma", r"meningioma", ("a meningioma", "meningioma")),
-    Finding("glioma", r"\bglio(?!sis)|ganglioglioma|oligodendroglioma|astrocytoma|ependymoma", ("a glioma", "glioma", "an astrocytoma", "a glioblastoma", "a glial tumor")),
+    Finding(
+        "glioma",
+        r"\bglio(?!sis)|ganglioglioma|oligodendroglioma|astrocytoma|ependymoma",
+        ("a glioma", "glioma", "an astrocytoma", "a glioblastoma", "a glial tumor"),
+    ),
     Finding("infarct", r"infarct|\bstroke|ischemi(?!c encephal)", ("an infarct", "infarction", "a stroke", "ischemia", "an infarction")),
-    Finding("vascular malformation", r"(arterio-? ?venous|vascular|cavernous|galen|venous) malformation|\bavm\b", ("a vascular malformation", "an arteriovenous malformation", "an avm")),
+    Finding(
+        "vascular malformation",
+        r"(arterio-? ?venous|vascular|cavernous|galen|venous) malformation|\bavm\b",
+        ("a vascular malformation", "an arteriovenous malformation", "an avm"),
+    ),
     Finding("embolism", r"\bembol(?!iz|isat)", ("an embolism", "an embolus", "emboli", "a pulmonary embolism")),
     Finding("thrombosis", r"thromb", ("a thrombosis", "thrombosis", "a thrombus", "a clot")),
     Finding("carcinoma", r"carcinoma|cancer", ("a carcinoma", "carcinoma", "cancer", "a cancer")),

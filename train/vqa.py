@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import random
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -42,30 +43,32 @@ from pmclip_deploy.train.towers import (
 )
 
 HIDDEN = 768  # rank of the head's bilinear form
+BY_HEART = "abnormality"  # 1,500 names, most of them seen once or twice: nothing to learn, but a memory may hold them
+REMEMBERED = ("plane", "organ", "modality", BY_HEART)
 FINDING_WEIGHT = 0.15  # of one derived question against one of the dataset's
 CONTRASTIVE_WEIGHT = 0.3  # keeps image and text embeddings aligned while the tower learns to answer
 
 
 class Vocabulary:
-    """Answers, kinds and which answers a kind allows, as the training questions have them."""
+    """Kinds of question and, for each of them, a column for each of its answers, as the training questions have them."""
 
     def __init__(self, questions: list[Question], findings: list[str]) -> None:
-        allowed: dict[str, Counter[str]] = defaultdict(Counter)
+        counts: dict[str, Counter[str]] = defaultdict(Counter)
         for q in questions:
-            allowed[K.kind_of(q)][q.answer] += 1
+            counts[K.kind_of(q)][q.answer] += 1
+        self.majority = {kind: c.most_common(1)[0][0] for kind, c in counts.items()}
         for name in findings:
-            allowed[f"finding: {name}"] = Counter({"no": 1, "yes": 1})
-        self.kinds = [*sorted(allowed), *K.REASONS]
-        self.answers = sorted({a for counts in allowed.values() for a in counts})
-        self.kind_id = {k: i for i, k in enumerate(self.kinds)}
-        self.answer_id = {a: i for i, a in enumerate(self.answers)}
-        self.majority = {k: counts.most_common(1)[0][0] for k, counts in allowed.items()}
-        self.allowed = torch.zeros(len(self.kinds), len(self.answers), dtype=torch.bool)
-        for kind, counts in allowed.items():
-            self.allowed[self.kind_id[kind], [self.answer_id[a] for a in counts]] = True
-
-    def allows(self, kind: str, answer: str) -> bool:
-        return kind in self.kind_id and answer in self.answer_id and bool(self.allowed[self.kind_id[kind], self.answer_id[answer]])
+            counts[f"finding: {name}"] = Counter({"no": 1, "yes": 1})
+            self.majority[f"finding: {name}"] = "no"
+        self.kinds = [*sorted(counts), *K.REASONS]
+        self.kind_id = {kind: i for i, kind in enumerate(self.kinds)}
+        columns = [(kind, answer) for kind in sorted(counts, key=lambda k: (k == BY_HEART, k)) for answer in sorted(counts[kind])]
+        self.column = {pair: i for i, pair in enumerate(columns)}
+        self.answers = [answer for _, answer in columns]
+        self.trained = sum(kind != BY_HEART for kind, _ in columns)
+        self.allowed = torch.zeros(len(self.kinds), len(columns), dtype=torch.bool)
+        for (kind, _), i in self.column.items():
+            self.allowed[self.kind_id[kind], i] = True
 
 
 class Rows:
@@ -143,22 +146,27 @@ def train_vqa(
         return texts[text]
 
     rows = Rows(len(paths))
+    slots: list[list[int]] = [[] for _ in paths]  # the columns that each image speaks for, from memory
     for q in training:
         kind = K.kind_of(q)
         i = text_id(q.question, kind)
         if q.image in place:
-            rows.of[place[q.image]].append((i, vocabulary.kind_id[kind], vocabulary.answer_id[q.answer], 1.0))
+            column = vocabulary.column[kind, q.answer]
+            if kind in REMEMBERED:
+                slots[place[q.image]].append(column)
+            if kind != BY_HEART:
+                rows.of[place[q.image]].append((i, vocabulary.kind_id[kind], column, 1.0))
     for kind, ways in json.loads((K.PHRASES / "paraphrases.json").read_text(encoding="utf-8")).items():
         for text in ways if kind in vocabulary.kind_id else ():
             text_id(text, kind)
     own = {(q.image, q.question) for q in training}
     for image, facts in facts_by_image(training).items():
         for question, answer, kind, weight in implied_questions(facts):
-            if not vocabulary.allows(kind, answer):
+            if (kind, answer) not in vocabulary.column:
                 continue
             i = text_id(question, kind)
             if image in place and (image, question) not in own:
-                rows.of[place[image]].append((i, vocabulary.kind_id[kind], vocabulary.answer_id[answer], weight))
+                rows.of[place[image]].append((i, vocabulary.kind_id[kind], vocabulary.column[kind, answer], weight))
     ways_of = {f.name: [text_id(w, f"finding: {f.name}") for w in K.ways_to_ask(f.words)] for f in K.FINDINGS if f.name in organs}
     abnormal = {q.answer for q in training if q.category == "abnormality"} - {"yes", "no"}
     for kind, unanswered in K.questions_without_answer(abnormal, set(organs), freeform, rng).items():
@@ -166,11 +174,15 @@ def train_vqa(
             text_id(text, kind)
     share = Counter((d.finding, d.answer) for d in derived)
     total = Counter(d.finding for d in derived)
+    balance = torch.zeros(len(vocabulary.answers))
     for d in derived:
         if d.image in place:
             weight = FINDING_WEIGHT * total[d.finding] / (2 * share[d.finding, d.answer])
-            kind = vocabulary.kind_id[f"finding: {d.finding}"]
-            rows.of[place[d.image]].append((-1, kind, vocabulary.answer_id[d.answer], weight))
+            kind = f"finding: {d.finding}"
+            column = vocabulary.column[kind, d.answer]
+            rows.of[place[d.image]].append((-1, vocabulary.kind_id[kind], column, weight))
+            slots[place[d.image]].append(column)
+            balance[column] = math.log(share[d.finding, d.answer])
 
     towers.eval()
     pooled = pooled_from_text(towers, tokenizer, list(texts))
@@ -181,9 +193,8 @@ def train_vqa(
     finding_texts = {vocabulary.kind_id[f"finding: {name}"]: torch.tensor(ids) for name, ids in ways_of.items()}
 
     images = Images(paths, spec.preprocess)
-    model = Model(towers, LiteHead(spec.embed_dim, len(vocabulary.answers), len(vocabulary.kinds), HIDDEN))
-    head, contrastive = model.head, ClipLoss()
-    by_heart = vocabulary.kind_id.get("abnormality", -1)
+    head = LiteHead(spec.embed_dim, len(vocabulary.answers), vocabulary.trained, len(vocabulary.kinds), HIDDEN)
+    model, contrastive, allowed = Model(towers, head), ClipLoss(), vocabulary.allowed[:, : vocabulary.trained]
 
     def loss_of(indices: Tensor, generator: Generator) -> Tensor:
         model.train()
@@ -196,11 +207,8 @@ def train_vqa(
         for k, ids in finding_texts.items():  # a derived question is put in another way each time
             asked = (text < 0) & (kind == k)
             text[asked] = ids[torch.randint(len(ids), (int(asked.sum()),), generator=generator)]
-        seen = embedding[where]
-        # 1,500 names of abnormalities, most of them seen once or twice, can only be learned by heart: the head may, the tower not.
-        seen = torch.where((kind == by_heart)[:, None], seen.detach(), seen)
-        logits, _, _ = head(seen, towers.text.proj(pooled[text]))
-        logits = logits.masked_fill(~vocabulary.allowed[kind], -1e4)
+        logits = head.trained(embedding[where], towers.text.proj(pooled[text]))
+        logits = logits.masked_fill(~allowed[kind], -1e4)
         answers = F.cross_entropy(logits, answer, reduction="none")
         asked_kinds = torch.randint(len(texts_of_kind), (96,), generator=generator).tolist()
         drawn = torch.stack([texts_of_kind[k][torch.randint(len(texts_of_kind[k]), (), generator=generator)] for k in asked_kinds])
@@ -241,6 +249,10 @@ def train_vqa(
         settings=settings,
     )
     model.eval()
+    widest = max(map(len, slots))
+    padded = torch.tensor([row + [len(vocabulary.answers)] * (widest - len(row)) for row in slots])
+    with mixed_precision():
+        head.remember(embeddings_from_images(towers, images).float(), padded, balance)
     train_radiograph(model, images, seed)
 
     held = sorted({q.image for q in validation})
@@ -320,7 +332,7 @@ def scored_from_questions(
         image=image_rows.numpy(),
         category=np.array([q.category for q in questions]),
         question=np.array([q.question for q in questions]),
-        truth=np.array([vocabulary.answer_id.get(q.answer, -1) for q in questions]),
+        truth=np.array([q.answer for q in questions]),
         organ=np.array([""] * len(asked) + [o for _, o in derived]),
         answer=answer.numpy(),
         kind=kind.numpy(),

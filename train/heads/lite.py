@@ -1,8 +1,11 @@
-"""pmclip-lite's head: low-rank bilinear fusion of both embeddings, answers conditioned on the kind of question."""
+"""pmclip-lite's head: low-rank bilinear fusion and a memory of training cases, answers conditioned on the kind of question."""
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+TAU = 0.08  # width of the memory's kernel, in cosine
+STRENGTH = 3.0  # of the memory against the trained logits
 
 
 def unit(x: Tensor) -> Tensor:
@@ -13,23 +16,56 @@ def unit(x: Tensor) -> Tensor:
 class LiteHead(nn.Module):
     """image (B, D) f32, text (B, D) f32 -> answer (B, A), kind (B, K), radiograph (B,) f32 logits.
 
-    ``answer`` is a bilinear form of the two normalised embeddings (rank ``hidden``, after MLB, Kim et al. 2017) plus a term of
-    the question alone and one of the image alone. ``kind`` sees the question alone. ``radiograph`` sees the image alone and
-    tells whether it is a radiology image at all.
+    There is one column in ``answer`` for each answer of each kind of question. For the first ones a bilinear form of the two
+    normalised embeddings (rank ``hidden``, after MLB, Kim et al. 2017), a term of the question and one of the image are trained.
+    To all of them a memory of N training cases is added, as in Tip-Adapter (Zhang et al. 2022): the log of the kernel density
+    of each answer at the image. ``kind`` sees the question alone. ``radiograph`` sees the image alone and tells whether it is a radiology image.
     """
 
-    def __init__(self, embed_dim: int, answers: int, kinds: int, hidden: int, dropout: float = 0.2) -> None:
+    cases: Tensor  # (N, D) f32, unit vectors
+    slots: Tensor  # (N, S) i64, the columns that a case speaks for; A where it has none
+    balance: Tensor  # (A,) f32, taken off the memory's logits: the log count of cases, for answers at even odds
+
+    def __init__(self, embed_dim: int, answers: int, trained: int, kinds: int, hidden: int, cases: int = 0, slots: int = 1) -> None:
         super().__init__()
         self.image = nn.Linear(embed_dim, hidden)
         self.text = nn.Linear(embed_dim, hidden)
-        self.prior = nn.Sequential(nn.Linear(embed_dim, 256), nn.GELU(), nn.Linear(256, answers))
-        self.look = nn.Linear(embed_dim, answers, bias=False)
-        self.answer = nn.Linear(hidden, answers)
+        self.prior = nn.Sequential(nn.Linear(embed_dim, 256), nn.GELU(), nn.Linear(256, trained))
+        self.look = nn.Linear(embed_dim, trained, bias=False)
+        self.answer = nn.Linear(hidden, trained)
         self.kind = nn.Sequential(nn.Linear(embed_dim, 256), nn.GELU(), nn.Linear(256, kinds))
         self.radiograph = nn.Sequential(nn.Linear(embed_dim, 64), nn.GELU(), nn.Linear(64, 1))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(0.2)
+        self.register_buffer("cases", torch.zeros(cases, embed_dim))
+        self.register_buffer("slots", torch.full((cases, slots), answers))
+        self.register_buffer("balance", torch.zeros(answers))
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor]) -> "LiteHead":
+        """In eval mode, of whatever sizes the tensors have. Raises KeyError and RuntimeError."""
+        hidden, embed_dim = tensors["image.weight"].shape
+        sizes = [len(tensors[name]) for name in ("balance", "answer.weight", "kind.2.weight")]
+        head = cls(embed_dim, *sizes, hidden, *tensors["slots"].shape)
+        head.load_state_dict(tensors)
+        return head.eval()
 
     def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        trained = F.pad(self.trained(image, text), (0, len(self.balance) - self.answer.out_features))
+        return trained + STRENGTH * self.memory(image), self.kind(unit(text)), self.radiograph(unit(image)).squeeze(-1)
+
+    def trained(self, image: Tensor, text: Tensor) -> Tensor:
+        """(B, trained) f32 logits."""
         image, text = unit(image), unit(text)
         fused = self.dropout(torch.relu(self.image(image)) * self.text(text))
-        return self.answer(fused) + self.look(image) + self.prior(text), self.kind(text), self.radiograph(image).squeeze(-1)
+        logits: Tensor = self.answer(fused) + self.look(image) + self.prior(text)
+        return logits
+
+    def memory(self, image: Tensor) -> Tensor:
+        """(B, A) f32 logits."""
+        near = torch.softmax(F.normalize(image, dim=-1) @ self.cases.T / TAU, dim=-1)  # (B, N)
+        spread = near.repeat_interleave(self.slots.shape[1], dim=1)  # (B, N * S)
+        density = torch.zeros(len(image), len(self.balance) + 1).scatter_add(1, self.slots.flatten().expand(len(image), -1), spread)
+        return torch.log(density[:, :-1] + 1e-6) - self.balance
+
+    def remember(self, embeddings: Tensor, slots: Tensor, balance: Tensor) -> None:
+        self.cases, self.slots, self.balance = F.normalize(embeddings, dim=-1), slots, balance
