@@ -18,6 +18,7 @@ EVEN_ODDS = "the probability is for even odds of yes and no; where a finding is 
 KIND_THRESHOLD = 0.5  # the kind of a question must be likelier than all others together
 TARGET = 0.75  # of the answers given to a kind of question, this share is right on validation images
 LEAST_ANSWERED = 10  # rows that the share is measured on
+LEAST_MEASURED = 5  # positives on validation images
 LEAST_AUROC = 0.6  # lower 95% bound under which a finding is not answered
 RADIOGRAPHS_KEPT = 0.995  # share of validation images that pass as radiology images
 TEMPERATURES = np.geomspace(0.1, 12, 100)
@@ -56,25 +57,36 @@ def calibrated(scored: Scored, vocabulary: "Vocabulary", seed: int) -> tuple[lis
     side = half[scored.image]
     sample = Bootstrap(scored.image, seed)
 
-    aurocs = {k: _auroc(scored, vocabulary, sample, i) for k, i in vocabulary.kind_id.items() if k.startswith("finding: ")}
-    reasons = {vocabulary.kind_id[k]: reason for k, reason in K.REASONS.items()}
-    reasons |= {vocabulary.kind_id[k]: K.LEARNED_BADLY for k, a in aurocs.items() if a is None or a["ci95"][0] < LEAST_AUROC}
-
-    limits = _fitted(scored, vocabulary, np.ones(len(side), bool), kind)
-    right, top, answered = (np.zeros(len(side), t) for t in (bool, float, bool))
+    everything = np.ones(len(side), bool)
+    limits = _fitted(scored, vocabulary, everything, kind)
+    reasons = _reasons(scored, vocabulary, sample, everything)
+    right, top, answered, offered = (np.zeros(len(side), t) for t in (bool, float, bool, bool))
     for one in (0, 1):
-        fitted = _fitted(scored, vocabulary, side != one, kind)
-        for out, values in zip((right, top, answered), _applied(scored, vocabulary, fitted, kind, reasons), strict=True):
+        fitted, withheld = _fitted(scored, vocabulary, side != one, kind), _reasons(scored, vocabulary, sample, side != one)
+        for out, values in zip((right, top, answered), _applied(scored, vocabulary, fitted, kind, withheld), strict=True):
             out[side == one] = values[side == one]
-    offered = ~np.isin(kind, list(reasons))
+        offered[side == one] = ~np.isin(kind, list(withheld))[side == one]
 
     crossfit: dict[str, Any] = {
         **sample.accuracy(right, asked),
         "by_category": {str(c): sample.accuracy(right, asked & (scored.category == c)) for c in np.unique(scored.category[asked])},
         "ece": calibration_error(top[asked & offered], right[asked & offered]),
         "coverage": float(answered[asked].mean()),
+        "coverage_ci95": sample.interval(answered & asked, asked),
         "selective_accuracy": float(right[asked & answered].mean()) if (asked & answered).any() else None,
+        "selective_accuracy_ci95": sample.interval(right & asked & answered, asked & answered),
     }
+    findings: dict[str, Any] = {}
+    for name in (k for k in vocabulary.kinds if k.startswith("finding: ")):
+        own = answered & (scored.category == name) & (kind == vocabulary.kind_id[name])
+        said_yes = right == (scored.truth == "yes")
+        findings[name] = _auroc(scored, vocabulary, sample, vocabulary.kind_id[name], everything)
+        if findings[name]:
+            findings[name] |= {
+                "answered": int(own.sum()),
+                "right_of_yes": f"{(own & said_yes & right).sum()}/{(own & said_yes).sum()}",
+                "right_of_no": f"{(own & ~said_yes & right).sum()}/{(own & ~said_yes).sum()}",
+            }
     kinds = []
     for i, name in enumerate(vocabulary.kinds):
         answers = [] if i in reasons else np.flatnonzero(vocabulary.allowed[i].numpy()).tolist()
@@ -92,7 +104,17 @@ def calibrated(scored: Scored, vocabulary: "Vocabulary", seed: int) -> tuple[lis
         "radiograph_threshold": round(limits.radiograph, 4),
         "curve": [[round(c, 4), round(a, 4)] for c, a in curve],
     }
-    return kinds, abstention, {"crossfit": _rounded(crossfit), "findings": _rounded(aurocs)}
+    return kinds, abstention, {"crossfit": _rounded(crossfit), "findings": _rounded(findings)}
+
+
+def _reasons(scored: Scored, vocabulary: "Vocabulary", sample: Bootstrap, use: Array) -> dict[int, str]:
+    """The kinds that are not answered, and why; a finding is among them unless it is told apart on the images ``use``."""
+    reasons = {vocabulary.kind_id[k]: reason for k, reason in K.REASONS.items()}
+    for name in (k for k in vocabulary.kinds if k.startswith("finding: ")):
+        measured = _auroc(scored, vocabulary, sample, vocabulary.kind_id[name], use)
+        if measured is None or measured["ci95"][0] < LEAST_AUROC:
+            reasons[vocabulary.kind_id[name]] = K.LEARNED_BADLY
+    return reasons
 
 
 def _best(scored: Scored, vocabulary: "Vocabulary", rows: Array, kind: int, temperature: float) -> tuple[Array, Array]:
@@ -159,26 +181,33 @@ def _softmax_max(logits: Array) -> Array:
     return np.asarray(shifted.max(1) / shifted.sum(1))
 
 
-def _auroc(scored: Scored, vocabulary: "Vocabulary", sample: Bootstrap, kind: int) -> dict[str, Any] | None:
+def _auroc(scored: Scored, vocabulary: "Vocabulary", sample: Bootstrap, kind: int, use: Array) -> dict[str, Any] | None:
     """How well "yes" ranks the derived questions of a finding, over all its organs and, stricter, in each organ alone."""
     name = vocabulary.kinds[kind]
-    rows = np.flatnonzero(scored.category == name)
-    yes, no = vocabulary.column[name, "yes"], vocabulary.column[name, "no"]
+    rows = np.flatnonzero((scored.category == name) & use)
     positive = scored.truth[rows] == "yes"
-    if positive.sum() < 5 or positive.all():
+    if positive.sum() < LEAST_MEASURED or positive.all():
         return None
-    score = scored.answer[rows, yes] - scored.answer[rows, no]
-    pairs = [(score[i] > score[j]) + 0.5 * (score[i] == score[j]) for i, j in _pairs_in_organ(positive, scored.organ[rows])]
+    score = scored.answer[rows, vocabulary.column[name, "yes"]] - scored.answer[rows, vocabulary.column[name, "no"]]
+    i, j = _pairs_in_organ(positive, scored.organ[rows])
+    better = (score[i] > score[j]) + 0.5 * (score[i] == score[j])
+    weights, cluster = sample.weights(rows)
+    pair_weights = weights[:, cluster[i]] * weights[:, cluster[j]]
+    with np.errstate(invalid="ignore"):
+        draws = (pair_weights @ better) / pair_weights.sum(1)
     return {
         "n": len(rows),
         "positives": int(positive.sum()),
         **sample.auroc(score, positive, rows),
-        "auroc_within_organ": float(np.mean(pairs)) if pairs else None,
+        "auroc_within_organ": float(better.mean()) if len(i) else None,
+        "within_organ_ci95": [float(x) for x in np.nanpercentile(draws, [2.5, 97.5])] if len(i) else None,
     }
 
 
-def _pairs_in_organ(positive: Array, organ: Array) -> list[tuple[int, int]]:
-    return [(i, j) for i in np.flatnonzero(positive) for j in np.flatnonzero(~positive) if organ[i] == organ[j]]
+def _pairs_in_organ(positive: Array, organ: Array) -> tuple[Array, Array]:
+    """Indices (P,) of a positive and (P,) of a negative row, all pairs that share an organ."""
+    i, j = np.nonzero(positive[:, None] & ~positive[None, :] & (organ[:, None] == organ[None, :]))
+    return i, j
 
 
 def _rounded(value: Any) -> Any:

@@ -19,7 +19,8 @@ class LiteHead(nn.Module):
     There is one column in ``answer`` for each answer of each kind of question. For the first ones a bilinear form of the two
     normalised embeddings (rank ``hidden``, after MLB, Kim et al. 2017), a term of the question and one of the image are trained.
     To all of them a memory of N training cases is added, as in Tip-Adapter (Zhang et al. 2022): the log of the kernel density
-    of each answer at the image. ``kind`` sees the question alone. ``radiograph`` sees the image alone and tells whether it is a radiology image.
+    of each answer at the image. ``kind`` sees the question alone. ``radiograph`` sees the image alone and tells whether it is a
+    radiology image.
     """
 
     cases: Tensor  # (N, D) f32, unit vectors
