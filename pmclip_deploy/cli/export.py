@@ -126,8 +126,12 @@ def _print_answers(answers: dict[str, Any] | None) -> None:
         print("answers: not measured (pass --data FILE --images FOLDER)")
         return
     low, high = (100 * x for x in answers["difference_ci95"])
+    agree = (
+        "no row is answered" if answers["agreement"] is None else f"{answers['agreement']:.2%} of {answers['answered']} answered rows agree"
+    )
     print(
-        f"answers: {answers['agreement']:.2%} of {answers['n']} agree; accuracy {answers['accuracy']:.4f}, in fp32 "
+        f"answers: {agree}, best candidates on {answers['candidate_agreement']:.2%} of {answers['n']}; "
+        f"accuracy {answers['accuracy']:.4f}, in fp32 "
         f"{answers['accuracy_fp32']:.4f}: {100 * answers['difference']:+.2f} points (95% interval {low:+.2f} to {high:+.2f})"
     )
 
