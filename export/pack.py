@@ -14,7 +14,7 @@ import onnx
 import onnxruntime as ort
 from onnx.external_data_helper import set_external_data
 
-from pmclip_deploy.bundle import MANIFEST, TOKENIZER, Manifest, manifest_from_bundle, write_bundle
+from pmclip_deploy.bundle import MANIFEST, TOKENIZER, Manifest, manifest_from_bundle, refuse_foreign_folder, write_bundle
 from pmclip_deploy.errors import BundleError, InputError, ParityError, UsageError
 from pmclip_deploy.evaluate import rows_from_jsonl
 from pmclip_deploy.export import int8_from_onnx as int8
@@ -55,6 +55,7 @@ def bundle_from_checkpoint(
     gates: Mapping[str, Mapping[str, float]] = TENSOR_GATES,
 ) -> Exported:
     """Raises ParityError, and writes nothing, where the precision costs too much."""
+    refuse_foreign_folder(output)
     modules = modules_from_checkpoint(checkpoint)
     graphs = onnx_from_modules(modules)
     rows = rows_from_jsonl(data, images) if data and images else None
@@ -152,7 +153,6 @@ def _manifest(modules: Modules, precision: str, target: str, calibration: int8.C
                 "preprocess": {"size": p.size, "resize": p.resize, "mean": list(p.mean), "std": list(p.std)},
                 "text": {"context_length": backbone.context_length, "pad_id": backbone.pad_id},
                 "embed_dim": backbone.embed_dim,
-                "logit_scale": round(float(modules.clip.logit_scale.detach().exp()), 4),
                 "graphs": graphs,
                 "metrics": meta.get("metrics", {}),
                 "parity": {},
@@ -178,15 +178,18 @@ def _calibration(modules: Modules) -> int8.Calibration | None:
 
 def _calibrations(modules: Modules, graph: onnx.ModelProto, folder: Path, progress: Progress) -> Iterator[int8.Calibration]:
     """One measurement of the images, then ever more convolutions in float."""
-    found = (
-        sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".dcm")) if folder.is_dir() else []
-    )
+    if folder.suffix == ".jsonl":  # rows of a training set, whose images may lie among others
+        root = folder.parent / "images"
+        found = [root / name for name in sorted({row.image for row in rows_from_jsonl(folder, root)})]
+    else:
+        root = folder
+        found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png", ".dcm")) if folder.is_dir() else []
     if not found:
         raise InputError(f"{folder}: no images (.jpg, .png, .dcm) to calibrate on; give a folder of training images")
     paths = [found[i] for i in np.linspace(0, len(found) - 1, min(IMAGES, len(found))).astype(int)]
     tensors = (tensor_from_pixels(picture_from_path(path).pixels, modules.backbone.preprocess) for path in progress(paths, "Calibrating"))
     ranges, means = int8.activations_from_images(graph, tensors)
-    names = {path.relative_to(folder).as_posix(): _sha256(path) for path in paths}
+    names = {path.relative_to(root).as_posix(): _sha256(path) for path in paths}
     checkpoint, convolutions = _sha256(modules.folder / "model.safetensors"), sum(node.op_type == "Conv" for node in graph.graph.node)
     for count in FLOAT_CONVOLUTIONS:
         yield int8.Calibration(checkpoint, names, count, ranges, means)

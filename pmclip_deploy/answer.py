@@ -52,6 +52,7 @@ class Answer:
     image: ImageInfo
     model: ModelInfo
     timings_ms: dict[str, float] = field(default_factory=dict)
+    note: str | None = None  # how to read the probability, where that needs saying
 
     def to_json(self) -> dict[str, Any]:
         return {"schema": ANSWER_SCHEMA, **asdict(self)}

@@ -48,6 +48,7 @@ class Kind:
     threshold: float = 0.0
     reason: str | None = None
     majority: int | None = None  # the training set's most frequent answer, an index into Manifest.answers
+    note: str | None = None  # how to read the probability, where that needs saying
 
 
 @dataclass(frozen=True)
@@ -174,6 +175,12 @@ def problems_in_bundle(path: Path, manifest: Manifest) -> list[str]:
     return problems + [f"{name!r} does not belong to the bundle" for name in extra]
 
 
+def refuse_foreign_folder(directory: Path) -> None:
+    """Raises BundleError where a bundle must not be written: a file, or a folder with something else in it."""
+    if directory.exists() and not (directory / MANIFEST).is_file() and (not directory.is_dir() or any(directory.iterdir())):
+        raise BundleError(f"{directory}: exists and is no bundle, so it is not overwritten; choose another folder")
+
+
 def write_bundle(directory: Path, manifest: Manifest, files: Mapping[str, Path | bytes]) -> Manifest:
     """Writes ``files`` (name to source file or content) and the manifest, with their hashes filled in.
 
@@ -181,8 +188,7 @@ def write_bundle(directory: Path, manifest: Manifest, files: Mapping[str, Path |
     there is replaced; a folder that is no bundle is refused.
     """
     directory = Path(directory).resolve()
-    if directory.exists() and not (directory / MANIFEST).is_file() and (not directory.is_dir() or any(directory.iterdir())):
-        raise BundleError(f"{directory}: exists and is no bundle, so it is not overwritten; choose another folder")
+    refuse_foreign_folder(directory)
     beside = f".{directory.name}.{os.getpid()}"
     new, old = directory.with_name(beside + ".new"), directory.with_name(beside + ".old")
     try:
@@ -308,7 +314,7 @@ def _graphs(data: dict[str, Any]) -> dict[str, Graph]:
 
 
 def _kind(data: Any, where: str, answers: int) -> Kind:
-    reason, majority = (data.get(key) if isinstance(data, dict) else None for key in ("reason", "majority"))
+    reason, majority, note = (data.get(key) if isinstance(data, dict) else None for key in ("reason", "majority", "note"))
     kind = Kind(
         name=_get(data, "name", str, where),
         answers=tuple(_is(x, int, f"{where}.answers") for x in _get(data, "answers", list, where)),
@@ -316,6 +322,7 @@ def _kind(data: Any, where: str, answers: int) -> Kind:
         threshold=_get(data, "threshold", float, where),
         reason=None if reason is None else _is(reason, str, f"{where}.reason"),
         majority=None if majority is None else _is(majority, int, f"{where}.majority"),
+        note=None if note is None else _is(note, str, f"{where}.note"),
     )
     for index in [*kind.answers, *([] if kind.majority is None else [kind.majority])]:
         _between(index, 0, answers - 1, f"{where}: an answer's index")

@@ -71,7 +71,7 @@ def picture_from_dicom(source: str | PathLike[str] | Dataset, frame: int | None 
     try:
         with _quiet(), ExitStack() as stack:
             image = _image_from_file(where, stack) if is_path else _image_from_dataset(source)
-            return _picture(where, image, frame, window)
+            return _picture(where, image, frame, None if window is None else (float(window[0]), float(window[1])))
     except PmclipError:
         raise
     except Refused as error:
@@ -231,7 +231,7 @@ def _picture(where: str, image: _Image, frame: int | None, window: Window | None
         pixels = _rgb_from_samples(stored, photometric, layout)
     else:
         pixels, applied = _gray_from_stored(image, layout, stored, index, window, notes)
-    if window is not None and applied != window:
+    if window is not None and applied is None:
         raise InputError(f"{where}: is a colour picture, and a window is for grayscale; leave the window out")
     info = ImageInfo(
         source=where,

@@ -99,7 +99,7 @@ def evaluation(
 def rows_from_jsonl(path: Path, images: Path | None = None) -> list[Row]:
     """One row per line; with ``images``, every picture named must be there."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # not splitlines: JSON may hold U+2028
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
     except UnicodeDecodeError as error:
@@ -257,9 +257,9 @@ def _binary(predictor: Predictor, sample: Bootstrap, rows: Sequence[Row], decisi
 
 def _weighted_auroc(score: Array, positive: Array, weights: Array) -> Array:
     """(R,) from (N,), (N,) and how often each row counts, (R, N). A tie counts half; NaN where a class is empty."""
-    values, level = np.unique(score, return_inverse=True)
-    onehot = np.eye(len(values))[level]  # (N, levels)
-    yes, no = (weights * positive) @ onehot, (weights * ~positive) @ onehot  # (R, levels)
+    order = np.argsort(score, kind="stable")
+    starts = np.flatnonzero(np.diff(score[order], prepend=np.nan) != 0)  # where each distinct score begins
+    yes, no = (np.add.reduceat((weights * side)[:, order], starts, axis=1) for side in (positive, ~positive))  # (R, levels)
     below = np.cumsum(no, 1) - no
     return np.asarray((yes * (below + no / 2)).sum(1) / (yes.sum(1) * no.sum(1)))
 

@@ -36,6 +36,7 @@ CONTRACT = {  # inputs and outputs of each graph
     "head": (("image", "text"), ("answer", "kind", "radiograph")),
 }
 UNTRAINED = "the question is outside what this model was trained on"
+NEVER_SURE = "too few answers to this kind of question were right on validation images"
 NO_RADIOGRAPH = "the picture does not look like a radiology image"
 
 
@@ -130,6 +131,7 @@ class Predictor:
                 image=picture.info,
                 model=self.model,
                 timings_ms=dict(timings),
+                note=self.manifest.kinds[d.kind].note if d.candidates else None,
             )
             for question, d in zip(questions, decisions, strict=True)
         ]
@@ -208,6 +210,8 @@ def decision_from_heads(manifest: Manifest, heads: Heads, row: int) -> Decision:
         return replace(decision, rule="question", reason=UNTRAINED)
     if heads.radiograph[row] < limits.radiograph_threshold:
         return replace(decision, rule="radiograph", reason=NO_RADIOGRAPH)
+    if kind.threshold >= 1:
+        return replace(decision, rule="confidence", reason=NEVER_SURE)
     if decision.probability < kind.threshold:
         reason = f"the confidence {decision.probability:.2f} is under the bundle's threshold {kind.threshold:.2f}"
         return replace(decision, rule="confidence", reason=reason)

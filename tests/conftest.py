@@ -1,11 +1,12 @@
 """Fixtures that every test folder shares."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SHARED = ROOT.parent / "shared" / "data"
+SHARED = Path(os.environ.get("PMCLIP_SHARED", ROOT.parent / "shared" / "data"))
 
 
 @pytest.fixture(scope="session")

@@ -93,6 +93,7 @@ def test_infer_json_is_the_contract(run: Any, folder: Path) -> None:
         ),
         "model": sorted(["bundle", "version", "precision", "backend", "device", "sha256"]),
         "timings_ms": sorted(["read", "preprocess", "encode", "answer", "total"]),
+        "note": "NoneType",
     }
     assert result.json["schema"] == "pmclip-deploy/answer/1" and result.json["image"]["modality"] == "CT"
 

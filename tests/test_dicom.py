@@ -168,6 +168,7 @@ def test_first_of_several_windows_and_the_one_asked_for():
     picture = picture_from_dicom(ds, window=(20000, 30000))
     assert_close_to_oracle(picture.pixels, STORED["u16"], 1, 0, 20000, 30000)
     assert picture.info.window == (20000, 30000)
+    assert picture_from_dicom(ds, window=[20000, 30000]).info.window == (20000, 30000)
     refused(ds, "width", window=(1, 0))
     refused(ds, "width", window=(1, float("nan")))
     refused(dataset(pattern(4, 4, 3)), "colour", window=(1, 2))

@@ -61,6 +61,11 @@ def test_auroc_equals_counting_pairs() -> None:
         assert value == pytest.approx(sum(a * b for a, b in pairs) / sum(a for a, _ in pairs))
 
 
+def test_rows_may_hold_unicode_line_separators(tmp_path: Path) -> None:
+    (tmp_path / "q.jsonl").write_text('{"image": "a", "question": "is\u2028it?", "answer": "yes"}\n', encoding="utf-8")
+    assert rows_from_jsonl(tmp_path / "q.jsonl") == [Row("a", "is\u2028it?", "yes")]
+
+
 def test_an_interval_is_wider_where_rows_share_an_image() -> None:
     right = np.repeat(np.random.default_rng(0).random(50) < 0.6, 4)  # four questions per image, all right or all wrong
     apart, together = (

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+MODELS = ROOT / "pmclip_deploy" / "models"
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +37,7 @@ def test_wheel_is_under_80_mb(wheel: Path) -> None:
 def test_wheel_holds_the_runtime_its_model_and_the_mapped_packages(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {f"pmclip_deploy/{n}/__init__.py" for n in ("cli", "sessions", "models", "train", "export", "benchmarks")} <= names
-    assert "pmclip_deploy/models/pmclip-lite/bundle/manifest.json" in names
-    assert "pmclip_deploy/models/pmclip-lite/checkpoint/model.safetensors" in names
+    assert {f"pmclip_deploy/models/{p.relative_to(MODELS)}" for p in MODELS.rglob("pmclip-lite/*/*")} <= names
     assert "pmclip_deploy/train/phrases/out_of_scope.txt" in names
     assert not [n for n in names if n.startswith(("tests/", "train/", "export/"))]
 

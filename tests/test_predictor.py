@@ -15,7 +15,7 @@ from tiny import ANSWERS, DIM, KINDS, OUTSIDE, tiny_bundle, tiny_files, tiny_man
 import pmclip_deploy as pm
 from pmclip_deploy.bundle import MANIFEST, write_bundle
 from pmclip_deploy.pixels import picture_from_array
-from pmclip_deploy.predictor import NO_RADIOGRAPH, UNTRAINED, Heads, decision_from_heads
+from pmclip_deploy.predictor import NEVER_SURE, NO_RADIOGRAPH, UNTRAINED, Heads, decision_from_heads
 
 FRACTURE = "is there a fracture?"
 
@@ -80,6 +80,20 @@ def test_rule_3_no_radiograph_comes_before_the_confidence() -> None:
 def test_rule_4_a_low_confidence_says_both_numbers() -> None:
     d = decision_from_heads(tiny_manifest(), heads([0, 0, 0, 0.2, 0], FRACTURES), 0)
     assert d.rule == "confidence" and d.reason == "the confidence 0.55 is under the bundle's threshold 0.60"
+
+
+def test_a_threshold_of_one_is_never_reached() -> None:
+    """A kind with a single answer has probability 1 and is silenced all the same."""
+    kinds = tuple(replace(k, threshold=1.0, answers=k.answers[:1]) if k.reason is None else k for k in tiny_manifest().kinds)
+    d = decision_from_heads(tiny_manifest(kinds=kinds), heads([0, 0, 0, 9, 0], FRACTURES), 0)
+    assert d.probability == 1.0 and d.reason == NEVER_SURE
+
+
+def test_a_note_of_the_kind_comes_with_the_answer(tmp_path: Path) -> None:
+    kinds = tuple(replace(k, note="at even odds") for k in tiny_manifest().kinds)
+    asked = pm.load(tiny_bundle(tmp_path / "bundle", kinds=kinds))
+    assert asked.ask(picture(), FRACTURE).to_json()["note"] == "at even odds"
+    assert asked.ask(picture(), "asdf").note is None
 
 
 def test_huge_logits_stay_finite() -> None:
@@ -165,7 +179,7 @@ def test_what_is_no_image(predictor: pm.Predictor) -> None:
 def test_answers_are_json(predictor: pm.Predictor) -> None:
     document = json.loads(json.dumps(predictor.ask(picture(), FRACTURE).to_json(), allow_nan=False))
     assert list(document) == [
-        "schema", "question", "answer", "probability", "abstained", "reason", "candidates", "image", "model", "timings_ms",
+        "schema", "question", "answer", "probability", "abstained", "reason", "candidates", "image", "model", "timings_ms", "note",
     ]  # fmt: skip
 
 

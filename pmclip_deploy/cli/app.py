@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pmclip_deploy.cli import bundle, doctor, evaluate, infer, train
+from pmclip_deploy.cli import bundle, doctor, evaluate, export, infer, train
 from pmclip_deploy.cli.output import print_error
 from pmclip_deploy.errors import PmclipError
 
@@ -23,13 +23,8 @@ app.command("evaluate")(evaluate.evaluate)
 app.command("doctor")(doctor.doctor)
 app.add_typer(bundle.app, name="bundle")
 app.add_typer(train.app, name="train")
-try:
-    from pmclip_deploy.cli import export
-except ImportError:
-    pass
-else:
-    app.command("export")(export.export)
-    app.command("parity")(export.parity)
+app.command("export")(export.export)
+app.command("parity")(export.parity)
 
 
 def _print_version(wanted: bool) -> None:

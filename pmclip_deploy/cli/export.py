@@ -139,6 +139,7 @@ def _print_answers(answers: dict[str, Any] | None) -> None:
 def _check(data: Path | None, images: Path | None) -> None:
     if (data is None) != (images is None):
         raise UsageError("--data and --images go together: the questions, and the folder of their images")
-    missing = [name for name in ("torch", "onnx", "open_clip", "timm") if importlib.util.find_spec(name) is None]
+    needed = ("torch", "torchvision", "onnx", "open_clip", "timm", "transformers", "safetensors")
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
         raise UsageError(f"this needs {', '.join(missing)}: pip install 'pmclip-deploy[export]'")

@@ -136,6 +136,8 @@ def _print_answers(answers: "list[Answer]") -> None:
     console.print(Text(f"image: {_image_line(answers[0].image)}"))
     console.print(Text(f"model: {model.bundle} {model.version}, {model.precision}, {model.backend} on {model.device}"))
     console.print(Text("time:  " + ", ".join(f"{name} {ms:.0f} ms" for name, ms in times.items())))
+    for note in dict.fromkeys(a.note for a in answers if a.note):
+        console.print(Text(f"note:  {one_line(note)}"))
     for warning in answers[0].image.warnings:
         console.print(Text(f"warning: {one_line(warning)}", "yellow"))
     console.print()
