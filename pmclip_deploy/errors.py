@@ -33,3 +33,7 @@ class ParityError(PmclipError):
 
 class DeviceError(PmclipError):
     exit_code = 6
+
+
+# The two packages share one folder: side by side they overwrite each other, and removing one breaks the other.
+GPU_STEPS = "`pip uninstall -y onnxruntime onnxruntime-gpu`, then `pip install onnxruntime-gpu`"

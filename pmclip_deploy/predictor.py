@@ -93,6 +93,10 @@ class Predictor:
     def ask(
         self, image: Image, question: str, *, frame: int | None = None, window: tuple[float, float] | None = None, top: int = TOP
     ) -> Answer:
+        """``image`` is a path, a Dataset, a Picture, or an array: uint8 (H, W) or (H, W, 3) RGB, other numbers (H, W) only.
+
+        ``frame`` counts from 0, ``window`` is (center, width) in modality units; both are for DICOM.
+        """
         return self.ask_many(image, [question], frame=frame, window=window, top=top)[0]
 
     def ask_many(

@@ -237,7 +237,7 @@ def test_devices(bundle: Path) -> None:
     with pytest.raises(pm.UsageError, match="unknown device"):
         pm.load(bundle, device="tpu")
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-        with pytest.raises(pm.DeviceError, match=r"has no CUDA here \(it has .*CPUExecutionProvider.*pmclip-deploy\[gpu\]"):
+        with pytest.raises(pm.DeviceError, match=r"has no CUDA here \(it has .*CPUExecutionProvider.*pip uninstall -y onnxruntime "):
             pm.load(bundle, device="cuda")
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from pmclip_deploy.cli.output import print_json
-from pmclip_deploy.errors import BundleError, DeviceError
+from pmclip_deploy.errors import GPU_STEPS, BundleError, DeviceError
 
 PACKAGES = ("pmclip-deploy", "numpy", "onnxruntime", "onnxruntime-gpu", "pillow", "pydicom", "python-gdcm", "pylibjpeg-openjpeg",
             "pyjpegls", "tokenizers", "tensorrt", "tensorrt_rtx")  # fmt: skip
@@ -31,15 +31,16 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON 
     backend, backend_code = _backend()
     bundle, bundle_code = _bundle()
     code = bundle_code or backend_code
+    packages, gpu = {name: _version(name) for name in PACKAGES}, _gpu()
     document = {
         "schema": "pmclip-deploy/doctor/1",
         "ok": not code,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu": _cpu(),
-        "gpu": _gpu(),
-        "packages": {name: _version(name) for name in PACKAGES},
-        "backend": backend,
+        "gpu": gpu,
+        "packages": packages,
+        "backend": {**backend, "advice": _advice(packages, gpu, backend["providers"])},
         "dicom": _decoders(),
         "bundle": bundle,
     }
@@ -60,6 +61,14 @@ def _backend() -> tuple[dict[str, Any], int]:
     except Exception as error:
         problem = f"onnxruntime cannot be imported ({type(error).__name__}); install it with `pip install onnxruntime`"
         return {"name": "onnxruntime", "providers": [], "threads": None, "problem": problem}, DeviceError.exit_code
+
+
+def _advice(packages: dict[str, str | None], gpu: dict[str, Any], providers: list[str]) -> str | None:
+    if packages["onnxruntime"] and packages["onnxruntime-gpu"]:
+        return f"onnxruntime and onnxruntime-gpu are both installed and overwrite each other; {GPU_STEPS}"
+    if gpu["nvidia_driver"] and providers and "CUDAExecutionProvider" not in providers:
+        return f"there is an NVIDIA GPU, and onnxruntime is for the CPU alone; to use the GPU, {GPU_STEPS}"
+    return None
 
 
 def _bundle() -> tuple[dict[str, Any], int]:
@@ -136,6 +145,7 @@ def _print(document: dict[str, Any]) -> None:
         f"gpu      {gpu['nvidia_driver'] or 'no NVIDIA driver'}",
         *(f"package  {name} {version or 'not installed'}" for name, version in document["packages"].items()),
         f"backend  {backend['problem'] or backend['name'] + ' with ' + ', '.join(backend['providers'])}",
+        *([f"advice   {backend['advice']}"] if backend["advice"] else []),
         *(f"dicom    {d['name']}: {d['library'] or 'built in'}" for d in document["dicom"] if d["readable"]),
         *(f"dicom    not readable here: {name}" for name in unreadable),
         f"bundle   {bundle['problem'] or '{name} {version} {precision}, verified'.format(**bundle)}",

@@ -8,7 +8,7 @@ from typing import Any
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from pmclip_deploy.errors import BundleError, DeviceError
+from pmclip_deploy.errors import GPU_STEPS, BundleError, DeviceError
 
 ERROR = 3  # onnxruntime's severity; below it, it writes about things a user cannot change
 ort.set_default_logger_severity(ERROR)
@@ -26,7 +26,7 @@ class OnnxRuntimeSession:
         if device == "cuda" and CUDA not in available:
             raise DeviceError(
                 f"onnxruntime {ort.__version__} has no CUDA here (it has {', '.join(available)}); "
-                "install `pmclip-deploy[gpu]` and an NVIDIA driver, or pass --device cpu"
+                f"with an NVIDIA driver, {GPU_STEPS}; or pass --device cpu"
             )
         if not path.is_file():
             raise BundleError(f"{path}: missing; copy the bundle again")
