@@ -122,11 +122,12 @@ class Bootstrap:
         self._seed = seed
 
     def accuracy(self, right: Array, rows: Array | None = None) -> dict[str, Any]:
+        """Of (N,) bool, over the rows that the mask ``rows``, (N,) bool, takes: all of them by default."""
         rows = np.ones(len(right), bool) if rows is None else rows
         return {"accuracy": float(right[rows].mean()), "ci95": self.interval(right & rows, rows)}
 
     def interval(self, part: Array, whole: Array) -> list[float] | None:
-        """Of sum(part) / sum(whole), ``part`` being zero wherever ``whole`` is."""
+        """[low, high] of sum(part) / sum(whole), both (N,) bool or float, ``part`` being zero wherever ``whole`` is."""
         rows = np.flatnonzero(whole)
         weights, cluster = self.weights(rows)
         if not len(rows):
@@ -146,15 +147,16 @@ class Bootstrap:
         """Of the rows at the indices ``rows``; ``score`` and ``positive`` are for those alone."""
         weights, cluster = self.weights(rows)
         ones = np.ones((1, len(rows)))
+        few = np.array_split(weights, RESAMPLES // 10)  # (10, clusters) each: all resamples of all rows at once would take gigabytes
         with np.errstate(invalid="ignore"):
             return {
                 "auroc": float(_weighted_auroc(score, positive, ones)[0]),
-                "ci95": _percentiles(_weighted_auroc(score, positive, weights[:, cluster])),
+                "ci95": _percentiles(np.concatenate([_weighted_auroc(score, positive, w[:, cluster]) for w in few])),
             }
 
 
 def calibration_error(probability: Array, right: Array) -> float | None:
-    """Expected calibration error in equal-width bins."""
+    """Expected calibration error in equal-width bins, of (N,) float and (N,) bool; None where N is 0."""
     if not len(probability):
         return None
     bins = np.minimum((probability * BINS).astype(int), BINS - 1)
@@ -163,7 +165,10 @@ def calibration_error(probability: Array, right: Array) -> float | None:
 
 
 def coverage_curve(probability: Array, right: Array, offered: Array) -> list[list[float]]:
-    """[coverage, accuracy] where only the most confident rows are answered, from few to all that have candidates."""
+    """[coverage, accuracy] where only the most confident rows are answered, from few to all that have candidates.
+
+    Of (N,) float, (N,) bool and (N,) bool: ``offered`` are the rows with candidates.
+    """
     order = np.argsort(-probability[offered], kind="stable")
     hits = np.cumsum(right[offered][order])
     counts = sorted({int(np.ceil(len(order) * i / CURVE)) for i in range(1, CURVE + 1)} - {0})
@@ -171,7 +176,7 @@ def coverage_curve(probability: Array, right: Array, offered: Array) -> list[lis
 
 
 def derangement(count: int, seed: int) -> Array:
-    """A permutation that leaves nothing in its place: one random cycle."""
+    """A permutation, (count,) int, that leaves nothing in its place: one random cycle."""
     order = np.random.default_rng(seed).permutation(count)
     other = np.empty(count, int)
     other[order] = np.roll(order, 1)

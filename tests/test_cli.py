@@ -5,15 +5,17 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import tiny_bundle
+from tiny import KINDS, tiny_bundle
 
-from pmclip_deploy.cli import app, infer
+from pmclip_deploy.bundle import verify_bundle
+from pmclip_deploy.cli import app, doctor, infer
 from pmclip_deploy.errors import InputError, UsageError
 
 FRACTURE = "is there a fracture?"
@@ -96,6 +98,21 @@ def test_infer_json_is_the_contract(run: Any, folder: Path) -> None:
         "note": "NoneType",
     }
     assert result.json["schema"] == "pmclip-deploy/answer/1" and result.json["image"]["modality"] == "CT"
+
+
+def test_a_note_is_printed_once_below_the_table(run: Any, folder: Path, tmp_path: Path) -> None:
+    noted = tiny_bundle(tmp_path / "noted", kinds=tuple(replace(kind, note="at even odds") for kind in KINDS))
+    assert verify_bundle(noted).kinds[0].note == "at even odds"
+    result = run("infer", folder / "bright.png", FRACTURE, "which plane", "--bundle", noted)
+    assert result.out.count("note:  at even odds\n") == 1
+    assert run("infer", folder / "bright.png", FRACTURE, "--json", "--bundle", noted).json["note"] == "at even odds"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_is_refused_at_once(folder: Path, bundle: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    result = process("infer", tmp_path / "pipe", FRACTURE, "--bundle", bundle)
+    assert result.code == 3 and is_one_line(result.err) and "a pipe" in result.err
 
 
 def test_infer_for_a_person(run: Any, folder: Path) -> None:
@@ -298,6 +315,25 @@ def test_evaluate(run: Any, folder: Path, tmp_path: Path) -> None:
     assert result.json["schema"] == "pmclip-deploy/evaluation/1" and result.json["baselines"]["question_only"] is None
     shown = run("evaluate", "--data", tmp_path / "d.jsonl", "--images", folder).out
     assert "0.500" in shown and "not measured" in shown
+
+
+@pytest.mark.parametrize(
+    ("installed", "driver", "providers", "said"),
+    [
+        (("onnxruntime", "onnxruntime-gpu"), None, [], "overwrite each other"),
+        (("onnxruntime",), "NVRM 570", ["CPUExecutionProvider"], "for the CPU alone"),
+        (("onnxruntime-gpu",), "NVRM 570", ["CUDAExecutionProvider"], None),
+        (("onnxruntime",), None, ["CPUExecutionProvider"], None),
+    ],
+)
+def test_doctor_says_how_to_get_the_gpu(
+    run: Any, monkeypatch: pytest.MonkeyPatch, installed: tuple[str, ...], driver: str | None, providers: list[str], said: str | None
+) -> None:
+    monkeypatch.setattr(doctor, "_version", lambda name: "1.0" if name in installed else None)
+    monkeypatch.setattr(doctor, "_gpu", lambda: {"nvidia_driver": driver, "nvidia_smi": None})
+    monkeypatch.setattr(doctor, "_backend", lambda: ({"name": "onnxruntime", "providers": providers, "threads": 1, "problem": None}, 0))
+    advice, printed = run("doctor", "--json").json["backend"]["advice"], run("doctor").out
+    assert (said is None and advice is None and "advice" not in printed) or (said in advice and "pip uninstall -y" in printed)
 
 
 def test_doctor(run: Any, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """Evaluation: each figure against a hand count or a plain rewriting, then the whole on a tiny bundle."""
 
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +62,19 @@ def test_auroc_equals_counting_pairs() -> None:
         assert value == pytest.approx(sum(a * b for a, b in pairs) / sum(a for a, _ in pairs))
 
 
+def test_auroc_of_many_rows_takes_little_memory() -> None:
+    rng = np.random.default_rng(0)
+    sample, score, positive = Bootstrap(np.arange(10_000) // 100, 0), rng.random(10_000), rng.random(10_000) < 0.3
+    tracemalloc.start()
+    sample.auroc(score, positive, np.arange(10_000))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20e6  # all resamples at once: 80 MB for each intermediate
+
+
 def test_rows_may_hold_unicode_line_separators(tmp_path: Path) -> None:
-    (tmp_path / "q.jsonl").write_text('{"image": "a", "question": "is\u2028it?", "answer": "yes"}\n', encoding="utf-8")
-    assert rows_from_jsonl(tmp_path / "q.jsonl") == [Row("a", "is\u2028it?", "yes")]
+    (tmp_path / "q.jsonl").write_text('{"image": "a", "question": "is\u2028\x85it?", "answer": "yes"}\n', encoding="utf-8")
+    assert rows_from_jsonl(tmp_path / "q.jsonl") == [Row("a", "is\u2028\x85it?", "yes")]
 
 
 def test_an_interval_is_wider_where_rows_share_an_image() -> None:
