@@ -17,10 +17,11 @@ Array = NDArray[Any]
 EVEN_ODDS = "the probability is for even odds of yes and no; where a finding is rare, so is a true yes"
 KIND_THRESHOLD = 0.5  # the kind of a question must be likelier than all others together
 TARGET = 0.75  # of the answers given to a kind of question, this share is right on validation images
+COIN = 0.6  # of two answers, one that is less likely than this is not given
 LEAST_ANSWERED = 10  # rows that the share is measured on
 LEAST_MEASURED = 5  # positives on validation images
 LEAST_AUROC = 0.6  # lower 95% bound under which a finding is not answered
-RADIOGRAPHS_KEPT = 0.995  # share of validation images that pass as radiology images
+RADIOGRAPHS_KEPT = 0.99  # share of validation images that pass as radiology images
 TEMPERATURES = np.geomspace(0.1, 12, 100)
 
 
@@ -146,8 +147,12 @@ def _fitted(scored: Scored, vocabulary: "Vocabulary", use: Array, kind: Array) -
         enough = np.flatnonzero((share >= TARGET) & (np.arange(1, len(rows) + 1) >= min(LEAST_ANSWERED, len(rows))))
         last = int(enough[-1]) if len(enough) else -1
         threshold[k] = 0.0 if last == len(rows) - 1 else (float(top[order][last]) if last >= 0 else 1.0)
-    lowest = float(np.quantile(scored.radiograph[np.unique(scored.image[use])], 1 - RADIOGRAPHS_KEPT))
-    return Limits(temperature, threshold, min(lowest, lowest / 2))  # half way to the boundary at 0, where there is room
+        if vocabulary.allowed[k].sum() == 2:
+            threshold[k] = max(threshold[k], COIN)
+    passes = np.sort(scored.radiograph[np.unique(scored.image[use])])
+    first = int((1 - RADIOGRAPHS_KEPT) * len(passes))
+    # Half way to the last that is turned away: one that stood on the threshold would flip with any rounding.
+    return Limits(temperature, threshold, float(passes[max(first - 1, 0)] + passes[first]) / 2)
 
 
 def _own(scored: Scored, name: str) -> Array:

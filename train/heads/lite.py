@@ -17,10 +17,10 @@ class LiteHead(nn.Module):
     """image (B, D) f32, text (B, D) f32 -> answer (B, A), kind (B, K), radiograph (B,) f32 logits.
 
     There is one column in ``answer`` for each answer of each kind of question. For the first ones a bilinear form of the two
-    normalised embeddings (rank ``hidden``, after MLB, Kim et al. 2017), a term of the question and one of the image are trained.
-    To all of them a memory of N training cases is added, as in Tip-Adapter (Zhang et al. 2022): the log of the kernel density
-    of each answer at the image. ``kind`` sees the question alone. ``radiograph`` sees the image alone and tells whether it is a
-    radiology image.
+    normalised embeddings (rank ``hidden``, after MLB, Kim et al. 2017), a term of the question and one of the image are trained
+    (what ``leave_to_memory`` names is forgotten afterwards). To all of them a memory of N training cases is added, as in Tip-Adapter
+    (Zhang et al. 2022): the log of the kernel density of each answer at the image. ``kind`` sees the question alone. ``radiograph``
+    sees the image alone and tells whether it is a radiology image.
     """
 
     cases: Tensor  # (N, D) f32, unit vectors
@@ -70,3 +70,11 @@ class LiteHead(nn.Module):
 
     def remember(self, embeddings: Tensor, slots: Tensor, balance: Tensor) -> None:
         self.cases, self.slots, self.balance = F.normalize(embeddings, dim=-1), slots, balance
+
+    @torch.no_grad()
+    def leave_to_memory(self, columns: list[int]) -> None:
+        """Forgets what was trained for these columns."""
+        for layer in (self.answer, self.prior[2], self.look):
+            layer.weight[columns] = 0
+            if layer.bias is not None:
+                layer.bias[columns] = 0
