@@ -108,11 +108,13 @@ def int8_image(model: onnx.ModelProto, calibration: Calibration) -> onnx.ModelPr
             x, w, b = original.input
             weight = weights[w]  # (O, I / group, k, k)
             depthwise = weight.shape[1] == 1
-            q, scale = int8_from_weight(weight, 0, "none" if depthwise else "neighbours" if weight.shape[2:] == (1, 1) else "any")
+            summed = "none" if depthwise else "neighbours" if weight.shape[2:] == (1, 1) else "any"
+            least = np.abs(weights[b]) / (2**29 * made[f"{x}.scale"])  # int32 holds the bias of a channel that is all but dead
+            q, scale = int8_from_weight(weight, 0, summed, least)
             lost = (weight - q * scale[:, None, None, None]).sum((2, 3), dtype=np.float64)  # (O, I / group)
             mean = np.array(calibration.means[x])
             bias = weights[b] + (lost[:, 0] * mean if depthwise else lost @ mean)
-            step = np.maximum(made[f"{x}.scale"] * scale, np.abs(bias).astype(np.float32) / 2**30)
+            step = made[f"{x}.scale"] * scale  # what a fused convolution takes it for, whatever stands in the graph
             node.input[1] = dequantised(w, q, scale, 0)
             node.input[2] = dequantised(b, np.round(bias / step).astype(np.int32), step, 0)
         elif i >= start and node.op_type == "MatMul":
@@ -121,8 +123,8 @@ def int8_image(model: onnx.ModelProto, calibration: Calibration) -> onnx.ModelPr
     return _rebuilt(model, _without_clips(nodes), {**weights, **made})
 
 
-def int8_text(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Weights int8, a scale per column; the word table int8, a scale per row. Activations stay float in the graph.
+def int8_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Matrices int8, a scale per column; the word table int8, a scale per row. Activations stay float in the graph.
 
     onnxruntime (seen in 1.32) computes such a MatMul in integers, with a scale per token and 32 channels: about as fast as
     DynamicQuantizeLinear and MatMulInteger, ten times nearer to fp32, the same whatever else is in the batch, and without
@@ -175,8 +177,10 @@ def arrays(model: onnx.ModelProto) -> Arrays:
     return {w.name: numpy_helper.to_array(w) for w in model.graph.initializer}
 
 
-def int8_from_weight(weight: NDArray[np.float32], axis: int, summed: str = "none") -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """(int8, a scale per channel along ``axis``).
+def int8_from_weight(
+    weight: NDArray[np.float32], axis: int, summed: str = "none", least: NDArray[np.float32] | float = 1e-14
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """(int8, a scale per channel along ``axis``, at least ``least``).
 
     A CPU without VNNI adds u8 x s8 products in pairs, in 16 bits that saturate. ``summed`` says which of a channel's weights may
     meet in such a pair: "none" (depthwise kernels, which widen first), "neighbours" (a row of a matrix), "any". Two of them then add
@@ -189,7 +193,7 @@ def int8_from_weight(weight: NDArray[np.float32], axis: int, summed: str = "none
     elif summed == "neighbours":
         left, right = rows[:, :-1], rows[:, 1:]
         largest = np.maximum(largest, np.where(left * right > 0, np.abs(left + right), 0).max(1, initial=0))
-    scale = np.maximum(largest, 1e-12).astype(np.float32) / np.float32(127)
+    scale = np.maximum(largest / np.float32(127), np.maximum(least, np.float32(1e-14))).astype(np.float32)
     shape = [1] * weight.ndim
     shape[axis] = -1
     return np.round(weight / scale.reshape(shape)).astype(np.int8), scale

@@ -145,7 +145,8 @@ def head_graph(head: LiteHead) -> onnx.ModelProto:
     g, width = _Graph(), head.image.in_features
 
     def linear(name: str, x: str, module: nn.Linear) -> str:
-        return g.node("Gemm", name, x, g.weight(f"{name}.weight", module.weight.T), g.weight(f"{name}.bias", module.bias))
+        product = g.node("MatMul", f"{name}.matmul", x, g.weight(f"{name}.weight", module.weight.T))
+        return g.node("Add", name, product, g.weight(f"{name}.bias", module.bias))
 
     def mlp(name: str, x: str, module: nn.Sequential) -> str:
         return linear(f"{name}.2", g.node("Gelu", f"{name}.gelu", linear(f"{name}.0", x, module[0])), module[2])

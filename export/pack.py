@@ -109,7 +109,7 @@ def _against_shipped(manifest: Manifest, shipped: Path | None) -> tuple[dict[str
 
 def _int8(graphs: Graphs, calibration: int8.Calibration) -> Graphs:
     image = int8.int8_image(graphs["image"], calibration)
-    return {"image": int8.half_stored(image), "text": int8.int8_text(graphs["text"]), "head": int8.half_stored(graphs["head"])}
+    return {"image": int8.half_stored(image), "text": int8.int8_weights(graphs["text"]), "head": int8.int8_weights(graphs["head"])}
 
 
 def _files_from_graphs(graphs: Graphs) -> dict[str, bytes]:
@@ -136,7 +136,6 @@ def _manifest(modules: Modules, precision: str, target: str, calibration: int8.C
     meta, backbone = modules.meta, modules.backbone
     graphs = {name: {"file": f"{name}.onnx", "precision": precision} for name in ("image", "text", "head")}
     if calibration is not None:
-        graphs["head"]["precision"] = STORED
         first = f"int8, the first {calibration.float_convolutions} convolutions {STORED}"
         graphs["image"]["precision"] = first if calibration.ranges else STORED
     p = backbone.preprocess

@@ -273,9 +273,13 @@ def test_every_integer_convolution_of_the_bundle_is_safe(bundles: dict[str, Path
     model = onnx.load(bundles["int8"] / "image.onnx")
     weights = int8.arrays(model)
     source = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
+    scale_of = {node.output[0]: weights[node.input[1]] for node in model.graph.node if node.op_type == "DequantizeLinear"}
     checked = 0
     for node in model.graph.node:
         if node.op_type == "Conv" and source.get(node.input[1]) in weights:
+            x, w, b = (scale_of[name] for name in node.input)
+            np.testing.assert_array_equal(b, x * w)  # a fused convolution takes the bias to have this scale
+            assert np.abs(weights[source[node.input[2]]].astype(np.int64)).max() < 2**30
             q = weights[source[node.input[1]]].astype(int)
             if q.shape[1] > 1:  # depthwise kernels widen before they add
                 rows = q.reshape(len(q), -1)
@@ -283,6 +287,13 @@ def test_every_integer_convolution_of_the_bundle_is_safe(bundles: dict[str, Path
                 assert np.abs(np.minimum(rows[:, :-1], 0) + np.minimum(rows[:, 1:], 0)).max() <= 128
                 checked += 1
     assert checked > 25
+
+
+def test_a_channel_that_is_all_but_dead_keeps_its_bias() -> None:
+    weight = np.array([[0.5, -0.25], [1e-12, 0]], np.float32)
+    q, scale = int8.int8_from_weight(weight, 0, least=np.float32([1e-9, 1e-9]))
+    np.testing.assert_array_equal(q, [[127, -64], [0, 0]])
+    np.testing.assert_allclose(scale, [0.5 / 127, 1e-9])
 
 
 def test_calibration_survives_json() -> None:

@@ -20,6 +20,7 @@ from pmclip_deploy.train.calibration import TARGET, Scored, calibrated
 from pmclip_deploy.train.captions import caption, statement
 from pmclip_deploy.train.clip import pictures_seen_in, questions_for_training, recall_at, train_clip
 from pmclip_deploy.train.datasets import Question, normalised, questions_from_folder
+from pmclip_deploy.train.loop import Settings
 from pmclip_deploy.train.nonradiographs import nonradiographs
 from pmclip_deploy.train.towers import load_pretrained, read_checkpoint, towers_from_spec
 from pmclip_deploy.train.vqa import Vocabulary, train_vqa
@@ -189,6 +190,24 @@ def test_imagenet_and_minilm_weights_mean_what_they_should() -> None:
         assert model.visual.trunk(torch.randn(1, 3, 256, 256)).std() > 0.01
 
 
+def test_a_rounded_tower_is_near_the_tower_and_learns() -> None:
+    from pmclip_deploy.train.rounding import RoundedTower
+    from pmclip_deploy.train.towers import lock_image_stem
+
+    model = towers_from_spec(BACKBONES["pmclip-lite"]).eval()
+    load_pretrained(model)
+    tower = RoundedTower(model.visual, lock_image_stem(model, 2))
+    x = torch.randn(2, 3, 256, 256, generator=torch.Generator().manual_seed(0))
+    exact = tower(x)
+    assert torch.equal(exact, model.visual(x))
+    tower.on = True
+    cosine = torch.nn.functional.cosine_similarity(tower(x), exact)
+    assert 0.98 < cosine.min() < cosine.max() < 0.9999
+    tower(x).square().sum().backward()
+    learning = {name for name, p in model.visual.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert learning == {name for name, p in model.visual.named_parameters() if p.requires_grad}
+
+
 def scored_rows(vocabulary: Vocabulary, rng: np.random.Generator) -> Scored:
     """Planes that are right nine times in ten and sure of it, organs that are right every other time and equally sure."""
     n = 400
@@ -220,7 +239,7 @@ def test_calibration_lowers_confidence_and_silences_what_is_mostly_wrong() -> No
 
 
 def test_both_stages_end_to_end_and_resuming_gives_the_same_weights(dataset: Path, tmp_path: Path) -> None:
-    whole = train_clip([dataset], tmp_path / "whole", epochs=2, batch_size=6, seed=3)
+    whole = train_clip([dataset], tmp_path / "whole", Settings(2, 5e-4, 6, 3))
     assert whole["metrics"]["retrieval_validation"]["pool"] == 6
 
     import pmclip_deploy.train.loop as loop
@@ -238,17 +257,17 @@ def test_both_stages_end_to_end_and_resuming_gives_the_same_weights(dataset: Pat
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
         patch.setattr(loop.torch, "save", save_then_stop)
-        train_clip([dataset], tmp_path / "parts", epochs=2, batch_size=6, seed=3)
+        train_clip([dataset], tmp_path / "parts", Settings(2, 5e-4, 6, 3))
     assert calls == [1]
     with pytest.raises(BundleError, match="other settings"):
-        train_clip([dataset], tmp_path / "parts", epochs=2, batch_size=6, seed=4, resume=True)
-    train_clip([dataset], tmp_path / "parts", epochs=2, batch_size=6, seed=3, resume=True)
+        train_clip([dataset], tmp_path / "parts", Settings(2, 5e-4, 6, 4, resume=True))
+    train_clip([dataset], tmp_path / "parts", Settings(2, 5e-4, 6, 3, resume=True))
     _, expected = read_checkpoint(tmp_path / "whole")
     _, resumed = read_checkpoint(tmp_path / "parts")
     assert expected.keys() == resumed.keys()
     assert all(torch.equal(expected[k], resumed[k]) for k in expected)
 
-    meta = train_vqa([dataset], tmp_path / "whole", tmp_path / "vqa", epochs=1, batch_size=6, seed=3)
+    meta = train_vqa([dataset], tmp_path / "whole", tmp_path / "vqa", Settings(2, 3e-4, 6, 3), rounded_epochs=1)
     written, tensors = read_checkpoint(tmp_path / "vqa")
     assert written["answers"] == meta["answers"] and {"axial", "coronal", "yes", "no"} <= set(written["answers"])
     assert {k["name"] for k in written["kinds"]} >= {"plane", "organ", "abnormality", K.OUT_OF_SCOPE}
@@ -260,9 +279,9 @@ def test_both_stages_end_to_end_and_resuming_gives_the_same_weights(dataset: Pat
 
 def test_too_few_images_and_broken_checkpoints_are_one_clear_line(dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="fewer than one batch"):
-        train_clip([dataset], tmp_path / "x", batch_size=48)
+        train_clip([dataset], tmp_path / "x", Settings(1, 5e-4))
     with pytest.raises(BundleError, match="not found"):
-        train_vqa([dataset], tmp_path / "none", tmp_path / "y")
+        train_vqa([dataset], tmp_path / "none", tmp_path / "y", Settings(1, 5e-4))
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "checkpoint.json").write_text("{}")
     (tmp_path / "bad" / "model.safetensors").write_bytes(b"\x80\x04nonsense")

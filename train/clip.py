@@ -14,15 +14,14 @@ from PIL import Image
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from pmclip_deploy.errors import InputError, UsageError
+from pmclip_deploy.errors import InputError
 from pmclip_deploy.tokens import tokens_from_text
 from pmclip_deploy.train.captions import caption, statements_by_image
 from pmclip_deploy.train.datasets import Question, questions_from_folder
 from pmclip_deploy.train.images import Images
-from pmclip_deploy.train.loop import fit
+from pmclip_deploy.train.loop import Settings, fit
 from pmclip_deploy.train.towers import (
     backbone_named,
-    keep_freed_memory,
     load_pretrained,
     lock_image_stem,
     mixed_precision,
@@ -115,32 +114,19 @@ def embeddings_from_images(model: CustomTextCLIP, images: Images) -> Tensor:
 def train_clip(
     data: list[Path],
     output: Path,
-    *,
+    settings: Settings,
     backbone: str = "pmclip-lite",
-    epochs: int = 8,
-    batch_size: int = 48,
-    learning_rate: float = 5e-4,
-    seed: int = 1,
-    threads: int = 0,
-    resume: bool = False,
-    limit: int = 0,
 ) -> dict[str, Any]:
     """Trains and writes a checkpoint to ``output``; returns its description.
 
     The text transformer stays locked (LiT, Zhai et al. 2022) but for its projection: it keeps what it knows of language, which
     is what tells an unknown question from a known one, and its output is computed once.
     """
-    if threads:
-        torch.set_num_threads(threads)
-    keep_freed_memory()
-    torch.manual_seed(seed)
+    settings.start()
     spec = backbone_named(backbone)
     training, validation = questions_for_training(data)
     said = statements_by_image(training)
-    paths = sorted(said, key=lambda p: (p.name, str(p)))
-    paths = paths[:limit] if limit else paths
-    if len(paths) < batch_size:
-        raise UsageError(f"{len(paths)} training images are fewer than one batch of {batch_size}; lower --batch-size")
+    paths = settings.images(sorted(said, key=lambda p: (p.name, str(p))))
 
     model = towers_from_spec(spec)
     tokenizer = load_pretrained(model)
@@ -149,14 +135,14 @@ def train_clip(
     run_slow_convolutions_in_float(model.visual)
     model.visual.to(memory_format=torch.channels_last)
 
-    rng = random.Random(seed)
+    rng = random.Random(settings.seed)
     model.eval()
     captions = [caption(said[p], rng) for p in paths for _ in range(VARIANTS)]
     pooled = pooled_from_text(model, tokenizer, captions).view(len(paths), VARIANTS, -1)
     images = Images(paths, spec.preprocess)
     contrastive = ClipLoss()
 
-    def loss_of(indices: Tensor, generator: Generator) -> Tensor:
+    def loss_of(indices: Tensor, generator: Generator, epoch: int) -> Tensor:
         model.train()
         for module in locked:
             module.eval()
@@ -171,28 +157,17 @@ def train_clip(
     fresh = [*model.visual.head.parameters(), *model.text.proj.parameters(), model.logit_scale]
     trunk = [p for p in model.visual.trunk.parameters() if p.requires_grad]
     output.mkdir(parents=True, exist_ok=True)
-    settings = {
-        "backbone": backbone,
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-        "seed": seed,
-        "data_sha256": sha256_of_questions(training),
-        "images": len(paths),
-    }
+    made_with = {"backbone": backbone, **settings.to_json(), "data_sha256": sha256_of_questions(training), "images": len(paths)}
+    rate = settings.learning_rate
     seconds = fit(
         "train clip",
         model,
         loss_of,
         len(paths),
-        [(fresh, 2 * learning_rate), (trunk, learning_rate)],
-        epochs=epochs,
-        batch_size=batch_size,
-        weight_decay=0.05,
-        seed=seed,
-        state=output / "state.pt",
-        resume=resume,
-        settings=settings,
+        [(fresh, 2 * rate), (trunk, rate)],
+        settings,
+        made_with,
+        output / "state.pt",
     )
     metrics: dict[str, Any] = {}
     if validation:
@@ -207,7 +182,9 @@ def train_clip(
         "backbone": backbone,
         "logit_scale": round(model.logit_scale.detach().clamp(max=4.6052).exp().item(), 4),
         "metrics": metrics,
-        "provenance": {"clip": {**settings, "data": [p.name for p in data], "seconds": round(seconds), "threads": torch.get_num_threads()}},
+        "provenance": {
+            "clip": {**made_with, "data": [p.name for p in data], "seconds": round(seconds), "threads": torch.get_num_threads()}
+        },
     }
     save_checkpoint(output, {f"clip.{k}": v for k, v in model.state_dict().items()}, meta, tokenizer)
     return meta

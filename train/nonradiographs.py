@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
 SIZE = 288
-# Photographs that scikit-image ships (public domain or CC0). Its others are kept for tests: TEST_PHOTOGRAPHS.
+# Photographs and micrographs that scikit-image ships (public domain or CC0). Its others are kept for tests: TEST_PHOTOGRAPHS.
 PHOTOGRAPHS = [
     "astronaut.png",
     "brick.png",
@@ -18,6 +18,8 @@ PHOTOGRAPHS = [
     "rocket.jpg",
     "text.png",
     "horse.png",
+    "ihc.png",
+    "color.png",
 ]
 TEST_PHOTOGRAPHS = ["camera.png", "chelsea.png", "coffee.png", "grass.png", "gravel.png", "page.png", "moon.png", "cell.png"]
 

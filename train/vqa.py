@@ -14,7 +14,6 @@ from open_clip import ClipLoss
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from pmclip_deploy.errors import UsageError
 from pmclip_deploy.spec import BACKBONES
 from pmclip_deploy.train import kinds as K
 from pmclip_deploy.train.calibration import Scored, calibrated
@@ -30,11 +29,11 @@ from pmclip_deploy.train.clip import (
 from pmclip_deploy.train.datasets import Question
 from pmclip_deploy.train.heads.lite import LiteHead, unit
 from pmclip_deploy.train.images import Images
-from pmclip_deploy.train.loop import fit
+from pmclip_deploy.train.loop import Settings, fit
 from pmclip_deploy.train.modality import facts_by_image, implied_questions
 from pmclip_deploy.train.nonradiographs import nonradiographs
+from pmclip_deploy.train.rounding import RoundedTower
 from pmclip_deploy.train.towers import (
-    keep_freed_memory,
     lock_image_stem,
     mixed_precision,
     run_slow_convolutions_in_float,
@@ -95,31 +94,24 @@ def train_vqa(
     data: list[Path],
     clip: Path,
     output: Path,
-    *,
-    epochs: int = 12,
-    batch_size: int = 48,
-    learning_rate: float = 3e-4,
-    seed: int = 1,
-    threads: int = 0,
-    resume: bool = False,
-    limit: int = 0,
+    settings: Settings,
+    rounded_epochs: int = 4,
 ) -> dict[str, Any]:
     """Trains on the first folder of ``data`` (with captions from all), from the checkpoint ``clip``; writes one to ``output``.
 
     Loss: cross-entropy over the answers that the question's kind allows, cross-entropy of the kind, and the contrastive loss.
-    Derived yes/no questions are weighted so that yes and no weigh the same: their probabilities are for even odds.
+    Derived yes/no questions are weighted so that yes and no weigh the same: their probabilities are for even odds. In the last
+    ``rounded_epochs`` the image tower computes with INT8's roundings.
     """
-    if threads:
-        torch.set_num_threads(threads)
-    keep_freed_memory()
-    torch.manual_seed(seed)
-    rng = random.Random(seed)
+    settings.start()
+    rng = random.Random(settings.seed)
     towers, meta, _ = towers_from_checkpoint(clip)
     spec, tokenizer = BACKBONES[meta["backbone"]], clip / "tokenizer.json"
     towers.text.transformer.requires_grad_(False)
     locked = lock_image_stem(towers, LOCKED_STAGES)
     run_slow_convolutions_in_float(towers.visual)
     towers.visual.to(memory_format=torch.channels_last)
+    visual = RoundedTower(towers.visual, locked)
 
     training, validation = questions_for_training(data[:1])
     everything, _ = questions_for_training(data)
@@ -129,10 +121,7 @@ def train_vqa(
     derived = K.derived_from_questions(training, organs)
 
     said = statements_by_image(everything)
-    paths = sorted({q.image for q in training}, key=lambda p: p.name)
-    paths = paths[:limit] if limit else paths
-    if len(paths) < batch_size:
-        raise UsageError(f"{len(paths)} training images are fewer than one batch of {batch_size}; lower --batch-size")
+    paths = settings.images(sorted({q.image for q in training}, key=lambda p: p.name))
     place = {p: i for i, p in enumerate(paths)}
 
     # Every text once, through the locked transformer.
@@ -196,12 +185,13 @@ def train_vqa(
     head = LiteHead(spec.embed_dim, len(vocabulary.answers), vocabulary.trained, len(vocabulary.kinds), HIDDEN)
     model, contrastive, allowed = Model(towers, head), ClipLoss(), vocabulary.allowed[:, : vocabulary.trained]
 
-    def loss_of(indices: Tensor, generator: Generator) -> Tensor:
+    def loss_of(indices: Tensor, generator: Generator, epoch: int) -> Tensor:
         model.train()
+        visual.on = epoch >= settings.epochs - rounded_epochs
         for module in locked:
             module.eval()
         with mixed_precision():
-            embedding = towers.visual(images.augmented(indices, generator))
+            embedding = visual(images.augmented(indices, generator))
         embedding = embedding.float()
         where, text, kind, answer, weight = rows.batch(indices.tolist())
         for k, ids in finding_texts.items():  # a derived question is put in another way each time
@@ -223,42 +213,38 @@ def train_vqa(
     projections = [*towers.visual.head.parameters(), *towers.text.proj.parameters(), towers.logit_scale]
     trunk = [p for p in towers.visual.trunk.parameters() if p.requires_grad]
     output.mkdir(parents=True, exist_ok=True)
-    settings = {
+    made_with = {
         "backbone": spec.name,
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-        "seed": seed,
+        **settings.to_json(),
+        "rounded_epochs": rounded_epochs,
         "data_sha256": sha256_of_questions(everything),
         "phrases_sha256": hashlib.sha256(b"".join(p.read_bytes() for p in sorted(K.PHRASES.iterdir()))).hexdigest(),
         "clip_sha256": hashlib.sha256((clip / "model.safetensors").read_bytes()).hexdigest(),
         "images": len(paths),
     }
+    rate = settings.learning_rate
     seconds = fit(
         "train vqa",
         model,
         loss_of,
         len(paths),
-        [(fresh, 4 * learning_rate), (projections, learning_rate), (trunk, learning_rate)],
-        epochs=epochs,
-        batch_size=batch_size,
-        weight_decay=0.05,
-        seed=seed,
-        state=output / "state.pt",
-        resume=resume,
-        settings=settings,
+        [(fresh, 4 * rate), (projections, rate), (trunk, rate)],
+        settings,
+        made_with,
+        output / "state.pt",
     )
     model.eval()
+    visual.on = False
     widest = max(map(len, slots))
     padded = torch.tensor([row + [len(vocabulary.answers)] * (widest - len(row)) for row in slots])
     with mixed_precision():
         head.remember(embeddings_from_images(towers, images).float(), padded, balance)
-    train_radiograph(model, images, seed)
+    train_radiograph(model, images, settings.seed)
 
     held = sorted({q.image for q in validation})
     closed = derived_as_questions(validation, organs)
     scored = scored_from_questions(model, tokenizer, vocabulary, validation, closed, Images(held, spec.preprocess))
-    kinds, abstention, metrics = calibrated(scored, vocabulary, seed)
+    kinds, abstention, metrics = calibrated(scored, vocabulary, settings.seed)
     meta = {
         **{k: meta[k] for k in ("name", "version", "backbone")},
         "logit_scale": round(towers.logit_scale.detach().clamp(max=4.6052).exp().item(), 4),
@@ -268,7 +254,7 @@ def train_vqa(
         "metrics": {**meta["metrics"], **metrics},
         "provenance": {
             **meta["provenance"],
-            "vqa": {**settings, "data": [p.name for p in data], "seconds": round(seconds), "threads": torch.get_num_threads()},
+            "vqa": {**made_with, "data": [p.name for p in data], "seconds": round(seconds), "threads": torch.get_num_threads()},
         },
     }
     save_checkpoint(output, model.state_dict(), meta, tokenizer)

@@ -43,22 +43,10 @@ def clip(
     _need_extra()
     _make_folder(output)
     from pmclip_deploy.train.clip import train_clip
+    from pmclip_deploy.train.loop import Settings
 
-    _report(
-        train_clip(
-            data,
-            output,
-            epochs=epochs,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            seed=seed,
-            threads=threads,
-            resume=resume,
-            limit=limit,
-        ),
-        output,
-        as_json,
-    )
+    settings = Settings(epochs, learning_rate, batch_size, seed, threads, limit, resume)
+    _report(train_clip(data, output, settings), output, as_json)
 
 
 @app.command()
@@ -66,7 +54,8 @@ def vqa(
     data: Data,
     output: Output,
     clip: Annotated[Path, typer.Option("--clip", help="Checkpoint made by `train clip`.")],
-    epochs: Epochs = 12,
+    epochs: Epochs = 16,
+    rounded_epochs: Annotated[int, typer.Option(help="The last N epochs compute with the INT8 graph's roundings.", min=0)] = 4,
     batch_size: BatchSize = 48,
     learning_rate: Rate = 3e-4,
     seed: Seed = 1,
@@ -78,24 +67,11 @@ def vqa(
     """Train the VQA head and the image tower with it, then calibrate it on the validation questions."""
     _need_extra()
     _make_folder(output)
+    from pmclip_deploy.train.loop import Settings
     from pmclip_deploy.train.vqa import train_vqa
 
-    _report(
-        train_vqa(
-            data,
-            clip,
-            output,
-            epochs=epochs,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            seed=seed,
-            threads=threads,
-            resume=resume,
-            limit=limit,
-        ),
-        output,
-        as_json,
-    )
+    settings = Settings(epochs, learning_rate, batch_size, seed, threads, limit, resume)
+    _report(train_vqa(data, clip, output, settings, rounded_epochs), output, as_json)
 
 
 @app.command()
