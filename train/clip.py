@@ -6,20 +6,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from open_clip import ClipLoss, CustomTextCLIP
-from PIL import Image
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from pmclip_deploy.errors import InputError
 from pmclip_deploy.tokens import tokens_from_text
 from pmclip_deploy.train.captions import caption, statements_by_image
-from pmclip_deploy.train.datasets import Question, questions_from_folder
+from pmclip_deploy.train.datasets import Question, image_key, layout_of_questions, questions_from_folder
 from pmclip_deploy.train.images import Images
 from pmclip_deploy.train.loop import Settings, fit
+from pmclip_deploy.train.splits import pictures_seen_in
 from pmclip_deploy.train.towers import (
     backbone_named,
     load_pretrained,
@@ -31,7 +29,6 @@ from pmclip_deploy.train.towers import (
 )
 
 LOCKED_STAGES = 2  # of the image tower: generic filters that cost half of a step
-SAME_PICTURE = 0.995
 VARIANTS = 4  # captions drawn for each image
 
 
@@ -39,18 +36,18 @@ def questions_for_training(folders: list[Path]) -> tuple[list[Question], list[Qu
     """(training, validation) questions. No training set keeps an image that any validation set has, by name or by picture."""
     training, validation = [], []
     for folder in folders:
-        if (folder / "val.jsonl").is_file():
+        if "val" in layout_of_questions(folder).splits(folder):
             training += questions_from_folder(folder, "train")
             validation += questions_from_folder(folder, "val")
         else:
             training += questions_from_folder(folder, "all")
-    held_out = {q.image.name for q in validation}
-    training = [q for q in training if q.image.name not in held_out]
+    held_out = {image_key(q.image) for q in validation}
+    training = [q for q in training if image_key(q.image) not in held_out]
     _check_images(training + validation)
     twins = pictures_seen_in({q.image for q in training}, {q.image for q in validation})
     training = [q for q in training if q.image not in twins]
-    first = {q.image.name: q.image for q in reversed(training)}  # an image that stands in two datasets counts once
-    training = [replace(q, image=first[q.image.name]) for q in training]
+    first = {image_key(q.image): q.image for q in reversed(training)}  # an image that stands in two datasets counts once
+    training = [replace(q, image=first[image_key(q.image)]) for q in training]
     if not training:
         raise InputError(f"{folders[0]}: no training questions")
     return training, validation
@@ -59,24 +56,6 @@ def questions_for_training(folders: list[Path]) -> tuple[list[Question], list[Qu
 def _check_images(questions: list[Question]) -> None:
     if missing := sorted({q.image for q in questions if not q.image.is_file()}):
         raise InputError(f"{missing[0]}: image not found ({len(missing)} missing)")
-
-
-def pictures_seen_in(images: set[Path], others: set[Path]) -> set[Path]:
-    """Those of ``images`` that show the same picture as one of ``others``, whatever their names: thumbnails correlate above 0.995."""
-    if not others:
-        return set()
-    paths = sorted(images)
-    a, b = (np.stack([_thumbnail(p) for p in group]) for group in (paths, sorted(others)))
-    return {path for path, most in zip(paths, (a @ b.T).max(1), strict=True) if most > SAME_PICTURE}
-
-
-def _thumbnail(path: Path) -> NDArray[np.float32]:
-    """(1024,) f32 of zero mean and unit length."""
-    image = Image.open(path)
-    image.draft("L", (64, 64))  # a JPEG is decoded at a fraction of its size
-    x = np.asarray(image.convert("L").resize((32, 32), Image.Resampling.BOX), np.float32).ravel()
-    x -= x.mean()
-    return x / max(float(np.linalg.norm(x)), 1e-6)
 
 
 def sha256_of_questions(questions: list[Question]) -> str:
