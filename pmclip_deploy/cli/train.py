@@ -1,4 +1,4 @@
-"""`pmclip-deploy train`: clip, vqa and questions."""
+"""`pmclip-deploy train`: clip, vqa, autoencoder, maml and questions."""
 
 import importlib.util
 import json
@@ -75,6 +75,53 @@ def vqa(
 
 
 @app.command()
+def autoencoder(
+    data: Annotated[list[Path], typer.Option("--data", help="A folder with images; repeat for more.")],
+    output: Annotated[Path, typer.Option("--output", help="The safetensors file to write; the training state stands beside it.")],
+    epochs: Epochs = 20,
+    batch_size: BatchSize = 32,
+    learning_rate: Rate = 1e-3,
+    seed: Seed = 1,
+    threads: Threads = 0,
+    limit: Limit = 0,
+    resume: Resume = False,
+    as_json: Json = False,
+) -> None:
+    """Train MEVF's denoising auto-encoder, one start of its image features, on images alone."""
+    _need_extra()
+    _make_folder_of(output)
+    from pmclip_deploy.train.autoencoder import train_autoencoder
+    from pmclip_deploy.train.loop import Settings
+
+    settings = Settings(epochs, learning_rate, batch_size, seed, threads, limit, resume)
+    _report(train_autoencoder(data, output, settings), output, as_json)
+
+
+@app.command()
+def maml(
+    data: Annotated[Path, typer.Option("--data", help="A folder of class folders, or a JSONL file with image and label.")],
+    output: Annotated[Path, typer.Option("--output", help="The safetensors file to write; the training state stands beside it.")],
+    epochs: Epochs = 20,
+    tasks: Annotated[int, typer.Option(help="Tasks drawn for an epoch.", min=1)] = 500,
+    batch_size: Annotated[int, typer.Option(help="Tasks in a step.", min=1)] = 5,
+    learning_rate: Rate = 1e-3,
+    seed: Seed = 1,
+    threads: Threads = 0,
+    limit: Annotated[int, typer.Option(help="Train on the first N images of each class only; 0 takes all.", min=0)] = 0,
+    resume: Resume = False,
+    as_json: Json = False,
+) -> None:
+    """Train MEVF's MAML network, the other start of its image features, on classes of images."""
+    _need_extra()
+    _make_folder_of(output)
+    from pmclip_deploy.train.loop import Settings
+    from pmclip_deploy.train.maml import train_maml
+
+    settings = Settings(epochs, learning_rate, batch_size, seed, threads, limit, resume)
+    _report(train_maml(data, output, settings, tasks), output, as_json)
+
+
+@app.command()
 def questions(
     data: Annotated[Path, typer.Option("--data", help="The dataset's folder.")],
     output: Annotated[Path, typer.Option("--output", help="The JSONL file to write.")],
@@ -115,6 +162,12 @@ def _make_folder(output: Path) -> None:
         (output / ".writable").unlink()
     except OSError as error:
         raise UsageError(f"{output}: cannot be written ({error.strerror}); give another --output") from None
+
+
+def _make_folder_of(output: Path) -> None:
+    if output.is_dir():
+        raise UsageError(f"{output}: is a folder; give --output a file's name, such as {output / 'weights.safetensors'}")
+    _make_folder(output.parent)
 
 
 def _report(meta: dict[str, Any], output: Path, as_json: bool) -> None:
