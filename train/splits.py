@@ -1,12 +1,15 @@
 """Splits by image: which images show the same picture, and questions parted so that no picture stands on both sides."""
 
 import random
+import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from rich.console import Console
+from rich.progress import track
 
 from pmclip_deploy.train.datasets import Question, image_key
 
@@ -81,7 +84,8 @@ def pictures_seen_in(images: Collection[Path], others: Collection[Path]) -> set[
 def thumbnails_from_images(images: Collection[Path]) -> tuple[list[Path], NDArray[np.float32]]:
     """(sorted paths, (N, 1024) f32 of zero mean and unit length); files that are missing or no image are left out."""
     paths, rows = [], []
-    for path in sorted(images):
+    bar = track(sorted(images), "reading images", console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
+    for path in bar:
         try:
             rows.append(_thumbnail(path))
             paths.append(path)

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from pmclip_deploy.cli.report import report
 from pmclip_deploy.errors import UsageError
 
 app = typer.Typer(no_args_is_help=True, help="Train the dual encoder and its VQA head (needs the extra `train`).")
@@ -147,6 +148,9 @@ def questions(
         raise UsageError(f"{output}: cannot be written ({error.strerror}); give another --output") from None
     done = {"schema": SCHEMA, "questions": len(rows), "output": str(output)}
     typer.echo(json.dumps(done) if as_json else f"{len(rows)} questions in {output}")
+
+
+app.command()(report)
 
 
 def _need_extra() -> None:
