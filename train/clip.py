@@ -55,7 +55,6 @@ class Recipe(Settings):
     lock_text: bool = False
 
 
-LITE = Settings(epochs=8, learning_rate=5e-4)
 RECIPES = {
     # Eslami et al. 2023: configs/medclip_roco_all.yaml, main/train.py and the two default transforms of their code.
     "paper": Recipe(
@@ -77,12 +76,10 @@ RECIPES = {
 }
 
 
-def recipe_named(name: str, backbone: str, **chosen: Any) -> Recipe:
-    """The recipe with ``chosen`` for its own values. Raises UsageError."""
+def recipe_named(name: str, **chosen: Any) -> Recipe:
+    """The recipe with ``chosen`` in place of its own values. Raises UsageError."""
     if name not in RECIPES:
         raise UsageError(f"recipe {name!r} is unknown; choose one of {', '.join(RECIPES)}")
-    if (name, backbone) == ("paper", "RN50x4"):
-        chosen = {"batch_size": 32, **chosen}  # configs/medclip_roco_all_resnet50x4.yaml
     return replace(RECIPES[name], **chosen)
 
 

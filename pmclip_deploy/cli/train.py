@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,23 +32,57 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.
 def clip(
     data: Data,
     output: Output,
-    epochs: Epochs = 8,
-    batch_size: BatchSize = 48,
-    learning_rate: Rate = 5e-4,
+    source: Annotated[
+        Path | None, typer.Option("--from", help="Checkpoint to fine-tune on captions, made by `import`; without it pmclip-lite is made.")
+    ] = None,
+    recipe: Annotated[str | None, typer.Option(help="With --from: paper (PubMedCLIP's, the default) or modern.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Instead of the recipe's.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=2, help="Of all processes together, instead of the recipe's.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(min=0, help="Instead of the recipe's.")] = None,
+    micro_batch: Annotated[
+        int | None, typer.Option(min=0, help="With --from: encode N pairs at a time, to save memory; 0 takes all.")
+    ] = None,
+    lock_image: Annotated[bool, typer.Option("--lock-image", help="With --from: train the text tower alone.")] = False,
+    lock_text: Annotated[bool, typer.Option("--lock-text", help="With --from: train the image tower alone.")] = False,
+    licence: Annotated[
+        list[str] | None, typer.Option(help='With --from: ROCO\'s rows of this licence alone ("CC BY"); repeatable.')
+    ] = None,
+    skip_share: Annotated[
+        float | None, typer.Option(min=0, max=1, help="With --from: share of images that may be unreadable. [0.01]")
+    ] = None,
     seed: Seed = 1,
     threads: Threads = 0,
     limit: Limit = 0,
     resume: Resume = False,
     as_json: Json = False,
 ) -> None:
-    """Fine-tune image and text towers on captions made from questions and answers."""
+    """Fine-tune image and text towers: a CLIP on captions (--from), or pmclip-lite on what questions and answers say."""
+    for_pairs = {
+        "recipe": recipe,
+        "micro_batch": micro_batch,
+        "lock_image": lock_image or None,
+        "lock_text": lock_text or None,
+        "licence": licence or None,
+        "skip_share": skip_share,
+    }
+    given = {k: v for k, v in for_pairs.items() if v is not None}
+    if given and source is None:
+        raise UsageError(f"--{next(iter(given)).replace('_', '-')} is for captions; give --from, or leave it out")
     _need_extra()
     _make_folder(output)
-    from pmclip_deploy.train.clip import train_clip
+    from pmclip_deploy.train import clip as worker
     from pmclip_deploy.train.loop import Settings
 
-    settings = Settings(epochs, learning_rate, batch_size, seed, threads, limit, resume)
-    _report(train_clip(data, output, settings), output, as_json)
+    chosen = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate}
+    run = {k: v for k, v in chosen.items() if v is not None} | {"seed": seed, "threads": threads, "limit": limit, "resume": resume}
+    if source is None:
+        meta = worker.train_clip(data, output, Settings(**{"epochs": 8, "learning_rate": 5e-4, **run}))
+    else:
+        licences, share = given.pop("licence", ()), given.pop("skip_share", worker.BROKEN_SHARE)
+        of = worker.recipe_named(given.pop("recipe", "paper"), **given, **run)
+        meta = worker.train_clip_on_pairs(data, source, output, of, licences, share)
+    if os.environ.get("RANK", "0") == "0":  # the first of torchrun's processes speaks for all
+        _report(meta, output, as_json)
 
 
 @app.command()
@@ -163,7 +198,7 @@ def _make_folder(output: Path) -> None:
     try:
         output.mkdir(parents=True, exist_ok=True)
         (output / ".writable").touch()
-        (output / ".writable").unlink()
+        (output / ".writable").unlink(missing_ok=True)  # torchrun's other process may have been faster
     except OSError as error:
         raise UsageError(f"{output}: cannot be written ({error.strerror}); give another --output") from None
 
