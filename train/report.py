@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pmclip_deploy.errors import InputError
-from pmclip_deploy.train.datasets import Pair, Question, image_key, images_there, layout_of, normalised, rows_from_layout
+from pmclip_deploy.train.datasets import Pair, Question, image_key, images_there, is_there, layout_of, normalised, rows_from_layout
 from pmclip_deploy.train.splits import image_disjoint_split, pictures_seen_in
 from pmclip_deploy.train.vocabulary import AnswerVocabulary, vocabulary_as_mevf, vocabulary_as_qcr
 
@@ -44,7 +44,7 @@ def report_from_folder(folder: Path, seed: int | None = None) -> dict[str, Any]:
             "seed": seed,
             "by_picture": not images_there([q for rows in splits.values() for q in rows])[1],
             "splits": {name: about(rows) for name, rows in parts.items()},
-            "between": [compared(parts, "train", "held out")] if training and held_out else [],
+            "between": [compared(parts, "train", "held out")],
         }
     return document
 
@@ -123,7 +123,7 @@ def _known(vocabulary: AnswerVocabulary, rows: Sequence[Question]) -> dict[str, 
 
 def _shared_images(a: Sequence[Path], b: Sequence[Path]) -> dict[str, Any]:
     names, others = {image_key(image): image for image in a}, {image_key(image): image for image in b}
-    there = all(any(image.is_file() for image in side.values()) for side in (names, others))
+    there = all(any(is_there(image) for image in side.values()) for side in (names, others))
     seen = pictures_seen_in(set(others.values()), set(names.values())) if there else None
     return {
         "images": len(others),

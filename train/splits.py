@@ -11,6 +11,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
+from pmclip_deploy.errors import InputError
 from pmclip_deploy.train.datasets import Question, image_key
 
 SAME_PICTURE = 0.995
@@ -21,7 +22,7 @@ def image_disjoint_split(questions: Sequence[Question], seed: int, held_out: flo
     """(training, held-out) questions: images are drawn by ``seed`` until their share reaches ``held_out``, each with all its doubles.
 
     The draw depends on the images' names, not on where they lie or in which order the questions come. Where image files are
-    missing, only their names can tell doubles.
+    missing, only their names can tell doubles. Neither side is empty. Raises InputError where there are not two pictures.
     """
     groups = image_groups({q.image for q in questions})
     order = sorted({q.image for q in questions}, key=lambda image: (image_key(image), str(image)))
@@ -31,7 +32,9 @@ def image_disjoint_split(questions: Sequence[Question], seed: int, held_out: flo
     drawn = list(members)
     random.Random(seed).shuffle(drawn)
     wanted, held, count = held_out * sum(map(len, members.values())), set(), 0
-    for group in drawn:
+    if len(drawn) < 2:
+        raise InputError("an image-disjoint split needs questions about two pictures or more; give another --data")
+    for group in drawn[:-1]:
         if count >= wanted:
             break
         held.add(group)

@@ -7,7 +7,7 @@ from typing import Any
 
 from pmclip_deploy.errors import InputError
 from pmclip_deploy.train.datasets import image_captions, roco, slake, vqa_med, vqa_rad
-from pmclip_deploy.train.datasets.schema import SPLITS, Layout, Pair, Question, Row, image_key, images_there, normalised
+from pmclip_deploy.train.datasets.schema import SPLITS, Layout, Pair, Question, Row, image_key, images_there, is_there, normalised
 
 __all__ = [
     "SPLITS",
@@ -15,6 +15,7 @@ __all__ = [
     "Question",
     "image_key",
     "images_there",
+    "is_there",
     "layout_of",
     "layout_of_questions",
     "normalised",
@@ -62,7 +63,9 @@ def _recognised(folder: Path, layouts: tuple[Layout[Row], ...]) -> Layout[Row]:
         if layout.splits(folder):
             return layout
     known = "; ".join(f"{layout.name} ({layout.expects})" for layout in layouts)
-    raise InputError(f"{folder}: {'' if folder.is_dir() else 'no such folder, '}no known dataset here; expected one of {known}")
+    raise InputError(
+        f"{folder}: {'' if is_there(folder, folder=True) else 'no such folder, '}no known dataset here; expected one of {known}"
+    )
 
 
 def rows_from_layout(folder: Path, split: str, layout: Layout[Row]) -> list[Row]:

@@ -4,7 +4,7 @@ from collections import Counter
 from pathlib import Path
 
 from pmclip_deploy.errors import InputError
-from pmclip_deploy.train.datasets.schema import SPLITS, Layout, Pair, lines_from_text, refuse_if_broken, row_from_line
+from pmclip_deploy.train.datasets.schema import SPLITS, Layout, Pair, is_there, lines_from_text, refuse_if_broken, row_from_line
 
 FIELDS = ("image", "caption")
 
@@ -23,7 +23,7 @@ def pairs_from_jsonl(folder: Path, split: str, skipped: Counter[str]) -> list[Pa
             broken.append(number)
             continue
         inside = folder / "images" / image
-        pairs.append(Pair(inside if inside.is_file() else folder / image, caption))
+        pairs.append(Pair(inside if is_there(inside) else folder / image, caption))
     refuse_if_broken(path, broken, rows)
     skipped["broken row"] += len(broken)
     return pairs
@@ -47,6 +47,6 @@ def layout(skipped: Counter[str]) -> Layout[Pair]:
     return Layout(
         "image-caption rows",
         "train.jsonl of image, caption",
-        lambda folder: tuple(s for s in SPLITS if (folder / f"{s}.jsonl").is_file() and holds_captions(folder / f"{s}.jsonl")),
+        lambda folder: tuple(s for s in SPLITS if is_there(folder / f"{s}.jsonl") and holds_captions(folder / f"{s}.jsonl")),
         lambda folder, split: pairs_from_jsonl(folder, split, skipped),
     )

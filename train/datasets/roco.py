@@ -6,7 +6,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from pmclip_deploy.errors import InputError
-from pmclip_deploy.train.datasets.schema import Layout, Pair, lines_from_text, refuse_if_broken
+from pmclip_deploy.train.datasets.schema import Layout, Pair, is_there, lines_from_text, refuse_if_broken
 
 FOLDERS = {"train": "train", "val": "validation", "test": "test"}
 
@@ -54,13 +54,13 @@ def _licences(path: Path) -> dict[str, str]:
 
 def _home(folder: Path, split: str) -> Path:
     inside = folder / "data" / FOLDERS[split] / "radiology"
-    return inside if inside.is_dir() else folder / FOLDERS[split] / "radiology"
+    return inside if is_there(inside, folder=True) else folder / FOLDERS[split] / "radiology"
 
 
 def layout(licences: Collection[str], skipped: Counter[str]) -> Layout[Pair]:
     return Layout(
         "ROCO",
         "data/train/radiology/captions.txt and dlinks.txt",
-        lambda folder: tuple(split for split in FOLDERS if (_home(folder, split) / "captions.txt").is_file()),
+        lambda folder: tuple(split for split in FOLDERS if is_there(_home(folder, split) / "captions.txt")),
         lambda folder, split: pairs_from_roco(folder, split, licences, skipped),
     )

@@ -59,9 +59,17 @@ def image_key(image: Path) -> str:
     return image.stem if re.fullmatch(r"synpic\d+", image.stem) else f"{image.parent.name}/{image.name}"
 
 
+def is_there(path: Path, folder: bool = False) -> bool:
+    """Whether it is a file (or folder); a name that none can have, or one in a folder that may not be read, is not there."""
+    try:
+        return path.is_dir() if folder else path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def images_there(rows: Collection[Row]) -> tuple[list[Row], int]:
     """(rows whose image file is there, number of images that are missing)"""
-    missing = {image for image in {row.image for row in rows} if not image.is_file()}
+    missing = {image for image in {row.image for row in rows} if not is_there(image)}
     return [row for row in rows if row.image not in missing], len(missing)
 
 
@@ -142,4 +150,4 @@ def refuse_if_broken(path: Path, broken: list[int], rows: int) -> None:
 
 def image_folder(folder: Path, *names: str) -> Path:
     """The first of ``names`` that is there, else the first."""
-    return next((folder / name for name in names if (folder / name).is_dir()), folder / names[0])
+    return next((folder / name for name in names if is_there(folder / name, folder=True)), folder / names[0])

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pmclip_deploy.train.datasets.schema import Layout, Question, question_from_text, rows_from_json
+from pmclip_deploy.train.datasets.schema import Layout, Question, is_there, question_from_text, rows_from_json
 
 FILES = {"train": "train.json", "val": "validate.json", "test": "test.json"}
 CATEGORY = {"Modality": "modality", "Plane": "plane", "Organ": "organ", "Abnormality": "abnormality"}
@@ -26,6 +26,6 @@ def questions_from_slake(folder: Path, split: str) -> list[Question]:
 LAYOUT: Layout[Question] = Layout(
     "SLAKE",
     ", ".join(FILES.values()),
-    lambda folder: tuple(split for split, name in FILES.items() if (folder / name).is_file()),
+    lambda folder: tuple(split for split, name in FILES.items() if is_there(folder / name)),
     questions_from_slake,
 )

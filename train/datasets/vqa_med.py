@@ -4,7 +4,16 @@ from pathlib import Path
 
 from pmclip_deploy.errors import InputError
 from pmclip_deploy.train.datasets.image_captions import holds_captions
-from pmclip_deploy.train.datasets.schema import SPLITS, Layout, Question, image_folder, lines_from_text, question_from_text, rows_from_jsonl
+from pmclip_deploy.train.datasets.schema import (
+    SPLITS,
+    Layout,
+    Question,
+    image_folder,
+    is_there,
+    lines_from_text,
+    question_from_text,
+    rows_from_jsonl,
+)
 
 ARCHIVES = {"train": "ImageClef-2019-VQA-Med-Training", "val": "ImageClef-2019-VQA-Med-Validation", "test": "VQAMed2019Test"}
 IMAGES = {"train": "Train_images", "val": "Val_images", "test": "VQAMed2019_Test_Images"}
@@ -46,7 +55,7 @@ def category_of(question: str) -> str:
         return "plane"
     if "organ" in text or "part of the body" in text:
         return "organ"
-    return "abnormality" if "normal" in text or "alarming" in text else "modality"
+    return "abnormality" if any(word in text for word in ("normal", "alarming", "wrong")) else "modality"
 
 
 def _text_files(folder: Path, split: str) -> list[tuple[Path, str]]:
@@ -54,16 +63,16 @@ def _text_files(folder: Path, split: str) -> list[tuple[Path, str]]:
     for home in (folder, folder / ARCHIVES[split]):
         for place in (home / "QAPairsByCategory", home):
             files = [(place / f"{name}_{split}.txt", category) for category, name in BY_CATEGORY.items()]
-            if all(path.is_file() for path, _ in files):
+            if all(is_there(path) for path, _ in files):
                 return files
         for name in (f"All_QA_Pairs_{split}.txt", f"QA_Pairs_{split}.txt", *([REFERENCE] if split == "test" else [])):
-            if (home / name).is_file():
+            if is_there(home / name):
                 return [(home / name, "")]
     return []
 
 
 def _row_splits(folder: Path) -> tuple[str, ...]:
-    return tuple(s for s in SPLITS if (folder / f"{s}.jsonl").is_file() and not holds_captions(folder / f"{s}.jsonl"))
+    return tuple(s for s in SPLITS if is_there(folder / f"{s}.jsonl") and not holds_captions(folder / f"{s}.jsonl"))
 
 
 LAYOUTS: tuple[Layout[Question], ...] = (

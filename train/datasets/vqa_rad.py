@@ -2,7 +2,15 @@
 
 from pathlib import Path
 
-from pmclip_deploy.train.datasets.schema import Layout, Question, image_folder, question_from_text, rows_from_json, rows_from_jsonl
+from pmclip_deploy.train.datasets.schema import (
+    Layout,
+    Question,
+    image_folder,
+    is_there,
+    question_from_text,
+    rows_from_json,
+    rows_from_jsonl,
+)
 
 CATEGORY = {"MODALITY": "modality", "PLANE": "plane", "ORGAN": "organ", "ABN": "abnormality", "PRES": "abnormality"}
 ROWS = "questions.jsonl"
@@ -37,16 +45,16 @@ def _question(folder: Path, image: str, row: dict[str, str]) -> Question:
 
 
 def _osf_file(folder: Path) -> Path:
-    return next((folder / name for name in OSF if (folder / name).is_file()), folder / OSF[0])
+    return next((folder / name for name in OSF if is_there(folder / name)), folder / OSF[0])
 
 
 LAYOUTS: tuple[Layout[Question], ...] = (
-    Layout("VQA-RAD", ROWS, lambda folder: ("train", "test") if (folder / ROWS).is_file() else (), questions_from_vqa_rad, True),
+    Layout("VQA-RAD", ROWS, lambda folder: ("train", "test") if is_there(folder / ROWS) else (), questions_from_vqa_rad, True),
     Layout(
         "VQA-RAD, MEVF's files",
         ", ".join(MEVF.values()),
-        lambda folder: tuple(split for split, name in MEVF.items() if (folder / name).is_file()),
+        lambda folder: tuple(split for split, name in MEVF.items() if is_there(folder / name)),
         questions_from_mevf,
     ),
-    Layout("VQA-RAD, OSF", OSF[0], lambda folder: ("train", "test") if _osf_file(folder).is_file() else (), questions_from_osf, True),
+    Layout("VQA-RAD, OSF", OSF[0], lambda folder: ("train", "test") if is_there(_osf_file(folder)) else (), questions_from_osf, True),
 )
