@@ -18,7 +18,7 @@ from pmclip_deploy.train.loop import Settings, fit
 
 WAYS, SHOTS = 3, 3  # a task: three classes, three images of each to learn from and three to be judged by (MEVF section 4)
 STEPS, RATE = 5, 0.01  # within a task (Finn et al. 2017, MiniImagenet; MEVF does not say)
-MEASURED = 50  # tasks
+MEASURED = 50  # tasks, unless an epoch has fewer
 
 Classes = list[Tensor]  # for each class, (N, 1, 84, 84) u8
 
@@ -45,7 +45,7 @@ def train_maml(data: Path, output: Path, settings: Settings, tasks: int = 500) -
     seconds = fit("train maml", model, loss_of, tasks, groups, settings, made_with, state_beside(output))
     network = {k: v.clone() for k, v in model[0].state_dict().items()}  # before measuring, which moves the batch norms' averages
     generator = Generator().manual_seed(settings.seed)
-    accuracy = torch.stack([judged(model, *task(classes, generator))[1] for _ in range(MEASURED)]).mean()
+    accuracy = torch.stack([judged(model, *task(classes, generator))[1] for _ in range(min(MEASURED, tasks))]).mean()
     metrics = {"training_accuracy": round(accuracy.item(), 4), "chance": round(1 / WAYS, 4), "classes": len(classes), "skipped": skipped}
     model[0].load_state_dict(network)
     return save_network(model[0], output, {"metrics": metrics, "provenance": {**made_with, "seconds": round(seconds)}})

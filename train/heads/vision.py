@@ -1,6 +1,7 @@
 """Image features of MEVF (Nguyen et al., MICCAI 2019): denoising auto-encoder and MAML network, read safely, joined with CLIP's."""
 
 import pickletools
+import warnings
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -122,8 +123,10 @@ def _filled(network: Network, path: Path, tensors_from_pickle: Callable[[bytes],
     except OSError as error:
         raise BundleError(f"{path}: cannot be read ({error.strerror}); check the path") from None
     try:
-        is_safetensors = data[8:9] == b"{"  # after the header's length
-        network.load_state_dict(tensors_from_bytes(data) if is_safetensors else tensors_from_pickle(data))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's remarks on pickles; what matters is raised
+            is_safetensors = data[8:9] == b"{"  # after the header's length
+            network.load_state_dict(tensors_from_bytes(data) if is_safetensors else tensors_from_pickle(data))
     except Exception:  # pickle, zip, shapes and keys fail in their own ways
         name = type(network).__name__
         raise BundleError(f"{path}: broken, or not the weights of MEVF's {name}; give the authors' file or a trained one") from None
@@ -139,13 +142,17 @@ def _convolutions_from_pickle(data: bytes) -> dict[str, Tensor]:
     shapes: dict[str, tuple[int, ...]] = {"conv1": (3, 3, 1, WIDTH), "b1": (WIDTH,)}
     for i in (2, 3, 4):
         shapes |= {f"conv{i}": (3, 3, WIDTH, WIDTH), f"b{i}": (WIDTH,)}
-    tensors, name = {}, ""
+    tensors, name, columns_first = {}, "", False
     for operation, value, _ in pickletools.genops(data):
-        if ("GLOBAL" in operation.name and value not in NUMPY) or operation.name == "NEWTRUE":  # true: in Fortran's order
-            raise ValueError("not plain arrays")
+        if "GLOBAL" in operation.name and value not in NUMPY:
+            raise ValueError("not arrays alone")
         if operation.name == "BINUNICODE" and value in shapes:
             name = value
+        elif operation.name in ("NEWTRUE", "NEWFALSE"):  # an array's last one stands right before its bytes
+            columns_first = operation.name == "NEWTRUE"
         elif operation.name == "BINBYTES":
+            if columns_first:
+                raise ValueError("not in rows")
             array = torch.from_numpy(np.frombuffer(value, "<f4").reshape(shapes[name]).copy())
             layer = f"convolutions.{int(name[-1]) - 1}"
             tensors[f"{layer}.bias" if array.ndim == 1 else f"{layer}.weight"] = array if array.ndim == 1 else array.permute(3, 2, 0, 1)
