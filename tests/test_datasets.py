@@ -480,6 +480,16 @@ def test_the_report_prints_any_dataset(
             assert "images not there" in out and "all" in out
 
 
+def test_the_report_leaves_out_an_empty_split_and_refuses_an_empty_dataset(tmp_path: Path) -> None:
+    vqa_med(tmp_path)
+    write(tmp_path / "val.jsonl", "\n")
+    report = report_from_folder(tmp_path)
+    assert (list(report["splits"]), report["between"]) == (["train"], [])
+    write(tmp_path / "train.jsonl", "")
+    with pytest.raises(InputError, match="holds no rows"):
+        report_from_folder(tmp_path)
+
+
 @pytest.mark.parametrize(("arguments", "code"), [(["--seed", "1"], 3), (["--seed", "x"], 2)])
 def test_the_report_refuses_in_one_line(
     arguments: list[str], code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

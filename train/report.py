@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pmclip_deploy.errors import InputError
-from pmclip_deploy.train.datasets import Pair, Question, image_key, images_there, is_there, layout_of, normalised, rows_from_layout
+from pmclip_deploy.train.datasets import Pair, Question, image_key, images_there, is_there, layout_of, normalised
 from pmclip_deploy.train.splits import image_disjoint_split, pictures_seen_in
 from pmclip_deploy.train.vocabulary import AnswerVocabulary, vocabulary_as_mevf, vocabulary_as_qcr
 
@@ -23,7 +23,9 @@ def report_from_folder(folder: Path, seed: int | None = None) -> dict[str, Any]:
     """
     skipped = Counter[str]()
     layout = layout_of(folder, skipped)
-    splits: dict[str, list[Any]] = {name: rows_from_layout(folder, name, layout) for name in layout.splits(folder)}
+    splits: dict[str, list[Any]] = {name: rows for name in layout.splits(folder) if (rows := layout.read(folder, name))}
+    if not splits:
+        raise InputError(f"{folder}: this {layout.name} holds no rows")
     of_questions = isinstance(next(iter(splits.values()))[0], Question)
     if seed is not None and not of_questions:
         raise InputError(f"{folder}: --seed splits questions by their images, and this {layout.name} holds captions; leave --seed out")

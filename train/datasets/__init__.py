@@ -21,7 +21,6 @@ __all__ = [
     "normalised",
     "pairs_from_folder",
     "questions_from_folder",
-    "rows_from_layout",
 ]
 
 QUESTIONS = (*vqa_rad.LAYOUTS, *vqa_med.LAYOUTS, slake.LAYOUT)
@@ -32,7 +31,7 @@ def questions_from_folder(folder: Path, split: str) -> list[Question]:
 
     VQA-RAD's official splits share their images; ``pmclip_deploy.train.splits`` makes others.
     """
-    return rows_from_layout(folder, split, layout_of_questions(folder))
+    return _rows(folder, split, layout_of_questions(folder))
 
 
 def layout_of_questions(folder: Path) -> Layout[Question]:
@@ -45,7 +44,7 @@ def pairs_from_folder(folder: Path, split: str, licences: Collection[str] = (), 
 
     ``licences`` keeps ROCO's rows of these alone ("CC BY"); ``skipped`` counts what was left out, by reason. Raises InputError.
     """
-    return rows_from_layout(folder, split, _recognised(folder, _pairs(licences, Counter() if skipped is None else skipped)))
+    return _rows(folder, split, _recognised(folder, _pairs(licences, Counter() if skipped is None else skipped)))
 
 
 def layout_of(folder: Path, skipped: Counter[str]) -> Layout[Question] | Layout[Pair]:
@@ -68,7 +67,7 @@ def _recognised(folder: Path, layouts: tuple[Layout[Row], ...]) -> Layout[Row]:
     )
 
 
-def rows_from_layout(folder: Path, split: str, layout: Layout[Row]) -> list[Row]:
+def _rows(folder: Path, split: str, layout: Layout[Row]) -> list[Row]:
     splits = layout.splits(folder)
     if split not in (*splits, "all"):
         raise InputError(f"{folder}: no split {split!r} in this {layout.name}; it holds {', '.join(splits)}")
