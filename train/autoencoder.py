@@ -58,8 +58,8 @@ def files_under(folder: Path) -> list[Path]:
 
 def grey_images(paths: list[Path], size: int) -> tuple[Tensor, int]:
     """((N, 1, size, size) u8, how many files were no readable image and are left out). Raises InputError if none is left."""
-    images, first = [], ""
-    for path in track(paths, "reading images", console=Console(stderr=True), disable=not Console(stderr=True).is_terminal):
+    images, first, console = [], "", Console(stderr=True)
+    for path in track(paths, "reading images", console=console, disable=not console.is_terminal):
         try:
             images.append((grey_from_path(path, size) * 255).round().byte())  # a quarter of the memory
         except InputError as error:

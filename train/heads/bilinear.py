@@ -5,12 +5,13 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 DROPOUT = 0.2  # before each map into the rank space, as BAN, MEVF and QCR have it
+WHOLE = -1  # weight_norm's name for one norm over all of a matrix
 LATE_DROPOUT = 0.5  # before attention scores and in the classifier
 
 
 def normed(inputs: int, outputs: int) -> nn.Linear:
     """A linear layer with weight normalisation, one norm for the whole matrix."""
-    layer: nn.Linear = weight_norm(nn.Linear(inputs, outputs), dim=None)  # type: ignore[arg-type]
+    layer: nn.Linear = weight_norm(nn.Linear(inputs, outputs), dim=WHOLE)
     return layer
 
 
@@ -39,7 +40,7 @@ class BilinearAttention(LowRank):
         super().__init__(image_dim, question_dim, 3 * hidden)
         glimpse = nn.Linear(3 * hidden, glimpses, bias=False)
         nn.init.normal_(glimpse.weight)  # weight_norm takes its norm over: the scores' scale at the start
-        self.glimpse: nn.Linear = weight_norm(glimpse, dim=None)  # type: ignore[arg-type]
+        self.glimpse: nn.Linear = weight_norm(glimpse, dim=WHOLE)
         self.dropout = nn.Dropout(LATE_DROPOUT)
 
     def forward(self, objects: Tensor, words: Tensor) -> Tensor:

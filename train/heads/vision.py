@@ -75,8 +75,9 @@ class MamlNetwork(nn.Module):
 class ImageFeatures(nn.Module):
     """(clip (B, D), autoencoder_pixels (B, 1, 128, 128), maml_pixels (B, 1, 84, 84)) -> objects (B, 1, V) f32, reconstruction or None.
 
-    An input that no given network needs may be None; V is ``clip_dim`` plus 64 for each network, in the order CLIP, MAML,
-    auto-encoder. The reconstruction, (B, 1, 128, 128) f32, is for the loss.
+    V is ``clip_dim`` (0 without CLIP) plus 64 for each network, in the order CLIP, MAML, auto-encoder. CLIP's embedding is taken as
+    its tower gives it, not normalised, as in PubMedCLIP. An input that nothing needs may be None. The reconstruction,
+    (B, 1, 128, 128) f32, is for the loss.
     """
 
     def __init__(self, clip_dim: int, autoencoder: AutoEncoder | None = None, maml: MamlNetwork | None = None) -> None:
@@ -150,7 +151,7 @@ def _convolutions_from_pickle(data: bytes) -> dict[str, Tensor]:
             name = value
         elif operation.name in ("NEWTRUE", "NEWFALSE"):  # an array's last one stands right before its bytes
             columns_first = operation.name == "NEWTRUE"
-        elif operation.name == "BINBYTES":
+        elif operation.name == "BINBYTES" and isinstance(value, bytes):
             if columns_first:
                 raise ValueError("not in rows")
             array = torch.from_numpy(np.frombuffer(value, "<f4").reshape(shapes[name]).copy())
