@@ -331,7 +331,7 @@ def _shape(shape: tuple[int, ...]) -> str:
 
 
 def _first(names: list[str]) -> str:
-    return ", ".join(n[:120] for n in names[:NAMED]) + (", ..." if len(names) > NAMED else "")
+    return ", ".join(" ".join(n[:120].split()) for n in names[:NAMED]) + (", ..." if len(names) > NAMED else "")
 
 
 def _unreadable(source: Path, error: Exception) -> BundleError:
