@@ -425,6 +425,21 @@ def test_doubles_in_another_dataset_are_taken_out_by_name_and_by_picture(tmp_pat
     assert without_pictures_of(questions, []) == questions
 
 
+def test_slakes_images_train_as_different_ones_though_all_have_one_name_and_test_stays_out(tmp_path: Path) -> None:
+    pytest.importorskip("open_clip", reason="training needs the extra `train`")
+    from pmclip_deploy.train.clip import questions_for_training
+
+    files = {"train.json": (1, 2, 3), "validate.json": (4,), "test.json": (5,)}
+    for name, numbers in files.items():
+        row = {"question": "?", "answer": "lung", "q_lang": "en", "answer_type": "OPEN", "content_type": "Organ"}
+        write(tmp_path / name, json.dumps([row | {"img_name": f"xmlab{i}/source.jpg"} for i in numbers]))
+        for i in numbers:
+            picture(tmp_path / "imgs" / f"xmlab{i}" / "source.jpg", 4 if i == 3 else i)  # train's third picture is the validation one
+    training, validation = questions_for_training([tmp_path])
+    assert [image_key(q.image) for q in training] == ["xmlab1/source.jpg", "xmlab2/source.jpg"]
+    assert [image_key(q.image) for q in validation] == ["xmlab4/source.jpg"]
+
+
 def test_the_report_counts(tmp_path: Path) -> None:
     vqa_rad(tmp_path)
     report = report_from_folder(tmp_path)
