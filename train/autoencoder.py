@@ -70,7 +70,10 @@ def grey_images(paths: list[Path], size: int) -> tuple[Tensor, int]:
 
 
 def state_beside(output: Path) -> Path:
-    return output.with_name(f"{output.name}.state.pt")
+    """Where the training state of what is written to ``output`` stands: in a folder of its own, with the curves."""
+    folder = output.with_name(f"{output.name}.training")
+    folder.mkdir(exist_ok=True)
+    return folder / "state.pt"
 
 
 def save_network(network: nn.Module, output: Path, meta: dict[str, Any]) -> dict[str, Any]:
