@@ -189,10 +189,6 @@ def fit(
             seconds += time.monotonic() - start
             _copy_statistics_of_the_first_process(model)
             row = {"epoch": epoch + 1, "loss": round(total / steps, 4), **measure(history)}
-            draw({f"validation/{k}": v for k, v in row.items() if k not in ("epoch", "loss")}, (epoch + 1) * steps)
-            figures = "".join(f", {k} {v}" for k, v in row.items() if k not in ("epoch", "loss"))
-            console.print(f"{title}: epoch {epoch + 1}/{epochs}, loss {total / steps:.4f}{figures}, {seconds:.0f} s", highlight=False)
-            history.append(row)
             _write(
                 {
                     "model": model.state_dict(),
@@ -200,10 +196,17 @@ def fit(
                     "schedule": schedule.state_dict(),
                     "epoch": epoch + 1,
                     "seconds": seconds,
-                    "history": history,
+                    "history": [*history, row],
                     "made_with": made_with,
                 },
                 state,
+            )
+            history.append(row)
+            figures = [(k, v) for k, v in row.items() if k not in ("epoch", "loss")]
+            draw({f"validation/{k}": v for k, v in figures}, (epoch + 1) * steps)
+            said = "".join(f", {k} {v}" for k, v in figures)
+            console.print(
+                f"{title}: epoch {epoch + 1}/{epochs}, loss {total / steps:.4f}{said}, {seconds:.0f} s", highlight=False, soft_wrap=True
             )
     return seconds
 
