@@ -113,9 +113,7 @@ def vqa(
 @app.command()
 def autoencoder(
     data: Annotated[list[Path], typer.Option("--data", help="A folder with images; repeat for more.")],
-    output: Annotated[
-        Path, typer.Option("--output", help="The safetensors file to write; the training state stands in a folder beside it.")
-    ],
+    output: Annotated[Path, typer.Option("--output", help="The safetensors file to write; a folder beside it holds the state.")],
     epochs: Epochs = 20,
     batch_size: BatchSize = 32,
     learning_rate: Rate = 1e-3,
@@ -138,9 +136,7 @@ def autoencoder(
 @app.command()
 def maml(
     data: Annotated[Path, typer.Option("--data", help="A folder of class folders, or a JSONL file with image and label.")],
-    output: Annotated[
-        Path, typer.Option("--output", help="The safetensors file to write; the training state stands in a folder beside it.")
-    ],
+    output: Annotated[Path, typer.Option("--output", help="The safetensors file to write; a folder beside it holds the state.")],
     epochs: Epochs = 20,
     tasks: Annotated[int, typer.Option(help="Tasks drawn for an epoch.", min=1)] = 500,
     batch_size: Annotated[int, typer.Option(help="Tasks in a step.", min=1)] = 5,
