@@ -53,7 +53,7 @@ def train(home: Path, output: Path, recipe: Recipe, source: str = "tiny") -> tup
 
 
 def assert_same_weights(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
-    """Up to rounding, and but for the keys' biases: no loss depends on them, and Adam makes steps of what rounding leaves as their gradient."""
+    """Up to rounding, and but for the keys' biases: no loss depends on them, and Adam makes steps of their gradients' rounding."""
     assert found.keys() == expected.keys()
     for name, x in expected.items():
         thirds = [0, 2] if name.endswith("in_proj_bias") else [0, 1, 2]

@@ -79,7 +79,8 @@ class Pairs(Dataset[tuple[Tensor, Tensor]]):
     def read(self, order: Iterable[Sequence[int]], epoch: int, workers: int, pinned: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of ``order``: (pixels (B, 3, S, S) f32, tokens (B, T) i64). ``workers`` processes read ahead. Raises InputError."""
         keys = [[(epoch, i) for i in indices] for indices in order]
-        loader = DataLoader(self, batch_sampler=keys, num_workers=workers, pin_memory=pinned, worker_init_fn=_leave_interrupts_to_parent)
+        ahead = {"prefetch_factor": 1, "worker_init_fn": _leave_interrupts_to_parent} if workers else {}
+        loader = DataLoader(self, batch_sampler=keys, num_workers=workers, pin_memory=pinned, **ahead)
         try:
             yield from loader
         except PmclipError as error:  # from a worker it comes with the text of its traceback
