@@ -6,7 +6,7 @@
     ├── BundleError              4  a bundle or checkpoint is missing, broken or tampered with
     ├── ParityError              5  a parity gate failed
     ├── DeviceError              6  the device or backend asked for is not there
-    └── TrainingError            1  training cannot go on: the loss is no longer a number
+    └── TrainingError            1  training cannot go on: the loss is no number, or memory is full
 
 A message is one line: what, where, and what to do next. It never holds a patient attribute.
 """

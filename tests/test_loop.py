@@ -109,6 +109,17 @@ def test_a_gradient_that_is_no_number_is_not_learned_from(tmp_path: Path) -> Non
     assert all(p.isfinite().all() for p in line.model.parameters()) and not line.state.exists()
 
 
+def test_a_full_device_is_one_line(tmp_path: Path) -> None:
+    line = Line(tmp_path)
+
+    def spoil(loss: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate ...")
+
+    line.spoil = spoil  # type: ignore[method-assign]
+    with pytest.raises(TrainingError, match=r"^line: the device's memory is full; no epoch was finished; lower --batch-size"):
+        line.train()
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a disk that is always full")
 def test_a_full_disk_is_one_line_and_keeps_the_last_state(tmp_path: Path) -> None:
     Line(tmp_path, replace(SETTINGS, epochs=1)).train()

@@ -250,7 +250,7 @@ def _ending_in_one_line(title: str, state: Path, history: list[Row], console: Co
     """Says what is kept where training ends before its time."""
     try:
         yield
-    except (KeyboardInterrupt, TrainingError, OSError) as error:
+    except (KeyboardInterrupt, TrainingError, torch.OutOfMemoryError, OSError) as error:
         kept = f"{state} keeps epoch {history[-1]['epoch']}" if history else "no epoch was finished"
         go_on = "go on with --resume" if history else "train again"
         if isinstance(error, KeyboardInterrupt):
@@ -258,8 +258,12 @@ def _ending_in_one_line(title: str, state: Path, history: list[Row], console: Co
             raise
         if isinstance(error, TrainingError):
             raise TrainingError(f"{error}; {kept}; train again with a lower --learning-rate") from None
+        if isinstance(error, torch.OutOfMemoryError):
+            raise TrainingError(
+                f"{title}: the device's memory is full; {kept}; lower --batch-size, or --micro-batch where there is one"
+            ) from None
         state.with_suffix(".partial").unlink(missing_ok=True)
-        raise UsageError(f"{state.parent}: cannot be written ({error.strerror}); {kept}; make room and {go_on}") from None
+        raise UsageError(f"{state.parent}: cannot be written ({error.strerror or error}); {kept}; make room and {go_on}") from None
 
 
 @contextmanager
