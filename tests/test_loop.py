@@ -116,7 +116,7 @@ def test_a_full_device_is_one_line(tmp_path: Path) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate ...")
 
     line.spoil = spoil  # type: ignore[method-assign]
-    with pytest.raises(TrainingError, match=r"^line: the device's memory is full; no epoch was finished; lower --batch-size"):
+    with pytest.raises(TrainingError, match=r"^line: the device's memory is full; no epoch was finished; give a smaller --batch-size"):
         line.train()
 
 

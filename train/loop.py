@@ -259,9 +259,7 @@ def _ending_in_one_line(title: str, state: Path, history: list[Row], console: Co
         if isinstance(error, TrainingError):
             raise TrainingError(f"{error}; {kept}; train again with a lower --learning-rate") from None
         if isinstance(error, torch.OutOfMemoryError):
-            raise TrainingError(
-                f"{title}: the device's memory is full; {kept}; lower --batch-size, or --micro-batch where there is one"
-            ) from None
+            raise TrainingError(f"{title}: the device's memory is full; {kept}; give a smaller --batch-size or --micro-batch") from None
         state.with_suffix(".partial").unlink(missing_ok=True)
         raise UsageError(f"{state.parent}: cannot be written ({error.strerror or error}); {kept}; make room and {go_on}") from None
 
