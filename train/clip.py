@@ -214,11 +214,12 @@ def train_clip(
     return meta
 
 
-def write_checkpoint(folder: Path, model: nn.Module, meta: dict[str, Any], tokenizer: Path) -> None:
+def write_checkpoint(folder: Path, model: nn.Module, meta: dict[str, Any], tokenizer: Path, head: nn.Module | None = None) -> None:
     """Each file whole, or the one that was there before. Raises UsageError."""
+    tensors = {f"{part}.{k}": v for part, of in (("clip", model), ("head", head)) if of is not None for k, v in of.state_dict().items()}
     partial = folder / "partial"
     try:
-        save_checkpoint(partial, {f"clip.{k}": v for k, v in model.state_dict().items()}, meta, tokenizer)
+        save_checkpoint(partial, tensors, meta, tokenizer)
         for file in partial.iterdir():
             file.replace(folder / file.name)
         partial.rmdir()

@@ -12,10 +12,28 @@ from rich.console import Console
 from rich.progress import track
 
 from pmclip_deploy.errors import InputError
-from pmclip_deploy.train.datasets import Question, image_key
+from pmclip_deploy.evaluate import Row
+from pmclip_deploy.train.datasets import Question, image_key, layout_of_questions, questions_from_folder
 
+IMAGE_DISJOINT = "image-disjoint"
 SAME_PICTURE = 0.995
 BLOCK = 512  # rows of the similarity matrix held at a time
+
+
+def questions_of_split(folder: Path, split: str, seed: int) -> tuple[list[Question], list[Question]]:
+    """(known, asked) questions: those that may train, and those of ``split``. Raises InputError.
+
+    ``split`` is one of the dataset's own, whose known questions are its training split, or "image-disjoint", drawn by ``seed``.
+    """
+    if split == IMAGE_DISJOINT:
+        return image_disjoint_split(questions_from_folder(folder, "all"), seed)
+    asked = questions_from_folder(folder, split)
+    return questions_from_folder(folder, "train") if "train" in layout_of_questions(folder).splits(folder) else [], asked
+
+
+def rows_from_questions(questions: Sequence[Question]) -> list[Row]:
+    """As `evaluate` takes them; an image is named by its whole path."""
+    return [Row(str(q.image.absolute()), q.question, q.answer, q.category, "closed" if q.closed else "open") for q in questions]
 
 
 def image_disjoint_split(questions: Sequence[Question], seed: int, held_out: float = 0.2) -> tuple[list[Question], list[Question]]:

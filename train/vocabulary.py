@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
-from pmclip_deploy.train.datasets import Question
+from pmclip_deploy.train.datasets import Question, normalised
 
 DIGITS = "zero one two three four five six seven eight nine ten"
 NUMBERS = {word: str(i) for i, word in enumerate(DIGITS.split())} | {"none": "0"}
@@ -38,6 +38,11 @@ def answer_as_mevf(answer: str) -> str:
         text = text.replace(mark, "" if thousands or f"{mark} " in answer or f" {mark}" in answer else " ")
     words = [NUMBERS.get(word, word) for word in re.sub(r"\.(?!\d)", "", text).lower().split()]
     return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES).replace("x ray", "xray")
+
+
+def comparable(answer: str) -> str:
+    """What `evaluate` compares answers by on a dataset, whichever model gave them."""
+    return answer_as_mevf(normalised(answer))
 
 
 @dataclass(frozen=True)

@@ -89,25 +89,78 @@ def clip(
 def vqa(
     data: Data,
     output: Output,
-    clip: Annotated[Path, typer.Option("--clip", help="Checkpoint made by `train clip`.")],
-    epochs: Epochs = 16,
-    rounded_epochs: Annotated[int, typer.Option(help="The last N epochs compute with the INT8 graph's roundings.", min=0)] = 4,
-    batch_size: BatchSize = 48,
-    learning_rate: Rate = 3e-4,
+    clip: Annotated[Path, typer.Option("--clip", help="Checkpoint made by `train clip` or `import`.")],
+    head: Annotated[str, typer.Option(help="lite, mevf or qcr. The last two leave the image tower as it is.")] = "lite",
+    split: Annotated[str | None, typer.Option(help="mevf, qcr: official (the default) or image-disjoint.", show_default=False)] = None,
+    split_seed: Annotated[int | None, typer.Option(help="mevf, qcr: of the splits by image. [1]", show_default=False)] = None,
+    features: Annotated[
+        str | None, typer.Option(help="mevf, qcr: of clip, ae, maml, or none. [clip,ae; without --autoencoder clip]", show_default=False)
+    ] = None,
+    glove: Annotated[Path | None, typer.Option(help="mevf, qcr: GloVe's text file, needed.", show_default=False)] = None,
+    autoencoder: Annotated[Path | None, typer.Option(help="mevf, qcr: MEVF's, or `train autoencoder`'s.", show_default=False)] = None,
+    maml: Annotated[Path | None, typer.Option(help="mevf, qcr: MEVF's, or `train maml`'s.", show_default=False)] = None,
+    freeze_autoencoder: Annotated[bool, typer.Option("--freeze-autoencoder", help="mevf, qcr: train the rest only; faster.")] = False,
+    attention: Annotated[str | None, typer.Option(help="mevf: ban (the default) or san.", show_default=False)] = None,
+    depth: Annotated[int | None, typer.Option(min=1, help="mevf, qcr: glimpses or stacks. [2; qcr: 10]", show_default=False)] = None,
+    hidden: Annotated[int | None, typer.Option(min=1, help="mevf, qcr: width of all states. [1024]", show_default=False)] = None,
+    type_epochs: Annotated[
+        int | None, typer.Option(min=1, help="qcr: of its classifier of questions, before. [200]", show_default=False)
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="[16; mevf: 20; qcr: 200]", show_default=False)] = None,
+    rounded_epochs: Annotated[
+        int | None, typer.Option(help="lite: the last N epochs compute with the INT8 graph's roundings. [4]", min=0, show_default=False)
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(min=2, help="[48; mevf: 32; qcr: 16]", show_default=False)] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option("--learning-rate", min=0, help="[3e-4; mevf: 2e-3; qcr: 1e-3]", show_default=False)
+    ] = None,
     seed: Seed = 1,
     threads: Threads = 0,
     limit: Limit = 0,
     resume: Resume = False,
     as_json: Json = False,
 ) -> None:
-    """Train the VQA head and the image tower with it, then calibrate it on the validation questions."""
+    """Train a VQA head on questions: pmclip-lite's with its image tower, calibrated, or MEVF's or QCR's over any tower."""
+    of_plan = {
+        "split": split,
+        "split_seed": split_seed,
+        "features": features,
+        "glove": glove,
+        "autoencoder": autoencoder,
+        "maml": maml,
+        "freeze_autoencoder": freeze_autoencoder or None,
+        "attention": attention,
+        "depth": depth,
+        "hidden": hidden,
+        "type_epochs": type_epochs,
+    }
+    given: dict[str, Any] = {k: v for k, v in of_plan.items() if v is not None}
+    foreign = given if head == "lite" else {"rounded_epochs"} if rounded_epochs is not None else {}
+    if head not in ("lite", "mevf", "qcr"):
+        raise UsageError(f"head {head!r} is unknown; choose lite, mevf or qcr")
+    if foreign:
+        raise UsageError(f"--{next(iter(foreign)).replace('_', '-')} is not for --head {head}; leave it out")
+    if head != "lite" and (glove is None or len(data) > 1):
+        raise UsageError(f"--head {head} takes " + ("--glove FILE, GloVe's word vectors" if glove is None else "one --data alone"))
     _need_extra()
     _make_folder(output)
     from pmclip_deploy.train.loop import Settings
-    from pmclip_deploy.train.vqa import train_vqa
 
-    settings = Settings(epochs, learning_rate, batch_size, seed, threads, limit, resume)
-    _report(train_vqa(data, clip, output, settings, rounded_epochs), output, as_json)
+    chosen = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate}
+    run: dict[str, Any] = {k: v for k, v in chosen.items() if v is not None}
+    run |= {"seed": seed, "threads": threads, "limit": limit, "resume": resume}
+    if head == "lite":
+        from pmclip_deploy.train.vqa import train_vqa
+
+        rounded = 4 if rounded_epochs is None else rounded_epochs
+        meta = train_vqa(data, clip, output, Settings(**{"epochs": 16, "learning_rate": 3e-4, **run}), rounded)
+    else:
+        from pmclip_deploy.train.vqa_heads import Plan, settings_of_head, train_head
+
+        names = given.pop("features", "clip,ae" if autoencoder else "clip")
+        wanted = () if names == "none" else tuple(name.strip() for name in names.split(","))
+        meta = train_head(data[0], clip, output, Plan(head, features=wanted, **given), settings_of_head(head, **run))
+    _report(meta, output, as_json)
 
 
 @app.command()

@@ -18,6 +18,7 @@ from pmclip_deploy.pixels import picture_from_path, resized
 from pmclip_deploy.spec import Preprocess
 
 AUTOENCODER_SIZE, MAML_SIZE = 128, 84  # pixels a side
+CODE = 16  # channels of the auto-encoder's code
 WIDTH = 64  # of the feature that each of the two networks gives
 NUMPY = {"numpy.core.multiarray _reconstruct", "numpy ndarray", "numpy dtype"}  # all that a pickled array names
 
@@ -37,8 +38,8 @@ class AutoEncoder(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(1, 64, 3, padding=1)
         self.conv2 = nn.Conv2d(64, 32, 3, padding=1)
-        self.conv3 = nn.Conv2d(32, 16, 3, padding=1)
-        self.tran_conv1 = nn.ConvTranspose2d(16, 32, 3, stride=2, padding=1, output_padding=1)
+        self.conv3 = nn.Conv2d(32, CODE, 3, padding=1)
+        self.tran_conv1 = nn.ConvTranspose2d(CODE, 32, 3, stride=2, padding=1, output_padding=1)
         self.conv4 = nn.Conv2d(32, 32, 3, padding=1)
         self.tran_conv2 = nn.ConvTranspose2d(32, 64, 3, stride=2, padding=1, output_padding=1)
         self.conv5 = nn.Conv2d(64, 1, 3, padding=1)
@@ -77,13 +78,14 @@ class ImageFeatures(nn.Module):
 
     V is ``clip_dim`` (0 without CLIP) plus 64 for each network, in the order CLIP, MAML, auto-encoder. CLIP's embedding is taken as
     its tower gives it, not normalised, as in PubMedCLIP. An input that nothing needs may be None. The reconstruction,
-    (B, 1, 128, 128) f32, is for the loss.
+    (B, 1, 128, 128) f32, is for the loss. In place of the auto-encoder's pixels its code, (B, 16, 32, 32) f32, is taken too: where it is
+    not trained nothing has to compute that again. It then gives no reconstruction.
     """
 
     def __init__(self, clip_dim: int, autoencoder: AutoEncoder | None = None, maml: MamlNetwork | None = None) -> None:
         super().__init__()
         self.clip_dim, self.autoencoder, self.maml = clip_dim, autoencoder, maml
-        self.convert = nn.Linear(16 * (AUTOENCODER_SIZE // 4) ** 2, WIDTH) if autoencoder else None
+        self.convert = nn.Linear(CODE * (AUTOENCODER_SIZE // 4) ** 2, WIDTH) if autoencoder else None
         self.dim = clip_dim + WIDTH * ((autoencoder is not None) + (maml is not None))
 
     def forward(self, clip: Tensor | None, autoencoder_pixels: Tensor | None, maml_pixels: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -91,8 +93,9 @@ class ImageFeatures(nn.Module):
         if self.maml is not None:
             parts.append(self.maml(maml_pixels))
         if self.autoencoder is not None and self.convert is not None:
-            code = self.autoencoder.encode(autoencoder_pixels)
-            reconstruction = self.autoencoder.decode(code)
+            encoded = autoencoder_pixels is not None and autoencoder_pixels.shape[1] == CODE
+            code = autoencoder_pixels if encoded else self.autoencoder.encode(autoencoder_pixels)
+            reconstruction = None if encoded else self.autoencoder.decode(code)
             parts.append(self.convert(code.flatten(1)))
         return torch.cat(parts, dim=1)[:, None], reconstruction
 
