@@ -183,7 +183,7 @@ def test_a_head_that_sees_no_image_does_not_mind_another_image(home: Path, train
 def test_qcr_answers_from_the_branch_its_classifier_names(home: Path, trained: dict[str, Path], run: Any) -> None:
     head = QCR.from_tensors(under(read_checkpoint(trained["qcr"])[1], "head"))
     torch.nn.init.normal_(head.kind.layers[-1].weight, std=20)  # so that it takes both sides
-    inputs = vqa_heads.Inputs(torch.randn(5, 32), torch.rand(5, 1, 128, 128), None)
+    inputs = vqa_heads.Inputs(torch.randn(5, 32), torch.rand(5, 16, 32, 32), None)
     place, tokens = torch.arange(40) % 5, torch.randint(0, len(WORDS), (40, 12))
     closed = head.closed.answer[3].bias.numel()
     label, probability, is_open = vqa_heads.answers_from_inputs(head, inputs, place, tokens, closed)
