@@ -140,19 +140,24 @@ def _print_types(console: Any, document: dict[str, Any]) -> None:
     from rich.text import Text
 
     groups = {**document["by"]["type"], "overall": document}
-    table = Table("accuracy, 95% interval", *(f"{name} ({group['n']})" for name, group in groups.items()))
+    table = Table("", *(f"{name} ({group['n']})" for name, group in groups.items()), title="accuracy (95% interval)", title_justify="left")
     several, compared = document.get("seeds"), document.get("difference")
-    table.add_row("the first seed" if several else "the model", *(" ".join(_cells(group)) for group in groups.values()))
+
+    def row(name: str, figures: Sequence[dict[str, Any] | None]) -> None:
+        cells = ["{:.3f} ({:.2f}-{:.2f})".format(f["accuracy"], *f["ci95"]) if f else "not measured" for f in figures]
+        table.add_row(name, *cells)
+
+    row(f"first of {several['n']} seeds" if several else "the model", list(groups.values()))
     for name in document["baselines"]:
-        table.add_row(name.replace("_", " "), *(" ".join(_cells(group["baselines"][name])) for group in groups.values()))
+        row(name.replace("_", " "), [group["baselines"][name] for group in groups.values()])
     if several:
         spreads = {**several["by"]["type"], "overall": several}
-        table.add_row(f"{several['n']} seeds: mean, deviation", *(f"{spreads[k]['mean']:.3f} {spreads[k]['std']:.3f}" for k in groups))
+        table.add_row("mean, deviation", *(f"{spreads[k]['mean']:.3f}, {spreads[k]['std']:.3f}" for k in groups))
     if compared:
         sides = {**compared["by"]["type"], "overall": compared}
         named = one_line(str(compared["against"].get("checkpoint", compared["against"].get("bundle"))))
         table.add_row(Text(f"against {named}"), *(f"{sides[k]['accuracy']:.3f}" for k in groups))
-        table.add_row("difference", *("{:+.3f} {:+.3f} to {:+.3f}".format(sides[k]["difference"], *sides[k]["ci95"]) for k in groups))
+        table.add_row("difference", *("{:+.3f} ({:+.2f}, {:+.2f})".format(sides[k]["difference"], *sides[k]["ci95"]) for k in groups))
         if compared["mcnemar"]:
             table.add_row("McNemar's p", *(f"{sides[k]['mcnemar']['p']:.3g}" for k in groups))
     console.print(table)
