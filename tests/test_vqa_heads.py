@@ -203,7 +203,7 @@ def test_the_table_of_qcr(home: Path, trained: dict[str, Path], run: Any) -> Non
     meta, _ = read_checkpoint(trained["qcr"])
     assert sorted(meta["answers"][: meta["closed_answers"]]) == ["no", "yes"]
     shown = run(*arguments).out
-    assert "open (4)" in shown and "overall (12)" in shown and "question only" in shown
+    assert "open, 4" in shown and "overall, 12" in shown and "question only" in shown
 
 
 def test_two_models_and_several_seeds(home: Path, trained: dict[str, Path], run: Any) -> None:
@@ -224,7 +224,7 @@ def test_two_models_and_several_seeds(home: Path, trained: dict[str, Path], run:
     assert [each["model"]["seed"] for each in document["seeds"]["each"]] == [1, 2]
     assert document["difference"]["difference"] == pytest.approx(np.mean(accuracies) - blind["accuracy"])
     shown = run("evaluate", *data, *seeds, "--against", trained["blind"]).out
-    assert "first of 2 seeds" in shown and "against blind" in shown
+    assert "first of 2 seeds" in shown and "against: blind" in shown
 
 
 def test_a_bundle_on_a_dataset_and_against_a_checkpoint(home: Path, trained: dict[str, Path], tmp_path: Path, run: Any) -> None:

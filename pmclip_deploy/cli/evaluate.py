@@ -136,11 +136,12 @@ def _print_figures(document: dict[str, Any]) -> None:
 
 def _print_types(console: Any, document: dict[str, Any]) -> None:
     """The paper's table: open, closed and overall beside each other."""
+    from rich.box import SIMPLE
     from rich.table import Table
     from rich.text import Text
 
     groups = {**document["by"]["type"], "overall": document}
-    table = Table("", *(f"{name} ({group['n']})" for name, group in groups.items()), title="accuracy (95% interval)", title_justify="left")
+    table = Table("accuracy (95%)", *(f"{name}, {group['n']}" for name, group in groups.items()), box=SIMPLE)
     several, compared = document.get("seeds"), document.get("difference")
 
     def row(name: str, figures: Sequence[dict[str, Any] | None]) -> None:
@@ -156,11 +157,14 @@ def _print_types(console: Any, document: dict[str, Any]) -> None:
     if compared:
         sides = {**compared["by"]["type"], "overall": compared}
         named = one_line(str(compared["against"].get("checkpoint", compared["against"].get("bundle"))))
-        table.add_row(Text(f"against {named}"), *(f"{sides[k]['accuracy']:.3f}" for k in groups))
-        table.add_row("difference", *("{:+.3f} ({:+.2f}, {:+.2f})".format(sides[k]["difference"], *sides[k]["ci95"]) for k in groups))
+        table.add_row("against", *(f"{sides[k]['accuracy']:.3f}" for k in groups))
+        table.add_row("difference", *(f"{sides[k]['difference']:+.3f}" for k in groups))
+        table.add_row("95% interval", *("{:+.3f} to {:+.3f}".format(*sides[k]["ci95"]) for k in groups))
         if compared["mcnemar"]:
             table.add_row("McNemar's p", *(f"{sides[k]['mcnemar']['p']:.3g}" for k in groups))
     console.print(table)
+    if compared:
+        console.print(Text(f"against: {named}"))
 
 
 def _cells(figure: dict[str, Any] | None) -> tuple[str, str]:
