@@ -397,6 +397,7 @@ def test_bad_input_is_one_line_and_leaves_no_checkpoint(
         (2, "give one of them", ["--checkpoint", "mevf", "--bundle", "x"]),
         (2, "leave out --images", ["--checkpoint", "mevf", "--images", "."]),
         (3, "no split 'val'", ["--checkpoint", "mevf", "--split", "val"]),
+        (2, "device 'tpu' is unknown", ["--checkpoint", "mevf", "--device", "tpu"]),
         (4, "manifest", ["--checkpoint", "mevf", "--against", "data"]),
     ],
 )

@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 from open_clip import CLIP, CustomTextCLIP
+from rich.console import Console
+from rich.progress import track
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from pmclip_deploy import evaluate as E
-from pmclip_deploy.errors import BundleError, InputError, UsageError
+from pmclip_deploy.errors import BundleError, DeviceError, InputError, UsageError
 from pmclip_deploy.pixels import picture_from_path, tensor_from_pixels
 from pmclip_deploy.spec import BACKBONES
 from pmclip_deploy.train.clip import sha256_of_questions, write_checkpoint
@@ -134,7 +136,8 @@ def inputs_from_images(
 ) -> Inputs:
     """``encoded`` takes the auto-encoder's code for its pixels. Without ``clip`` its place is a one: the question alone answers."""
     rows: list[list[Tensor]] = [[], [], []]
-    for start in range(0, len(images), size):
+    console = Console(stderr=True)
+    for start in track(range(0, len(images), size), "encoding images", console=console, disable=not console.is_terminal):
         some = images[start : start + size]
         if clip is not None:
             pixels = [torch.from_numpy(tensor_from_pixels(picture_from_path(path).pixels, preprocess)) for path in some]
@@ -322,8 +325,13 @@ def _fit_types(
 # Reading back.
 
 
-def asked_of_checkpoint(folder: Path, rows: Sequence[E.Row], images: Path) -> tuple[E.Asked, dict[str, Any]]:
-    """(how to ask the head of a checkpoint about ``rows``, what it is). Raises BundleError and InputError."""
+def asked_of_checkpoint(folder: Path, rows: Sequence[E.Row], images: Path, device: str = "auto") -> tuple[E.Asked, dict[str, Any]]:
+    """(how to ask the head of a checkpoint about ``rows``, what it is). Raises BundleError, DeviceError and InputError."""
+    if device not in ("auto", "cpu", "cuda"):
+        raise UsageError(f"device {device!r} is unknown; choose auto, cpu or cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise DeviceError("torch finds no CUDA device; give --device cpu")
+    on_gpu = device != "cpu" and torch.cuda.is_available()
     towers, meta, tensors = towers_from_checkpoint(folder)
     about = meta.get("head")
     if not isinstance(about, dict) or about.get("kind") not in HEADS:
@@ -341,9 +349,9 @@ def asked_of_checkpoint(folder: Path, rows: Sequence[E.Row], images: Path) -> tu
     except (KeyError, TypeError, ValueError, RuntimeError):
         raise BundleError(f"{folder}: its head does not fit its description; make it again with `pmclip-deploy train vqa`") from None
     names = E.pictures_of(rows)[0]
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    where = torch.device("cuda" if on_gpu else "cpu")
     tower = towers if "clip" in about["features"] else None
-    inputs = inputs_from_images([images / name for name in names], tower, spec.preprocess, head.features, encoded=True).to(device)
+    inputs = inputs_from_images([images / name for name in names], tower, spec.preprocess, head.features, encoded=True).to(where)
     model = {
         "checkpoint": folder.name,
         "name": meta["name"],
@@ -351,12 +359,12 @@ def asked_of_checkpoint(folder: Path, rows: Sequence[E.Row], images: Path) -> tu
         "head": about["kind"],
         "precision": "fp32",
         "backend": "pytorch",
-        "device": device.type,
+        "device": where.type,
         "sha256": _sha256(folder / "model.safetensors"),
         "seed": seed,
         "images_trained_on": sum(image_key(images / name) in trained_on for name in names),
     }
-    return _asked(head.to(device), inputs, vocabulary, dictionary, rows, {name: i for i, name in enumerate(names)}), model
+    return _asked(head.to(where), inputs, vocabulary, dictionary, rows, {name: i for i, name in enumerate(names)}), model
 
 
 def _asked(

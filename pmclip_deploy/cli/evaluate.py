@@ -94,7 +94,7 @@ def _asked(path: Path | None, is_checkpoint: bool, rows: "Sequence[Row]", images
             raise UsageError(f"a checkpoint needs {', '.join(missing)}: pip install 'pmclip-deploy[train]'; or give a bundle")
         from pmclip_deploy.train.vqa_heads import asked_of_checkpoint
 
-        of_checkpoint: tuple[Asked, dict[str, Any]] = asked_of_checkpoint(path, rows, images)
+        of_checkpoint: tuple[Asked, dict[str, Any]] = asked_of_checkpoint(path, rows, images, device)
         return of_checkpoint
     from dataclasses import asdict
 
