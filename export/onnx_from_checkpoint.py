@@ -13,7 +13,7 @@ from open_clip import CustomTextCLIP
 from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
-from pmclip_deploy.errors import BundleError
+from pmclip_deploy.errors import BundleError, UsageError
 from pmclip_deploy.spec import BACKBONES, Backbone
 from pmclip_deploy.train.heads.lite import STRENGTH, TAU, LiteHead
 from pmclip_deploy.train.towers import towers_from_checkpoint, under
@@ -33,9 +33,11 @@ class Modules:
 
 
 def modules_from_checkpoint(folder: Path) -> Modules:
-    """Raises BundleError where the checkpoint is missing or doesn't fit its backbone."""
+    """Raises BundleError where the checkpoint is missing or doesn't fit its backbone, UsageError where no graph is written for that one."""
     clip, meta, tensors = towers_from_checkpoint(folder)
     backbone = BACKBONES[meta["backbone"]]
+    if not isinstance(clip, CustomTextCLIP):
+        raise UsageError(f"{folder}: export of {backbone.name} is not there yet; export a checkpoint of pmclip-lite")
     return Modules(folder, meta, backbone, clip, _head_from_tensors(folder, under(tensors, "head")))
 
 

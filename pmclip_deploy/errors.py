@@ -5,7 +5,8 @@
     ├── InputError               3  the image or question file cannot be read
     ├── BundleError              4  a bundle or checkpoint is missing, broken or tampered with
     ├── ParityError              5  a parity gate failed
-    └── DeviceError              6  the device or backend asked for is not there
+    ├── DeviceError              6  the device or backend asked for is not there
+    └── TrainingError            1  training cannot go on: the loss is no number, or memory is full
 
 A message is one line: what, where, and what to do next. It never holds a patient attribute.
 """
@@ -33,6 +34,10 @@ class ParityError(PmclipError):
 
 class DeviceError(PmclipError):
     exit_code = 6
+
+
+class TrainingError(PmclipError):
+    exit_code = 1
 
 
 # The two packages share one folder: side by side they overwrite each other, and removing one breaks the other.

@@ -1,9 +1,10 @@
-"""How well a predictor answers rows of {image, question, answer}: figures, baselines and 95% intervals.
+"""How well a model answers rows of {image, question, answer}: figures, baselines and 95% intervals.
 
 Questions about one image are correlated, so every interval comes from resampling images, not rows.
 """
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -30,12 +31,33 @@ Progress = Callable[[Sequence[Any], str], Iterable[Any]]
 Array = NDArray[Any]
 
 
+def normalised(answer: str) -> str:
+    return " ".join(answer.lower().split()).removesuffix(".").rstrip()
+
+
 @dataclass(frozen=True)
 class Row:
     image: str
     question: str
     answer: str
     category: str | None = None
+    type: str | None = None  # of the answer: "open" or "closed"
+
+
+@dataclass(frozen=True)
+class Decided:
+    """What a model says to N rows, whoever computed it."""
+
+    answers: Sequence[str | None]  # the best candidate
+    probability: Array  # (N,) f64, the best candidate's; 0 where there is none
+    causes: Sequence[str | None]  # why it abstained; None where it answered
+    kinds: Sequence[str] | None = None  # what the model takes the questions for
+    yes: Array | None = None  # (N,) f64, the probability of yes, NaN where the kind's answers are not yes and no
+    majority: Sequence[str | None] | None = None  # the training set's most frequent answer to such a question, where the model says it
+
+
+Asked = Callable[[Array], Decided]  # (N,) int, which of ``pictures_of(rows)`` each row is asked of
+Same = Callable[[str], str]  # two answers are the same where this makes them equal
 
 
 def evaluation(
@@ -46,54 +68,138 @@ def evaluation(
     seed: int = 0,
     progress: Progress = lambda items, what: items,
 ) -> dict[str, Any]:
-    """The document of `evaluate --json`. Each image and each question is encoded once, alone, just as `infer` does."""
-    names = list(dict.fromkeys(row.image for row in rows))
+    """The document of `evaluate --json` for a bundle."""
+    return figures(rows, asked_of_bundle(predictor, rows, images, progress), asdict(predictor.model), train, seed)[0]
+
+
+def asked_of_bundle(predictor: Predictor, rows: Sequence[Row], images: Path, progress: Progress = lambda items, what: items) -> Asked:
+    """Each image and each question is encoded once, alone, just as `infer` does."""
     questions = list(dict.fromkeys(row.question for row in rows))
-    pictures = np.stack([predictor.embed_image(images / name) for name in progress(names, "Encoding images")])  # (images, D)
+    pictures = np.stack([predictor.embed_image(images / name) for name in progress(pictures_of(rows)[0], "Encoding images")])
     texts = np.concatenate([predictor.embed_texts([question]) for question in progress(questions, "Encoding questions")])
-    place, asked = {name: i for i, name in enumerate(names)}, {question: i for i, question in enumerate(questions)}
-    picture = np.array([place[row.image] for row in rows])
-    text = texts[[asked[row.question] for row in rows]]  # (rows, D)
+    place = {question: i for i, question in enumerate(questions)}
+    text = texts[[place[row.question] for row in rows]]  # (rows, D)
+    manifest = predictor.manifest
+    answers_yes_or_no = [{normalised(manifest.answers[i]) for i in kind.answers} == {"yes", "no"} for kind in manifest.kinds]
 
-    def decided(image_of_row: Array) -> list[Decision]:
-        heads = predictor.heads(pictures[image_of_row], text)
-        return [decision_from_heads(predictor.manifest, heads, i) for i in range(len(rows))]
+    def asked(picture: Array) -> Decided:
+        heads = predictor.heads(pictures[picture], text)
+        decisions = [decision_from_heads(manifest, heads, i) for i in range(len(rows))]
+        majority = [manifest.kinds[d.kind].majority for d in decisions]
+        return Decided(
+            answers=[d.candidates[0].answer if d.candidates else None for d in decisions],
+            probability=np.array([d.candidates[0].probability if d.candidates else 0.0 for d in decisions]),
+            causes=[_cause(predictor, d) if d.reason is not None else None for d in decisions],
+            kinds=[manifest.kinds[d.kind].name for d in decisions],
+            yes=np.array([_probability_of_yes(d) if answers_yes_or_no[d.kind] else np.nan for d in decisions]),
+            majority=[None if i is None else manifest.answers[i] for i in majority],
+        )
 
-    decisions = decided(picture)
-    right = _right(rows, decisions)
-    answered = np.array([d.reason is None for d in decisions])
-    offered = np.array([bool(d.candidates) for d in decisions])
-    top = np.array([d.candidates[0].probability if d.candidates else 0.0 for d in decisions])
+    return asked
+
+
+def figures(
+    rows: Sequence[Row],
+    asked: Asked,
+    model: dict[str, Any],
+    train: Sequence[Row] | None = None,
+    seed: int = 0,
+    same: Same = normalised,
+) -> tuple[dict[str, Any], Array]:
+    """(the document of `evaluate --json`, which rows were right: (N,) bool). ``model`` goes into the document as it is."""
+    names, picture = pictures_of(rows)
+    truth = [same(row.answer) for row in rows]
+
+    def right_of(answers: Sequence[str | None]) -> Array:
+        return np.array([a is not None and same(a) == t for a, t in zip(answers, truth, strict=True)])
+
+    decided = asked(picture)
+    right = right_of(decided.answers)
+    answered = np.array([cause is None for cause in decided.causes])
+    offered = np.array([answer is not None for answer in decided.answers])
     sample = Bootstrap(picture, seed)
-    kinds = [predictor.manifest.kinds[d.kind].name for d in decisions]
+    majority = _majority(decided, train, rows, same)
+    by_question = None if train is None else _by_question(decided, train, rows, same)
     other = derangement(len(names), seed) if len(names) > 1 else None
-    majority = _majority(predictor, rows, decisions)
-    by_question = None if train is None else _by_question(predictor, train, rows, decisions)
-    return {
+    baselines = {
+        "majority": right_of(majority) if any(majority) else None,
+        "question_only": None if by_question is None else right_of(by_question),
+        "shuffled_image": None if other is None else right_of(asked(other[picture]).answers),
+    }
+    labels = {
+        "type": [row.type or "none" for row in rows] if any(row.type for row in rows) else [],
+        "category": [row.category or "none" for row in rows],
+        "kind": decided.kinds or [],
+    }
+    by = {what: _groups(sample, of_row, right, answered, baselines if what == "type" else None) for what, of_row in labels.items()}
+    document = {
         "schema": EVALUATION_SCHEMA,
         "n": len(rows),
         "images": len(names),
         **sample.accuracy(right),
-        "by": {
-            "category": _groups(sample, [row.category or "none" for row in rows], right, answered),
-            "kind": _groups(sample, kinds, right, answered),
-        },
+        "by": by,
         "coverage": float(answered.mean()),
         "coverage_ci95": sample.interval(answered, np.ones(len(rows))),
         "selective_accuracy": float(right[answered].mean()) if answered.any() else None,
         "selective_accuracy_ci95": sample.interval(right & answered, answered),
-        "abstentions": dict(Counter(_cause(predictor, d) for d in decisions if d.reason is not None).most_common()),
-        "ece": calibration_error(top[offered], right[offered]),
-        "curve": coverage_curve(top, right, offered),
-        "binary": _binary(predictor, sample, rows, decisions),
-        "baselines": {
-            "majority": sample.accuracy(majority) if majority is not None else None,
-            "question_only": sample.accuracy(by_question) if by_question is not None else None,
-            "shuffled_image": sample.accuracy(_right(rows, decided(other[picture]))) if other is not None else None,
-        },
-        "model": asdict(predictor.model),
+        "abstentions": dict(Counter(cause for cause in decided.causes if cause is not None).most_common()),
+        "ece": calibration_error(decided.probability[offered], right[offered]),
+        "curve": coverage_curve(decided.probability, right, offered),
+        "binary": _binary(decided, sample, rows),
+        "baselines": {name: None if of is None else sample.accuracy(of) for name, of in baselines.items()},
+        "model": model,
         "seed": seed,
     }
+    return document, right
+
+
+def difference(rows: Sequence[Row], right: Array, other: Array, model: dict[str, Any], seed: int = 0) -> dict[str, Any]:
+    """How much more often ``right`` is right than ``other``, both (N,) bool, or means over several models, on the same rows.
+
+    ``model`` says who the other is. McNemar's test counts the rows that only one of the two got right. It takes rows for independent,
+    which those of one image are not: where it and the interval disagree, the interval is right.
+    """
+    gap, sample = right.astype(float) - other, Bootstrap(pictures_of(rows)[1], seed)
+
+    def over(member: Array) -> dict[str, Any]:
+        return {
+            "accuracy": float(other[member].mean()),
+            "difference": float(gap[member].mean()),
+            "ci95": sample.interval(gap * member, member),
+            "mcnemar": mcnemar(int((gap[member] > 0).sum()), int((gap[member] < 0).sum())) if right.dtype == bool else None,
+        }
+
+    types = np.array([row.type or "" for row in rows])
+    by = {"type": {name: over(types == name) for name in sorted(set(types.tolist()) - {""})}}
+    return {"against": model, **over(np.ones(len(rows), bool)), "by": by}
+
+
+def mcnemar(only_this: int, only_other: int) -> dict[str, Any]:
+    """The exact two-sided binomial test (McNemar 1947) of rows that one of two models got right."""
+    n, fewer = only_this + only_other, min(only_this, only_other)
+    return {"only_this": only_this, "only_other": only_other, "p": min(1.0, 2 * sum(math.comb(n, k) for k in range(fewer + 1)) / 2**n)}
+
+
+def seeds(documents: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Mean and standard deviation (N - 1 below) of what ``figures`` says of several trainings of one model on the same rows."""
+
+    def spread(accuracies: list[float]) -> dict[str, float]:
+        return {"mean": float(np.mean(accuracies)), "std": float(np.std(accuracies, ddof=1))}
+
+    types = [document["by"]["type"] for document in documents]
+    return {
+        "n": len(documents),
+        **spread([document["accuracy"] for document in documents]),
+        "by": {"type": {name: spread([by[name]["accuracy"] for by in types]) for name in types[0]}},
+        "each": [{"model": document["model"], "accuracy": document["accuracy"]} for document in documents],
+    }
+
+
+def pictures_of(rows: Sequence[Row]) -> tuple[list[str], Array]:
+    """(the images in their order, (N,) int: which of them each row is about)"""
+    names = list(dict.fromkeys(row.image for row in rows))
+    place = {name: i for i, name in enumerate(names)}
+    return names, np.array([place[row.image] for row in rows])
 
 
 def rows_from_jsonl(path: Path, images: Path | None = None) -> list[Row]:
@@ -108,10 +214,6 @@ def rows_from_jsonl(path: Path, images: Path | None = None) -> list[Row]:
     if not rows:
         raise InputError(f"{path}: holds no rows; pass a file of JSON lines {{image, question, answer}}")
     return rows
-
-
-def normalised(answer: str) -> str:
-    return " ".join(answer.lower().split()).removesuffix(".").rstrip()
 
 
 class Bootstrap:
@@ -193,20 +295,25 @@ def _row(line: str, where: str, images: Path | None) -> Row:
             raise InputError(f'{where}: "{key}" is missing, empty or no text; every line is one object {{image, question, answer}}')
     if images is not None and not (images / data["image"]).is_file():
         raise InputError(f"{where}: its image {images / data['image']} is missing; check --images")
-    category = data.get("category")
-    return Row(data["image"], data["question"], data["answer"], category if isinstance(category, str) else None)
+    category, answer_type = data.get("category"), str(data.get("answer_type", "")).strip().lower()
+    return Row(
+        data["image"],
+        data["question"],
+        data["answer"],
+        category if isinstance(category, str) else None,
+        answer_type if answer_type in ("open", "closed") else None,
+    )
 
 
-def _right(rows: Sequence[Row], decisions: Sequence[Decision]) -> Array:
-    best = [d.candidates[0].answer if d.candidates else None for d in decisions]
-    return np.array([b is not None and normalised(b) == normalised(row.answer) for row, b in zip(rows, best, strict=True)])
-
-
-def _groups(sample: Bootstrap, labels: Sequence[str], right: Array, answered: Array) -> dict[str, Any]:
-    groups = {}
+def _groups(
+    sample: Bootstrap, labels: Sequence[str], right: Array, answered: Array, baselines: dict[str, Array | None] | None
+) -> dict[str, Any]:
+    groups: dict[str, Any] = {}
     for label in sorted(set(labels)):
         member = np.array([x == label for x in labels])
         groups[label] = {"n": int(member.sum()), **sample.accuracy(right, member), "coverage": float(answered[member].mean())}
+        if baselines is not None:
+            groups[label]["baselines"] = {k: None if of is None else sample.accuracy(of, member) for k, of in baselines.items()}
     return groups
 
 
@@ -214,50 +321,51 @@ def _cause(predictor: Predictor, decision: Decision) -> str:
     return predictor.manifest.kinds[decision.kind].reason or "" if decision.rule == "kind" else REASONS[str(decision.rule)]
 
 
-def _majority(predictor: Predictor, rows: Sequence[Row], decisions: Sequence[Decision]) -> Array | None:
-    """Always the training set's most frequent answer of the question's kind; None where the bundle does not say it."""
-    answers = [_kind_majority(predictor, d) for d in decisions]
-    if not any(answers):
-        return None
-    return np.array([a is not None and normalised(a) == normalised(row.answer) for row, a in zip(rows, answers, strict=True)])
+def _probability_of_yes(decision: Decision) -> float:
+    return next(c.probability for c in decision.candidates if normalised(c.answer) == "yes")
 
 
-def _kind_majority(predictor: Predictor, decision: Decision) -> str | None:
-    majority = predictor.manifest.kinds[decision.kind].majority
-    return None if majority is None else predictor.manifest.answers[majority]
+def _majority(decided: Decided, train: Sequence[Row] | None, rows: Sequence[Row], same: Same) -> Sequence[str | None]:
+    """Always the training set's most frequent answer: of the question's kind where the model says it, else of the answer's type."""
+    if decided.majority is not None:
+        return decided.majority
+    by_type = _most_frequent(((row.type, row.answer) for row in train or ()), same)
+    return [by_type.get(row.type) for row in rows]
 
 
-def _by_question(predictor: Predictor, train: Sequence[Row], rows: Sequence[Row], decisions: Sequence[Decision]) -> Array:
-    """The most frequent training answer to the same words, else of the kind, else of the category."""
-    same = _most_frequent((normalised(row.question), row.answer) for row in train)
-    category = _most_frequent((row.category, row.answer) for row in train)
-    answers = [
-        same.get(normalised(row.question)) or _kind_majority(predictor, d) or category.get(row.category)
-        for row, d in zip(rows, decisions, strict=True)
+def _by_question(decided: Decided, train: Sequence[Row], rows: Sequence[Row], same: Same) -> list[str | None]:
+    """The most frequent training answer to the same words, else of the kind, else of the category and type, else of the type."""
+    words = _most_frequent(((normalised(row.question), row.answer) for row in train), same)
+    category = _most_frequent((((row.category, row.type), row.answer) for row in train), same)
+    answer_of_type = _most_frequent(((row.type, row.answer) for row in train), same)
+    of_kind = decided.majority or [None] * len(rows)
+    return [
+        words.get(normalised(row.question)) or kind or category.get((row.category, row.type)) or answer_of_type.get(row.type)
+        for row, kind in zip(rows, of_kind, strict=True)
     ]
-    return np.array([a is not None and normalised(a) == normalised(row.answer) for row, a in zip(rows, answers, strict=True)])
 
 
-def _most_frequent(pairs: Iterable[tuple[Hashable, str]]) -> dict[Hashable, str]:
+def _most_frequent(pairs: Iterable[tuple[Hashable, str]], same: Same) -> dict[Hashable, str]:
     counts: dict[Hashable, Counter[str]] = {}
     for key, answer in pairs:
-        counts.setdefault(key, Counter())[normalised(answer)] += 1
+        counts.setdefault(key, Counter())[same(answer)] += 1
     return {key: min(counter, key=lambda answer: (-counter[answer], answer)) for key, counter in counts.items()}
 
 
-def _binary(predictor: Predictor, sample: Bootstrap, rows: Sequence[Row], decisions: Sequence[Decision]) -> dict[str, Any]:
+def _binary(decided: Decided, sample: Bootstrap, rows: Sequence[Row]) -> dict[str, Any]:
     """Per kind whose answers are yes and no: how well the probability of yes ranks the rows that were taken for this kind."""
-    figures = {}
-    for index, kind in enumerate(predictor.manifest.kinds):
-        if {normalised(predictor.manifest.answers[i]) for i in kind.answers} != {"yes", "no"}:
-            continue
-        places = [i for i, d in enumerate(decisions) if d.kind == index and normalised(rows[i].answer) in ("yes", "no")]
-        positive = np.array([normalised(rows[i].answer) == "yes" for i in places], bool)
-        score = np.array([c.probability for i in places for c in decisions[i].candidates if normalised(c.answer) == "yes"])
+    measured: dict[str, Any] = {}
+    if decided.kinds is None or decided.yes is None:
+        return measured
+    truth = np.array([normalised(row.answer) for row in rows])
+    closed = np.isfinite(decided.yes) & np.isin(truth, ["yes", "no"])
+    for name in dict.fromkeys(kind for kind, taken in zip(decided.kinds, closed, strict=True) if taken):
+        places = np.flatnonzero(closed & np.array([kind == name for kind in decided.kinds]))
+        positive = truth[places] == "yes"
         if positive.any() and not positive.all():
-            measured = sample.auroc(score, positive, np.array(places))
-            figures[kind.name] = {"n": len(places), "positives": int(positive.sum()), **measured}
-    return figures
+            about = {"n": len(places), "positives": int(positive.sum())}
+            measured[name] = {**about, **sample.auroc(decided.yes[places], positive, places)}
+    return measured
 
 
 def _weighted_auroc(score: Array, positive: Array, weights: Array) -> Array:

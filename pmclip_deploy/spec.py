@@ -34,8 +34,14 @@ class Backbone:
     embed_dim: int  # width of both embeddings
     context_length: int  # longest question in tokens, specials included
     pad_id: int
-    timm_name: str  # image tower
-    text_layers: int  # transformer layers kept of the text tower
+    open_clip_name: str | None = None  # OpenAI's architecture in open_clip, both towers; None where the next two say it
+    timm_name: str | None = None  # image tower
+    text_layers: int | None = None  # transformer layers kept of MiniLM, the text tower
+
+
+def _openai(name: str, open_clip_name: str, size: int, embed_dim: int) -> Backbone:
+    mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+    return Backbone(name, Preprocess(size, "shortest", mean, std), embed_dim, context_length=77, pad_id=0, open_clip_name=open_clip_name)
 
 
 BACKBONES = {
@@ -50,5 +56,9 @@ BACKBONES = {
             timm_name="tf_efficientnet_lite0",
             text_layers=4,
         ),
+        # What PubMedCLIP fine-tuned: OpenAI's CLIP (Radford et al. 2021), with QuickGELU.
+        _openai("RN50", "RN50-quickgelu", 224, 1024),
+        _openai("RN50x4", "RN50x4-quickgelu", 288, 640),
+        _openai("ViT-B/32", "ViT-B-32-quickgelu", 224, 512),
     ]
 }

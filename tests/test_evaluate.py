@@ -13,14 +13,20 @@ from tiny import OUTSIDE, tiny_bundle
 import pmclip_deploy as pm
 from pmclip_deploy.evaluate import (
     Bootstrap,
+    Decided,
     Row,
     _weighted_auroc,
     calibration_error,
     coverage_curve,
     derangement,
+    difference,
     evaluation,
+    figures,
+    mcnemar,
     normalised,
+    pictures_of,
     rows_from_jsonl,
+    seeds,
 )
 
 
@@ -164,3 +170,103 @@ def test_what_cannot_be_measured_is_null(data: Path) -> None:
     assert document["baselines"] == {"majority": None, "question_only": None, "shuffled_image": None}
     assert document["selective_accuracy"] is None and document["ece"] is None and document["binary"] == {} and document["curve"] == []
     json.dumps(document, allow_nan=False)
+
+
+# Six questions about three images, with what a model says; "b" has two of its closed ones right.
+TABLE = [
+    (Row("a", "where is it?", "Left lung.", "organ", "open"), "left lung"),
+    (Row("a", "is it big?", "yes", "other", "closed"), "yes"),
+    (Row("b", "where is it?", "right lung", "organ", "open"), "left lung"),
+    (Row("b", "is it big?", "no", "other", "closed"), "no"),
+    (Row("b", "is it old?", "no", "other", "closed"), "no"),
+    (Row("c", "is it new?", "yes", "other", "closed"), "no"),
+]
+TRAIN = [
+    Row("x", "where is it?", "right lung", "organ", "open"),
+    Row("x", "what is it?", "a cyst", "other", "open"),
+    Row("y", "what is it?", "a cyst", "other", "open"),
+    Row("y", "is it big?", "yes", "other", "closed"),
+    Row("z", "is it sharp?", "no", "other", "closed"),
+    Row("z", "is it flat?", "no", "other", "closed"),
+]
+
+
+def says(answers: list[str]) -> Any:
+    """A model that says this where every row is asked of its own image, and else nothing right."""
+
+    def asked(picture: Any) -> Decided:
+        own = (picture == [0, 0, 1, 1, 1, 2]).all()
+        return Decided(answers if own else ["?"] * 6, np.full(6, 0.5), [None] * 6)
+
+    return asked
+
+
+def test_the_table_by_type() -> None:
+    rows = [row for row, _ in TABLE]
+    document, right = figures(rows, says([answer for _, answer in TABLE]), {"name": "m"}, TRAIN)
+    assert right.tolist() == [True, True, False, True, True, False]
+    types, overall = document["by"]["type"], document["baselines"]
+    assert {name: (group["n"], group["accuracy"]) for name, group in types.items()} == {"open": (2, 0.5), "closed": (4, 0.75)}
+    assert document["accuracy"] == pytest.approx(4 / 6) and document["by"]["kind"] == {} and document["binary"] == {}
+    assert document["by"]["category"]["organ"]["accuracy"] == 0.5 and "baselines" not in document["by"]["category"]["organ"]
+    counted = {
+        name: [types[t]["baselines"][name]["accuracy"] for t in ("open", "closed")] + [overall[name]["accuracy"]] for name in overall
+    }
+    assert counted == {
+        "majority": [0, 0.5, pytest.approx(2 / 6)],  # always "a cyst", always "no"
+        "question_only": [0.5, 0.5, pytest.approx(3 / 6)],  # "right lung" and "yes" by their words, else "no"
+        "shuffled_image": [0, 0, 0],
+    }
+    assert document["model"] == {"name": "m"} and document["coverage"] == 1
+    json.dumps(document, allow_nan=False)
+    assert figures(rows, says(["?"] * 6), {})[0]["baselines"]["majority"] is None  # no training rows
+
+
+def test_answers_are_compared_as_the_caller_says() -> None:
+    rows = [Row("a", "?", "the heart"), Row("b", "?", "lung")]
+    model = lambda picture: Decided(["heart", "lung"], np.ones(2), [None] * 2)  # noqa: E731
+    assert figures(rows, model, {})[0]["accuracy"] == 0.5
+    assert figures(rows, model, {}, same=lambda a: a.removeprefix("the "))[0]["accuracy"] == 1
+
+
+def test_the_difference_of_two_models() -> None:
+    rows = [row for row, _ in TABLE]
+    assert pictures_of(rows)[0] == ["a", "b", "c"]
+    one, two = np.array([1, 1, 0, 1, 1, 0], bool), np.array([0, 1, 0, 0, 0, 1], bool)
+    found = difference(rows, one, two, {"name": "other"})
+    assert (found["accuracy"], found["difference"]) == (pytest.approx(2 / 6), pytest.approx(2 / 6))
+    assert found["mcnemar"] == {"only_this": 3, "only_other": 1, "p": pytest.approx(2 * (1 + 4) / 16)}
+    assert {k: v["difference"] for k, v in found["by"]["type"].items()} == {"open": 0.5, "closed": 0.25}
+    assert found["against"] == {"name": "other"}
+    # All resamples of three images, by hand: gains 1, 2, -1 over 2, 3, 1 rows.
+    gain, count = np.array([1, 2, -1]), np.array([2, 3, 1])
+    draws = np.stack(np.meshgrid(*[range(3)] * 3), -1).reshape(-1, 3)
+    values = gain[draws].sum(1) / count[draws].sum(1)
+    assert found["ci95"] == pytest.approx([values.min(), values.max()])  # 2.5% lies within the rarest draws, of 1 in 27
+    back = difference(rows, two, one, {})
+    assert back["difference"] == -found["difference"] and back["ci95"] == pytest.approx([-x for x in found["ci95"][::-1]])
+    assert difference(rows, one, one, {})["mcnemar"]["p"] == 1
+    assert difference(rows, (one.astype(float) + two) / 2, two, {})["mcnemar"] is None  # of several seeds there are no pairs
+
+
+@pytest.mark.parametrize(("only_this", "only_other"), [(0, 0), (1, 0), (5, 5), (9, 1), (30, 12), (700, 601)])
+def test_mcnemar_is_the_binomial_test(only_this: int, only_other: int) -> None:
+    n, rng = only_this + only_other, np.random.default_rng(0)
+    sample = np.abs(rng.binomial(n, 0.5, 200_000) - n / 2)
+    assert mcnemar(only_this, only_other)["p"] == pytest.approx((sample >= abs(only_this - n / 2)).mean(), abs=0.005)
+
+
+def test_several_seeds() -> None:
+    rows = [row for row, _ in TABLE]
+    answers = [["left lung", "yes", "right lung", "no", "no", "yes"], ["?", "yes", "?", "no", "no", "yes"], ["?"] * 6]
+    found = seeds([figures(rows, says(a), {"seed": i})[0] for i, a in enumerate(answers)])
+    assert (found["n"], found["mean"]) == (3, pytest.approx((1 + 4 / 6 + 0) / 3))
+    assert found["std"] == pytest.approx(np.std([1, 4 / 6, 0], ddof=1))
+    assert found["by"]["type"]["open"] == {"mean": pytest.approx(1 / 3), "std": pytest.approx(np.std([1, 0, 0], ddof=1))}
+    assert [each["model"]["seed"] for each in found["each"]] == [0, 1, 2]
+
+
+def test_rows_may_say_their_answer_type(tmp_path: Path) -> None:
+    lines = ['{"image": "a", "question": "q", "answer": "x", "answer_type": "%s"}' % t for t in ("CLOSED ", "open", "odd")]  # noqa: UP031
+    (tmp_path / "q.jsonl").write_text("\n".join(lines))
+    assert [row.type for row in rows_from_jsonl(tmp_path / "q.jsonl")] == ["closed", "open", None]

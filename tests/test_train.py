@@ -3,6 +3,7 @@
 import json
 import random
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,11 @@ from pmclip_deploy.spec import BACKBONES
 from pmclip_deploy.train import kinds as K
 from pmclip_deploy.train.calibration import TARGET, Scored, calibrated
 from pmclip_deploy.train.captions import caption, statement
-from pmclip_deploy.train.clip import pictures_seen_in, questions_for_training, recall_at, train_clip
+from pmclip_deploy.train.clip import questions_for_training, recall_at, train_clip
 from pmclip_deploy.train.datasets import Question, normalised, questions_from_folder
 from pmclip_deploy.train.loop import Settings
 from pmclip_deploy.train.nonradiographs import nonradiographs
+from pmclip_deploy.train.splits import pictures_seen_in
 from pmclip_deploy.train.towers import load_pretrained, read_checkpoint, towers_from_spec
 from pmclip_deploy.train.vqa import Vocabulary, train_vqa
 
@@ -96,7 +98,7 @@ def test_validation_images_never_train(shared: Path) -> None:
 
 
 def question(image: str, category: str, answer: str) -> Question:
-    return Question(Path(image), "?", answer, category)
+    return Question(Path(image), "?", answer, category, answer in ("yes", "no"))
 
 
 @pytest.mark.parametrize(
@@ -146,7 +148,7 @@ def test_derived_questions_are_yes_where_named_and_no_in_the_same_organ() -> Non
 def test_findings_with_too_few_positives_are_left_out() -> None:
     many = [question(f"{i}{c}", c, a) for i in range(K.LEAST_POSITIVES) for c, a in (("organ", "breast"), ("abnormality", "cyst"))]
     # organ and abnormality of one image share its name
-    many = [Question(Path(q.image.name.rstrip("abcdefghijklmnopqrstuvwxyz")), q.question, q.answer, q.category) for q in many]
+    many = [replace(q, image=Path(q.image.name.rstrip("abcdefghijklmnopqrstuvwxyz"))) for q in many]
     assert K.organs_from_questions(many) == {"cyst": {"breast"}}
     assert K.organs_from_questions(many[2:]) == {}
 

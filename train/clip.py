@@ -1,25 +1,33 @@
-"""`train clip`: fine-tunes the dual encoder on image-caption pairs with the symmetric contrastive loss."""
+"""`train clip`: fine-tunes a dual encoder with the symmetric contrastive loss, pmclip-lite on questions and any backbone on captions."""
 
 import hashlib
+import math
+import os
 import random
-from dataclasses import replace
+import shutil
+from collections import Counter
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from open_clip import ClipLoss, CustomTextCLIP
-from PIL import Image
-from torch import Generator, Tensor
+from open_clip import CLIP, CustomTextCLIP
+from safetensors import SafetensorError
+from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from pmclip_deploy.errors import InputError
+from pmclip_deploy.cli.output import print_note
+from pmclip_deploy.errors import InputError, UsageError
+from pmclip_deploy.spec import BACKBONES
 from pmclip_deploy.tokens import tokens_from_text
 from pmclip_deploy.train.captions import caption, statements_by_image
-from pmclip_deploy.train.datasets import Question, questions_from_folder
-from pmclip_deploy.train.images import Images
-from pmclip_deploy.train.loop import Settings, fit
+from pmclip_deploy.train.contrastive import contrastive_loss, contrastive_loss_of_processes, in_pieces, rows_of_processes
+from pmclip_deploy.train.datasets import Pair, Question, image_key, layout_of, layout_of_questions, pairs_from_folder, questions_from_folder
+from pmclip_deploy.train.datasets.schema import BROKEN_SHARE
+from pmclip_deploy.train.images import Augmentation, Images, Pairs, readable, reading_processes
+from pmclip_deploy.train.loop import Optimiser, Row, Settings, device_of_process, fit, own_part, processes, rank
+from pmclip_deploy.train.splits import pictures_seen_in
 from pmclip_deploy.train.towers import (
     backbone_named,
     load_pretrained,
@@ -27,56 +35,74 @@ from pmclip_deploy.train.towers import (
     mixed_precision,
     run_slow_convolutions_in_float,
     save_checkpoint,
+    towers_from_checkpoint,
     towers_from_spec,
 )
 
 LOCKED_STAGES = 2  # of the image tower: generic filters that cost half of a step
-SAME_PICTURE = 0.995
 VARIANTS = 4  # captions drawn for each image
+
+
+@dataclass(frozen=True)
+class Recipe(Settings):
+    """How a backbone is fine-tuned on captions; the options of `train clip` override its values."""
+
+    augmentation: Augmentation = "radiology"
+    largest_scale: float | None = None  # of the cosines, held after each step as CLIP does
+    mixed: bool = False  # bf16 where the device computes in it
+    micro_batch: int = 0  # pairs encoded at a time; 0 takes all of a process's
+    lock_image: bool = False
+    lock_text: bool = False
+
+
+RECIPES = {
+    # Eslami et al. 2023: configs/medclip_roco_all.yaml, main/train.py and the two default transforms of their code.
+    "paper": Recipe(
+        epochs=50,
+        learning_rate=1e-5,
+        batch_size=64,
+        optimiser=Optimiser("Adam", weight_decay=5e-4, eps=1e-6, warmup=None, longest=None),
+        augmentation="crop and flip",
+    ),
+    "modern": Recipe(
+        epochs=20,
+        learning_rate=5e-5,
+        batch_size=512,
+        optimiser=Optimiser("AdamW", weight_decay=0.2, betas=(0.9, 0.98), eps=1e-6, warmup=200, longest=1.0),
+        largest_scale=100.0,
+        mixed=True,
+        micro_batch=128,
+    ),
+}
+
+
+def recipe_named(name: str, **chosen: Any) -> Recipe:
+    """The recipe with ``chosen`` in place of its own values. Raises UsageError."""
+    if name not in RECIPES:
+        raise UsageError(f"recipe {name!r} is unknown; choose one of {', '.join(RECIPES)}")
+    return replace(RECIPES[name], **chosen)
 
 
 def questions_for_training(folders: list[Path]) -> tuple[list[Question], list[Question]]:
     """(training, validation) questions. No training set keeps an image that any validation set has, by name or by picture."""
     training, validation = [], []
     for folder in folders:
-        if (folder / "val.jsonl").is_file():
+        if "val" in layout_of_questions(folder).splits(folder):
             training += questions_from_folder(folder, "train")
             validation += questions_from_folder(folder, "val")
         else:
             training += questions_from_folder(folder, "all")
-    held_out = {q.image.name for q in validation}
-    training = [q for q in training if q.image.name not in held_out]
-    _check_images(training + validation)
+    held_out = {image_key(q.image) for q in validation}
+    training = [q for q in training if image_key(q.image) not in held_out]
+    whole = readable((q.image for q in training + validation), BROKEN_SHARE)
+    training, validation = ([q for q in questions if q.image in whole] for questions in (training, validation))
     twins = pictures_seen_in({q.image for q in training}, {q.image for q in validation})
     training = [q for q in training if q.image not in twins]
-    first = {q.image.name: q.image for q in reversed(training)}  # an image that stands in two datasets counts once
-    training = [replace(q, image=first[q.image.name]) for q in training]
+    first = {image_key(q.image): q.image for q in reversed(training)}  # an image that stands in two datasets counts once
+    training = [replace(q, image=first[image_key(q.image)]) for q in training]
     if not training:
         raise InputError(f"{folders[0]}: no training questions")
     return training, validation
-
-
-def _check_images(questions: list[Question]) -> None:
-    if missing := sorted({q.image for q in questions if not q.image.is_file()}):
-        raise InputError(f"{missing[0]}: image not found ({len(missing)} missing)")
-
-
-def pictures_seen_in(images: set[Path], others: set[Path]) -> set[Path]:
-    """Those of ``images`` that show the same picture as one of ``others``, whatever their names: thumbnails correlate above 0.995."""
-    if not others:
-        return set()
-    paths = sorted(images)
-    a, b = (np.stack([_thumbnail(p) for p in group]) for group in (paths, sorted(others)))
-    return {path for path, most in zip(paths, (a @ b.T).max(1), strict=True) if most > SAME_PICTURE}
-
-
-def _thumbnail(path: Path) -> NDArray[np.float32]:
-    """(1024,) f32 of zero mean and unit length."""
-    image = Image.open(path)
-    image.draft("L", (64, 64))  # a JPEG is decoded at a fraction of its size
-    x = np.asarray(image.convert("L").resize((32, 32), Image.Resampling.BOX), np.float32).ravel()
-    x -= x.mean()
-    return x / max(float(np.linalg.norm(x)), 1e-6)
 
 
 def sha256_of_questions(questions: list[Question]) -> str:
@@ -140,7 +166,6 @@ def train_clip(
     captions = [caption(said[p], rng) for p in paths for _ in range(VARIANTS)]
     pooled = pooled_from_text(model, tokenizer, captions).view(len(paths), VARIANTS, -1)
     images = Images(paths, spec.preprocess)
-    contrastive = ClipLoss()
 
     def loss_of(indices: Tensor, generator: Generator, epoch: int) -> Tensor:
         model.train()
@@ -151,8 +176,7 @@ def train_clip(
         chosen = torch.randint(VARIANTS, (len(indices),), generator=generator)
         text = model.text.proj(pooled[indices, chosen])
         scale = model.logit_scale.clamp(max=4.6052).exp()  # at most 100, as CLIP does
-        loss: Tensor = contrastive(F.normalize(image.float(), dim=-1), F.normalize(text, dim=-1), scale)
-        return loss
+        return contrastive_loss(image.float(), text, scale)
 
     fresh = [*model.visual.head.parameters(), *model.text.proj.parameters(), model.logit_scale]
     trunk = [p for p in model.visual.trunk.parameters() if p.requires_grad]
@@ -186,5 +210,183 @@ def train_clip(
             "clip": {**made_with, "data": [p.name for p in data], "seconds": round(seconds), "threads": torch.get_num_threads()}
         },
     }
-    save_checkpoint(output, {f"clip.{k}": v for k, v in model.state_dict().items()}, meta, tokenizer)
+    write_checkpoint(output, model, meta, tokenizer)
     return meta
+
+
+def write_checkpoint(folder: Path, model: nn.Module, meta: dict[str, Any], tokenizer: Path, head: nn.Module | None = None) -> None:
+    """Each file whole, or the one that was there before. Raises UsageError."""
+    tensors = {f"{part}.{k}": v for part, of in (("clip", model), ("head", head)) if of is not None for k, v in of.state_dict().items()}
+    partial = folder / "partial"
+    try:
+        save_checkpoint(partial, tensors, meta, tokenizer)
+        for file in partial.iterdir():
+            file.replace(folder / file.name)
+        partial.rmdir()
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise UsageError(f"{folder}: the checkpoint cannot be written ({error}); make room and go on with --resume") from None
+
+
+def pairs_for_training(folders: list[Path], licences: Collection[str], share: float) -> tuple[list[Pair], list[Pair]]:
+    """(training, validation) pairs whose images can be read. Raises InputError where more than ``share`` of them cannot."""
+    training, validation, skipped = [], [], Counter[str]()
+    for folder in folders:
+        training += pairs_from_folder(folder, "train", licences, skipped)
+        if "val" in layout_of(folder, Counter()).splits(folder):
+            validation += pairs_from_folder(folder, "val", licences, skipped)
+    for reason, count in skipped.items():
+        if count and rank() == 0:
+            print_note(f"{count} captions are left out: {reason}")
+    whole = readable((p.image for p in training + validation), share)
+    training, validation = ([p for p in pairs if p.image in whole] for pairs in (training, validation))
+    if not training:
+        raise InputError(f"{folders[0]}: no training pairs; give a folder whose captions have their images")
+    return training, validation
+
+
+def sha256_of_pairs(pairs: list[Pair]) -> str:
+    return hashlib.sha256("\n".join(f"{p.image.name}\t{p.caption}" for p in pairs).encode()).hexdigest()
+
+
+def train_clip_on_pairs(
+    data: list[Path],
+    source: Path,
+    output: Path,
+    recipe: Recipe,
+    licences: Collection[str] = (),
+    share: float = BROKEN_SHARE,
+) -> dict[str, Any]:
+    """Fine-tunes the checkpoint ``source`` on captions; writes the last epoch to ``output`` and the best one to ``output/best``.
+
+    The best is the one with the least validation loss. Returns the last one's description. Under torchrun each process takes its part
+    of every batch, and negatives are those of the whole batch.
+    """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # else each process that reads images warns of it
+    with device_of_process() as device:
+        recipe.start()
+        return _train_on(device, data, source, output, recipe, licences, share)
+
+
+def _train_on(
+    device: torch.device, data: list[Path], source: Path, output: Path, recipe: Recipe, licences: Collection[str], share: float
+) -> dict[str, Any]:
+    model, meta, _ = towers_from_checkpoint(source)
+    locked = lock_towers(model.to(device), recipe)
+    spec, tokenizer = BACKBONES[meta["backbone"]], source / "tokenizer.json"
+    training, validation = pairs_for_training(data, licences, share)
+    training = recipe.images(training)
+    workers = reading_processes(int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
+    def pairs_of(some: list[Pair], augmentation: Augmentation) -> Pairs:
+        tokens = torch.from_numpy(tokens_from_text(tokenizer, [p.caption for p in some], spec.context_length, spec.pad_id))
+        return Pairs([p.image for p in some], tokens, spec.preprocess, augmentation, recipe.seed)
+
+    def embedded(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        pixels, tokens = (x.to(device, non_blocking=True) for x in batch)
+        longest = int((tokens != spec.pad_id).any(0).nonzero().max()) + 1
+        with autocast(device, recipe.mixed):
+            image = in_pieces(model.encode_image, pixels, recipe.micro_batch)
+            text = in_pieces(model.encode_text, tokens[:, :longest], recipe.micro_batch)
+        return image.float(), text.float()
+
+    def loss_of(batch: tuple[Tensor, Tensor], generator: Generator, epoch: int) -> Tensor:
+        model.train()
+        for module in locked:
+            module.eval()
+        hold_scale()
+        return contrastive_loss_of_processes(*embedded(batch), model.logit_scale.exp())
+
+    @torch.no_grad()
+    def hold_scale() -> None:
+        if recipe.largest_scale:
+            model.logit_scale.clamp_(max=math.log(recipe.largest_scale))
+
+    train = pairs_of(training, recipe.augmentation)
+    held = pairs_of(validation, "none")
+    made_with = {
+        "backbone": spec.name,
+        **recipe.to_json(),
+        "data_sha256": sha256_of_pairs(training),
+        "from_sha256": hashlib.sha256((source / "model.safetensors").read_bytes()).hexdigest(),
+        "images": len(training),
+    }
+
+    def description(row: Row) -> dict[str, Any]:
+        return {
+            **{k: meta[k] for k in ("name", "version", "backbone")},
+            "logit_scale": round(model.logit_scale.detach().exp().item(), 4),
+            "metrics": {"retrieval_validation": row} if row else {},
+            "provenance": {**meta["provenance"], "clip": {**made_with, "data": [p.name for p in data], "processes": processes()}},
+        }
+
+    def measure(history: list[Row]) -> Row:
+        hold_scale()
+        if not validation:
+            return {}
+        image, text = embeddings_from_pairs(model.eval(), embedded, held, workers)
+        row = {
+            "validation_loss": round(loss_over(image, text, model.logit_scale.exp().cpu(), recipe.batch_size), 4),
+            **recall_at(image, text),
+        }
+        if rank() == 0 and row["validation_loss"] < min((h["validation_loss"] for h in history), default=math.inf):
+            write_checkpoint(output / "best", model, description({"epoch": len(history) + 1, **row}), tokenizer)
+        return row
+
+    output.mkdir(parents=True, exist_ok=True)
+    history: list[Row] = []
+    seconds = fit(
+        f"train clip {spec.name}",
+        model,
+        loss_of,
+        len(training),
+        [([p for p in model.parameters() if p.requires_grad], recipe.learning_rate)],
+        recipe,
+        made_with,
+        output / "state.pt",
+        lambda order, epoch: train.read([own_part(i).tolist() for i in order], epoch, workers, pinned=device.type == "cuda"),
+        measure,
+        history,
+    )
+    described = description({k: v for k, v in history[-1].items() if k != "loss"} if validation else {})
+    described["provenance"]["clip"]["seconds"] = round(seconds)
+    if rank() == 0:
+        write_checkpoint(output, model, described, tokenizer)
+    return described
+
+
+def lock_towers(model: CLIP | CustomTextCLIP, recipe: Recipe) -> list[nn.Module]:
+    """Freezes what the recipe locks (LiT, Zhai et al. 2022); returns what must stay in eval mode. Raises UsageError."""
+    if recipe.lock_image and recipe.lock_text:
+        raise UsageError("with both towers locked there is nothing to train; leave out --lock-image or --lock-text")
+    for name, parameter in model.named_parameters():
+        if name != "logit_scale" and (recipe.lock_image if name.startswith("visual.") else recipe.lock_text):
+            parameter.requires_grad_(False)
+    text = model.text if isinstance(model, CustomTextCLIP) else model.transformer
+    return [*[model.visual] * recipe.lock_image, *[text] * recipe.lock_text]
+
+
+def autocast(device: torch.device, mixed: bool) -> torch.autocast:
+    """bf16, which needs no loss scaling, where the device computes in it."""
+    if device.type == "cuda":
+        return torch.autocast("cuda", torch.bfloat16, enabled=mixed and torch.cuda.is_bf16_supported(including_emulation=False))
+    return mixed_precision() if mixed else torch.autocast("cpu", enabled=False)
+
+
+@torch.no_grad()
+def embeddings_from_pairs(
+    model: nn.Module, embedded: Callable[[tuple[Tensor, Tensor]], tuple[Tensor, Tensor]], pairs: Pairs, workers: int, size: int = 64
+) -> tuple[Tensor, Tensor]:
+    """(image, text), both (N, D) f32 on the CPU. Process r of P takes rows r, r + P, ..."""
+    count, several = len(pairs), processes()
+    own = torch.arange(rank(), rank() + -(-count // several) * several, several) % count  # as many for each; the surplus goes below
+    rows = [embedded(batch) for batch in pairs.read([i.tolist() for i in own.split(size)], 0, workers)]
+    every = [rows_of_processes(torch.cat(side)).unflatten(0, (several, -1)) for side in zip(*rows, strict=True)]  # (P, N / P, D)
+    image, text = (side.transpose(0, 1).flatten(0, 1)[:count].cpu() for side in every)
+    return image, text
+
+
+def loss_over(image: Tensor, text: Tensor, scale: Tensor, size: int) -> float:
+    """The mean loss of batches of ``size``, which a loss can be compared at; a last short one counts only if there is no other."""
+    batches = [pair for pair in zip(image.split(size), text.split(size), strict=True) if len(pair[0]) == min(size, len(image))]
+    return sum(contrastive_loss(i, t, scale).item() for i, t in batches) / len(batches)

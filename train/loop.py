@@ -1,22 +1,60 @@
-"""The training loop that every stage shares: AdamW, warm-up and cosine, progress, and resuming to the same weights."""
+"""The training loop that every stage shares: optimiser, schedule, one or several processes, and resuming to the same weights."""
 
+import importlib.util
+import math
+import os
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import torch
+import torch.distributed as dist
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Generator, Tensor, nn
 
-from pmclip_deploy.errors import BundleError, UsageError
+from pmclip_deploy.errors import BundleError, TrainingError, UsageError
 from pmclip_deploy.train.towers import batches, keep_freed_memory
 
-WEIGHT_DECAY = 0.05
-
+T = TypeVar("T")
 Groups = list[tuple[list[nn.Parameter], float]]  # (parameters, learning rate)
+Row = dict[str, Any]  # an epoch in figures
+
+
+@dataclass(frozen=True)
+class Optimiser:
+    """One of torch.optim, and what the learning rate and the gradients go through."""
+
+    kind: Literal["Adam", "AdamW", "Adamax"] = "AdamW"  # AdamW decays matrices alone, the others all
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    warmup: int | None = 100  # steps before the cosine; None keeps the learning rate as it is
+    longest: float | None = 5.0  # gradient; None leaves it as it is
+
+    def of(self, groups: Groups) -> torch.optim.Optimizer:
+        rows = [
+            {"params": [p for p in parameters if self.decays(p) == decayed], "lr": rate, "weight_decay": self.weight_decay * decayed}
+            for parameters, rate in groups
+            for decayed in (True, False)
+        ]
+        made: torch.optim.Optimizer = getattr(torch.optim, self.kind)(rows, betas=self.betas, eps=self.eps)
+        return made
+
+    def decays(self, parameter: nn.Parameter) -> bool:
+        return parameter.ndim > 1 or self.kind != "AdamW"
+
+    def rate(self, step: int, steps: int) -> float:
+        """What the learning rate is multiplied by."""
+        if self.warmup is None:
+            return 1.0
+        if step < self.warmup:
+            return (step + 1) / self.warmup
+        return 0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * (step - self.warmup) / max(1, steps - self.warmup)))))
 
 
 @dataclass(frozen=True)
@@ -25,102 +63,219 @@ class Settings:
 
     epochs: int
     learning_rate: float
-    batch_size: int = 48
+    batch_size: int = 48  # of all processes together
     seed: int = 1
     threads: int = 0  # 0 takes all cores
     limit: int = 0  # train on the first images only; 0 takes all
     resume: bool = False  # go on from the state in the output folder
+    optimiser: Optimiser = field(default_factory=Optimiser)
 
     def start(self) -> None:
-        """Threads, memory and seed of this process."""
+        """Threads, memory and seed of this process. Raises UsageError where torchrun started several and the stage takes one."""
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
+            raise UsageError("this stage trains in one process; start it without torchrun")
         if self.threads:
             torch.set_num_threads(self.threads)
         keep_freed_memory()
         torch.manual_seed(self.seed)
 
-    def images(self, paths: list[Path]) -> list[Path]:
-        """Those to train on. Raises UsageError where they do not fill a batch."""
-        paths = paths[: self.limit] if self.limit else paths
-        if len(paths) < self.batch_size:
-            raise UsageError(f"{len(paths)} training images are fewer than one batch of {self.batch_size}; lower --batch-size")
-        return paths
+    def images(self, images: list[T]) -> list[T]:
+        """Those to train on. Raises UsageError where they do not fill a batch, or the processes cannot share one."""
+        images = images[: self.limit] if self.limit else images
+        if len(images) < self.batch_size:
+            raise UsageError(f"{len(images)} training images are fewer than one batch of {self.batch_size}; lower --batch-size")
+        if self.batch_size % processes():
+            raise UsageError(f"a batch of {self.batch_size} cannot be shared by {processes()} processes; make --batch-size a multiple")
+        return images
 
     def to_json(self) -> dict[str, Any]:
         """What the weights depend on."""
         return {k: v for k, v in asdict(self).items() if k not in ("threads", "limit", "resume")}
 
 
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def processes() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def own_part(x: T) -> T:
+    """This process's share of a batch that all processes hold, (B, ...) -> (B / processes, ...)."""
+    size = len(x) // processes()  # type: ignore[arg-type]
+    part: T = x[rank() * size : (rank() + 1) * size]  # type: ignore[index]
+    return part
+
+
+@contextmanager
+def device_of_process() -> Iterator[torch.device]:
+    """This process's device; joins those that torchrun started, over nccl for GPUs and gloo for CPUs."""
+    local, several, cuda = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)) > 1, torch.cuda.is_available()
+    device = torch.device("cuda", local) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    if several:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(hours=2))  # images are checked in between
+    yield device
+    if several:
+        dist.destroy_process_group()
+
+
 def fit(
     title: str,
     model: nn.Module,
-    loss_of: Callable[[Tensor, Generator, int], Tensor],
+    loss_of: Callable[[Any, Generator, int], Tensor],
     count: int,
     groups: Groups,
     settings: Settings,
     made_with: dict[str, Any],
     state: Path,
+    read: Callable[[list[Tensor], int], Iterable[Any]] = lambda order, epoch: order,
+    measure: Callable[[list[Row]], Row] = lambda history: {},
+    history: list[Row] | None = None,
 ) -> float:
-    """Trains ``model`` over ``count`` images; returns the seconds it took. Raises BundleError.
+    """Trains ``model`` over ``count`` images; returns the seconds it took. Raises BundleError, TrainingError and UsageError.
 
-    ``loss_of(indices, generator, epoch)`` gives a batch's loss. Every random draw of an epoch comes from a generator seeded with
+    ``loss_of(batch, generator, epoch)`` gives a batch's loss, where ``read(order, epoch)`` makes the batches of an epoch from their
+    indices and by default leaves them so. Every random draw of an epoch comes from a generator seeded with
     (seed, epoch), and ``state`` is written after each epoch: resuming gives the weights of an uninterrupted run, and is refused
     where ``made_with``, all that the weights depend on, is not the same.
+    ``history`` is filled with a row for each epoch: what ``measure`` says of the model, which it is given with the rows so far.
+    Under torchrun every process's losses and gradients are summed, and the first process alone writes.
     """
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": [p for p in parameters if (p.ndim > 1) == decayed], "lr": rate, "weight_decay": WEIGHT_DECAY * decayed}
-            for parameters, rate in groups
-            for decayed in (True, False)
-        ]
-    )
+    history = [] if history is None else history
+    every = [p for parameters, _ in groups for p in parameters]
     steps, epochs, seed = count // settings.batch_size, settings.epochs, settings.seed
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _warmup_cosine(step, 100, epochs * steps))
+    optimizer = settings.optimiser.of(groups)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: settings.optimiser.rate(step, epochs * steps))
     first, seconds = 0, 0.0
     if settings.resume and state.is_file():
-        try:
-            saved = torch.load(state, weights_only=True)
-        except Exception:
-            raise BundleError(f"{state}: not a readable training state; train again without --resume") from None
+        saved = _read(state)
         if saved["made_with"] != made_with:
             raise BundleError(f"{state}: made with other settings; train again without --resume, or give the same options")
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         schedule.load_state_dict(saved["schedule"])
-        first, seconds = saved["epoch"], saved["seconds"]
+        first, seconds, history[:] = saved["epoch"], saved["seconds"], saved["history"]
 
-    console = Console(stderr=True)
+    console = Console(stderr=True, quiet=rank() > 0)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}")
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with (
+        _ending_in_one_line(title, state, history, console),
+        _curves(state.parent / "tensorboard", first * steps) as draw,
+        Progress(*columns, console=console, disable=not console.is_terminal) as progress,
+    ):
         bar = progress.add_task(title, total=epochs * steps, completed=first * steps, note="")
         for epoch in range(first, epochs):
             start, total = time.monotonic(), 0.0
             generator = Generator().manual_seed(seed * 1000 + epoch)
-            torch.manual_seed(seed * 1000 + epoch)  # dropout
-            for indices in batches(count, settings.batch_size, generator):
+            torch.manual_seed(seed * 1000 + epoch + rank() * 1_000_003)  # dropout
+            for step, batch in enumerate(read(list(batches(count, settings.batch_size, generator)), epoch), epoch * steps):
                 optimizer.zero_grad(set_to_none=True)
-                loss = loss_of(indices, generator, epoch)
+                loss = loss_of(batch, generator, epoch)
                 loss.backward()  # type: ignore[no-untyped-call]
-                nn.utils.clip_grad_norm_([p for parameters, _ in groups for p in parameters], 5.0)
+                value = _sum_over_processes(loss.detach(), every)
+                length = nn.utils.clip_grad_norm_(every, settings.optimiser.longest or math.inf)
+                if not math.isfinite(value) or not math.isfinite(length):
+                    raise TrainingError(
+                        f"{title}: the loss is {value} and its gradient {length:.3g} long at step {step + 1} (epoch {epoch + 1})"
+                    )
                 optimizer.step()
                 schedule.step()
-                total += loss.item()
-                progress.update(bar, advance=1, note=f"loss {loss.item():.3f}")
+                total += value
+                progress.update(bar, advance=1, note=f"loss {value:.3f}")
+                draw({"loss/training": value, "learning rate": schedule.get_last_lr()[0]}, step)
             seconds += time.monotonic() - start
-            console.print(f"{title}: epoch {epoch + 1}/{epochs}, loss {total / steps:.4f}, {seconds:.0f} s", highlight=False)
-            saved = {
-                "model": model.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "schedule": schedule.state_dict(),
-                "epoch": epoch + 1,
-                "seconds": seconds,
-                "made_with": made_with,
-            }
-            torch.save(saved, state.with_suffix(".partial"))
-            state.with_suffix(".partial").replace(state)
+            _copy_statistics_of_the_first_process(model)
+            row = {"epoch": epoch + 1, "loss": round(total / steps, 4), **measure(history)}
+            _write(
+                {
+                    "model": model.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "schedule": schedule.state_dict(),
+                    "epoch": epoch + 1,
+                    "seconds": seconds,
+                    "history": [*history, row],
+                    "made_with": made_with,
+                },
+                state,
+            )
+            history.append(row)
+            figures = [(k, v) for k, v in row.items() if k not in ("epoch", "loss")]
+            draw({f"validation/{k}": v for k, v in figures}, (epoch + 1) * steps)
+            said = "".join(f", {k} {v}" for k, v in figures)
+            console.print(
+                f"{title}: epoch {epoch + 1}/{epochs}, loss {total / steps:.4f}{said}, {seconds:.0f} s", highlight=False, soft_wrap=True
+            )
     return seconds
 
 
-def _warmup_cosine(step: int, warmup: int, total: int) -> float:
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * (step - warmup) / max(1, total - warmup)))))
+def _sum_over_processes(loss: Tensor, parameters: list[nn.Parameter]) -> float:
+    """The loss of the whole batch, whose gradients the parameters then hold."""
+    if dist.is_initialized():
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        for work in [dist.all_reduce(x, async_op=True) for x in (loss, *gradients)]:
+            work.wait()
+    return loss.item()
+
+
+def _copy_statistics_of_the_first_process(model: nn.Module) -> None:
+    if dist.is_initialized():
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)
+
+
+def _read(state: Path) -> dict[str, Any]:
+    try:
+        saved: dict[str, Any] = torch.load(state, map_location="cpu", weights_only=True)
+    except Exception:
+        raise BundleError(f"{state}: not a readable training state; train again without --resume") from None
+    return saved
+
+
+def _write(saved: dict[str, Any], state: Path) -> None:
+    """All of it under another name first: ``state`` is always whole."""
+    if rank() == 0:
+        partial = state.with_suffix(".partial")
+        with partial.open("wb") as file:
+            torch.save(saved, file)
+        partial.replace(state)
+    if dist.is_initialized():
+        dist.barrier()
+
+
+@contextmanager
+def _ending_in_one_line(title: str, state: Path, history: list[Row], console: Console) -> Iterator[None]:
+    """Says what is kept where training ends before its time."""
+    try:
+        yield
+    except (KeyboardInterrupt, TrainingError, torch.OutOfMemoryError, OSError) as error:
+        kept = f"{state} keeps epoch {history[-1]['epoch']}" if history else "no epoch was finished"
+        go_on = "go on with --resume" if history else "train again"
+        if isinstance(error, KeyboardInterrupt):
+            console.print(f"{title}: interrupted; {kept}; {go_on}", highlight=False, markup=False, soft_wrap=True)
+            raise
+        if isinstance(error, TrainingError):
+            raise TrainingError(f"{error}; {kept}; train again with a lower --learning-rate") from None
+        if isinstance(error, torch.OutOfMemoryError):
+            raise TrainingError(f"{title}: the device's memory is full; {kept}; give a smaller --batch-size or --micro-batch") from None
+        state.with_suffix(".partial").unlink(missing_ok=True)
+        raise UsageError(f"{state.parent}: cannot be written ({error.strerror or error}); {kept}; make room and {go_on}") from None
+
+
+@contextmanager
+def _curves(folder: Path, first: int) -> Iterator[Callable[[dict[str, float], int], None]]:
+    """Draws figures at a step for TensorBoard, where it is installed; what an interrupted run drew after ``first`` is taken back."""
+    if rank() or importlib.util.find_spec("tensorboard") is None:
+        yield lambda figures, step: None
+        return
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(folder), purge_step=first) as writer:
+
+        def draw(figures: dict[str, float], step: int) -> None:
+            for name, value in figures.items():
+                writer.add_scalar(name, value, step)
+
+        yield draw

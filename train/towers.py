@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from open_clip import CustomTextCLIP
+from open_clip import CLIP, CustomTextCLIP, get_model_config
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pmclip_deploy.errors import BundleError, UsageError
 from pmclip_deploy.spec import BACKBONES, CHECKPOINT_SCHEMA, Backbone
@@ -32,8 +33,29 @@ MINILM = {
 }
 
 
-def towers_from_spec(backbone: Backbone) -> CustomTextCLIP:
-    """The untrained dual encoder; ``encode_image`` takes (B, 3, S, S) f32, ``encode_text`` (B, T) i64 padded with ``pad_id``."""
+class ClipTowers(CLIP):
+    """open_clip's CLIP, same names and same weights, for texts of their own length: a causal tower needs no padding to 77.
+
+    With a question of 12 tokens the text tower computes a sixth of what it would at 77.
+    """
+
+    def encode_text(self, text: Tensor, normalize: bool = False) -> Tensor:
+        """(B, T) i64 with T <= 77 -> (B, D), read at the end mark, which has the vocabulary's highest id."""
+        length = text.shape[1]
+        x = self.token_embedding(text) + self.positional_embedding[:length]
+        x = self.transformer(x, attn_mask=self.attn_mask[:length, :length])
+        end = text.argmax(dim=-1)
+        x = self.ln_final(x[torch.arange(len(text), device=text.device), end]) @ self.text_projection
+        return F.normalize(x, dim=-1) if normalize else x
+
+
+def towers_from_spec(backbone: Backbone) -> CLIP | CustomTextCLIP:
+    """The untrained dual encoder in fp32.
+
+    ``encode_image`` takes (B, 3, S, S) f32, ``encode_text`` (B, T) i64 padded with ``pad_id``; both give (B, D).
+    """
+    if backbone.open_clip_name:
+        return ClipTowers(**get_model_config(backbone.open_clip_name))
     with tempfile.TemporaryDirectory() as folder:  # open_clip reads the text tower's shape from a folder
         Path(folder, "config.json").write_text(json.dumps({**MINILM, "num_hidden_layers": backbone.text_layers}))
         return CustomTextCLIP(
@@ -123,14 +145,20 @@ def keep_freed_memory() -> None:
 
 
 def save_checkpoint(folder: Path, tensors: dict[str, Tensor], meta: dict[str, Any], tokenizer: Path) -> None:
-    """Writes the checkpoint in fp16 (integer buffers as they are)."""
+    """Writes the checkpoint in fp16 (integer buffers as they are, and in fp32 what fp16 would make infinite: a running variance can be)."""
     folder.mkdir(parents=True, exist_ok=True)
-    half = {k: (v.half() if v.is_floating_point() else v).contiguous().cpu() for k, v in sorted(tensors.items())}
-    save_file(half, folder / "model.safetensors")
+    stored = {k: _half(v).contiguous().cpu() for k, v in sorted(tensors.items())}
+    save_file(stored, folder / "model.safetensors")
     if tokenizer.resolve() != (folder / "tokenizer.json").resolve():
         (folder / "tokenizer.json").write_bytes(tokenizer.read_bytes())
     text = json.dumps({"schema": CHECKPOINT_SCHEMA, **meta}, indent=1, ensure_ascii=False)
     (folder / "checkpoint.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _half(x: Tensor) -> Tensor:
+    if not x.is_floating_point():
+        return x
+    return x.half() if x.abs().max() <= torch.finfo(torch.half).max else x.float()
 
 
 def read_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -152,7 +180,7 @@ def under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k[len(prefix) + 1 :]: v for k, v in tensors.items() if k.startswith(prefix + ".")}
 
 
-def towers_from_checkpoint(folder: Path) -> tuple[CustomTextCLIP, dict[str, Any], dict[str, Tensor]]:
+def towers_from_checkpoint(folder: Path) -> tuple[CLIP | CustomTextCLIP, dict[str, Any], dict[str, Tensor]]:
     """(model in eval mode, checkpoint.json, all tensors). Raises BundleError."""
     meta, tensors = read_checkpoint(folder)
     model = towers_from_spec(BACKBONES[meta["backbone"]])

@@ -268,7 +268,7 @@ def derived_as_questions(questions: list[Question], organs: dict[str, set[str]])
     out, turn = [], Counter[str]()
     for d in K.derived_from_questions(questions, organs):
         ways = words[d.finding]
-        out.append((Question(d.image, ways[turn[d.finding] * 7 % len(ways)], d.answer, f"finding: {d.finding}"), d.organ))
+        out.append((Question(d.image, ways[turn[d.finding] * 7 % len(ways)], d.answer, f"finding: {d.finding}", True), d.organ))
         turn[d.finding] += 1
     return out
 

@@ -1,38 +1,108 @@
-"""`pmclip-deploy evaluate`: a bundle's figures on rows of images, questions and answers."""
+"""`pmclip-deploy evaluate`: the figures of a bundle or of a trained checkpoint on images, questions and answers."""
 
+import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pmclip_deploy.cli.output import one_line, print_json, progress
+from pmclip_deploy.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from pmclip_deploy.evaluate import Asked, Row
 
 
 def evaluate(
-    data: Annotated[Path, typer.Option(help="JSON lines {image, question, answer, category}.")],
-    images: Annotated[Path, typer.Option(help="Folder of the images.")],
+    data: Annotated[Path, typer.Option(help="JSON lines {image, question, answer, category}, or a dataset's folder.")],
+    images: Annotated[Path | None, typer.Option(help="Folder of the images that JSON lines name.", show_default=False)] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Of a folder: test (the default), val, train or image-disjoint.", show_default=False)
+    ] = None,
+    split_seed: Annotated[int, typer.Option(help="Of the image-disjoint split.")] = 1,
     train: Annotated[
         Path | None, typer.Option(help="Training rows for the question-only baseline. Default: train.jsonl beside the data.")
     ] = None,
     bundle: Annotated[Path | None, typer.Option(help="Bundle folder. Default: the embedded model.")] = None,
+    checkpoint: Annotated[
+        list[Path] | None,
+        typer.Option(help="Instead of a bundle: one of `train vqa --head mevf|qcr`; repeat for seeds.", show_default=False),
+    ] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="Another bundle or checkpoint, to compare with row by row.", show_default=False)
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     seed: Annotated[int, typer.Option(min=0, help="Of the resampling and of the shuffled images.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Measure accuracy, coverage and calibration, beside baselines, with 95% intervals."""
-    from pmclip_deploy.evaluate import evaluation, rows_from_jsonl
-    from pmclip_deploy.predictor import load
+    if bundle is not None and checkpoint:
+        raise UsageError("--bundle and --checkpoint are two models; give one of them, and the other as --against")
+    import numpy as np
 
-    rows = rows_from_jsonl(data, images)
-    beside = data.with_name("train.jsonl")
-    if train is None and beside.is_file() and not (data.exists() and beside.samefile(data)):
-        train = beside
-    known = rows_from_jsonl(train) if train else None
-    document = evaluation(load(bundle, device), rows, images, known, seed, progress)
+    from pmclip_deploy.evaluate import difference, figures, normalised, rows_from_jsonl, seeds
+
+    same = normalised
+    known: Sequence[Row] | None
+    if data.is_dir():
+        if images is not None or train is not None:
+            raise UsageError("a dataset's folder says itself where its images and training rows are; leave out --images and --train")
+        from pmclip_deploy.train.vocabulary import comparable
+
+        same, images = comparable, data
+        rows, known = _rows_of_folder(data, split or "test", split_seed)
+    else:
+        if split is not None or images is None:
+            raise UsageError(f"{data}: JSON lines " + ("have no splits; leave out --split" if split else "need --images FOLDER"))
+        rows = rows_from_jsonl(data, images)
+        beside = data.with_name("train.jsonl")
+        if train is None and beside.is_file() and not (data.exists() and beside.samefile(data)):
+            train = beside
+        known = rows_from_jsonl(train) if train else None
+    models = [(path, True) for path in checkpoint] if checkpoint else [(bundle, False)]
+    asked = [_asked(path, is_checkpoint, rows, images, device) for path, is_checkpoint in models]
+    measured = [figures(rows, ask, model, known, seed, same) for ask, model in asked]
+    document, right = measured[0]
+    if len(measured) > 1:
+        document["seeds"] = seeds([each for each, _ in measured])
+        right = np.mean([of for _, of in measured], axis=0)
+    if against is not None:
+        ask, model = _asked(against, (against / "checkpoint.json").is_file(), rows, images, device)
+        document["difference"] = difference(rows, right, figures(rows, ask, model, known, seed, same)[1], model, seed)
     if as_json:
         print_json(document)
     else:
         _print_figures(document)
+
+
+def _rows_of_folder(folder: Path, split: str, seed: int) -> "tuple[list[Row], list[Row] | None]":
+    """(the rows of the split, those that may have trained)"""
+    from pmclip_deploy.train.datasets import is_there
+    from pmclip_deploy.train.splits import questions_of_split, rows_from_questions
+
+    known, asked = questions_of_split(folder, split, seed)
+    images = {q.image for q in asked}
+    if missing := sorted(image for image in images if not is_there(image)):
+        raise InputError(f"{missing[0]}: missing, and so are {len(missing)} of {len(images)} images; get them from the dataset's source")
+    return rows_from_questions(asked), rows_from_questions(known) if known and split != "train" else None
+
+
+def _asked(path: Path | None, is_checkpoint: bool, rows: "Sequence[Row]", images: Path, device: str) -> "tuple[Asked, dict[str, Any]]":
+    if is_checkpoint and path is not None:
+        if missing := [m for m in ("torch", "open_clip", "safetensors") if importlib.util.find_spec(m) is None]:
+            raise UsageError(f"a checkpoint needs {', '.join(missing)}: pip install 'pmclip-deploy[train]'; or give a bundle")
+        from pmclip_deploy.train.vqa_heads import asked_of_checkpoint
+
+        of_checkpoint: tuple[Asked, dict[str, Any]] = asked_of_checkpoint(path, rows, images, device)
+        return of_checkpoint
+    from dataclasses import asdict
+
+    from pmclip_deploy.evaluate import asked_of_bundle
+    from pmclip_deploy.predictor import load
+
+    predictor = load(path, device)
+    return asked_of_bundle(predictor, rows, images, progress), asdict(predictor.model)
 
 
 def _print_figures(document: dict[str, Any]) -> None:
@@ -40,6 +110,9 @@ def _print_figures(document: dict[str, Any]) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    console = Console(highlight=False)
+    if document["by"]["type"]:
+        _print_types(console, document)
     table = Table("", "n", "accuracy", "95% interval", "coverage")
     table.add_row("all", str(document["n"]), *_cells(document), f"{document['coverage']:.3f}")
     for what in ("category", "kind"):
@@ -47,7 +120,6 @@ def _print_figures(document: dict[str, Any]) -> None:
             table.add_row(Text(one_line(f"{what} {name}")), str(group["n"]), *_cells(group), f"{group['coverage']:.3f}")
     for name, baseline in document["baselines"].items():
         table.add_row(f"baseline {name.replace('_', ' ')}", "", *_cells(baseline), "")
-    console = Console(highlight=False)
     console.print(table)
     answered = document["selective_accuracy"]
     console.print(f"accuracy where it answered: {'not measured' if answered is None else f'{answered:.3f}'}")
@@ -58,6 +130,41 @@ def _print_figures(document: dict[str, Any]) -> None:
         console.print(Text(one_line(said)))
     for reason, count in document["abstentions"].items():
         console.print(Text(one_line(f"no answer, {count} times: {reason}")))
+    if trained_on := document["model"].get("images_trained_on"):
+        console.print(f"the head was trained on {trained_on} of these {document['images']} images")
+
+
+def _print_types(console: Any, document: dict[str, Any]) -> None:
+    """The paper's table: open, closed and overall beside each other."""
+    from rich.box import SIMPLE
+    from rich.table import Table
+    from rich.text import Text
+
+    groups = {**document["by"]["type"], "overall": document}
+    table = Table("accuracy (95%)", *(f"{name}, {group['n']}" for name, group in groups.items()), box=SIMPLE)
+    several, compared = document.get("seeds"), document.get("difference")
+
+    def row(name: str, figures: Sequence[dict[str, Any] | None]) -> None:
+        cells = ["{:.3f} ({:.2f}-{:.2f})".format(f["accuracy"], *f["ci95"]) if f else "not measured" for f in figures]
+        table.add_row(name, *cells)
+
+    row(f"first of {several['n']} seeds" if several else "the model", list(groups.values()))
+    for name in document["baselines"]:
+        row(name.replace("_", " "), [group["baselines"][name] for group in groups.values()])
+    if several:
+        spreads = {**several["by"]["type"], "overall": several}
+        table.add_row("mean, deviation", *(f"{spreads[k]['mean']:.3f}, {spreads[k]['std']:.3f}" for k in groups))
+    if compared:
+        sides = {**compared["by"]["type"], "overall": compared}
+        named = one_line(str(compared["against"].get("checkpoint", compared["against"].get("bundle"))))
+        table.add_row("against", *(f"{sides[k]['accuracy']:.3f}" for k in groups))
+        table.add_row("difference", *(f"{sides[k]['difference']:+.3f}" for k in groups))
+        table.add_row("95% interval", *("{:+.3f} to {:+.3f}".format(*sides[k]["ci95"]) for k in groups))
+        if compared["mcnemar"]:
+            table.add_row("McNemar's p", *(f"{sides[k]['mcnemar']['p']:.3g}" for k in groups))
+    console.print(table)
+    if compared:
+        console.print(Text(f"against: {named}"))
 
 
 def _cells(figure: dict[str, Any] | None) -> tuple[str, str]:

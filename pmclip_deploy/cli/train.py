@@ -1,12 +1,14 @@
-"""`pmclip-deploy train`: clip, vqa and questions."""
+"""`pmclip-deploy train`: clip, vqa, autoencoder, maml and questions."""
 
 import importlib.util
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from pmclip_deploy.cli.report import report
 from pmclip_deploy.errors import UsageError
 
 app = typer.Typer(no_args_is_help=True, help="Train the dual encoder and its VQA head (needs the extra `train`).")
@@ -30,48 +32,182 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.
 def clip(
     data: Data,
     output: Output,
-    epochs: Epochs = 8,
-    batch_size: BatchSize = 48,
-    learning_rate: Rate = 5e-4,
+    source: Annotated[
+        Path | None, typer.Option("--from", help="Checkpoint to fine-tune on captions, made by `import`; without it pmclip-lite is made.")
+    ] = None,
+    recipe: Annotated[str | None, typer.Option(help="With --from: paper (PubMedCLIP's, the default) or modern.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Instead of the recipe's.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=2, help="Of all processes together, instead of the recipe's.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(min=0, help="Instead of the recipe's.")] = None,
+    micro_batch: Annotated[
+        int | None, typer.Option(min=0, help="With --from: encode N pairs at a time, to save memory; 0 takes all.")
+    ] = None,
+    lock_image: Annotated[bool, typer.Option("--lock-image", help="With --from: train the text tower alone.")] = False,
+    lock_text: Annotated[bool, typer.Option("--lock-text", help="With --from: train the image tower alone.")] = False,
+    licence: Annotated[
+        list[str] | None, typer.Option(help='With --from: ROCO\'s rows of this licence alone ("CC BY"); repeatable.')
+    ] = None,
+    skip_share: Annotated[
+        float | None, typer.Option(min=0, max=1, help="With --from: share of images that may be unreadable. [0.01]")
+    ] = None,
     seed: Seed = 1,
     threads: Threads = 0,
     limit: Limit = 0,
     resume: Resume = False,
     as_json: Json = False,
 ) -> None:
-    """Fine-tune image and text towers on captions made from questions and answers."""
+    """Fine-tune image and text towers: a CLIP on captions (--from), or pmclip-lite on what questions and answers say."""
+    for_pairs = {
+        "recipe": recipe,
+        "micro_batch": micro_batch,
+        "lock_image": lock_image or None,
+        "lock_text": lock_text or None,
+        "licence": licence or None,
+        "skip_share": skip_share,
+    }
+    given = {k: v for k, v in for_pairs.items() if v is not None}
+    if given and source is None:
+        raise UsageError(f"--{next(iter(given)).replace('_', '-')} is for captions; give --from, or leave it out")
     _need_extra()
     _make_folder(output)
-    from pmclip_deploy.train.clip import train_clip
+    from pmclip_deploy.train import clip as worker
     from pmclip_deploy.train.loop import Settings
 
-    settings = Settings(epochs, learning_rate, batch_size, seed, threads, limit, resume)
-    _report(train_clip(data, output, settings), output, as_json)
+    chosen = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate}
+    run = {k: v for k, v in chosen.items() if v is not None} | {"seed": seed, "threads": threads, "limit": limit, "resume": resume}
+    if source is None:
+        meta = worker.train_clip(data, output, Settings(**{"epochs": 8, "learning_rate": 5e-4, **run}))
+    else:
+        licences, share = given.pop("licence", ()), given.pop("skip_share", worker.BROKEN_SHARE)
+        of = worker.recipe_named(given.pop("recipe", "paper"), **given, **run)
+        meta = worker.train_clip_on_pairs(data, source, output, of, licences, share)
+    if os.environ.get("RANK", "0") == "0":  # the first of torchrun's processes speaks for all
+        _report(meta, output, as_json)
 
 
 @app.command()
 def vqa(
     data: Data,
     output: Output,
-    clip: Annotated[Path, typer.Option("--clip", help="Checkpoint made by `train clip`.")],
-    epochs: Epochs = 16,
-    rounded_epochs: Annotated[int, typer.Option(help="The last N epochs compute with the INT8 graph's roundings.", min=0)] = 4,
-    batch_size: BatchSize = 48,
-    learning_rate: Rate = 3e-4,
+    clip: Annotated[Path, typer.Option("--clip", help="Checkpoint made by `train clip` or `import`.")],
+    head: Annotated[str, typer.Option(help="lite, mevf or qcr. The last two leave the image tower as it is.")] = "lite",
+    split: Annotated[str | None, typer.Option(help="mevf, qcr: official (the default) or image-disjoint.", show_default=False)] = None,
+    split_seed: Annotated[int | None, typer.Option(help="mevf, qcr: of the splits by image. [1]", show_default=False)] = None,
+    features: Annotated[
+        str | None, typer.Option(help="mevf, qcr: of clip, ae, maml, or none. [clip,ae; without --autoencoder clip]", show_default=False)
+    ] = None,
+    glove: Annotated[Path | None, typer.Option(help="mevf, qcr: GloVe's text file, needed.", show_default=False)] = None,
+    autoencoder: Annotated[Path | None, typer.Option(help="mevf, qcr: MEVF's, or `train autoencoder`'s.", show_default=False)] = None,
+    maml: Annotated[Path | None, typer.Option(help="mevf, qcr: MEVF's, or `train maml`'s.", show_default=False)] = None,
+    freeze_autoencoder: Annotated[bool, typer.Option("--freeze-autoencoder", help="mevf, qcr: train the rest only; faster.")] = False,
+    attention: Annotated[str | None, typer.Option(help="mevf: ban (the default) or san.", show_default=False)] = None,
+    depth: Annotated[int | None, typer.Option(min=1, help="mevf, qcr: glimpses or stacks. [2; qcr: 10]", show_default=False)] = None,
+    hidden: Annotated[int | None, typer.Option(min=1, help="mevf, qcr: width of all states. [1024]", show_default=False)] = None,
+    type_epochs: Annotated[
+        int | None, typer.Option(min=1, help="qcr: of its classifier of questions, before. [200]", show_default=False)
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="[16; mevf: 20; qcr: 200]", show_default=False)] = None,
+    rounded_epochs: Annotated[
+        int | None, typer.Option(help="lite: the last N epochs compute with the INT8 graph's roundings. [4]", min=0, show_default=False)
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(min=2, help="[48; mevf: 32; qcr: 16]", show_default=False)] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option("--learning-rate", min=0, help="[3e-4; mevf: 2e-3; qcr: 1e-3]", show_default=False)
+    ] = None,
     seed: Seed = 1,
     threads: Threads = 0,
     limit: Limit = 0,
     resume: Resume = False,
     as_json: Json = False,
 ) -> None:
-    """Train the VQA head and the image tower with it, then calibrate it on the validation questions."""
+    """Train a VQA head on questions: pmclip-lite's with its image tower, calibrated, or MEVF's or QCR's over any tower."""
+    of_plan = {
+        "split": split,
+        "split_seed": split_seed,
+        "features": features,
+        "glove": glove,
+        "autoencoder": autoencoder,
+        "maml": maml,
+        "freeze_autoencoder": freeze_autoencoder or None,
+        "attention": attention,
+        "depth": depth,
+        "hidden": hidden,
+        "type_epochs": type_epochs,
+    }
+    given: dict[str, Any] = {k: v for k, v in of_plan.items() if v is not None}
+    foreign = given if head == "lite" else {"rounded_epochs"} if rounded_epochs is not None else {}
+    if head not in ("lite", "mevf", "qcr"):
+        raise UsageError(f"head {head!r} is unknown; choose lite, mevf or qcr")
+    if foreign:
+        raise UsageError(f"--{next(iter(foreign)).replace('_', '-')} is not for --head {head}; leave it out")
+    if head != "lite" and (glove is None or len(data) > 1):
+        raise UsageError(f"--head {head} takes " + ("--glove FILE, GloVe's word vectors" if glove is None else "one --data alone"))
     _need_extra()
     _make_folder(output)
     from pmclip_deploy.train.loop import Settings
-    from pmclip_deploy.train.vqa import train_vqa
+
+    chosen = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate}
+    run: dict[str, Any] = {k: v for k, v in chosen.items() if v is not None}
+    run |= {"seed": seed, "threads": threads, "limit": limit, "resume": resume}
+    if head == "lite":
+        from pmclip_deploy.train.vqa import train_vqa
+
+        rounded = 4 if rounded_epochs is None else rounded_epochs
+        meta = train_vqa(data, clip, output, Settings(**{"epochs": 16, "learning_rate": 3e-4, **run}), rounded)
+    else:
+        from pmclip_deploy.train.vqa_heads import Plan, settings_of_head, train_head
+
+        names = given.pop("features", "clip,ae" if autoencoder else "clip")
+        wanted = () if names == "none" else tuple(name.strip() for name in names.split(","))
+        meta = train_head(data[0], clip, output, Plan(head, features=wanted, **given), settings_of_head(head, **run))
+    _report(meta, output, as_json)
+
+
+@app.command()
+def autoencoder(
+    data: Annotated[list[Path], typer.Option("--data", help="A folder with images; repeat for more.")],
+    output: Annotated[Path, typer.Option("--output", help="The safetensors file to write; a folder beside it holds the state.")],
+    epochs: Epochs = 20,
+    batch_size: BatchSize = 32,
+    learning_rate: Rate = 1e-3,
+    seed: Seed = 1,
+    threads: Threads = 0,
+    limit: Limit = 0,
+    resume: Resume = False,
+    as_json: Json = False,
+) -> None:
+    """Train MEVF's denoising auto-encoder, one start of its image features, on images alone."""
+    _need_extra()
+    _make_folder_of(output)
+    from pmclip_deploy.train.autoencoder import train_autoencoder
+    from pmclip_deploy.train.loop import Settings
 
     settings = Settings(epochs, learning_rate, batch_size, seed, threads, limit, resume)
-    _report(train_vqa(data, clip, output, settings, rounded_epochs), output, as_json)
+    _report(train_autoencoder(data, output, settings), output, as_json)
+
+
+@app.command()
+def maml(
+    data: Annotated[Path, typer.Option("--data", help="A folder of class folders, or a JSONL file with image and label.")],
+    output: Annotated[Path, typer.Option("--output", help="The safetensors file to write; a folder beside it holds the state.")],
+    epochs: Epochs = 20,
+    tasks: Annotated[int, typer.Option(help="Tasks drawn for an epoch.", min=1)] = 500,
+    batch_size: Annotated[int, typer.Option(help="Tasks in a step.", min=1)] = 5,
+    learning_rate: Rate = 1e-3,
+    seed: Seed = 1,
+    threads: Threads = 0,
+    limit: Annotated[int, typer.Option(help="Train on the first N images of each class only; 0 takes all.", min=0)] = 0,
+    resume: Resume = False,
+    as_json: Json = False,
+) -> None:
+    """Train MEVF's MAML network, the other start of its image features, on classes of images."""
+    _need_extra()
+    _make_folder_of(output)
+    from pmclip_deploy.train.loop import Settings
+    from pmclip_deploy.train.maml import train_maml
+
+    settings = Settings(epochs, learning_rate, batch_size, seed, threads, limit, resume)
+    _report(train_maml(data, output, settings, tasks), output, as_json)
 
 
 @app.command()
@@ -102,6 +238,9 @@ def questions(
     typer.echo(json.dumps(done) if as_json else f"{len(rows)} questions in {output}")
 
 
+app.command()(report)
+
+
 def _need_extra() -> None:
     if missing := [name for name in EXTRA if importlib.util.find_spec(name) is None]:
         raise UsageError(f"training needs {missing[0]}, which is not installed; pip install 'pmclip-deploy[train]'")
@@ -112,9 +251,15 @@ def _make_folder(output: Path) -> None:
     try:
         output.mkdir(parents=True, exist_ok=True)
         (output / ".writable").touch()
-        (output / ".writable").unlink()
+        (output / ".writable").unlink(missing_ok=True)  # torchrun's other process may have been faster
     except OSError as error:
         raise UsageError(f"{output}: cannot be written ({error.strerror}); give another --output") from None
+
+
+def _make_folder_of(output: Path) -> None:
+    if output.is_dir():
+        raise UsageError(f"{output}: is a folder; give --output a file's name, such as {output / 'weights.safetensors'}")
+    _make_folder(output.parent)
 
 
 def _report(meta: dict[str, Any], output: Path, as_json: bool) -> None:

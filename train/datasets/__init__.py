@@ -1,51 +1,77 @@
-"""One schema for every dataset: a reader turns a folder into questions about images."""
+"""Datasets: what lies in a folder decides the reader, which turns it into questions about images, or into images with captions."""
 
-import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 from pmclip_deploy.errors import InputError
+from pmclip_deploy.train.datasets import image_captions, roco, slake, vqa_med, vqa_rad
+from pmclip_deploy.train.datasets.schema import SPLITS, Layout, Pair, Question, Row, image_key, images_there, is_there, normalised
 
+__all__ = [
+    "SPLITS",
+    "Pair",
+    "Question",
+    "image_key",
+    "images_there",
+    "is_there",
+    "layout_of",
+    "layout_of_questions",
+    "normalised",
+    "pairs_from_folder",
+    "questions_from_folder",
+]
 
-@dataclass(frozen=True)
-class Question:
-    image: Path
-    question: str
-    answer: str
-    category: str  # what the question is about: "modality", "plane", "organ", "abnormality", "other"
-
-
-def normalised(text: str) -> str:
-    """Lower case, blanks folded, no closing full stop: how answers and questions are compared."""
-    return " ".join(text.lower().split()).rstrip(".").strip()
-
-
-def rows_from_jsonl(path: Path, required: tuple[str, ...]) -> list[dict[str, str]]:
-    rows = []
-    try:
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                row = json.loads(line)
-                if missing := [k for k in required if not isinstance(row.get(k), str)]:
-                    raise InputError(f"{path}: line {number}: no {missing[0]!r}; each row needs {', '.join(required)}")
-                rows.append(row)
-    except OSError:
-        raise InputError(f"{path}: not found; give the dataset's folder") from None
-    except (ValueError, AttributeError):
-        raise InputError(f"{path}: line {len(rows) + 1}: not a JSON object") from None
-    return rows
+QUESTIONS = (*vqa_rad.LAYOUTS, *vqa_med.LAYOUTS, slake.LAYOUT)
 
 
 def questions_from_folder(folder: Path, split: str) -> list[Question]:
-    """The questions of one split, by the dataset that the folder holds. Raises InputError."""
-    from pmclip_deploy.train.datasets import vqa_med, vqa_rad
+    """The questions of one split ("train", "val", "test", or "all"), by the dataset that the folder holds. Raises InputError.
 
-    readers: dict[str, Callable[[Path, str], list[Question]]] = {
-        "val.jsonl": vqa_med.questions_from_vqa_med,
-        "questions.jsonl": vqa_rad.questions_from_vqa_rad,
-    }
-    for name, reader in readers.items():
-        if (folder / name).is_file():
-            return reader(folder, split)
-    raise InputError(f"{folder}: no known dataset here; expected one of {', '.join(readers)}")
+    VQA-RAD's official splits share their images; ``pmclip_deploy.train.splits`` makes others.
+    """
+    return _rows(folder, split, layout_of_questions(folder))
+
+
+def layout_of_questions(folder: Path) -> Layout[Question]:
+    """Its ``splits(folder)`` are those that lie there. Raises InputError."""
+    return _recognised(folder, QUESTIONS)
+
+
+def pairs_from_folder(folder: Path, split: str, licences: Collection[str] = (), skipped: Counter[str] | None = None) -> list[Pair]:
+    """The captions of one split ("train", "val", "test", or "all"), whether or not their images are there (``images_there``).
+
+    ``licences`` keeps ROCO's rows of these alone ("CC BY"); ``skipped`` counts what was left out, by reason. Raises InputError.
+    """
+    return _rows(folder, split, _recognised(folder, _pairs(licences, Counter() if skipped is None else skipped)))
+
+
+def layout_of(folder: Path, skipped: Counter[str]) -> Layout[Question] | Layout[Pair]:
+    """The layout of whatever dataset lies in ``folder``. Raises InputError."""
+    known: tuple[Layout[Any], ...] = (*QUESTIONS, *_pairs((), skipped))
+    return _recognised(folder, known)
+
+
+def _pairs(licences: Collection[str], skipped: Counter[str]) -> tuple[Layout[Pair], ...]:
+    return (roco.layout(licences, skipped), image_captions.layout(skipped))
+
+
+def _recognised(folder: Path, layouts: tuple[Layout[Row], ...]) -> Layout[Row]:
+    for layout in layouts:
+        if layout.splits(folder):
+            return layout
+    known = "; ".join(f"{layout.name} ({layout.expects})" for layout in layouts)
+    raise InputError(
+        f"{folder}: {'' if is_there(folder, folder=True) else 'no such folder, '}no known dataset here; expected one of {known}"
+    )
+
+
+def _rows(folder: Path, split: str, layout: Layout[Row]) -> list[Row]:
+    splits = layout.splits(folder)
+    if split not in (*splits, "all"):
+        raise InputError(f"{folder}: no split {split!r} in this {layout.name}; it holds {', '.join(splits)}")
+    rows = [row for name in (splits if split == "all" and not layout.one_file else (split,)) for row in layout.read(folder, name)]
+    if not rows:
+        raise InputError(f"{folder}: split {split!r} is empty")
+    return rows

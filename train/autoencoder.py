@@ -1,0 +1,87 @@
+"""`train autoencoder`: MEVF's denoising auto-encoder, trained on the grey images of folders."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Generator, Tensor, nn
+from torch.nn import functional as F
+
+from pmclip_deploy.errors import InputError, UsageError
+from pmclip_deploy.train.heads.vision import AUTOENCODER_SIZE, AutoEncoder, grey_from_path
+from pmclip_deploy.train.loop import Settings, fit
+
+NOISE = 0.1  # standard deviation of the noise that is to be taken off, for pixels in 0..1 (MEVF, auto_encoder.py)
+HELD_OUT = 10  # every tenth image is for measuring
+
+
+def train_autoencoder(folders: list[Path], output: Path, settings: Settings) -> dict[str, Any]:
+    """Trains on every image under ``folders``, writes the weights to ``output`` (safetensors). Raises InputError and UsageError.
+
+    Loss: mean squared error between an image and what is made of it with noise. MEVF says neither rate nor epochs.
+    """
+    settings.start()
+    paths = [path for folder in folders for path in files_under(folder)]
+    pixels, skipped = grey_images(paths[: settings.limit or None], AUTOENCODER_SIZE)
+    held = torch.arange(len(pixels)) % HELD_OUT == HELD_OUT - 1
+    training, validation = pixels[~held], pixels[held] if held.any() else pixels
+    if len(training) < settings.batch_size:
+        raise UsageError(f"{len(training)} training images are fewer than one batch of {settings.batch_size}; lower --batch-size")
+    model = AutoEncoder()
+
+    def loss_of(indices: Tensor, generator: Generator, epoch: int) -> Tensor:
+        x = training[indices] / 255
+        return F.mse_loss(model(x + NOISE * torch.randn(x.shape, generator=generator)), x)
+
+    made_with = {**settings.to_json(), "images": len(pixels), "data_sha256": hashlib.sha256(pixels.numpy().tobytes()).hexdigest()}
+    groups = [(list(model.parameters()), settings.learning_rate)]
+    seconds = fit("train autoencoder", model, loss_of, len(training), groups, settings, made_with, state_beside(output))
+    with torch.no_grad():
+        x = validation / 255
+        error = F.mse_loss(torch.cat([model(part) for part in x.split(32)]), x)
+    metrics = {"mse": round(error.item(), 6), "variance": round(x.var().item(), 6), "held_out": int(held.sum()), "skipped": skipped}
+    return save_network(model, output, {"metrics": metrics, "provenance": {**made_with, "seconds": round(seconds)}})
+
+
+def files_under(folder: Path) -> list[Path]:
+    """Sorted, without hidden ones. Raises InputError."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; give a folder with images")
+    return sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
+
+
+def grey_images(paths: list[Path], size: int) -> tuple[Tensor, int]:
+    """((N, 1, size, size) u8, how many files were no readable image and are left out). Raises InputError if none is left."""
+    images, first, console = [], "", Console(stderr=True)
+    for path in track(paths, "reading images", console=console, disable=not console.is_terminal):
+        try:
+            images.append((grey_from_path(path, size) * 255).round().byte())  # a quarter of the memory
+        except InputError as error:
+            first = first or str(error)
+    if not images:
+        raise InputError(first or "no image to train on; give a folder with images")
+    return torch.stack(images), len(paths) - len(images)
+
+
+def state_beside(output: Path) -> Path:
+    """Where the training state of what is written to ``output`` stands: in a folder of its own, with the curves."""
+    folder = output.with_name(f"{output.name}.training")
+    folder.mkdir(exist_ok=True)
+    return folder / "state.pt"
+
+
+def save_network(network: nn.Module, output: Path, meta: dict[str, Any]) -> dict[str, Any]:
+    """Writes the weights, with ``meta`` in the file's header; returns ``meta``."""
+    partial = output.with_name(f"{output.name}.partial")
+    try:
+        save_file({k: v.contiguous() for k, v in network.state_dict().items()}, partial, {"made_with": json.dumps(meta)})
+        partial.replace(output)
+    except (OSError, SafetensorError) as error:
+        raise UsageError(f"{output}: cannot be written ({error}); free space or give another --output, then --resume") from None
+    return meta

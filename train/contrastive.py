@@ -1,0 +1,68 @@
+"""The symmetric contrastive loss: of one batch, with gradients cached over pieces of it, and over the batches of several processes."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+
+def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
+    """Cross-entropy of every image among the batch's texts and of every text among its images, halved (CLIP, Radford et al. 2021).
+
+    ``image`` and ``text`` are (B, D) of one float dtype, of any length, and row i of both is a pair; ``scale`` () multiplies their cosines.
+    """
+    image, text = F.normalize(image, dim=-1), F.normalize(text, dim=-1)
+    return _loss_of_rows(image, text, image, text, scale, 0)
+
+
+def contrastive_loss_of_processes(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
+    """This process's part of the loss of the batch that all processes have together, B rows each.
+
+    Its own rows stand against everybody's, so that the parts sum to the loss of one process with the whole batch, and the gradients,
+    which reach every process's rows, to its gradients.
+    """
+    image, text = F.normalize(image, dim=-1), F.normalize(text, dim=-1)
+    if not dist.is_initialized():
+        return _loss_of_rows(image, text, image, text, scale, 0)
+    part = _loss_of_rows(image, text, rows_of_processes(image), rows_of_processes(text), scale, dist.get_rank() * len(image))
+    return part / dist.get_world_size()
+
+
+def _loss_of_rows(image: Tensor, text: Tensor, images: Tensor, texts: Tensor, scale: Tensor, first: int) -> Tensor:
+    pair = torch.arange(first, first + len(image), device=image.device)
+    return (F.cross_entropy(scale * image @ texts.T, pair) + F.cross_entropy(scale * text @ images.T, pair)) / 2
+
+
+def in_pieces(encode: Callable[[Tensor], Tensor], inputs: Tensor, size: int) -> Tensor:
+    """``encode(inputs)``, (B, ...) -> (B, D), whose memory depends on ``size`` and not on B; 0 takes all at once.
+
+    This is gradient caching (GradCache, Gao et al. 2021): the pieces are encoded without a graph; once the loss has given the
+    embeddings' gradients, each piece is encoded again, with the random state it had, and takes its share back to the weights.
+    """
+    if not 0 < size < len(inputs):
+        return encode(inputs)
+    return torch.cat([checkpoint(encode, piece, use_reentrant=False) for piece in inputs.split(size)])
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, x.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient)  # every process's part of the loss has a gradient for these rows
+        return gradient.chunk(dist.get_world_size())[dist.get_rank()]
+
+
+def rows_of_processes(x: Tensor) -> Tensor:
+    """(B, D) of each process -> (processes * B, D), in the processes' order; gradients find their way back."""
+    out: Tensor = _Gather.apply(x) if dist.is_initialized() else x
+    return out
