@@ -125,7 +125,7 @@ def trained(home: Path) -> dict[str, Path]:
 @pytest.mark.parametrize("name", ["mevf", "qcr", "blind"])
 def test_training_learns_and_says_what_it_did(home: Path, trained: dict[str, Path], name: str) -> None:
     meta, tensors = read_checkpoint(trained[name])
-    history, made = meta["metrics"]["history"], meta["provenance"]["vqa"]
+    history, made = meta["metrics"]["history"], meta["provenance"]["head"]
     assert history[-1]["loss"] < 0.8 * history[0]["loss"] and {"open", "closed", "overall"} < history[0].keys()
     validation = meta["metrics"]["validation"]
     assert validation["accuracy"] == pytest.approx(history[-1]["overall"], abs=1e-4)

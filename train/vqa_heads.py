@@ -42,7 +42,7 @@ from pmclip_deploy.train.vocabulary import AnswerVocabulary, comparable, vocabul
 HELD_OUT = 0.1  # of the training images, for validation
 FEATURES = ("clip", "maml", "ae")
 HEADS = {"mevf": MEVF, "qcr": QCR}
-PROBABILITY_BATCH = 256
+ROWS = 256  # answered at a time
 
 Head = MEVF | QCR
 
@@ -99,6 +99,8 @@ class Plan:
 
 @dataclass(frozen=True)
 class MevfOptimiser(Optimiser):
+    """With MEVF's schedule by the epoch."""
+
     epochs: int = mevf.Recipe.epochs
 
     def rate(self, step: int, steps: int) -> float:
@@ -160,7 +162,7 @@ def answers_from_inputs(head: Head, inputs: Inputs, place: Tensor, tokens: Tenso
     """
     head.eval()
     rows = []
-    for at, asked in zip(place.split(PROBABILITY_BATCH), tokens.split(PROBABILITY_BATCH), strict=True):
+    for at, asked in zip(place.split(ROWS), tokens.split(ROWS), strict=True):
         if isinstance(head, MEVF):
             probability, label = head(*inputs.of(at), asked)[0].sigmoid().max(1)
             is_open = torch.zeros_like(label, dtype=torch.bool)
@@ -287,7 +289,7 @@ def train_head(data: Path, clip: Path, output: Path, plan: Plan, settings: Setti
         },
         "provenance": {
             **meta["provenance"],
-            "vqa": {
+            "head": {
                 **made_with,
                 "data": [data.name],
                 "questions": len(training),
@@ -345,7 +347,7 @@ def asked_of_checkpoint(folder: Path, rows: Sequence[E.Row], images: Path, devic
         wanted = spec.embed_dim if "clip" in about["features"] else int(not about["features"])
         if head.features.clip_dim != wanted or head.question.tables[0].num_embeddings != len(dictionary.words) + 1:
             raise ValueError
-        trained_on, seed = set(meta["trained_on"]), meta["provenance"]["vqa"]["seed"]
+        trained_on, seed = set(meta["trained_on"]), meta["provenance"]["head"]["seed"]
     except (KeyError, TypeError, ValueError, RuntimeError):
         raise BundleError(f"{folder}: its head does not fit its description; make it again with `pmclip-deploy train vqa`") from None
     names = E.pictures_of(rows)[0]
