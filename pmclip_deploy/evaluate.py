@@ -146,7 +146,7 @@ def figures(
         "ece": calibration_error(decided.probability[offered], right[offered]),
         "curve": coverage_curve(decided.probability, right, offered),
         "binary": _binary(decided, sample, rows),
-        "baselines": {name: None if of is None else sample.accuracy(of) for name, of in baselines.items()},
+        "baselines": _beside(sample, right, baselines, np.ones(len(rows), bool)),
         "model": model,
         "seed": seed,
     }
@@ -313,8 +313,18 @@ def _groups(
         member = np.array([x == label for x in labels])
         groups[label] = {"n": int(member.sum()), **sample.accuracy(right, member), "coverage": float(answered[member].mean())}
         if baselines is not None:
-            groups[label]["baselines"] = {k: None if of is None else sample.accuracy(of, member) for k, of in baselines.items()}
+            groups[label]["baselines"] = _beside(sample, right, baselines, member)
     return groups
+
+
+def _beside(sample: Bootstrap, right: Array, baselines: dict[str, Array | None], member: Array) -> dict[str, Any]:
+    """Each baseline over the rows ``member``, and what the model gains over it on the same rows, with the interval of that."""
+
+    def beside(of: Array) -> dict[str, Any]:
+        gain = (right.astype(float) - of) * member
+        return {**sample.accuracy(of, member), "gain": float(gain[member].mean()), "gain_ci95": sample.interval(gain, member)}
+
+    return {name: None if of is None else beside(of) for name, of in baselines.items()}
 
 
 def _cause(predictor: Predictor, decision: Decision) -> str:

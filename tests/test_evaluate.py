@@ -217,6 +217,11 @@ def test_the_table_by_type() -> None:
         "question_only": [0.5, 0.5, pytest.approx(3 / 6)],  # "right lung" and "yes" by their words, else "no"
         "shuffled_image": [0, 0, 0],
     }
+    assert (overall["majority"]["gain"], types["open"]["baselines"]["majority"]["gain"]) == (pytest.approx(2 / 6), 0.5)
+    gain, count = np.array([2, 0, 0]), np.array([2, 3, 1])  # over "a cyst" and "no": both questions of the first image
+    draws = np.stack(np.meshgrid(*[range(3)] * 3), -1).reshape(-1, 3)
+    values = gain[draws].sum(1) / count[draws].sum(1)
+    assert overall["majority"]["gain_ci95"] == pytest.approx([values.min(), values.max()])
     assert document["model"] == {"name": "m"} and document["coverage"] == 1
     json.dumps(document, allow_nan=False)
     assert figures(rows, says(["?"] * 6), {})[0]["baselines"]["majority"] is None  # no training rows
