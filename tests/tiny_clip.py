@@ -1,6 +1,7 @@
 """A CLIP of two small layers in each tower as backbone "tiny", its checkpoint and captions; as a script, the command line that knows it."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -22,7 +23,9 @@ def add_tiny(folder: Path) -> None:
     seen = {"tiny": {"layers": 2, "width": 64, "head_width": 32, "patch_size": 16}, "tiny-resnet": {"layers": [1, 1, 1, 1], "width": 8}}
     for name, vision in seen.items():
         config = {"embed_dim": 32, "quick_gelu": True, "vision_cfg": {"image_size": 32, **vision}, "text_cfg": text}
-        (folder / f"{name}.json").write_text(json.dumps(config))
+        partial = folder / f"{name}.{os.getpid()}"  # torchrun's other process may be reading
+        partial.write_text(json.dumps(config))
+        partial.replace(folder / f"{name}.json")
         open_clip.add_model_config(folder / f"{name}.json")
         preprocess = Preprocess(32, "shortest", (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
         BACKBONES[name] = Backbone(name, preprocess, embed_dim=32, context_length=77, pad_id=0, open_clip_name=name)
