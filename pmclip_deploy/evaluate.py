@@ -127,7 +127,7 @@ def figures(
         "shuffled_image": None if other is None else right_of(asked(other[picture]).answers),
     }
     labels = {
-        "type": [row.type or "none" for row in rows] if any(row.type for row in rows) else [],
+        "type": _types(rows),
         "category": [row.category or "none" for row in rows],
         "kind": decided.kinds or [],
     }
@@ -169,8 +169,8 @@ def difference(rows: Sequence[Row], right: Array, other: Array, model: dict[str,
             "mcnemar": mcnemar(int((gap[member] > 0).sum()), int((gap[member] < 0).sum())) if right.dtype == bool else None,
         }
 
-    types = np.array([row.type or "" for row in rows])
-    by = {"type": {name: over(types == name) for name in sorted(set(types.tolist()) - {""})}}
+    types = _types(rows)
+    by = {"type": {name: over(np.array([x == name for x in types])) for name in sorted(set(types))}}
     return {"against": model, **over(np.ones(len(rows), bool)), "by": by}
 
 
@@ -319,6 +319,11 @@ def _groups(
 
 def _beside(sample: Bootstrap, right: Array, baselines: dict[str, Array | None], member: Array) -> dict[str, Any]:
     """Each baseline over the rows ``member``, and what the model gains over it on the same rows, with the interval of that."""
+
+def _types(rows: Sequence[Row]) -> list[str]:
+    """Each row's group in the table by type; none where no row says its type."""
+    return [row.type or "none" for row in rows] if any(row.type for row in rows) else []
+
 
     def beside(of: Array) -> dict[str, Any]:
         gain = (right.astype(float) - of) * member

@@ -271,6 +271,17 @@ def test_several_seeds() -> None:
     assert [each["model"]["seed"] for each in found["each"]] == [0, 1, 2]
 
 
+def test_rows_without_a_type_are_a_group_of_their_own_beside_those_with_one() -> None:
+    rows = [Row("a", "?", "yes", type="closed"), Row("b", "?", "yes"), Row("c", "?", "yes")]
+    right, other = np.array([True, True, False]), np.array([True, False, False])
+    document, _ = figures(rows, lambda picture: Decided(["yes", "yes", "no"], np.ones(3), [None] * 3), {})
+    compared = difference(rows, right, other, {})["by"]["type"]
+    assert document["by"]["type"].keys() == seeds([document, document])["by"]["type"].keys() == compared.keys() == {"closed", "none"}
+    assert (compared["closed"]["difference"], compared["none"]["difference"]) == (0, 0.5)
+    untyped = [Row(row.image, row.question, row.answer) for row in rows]
+    assert difference(untyped, right, other, {})["by"]["type"] == {}
+
+
 def test_rows_may_say_their_answer_type(tmp_path: Path) -> None:
     lines = ['{"image": "a", "question": "q", "answer": "x", "answer_type": "%s"}' % t for t in ("CLOSED ", "open", "odd")]  # noqa: UP031
     (tmp_path / "q.jsonl").write_text("\n".join(lines))
