@@ -417,3 +417,6 @@ def test_a_missing_image_is_named(home: Path, trained: dict[str, Path], tmp_path
     (data / "images" / f"{IMAGES - 1}.png").unlink()
     result = run("evaluate", "--data", data, "--checkpoint", trained["mevf"])
     assert result.code == 3 and f"{IMAGES - 1}.png: missing, and so are 1 of 3 images" in result.err
+        (3, "nowhere.jsonl: not found", ["--data", "nowhere.jsonl"]),
+        (2, "--seed", ["--seed", str(2**32)]),
+        (2, "--split-seed", ["--split-seed", "-1"]),

@@ -13,6 +13,8 @@ from pmclip_deploy.errors import InputError, UsageError
 if TYPE_CHECKING:
     from pmclip_deploy.evaluate import Asked, Row
 
+LARGEST_SEED = 2**32 - 1
+
 
 def evaluate(
     data: Annotated[Path, typer.Option(help="JSON lines {image, question, answer, category}, or a dataset's folder.")],
@@ -20,7 +22,7 @@ def evaluate(
     split: Annotated[
         str | None, typer.Option(help="Of a folder: test (the default), val, train or image-disjoint.", show_default=False)
     ] = None,
-    split_seed: Annotated[int, typer.Option(help="Of the image-disjoint split.")] = 1,
+    split_seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Of the image-disjoint split.")] = 1,
     train: Annotated[
         Path | None, typer.Option(help="Training rows for the question-only baseline. Default: train.jsonl beside the data.")
     ] = None,
@@ -33,7 +35,7 @@ def evaluate(
         Path | None, typer.Option(help="Another bundle or checkpoint, to compare with row by row.", show_default=False)
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    seed: Annotated[int, typer.Option(min=0, help="Of the resampling and of the shuffled images.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Of the resampling and of the shuffled images.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Measure accuracy, coverage and calibration, beside baselines, with 95% intervals."""
@@ -53,11 +55,13 @@ def evaluate(
         same, images = comparable, data
         rows, known = _rows_of_folder(data, split or "test", split_seed)
     else:
+        if not data.exists():
+            raise InputError(f"{data}: not found; check --data")
         if split is not None or images is None:
             raise UsageError(f"{data}: JSON lines " + ("have no splits; leave out --split" if split else "need --images FOLDER"))
         rows = rows_from_jsonl(data, images)
         beside = data.with_name("train.jsonl")
-        if train is None and beside.is_file() and not (data.exists() and beside.samefile(data)):
+        if train is None and beside.is_file() and not beside.samefile(data):
             train = beside
         known = rows_from_jsonl(train) if train else None
     models = [(path, True) for path in checkpoint] if checkpoint else [(bundle, False)]
