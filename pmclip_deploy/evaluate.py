@@ -6,7 +6,7 @@ Questions about one image are correlated, so every interval comes from resamplin
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,22 @@ def evaluation(
     progress: Progress = lambda items, what: items,
 ) -> dict[str, Any]:
     """The document of `evaluate --json` for a bundle."""
-    return figures(rows, asked_of_bundle(predictor, rows, images, progress), asdict(predictor.model), train, seed)[0]
+    return figures(rows, asked_of_bundle(predictor, rows, images, progress), about_bundle(predictor), train, seed)[0]
+
+
+def about_bundle(predictor: Predictor) -> dict[str, Any]:
+    """What stands as "model" in the document."""
+    return {**asdict(predictor.model), "tower_trained_on": tower_trained_on(predictor.manifest.provenance)}
+
+
+def tower_trained_on(provenance: Mapping[str, Any]) -> list[str]:
+    """The data sets that the image tower learned from: all of them, or the training split of those that have a validation split.
+
+    `train vqa --head lite` trains the tower too; MEVF's and QCR's heads leave it as it is.
+    """
+    notes = [provenance.get(stage) for stage in ("clip", "vqa")]
+    named = [note["data"] for note in notes if isinstance(note, dict) and isinstance(note.get("data"), list)]
+    return sorted({str(name) for names in named for name in names})
 
 
 def asked_of_bundle(predictor: Predictor, rows: Sequence[Row], images: Path, progress: Progress = lambda items, what: items) -> Asked:
@@ -305,6 +320,11 @@ def _row(line: str, where: str, images: Path | None) -> Row:
     )
 
 
+def _types(rows: Sequence[Row]) -> list[str]:
+    """Each row's group in the table by type; none where no row says its type."""
+    return [row.type or "none" for row in rows] if any(row.type for row in rows) else []
+
+
 def _groups(
     sample: Bootstrap, labels: Sequence[str], right: Array, answered: Array, baselines: dict[str, Array | None] | None
 ) -> dict[str, Any]:
@@ -319,11 +339,6 @@ def _groups(
 
 def _beside(sample: Bootstrap, right: Array, baselines: dict[str, Array | None], member: Array) -> dict[str, Any]:
     """Each baseline over the rows ``member``, and what the model gains over it on the same rows, with the interval of that."""
-
-def _types(rows: Sequence[Row]) -> list[str]:
-    """Each row's group in the table by type; none where no row says its type."""
-    return [row.type or "none" for row in rows] if any(row.type for row in rows) else []
-
 
     def beside(of: Array) -> dict[str, Any]:
         gain = (right.astype(float) - of) * member

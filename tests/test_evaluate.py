@@ -27,6 +27,7 @@ from pmclip_deploy.evaluate import (
     pictures_of,
     rows_from_jsonl,
     seeds,
+    tower_trained_on,
 )
 
 
@@ -280,6 +281,20 @@ def test_rows_without_a_type_are_a_group_of_their_own_beside_those_with_one() ->
     assert (compared["closed"]["difference"], compared["none"]["difference"]) == (0, 0.5)
     untyped = [Row(row.image, row.question, row.answer) for row in rows]
     assert difference(untyped, right, other, {})["by"]["type"] == {}
+
+
+@pytest.mark.parametrize(
+    ("provenance", "names"),
+    [
+        ({"clip": {"data": ["vqa-rad", "med"]}, "vqa": {"data": ["slake", "med"]}}, ["med", "slake", "vqa-rad"]),
+        ({"clip": {"data": ["med"]}, "head": {"data": ["vqa-rad"]}, "export": {}}, ["med"]),
+        ({"import": {"source": "ViT-B-32.pt"}}, []),
+        ({"clip": "random", "vqa": {"data": 3}}, []),
+    ],
+    ids=["both stages", "a head leaves the tower as it is", "imported", "damaged"],
+)
+def test_what_the_tower_learned_from(provenance: dict[str, Any], names: list[str]) -> None:
+    assert tower_trained_on(provenance) == names
 
 
 def test_rows_may_say_their_answer_type(tmp_path: Path) -> None:

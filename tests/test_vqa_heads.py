@@ -227,6 +227,30 @@ def test_two_models_and_several_seeds(home: Path, trained: dict[str, Path], run:
     assert "first of 2 seeds" in shown and "against: blind" in shown
 
 
+    models = [*(each["model"] for each in document["seeds"]["each"]), document["difference"]["against"]]
+    assert [model["images_trained_on"] for model in models] == [0, 0, 0]
+    assert re.findall(r"^(\S+): the head was trained on 0 of these 4 images$", shown, re.M) == ["mevf", "mevf-2", "blind"]
+    assert "tower was trained" not in shown  # weights of unknown making
+
+
+def test_what_each_tower_learned_from_is_said(home: Path, trained: dict[str, Path], tmp_path: Path, run: Any) -> None:
+    def noted(name: str) -> Path:
+        folder = shutil.copytree(trained[name], tmp_path / name)
+        meta = json.loads((folder / "checkpoint.json").read_text())
+        meta["provenance"]["clip"] = {"data": ["roco"]}
+        (folder / "checkpoint.json").write_text(json.dumps(meta))
+        return folder
+
+    def lines(*arguments: Any) -> list[tuple[str, str]]:
+        shown = " ".join(run("evaluate", "--data", home / "data", "--split", "test", *arguments).out.split())
+        return re.findall(r"(\S+(?:, \S+)*): the image tower was trained on (.+?) \(the training split", shown)
+
+    seeds = ("--checkpoint", noted("mevf"), "--checkpoint", noted("mevf-2"))
+    bundle = tiny_bundle(tmp_path / "bundle", provenance={"clip": {"data": ["med", "rad"]}})
+    assert lines(*seeds, "--against", bundle) == [("mevf, mevf-2", "roco"), ("tiny", "med, rad")]
+    assert lines("--checkpoint", noted("blind")) == []  # its head sees nothing of the tower
+    document = json.loads(run("evaluate", "--data", home / "data", *seeds, "--against", bundle, "--json").out)
+    assert document["model"]["tower_trained_on"] == ["roco"] and document["difference"]["against"]["tower_trained_on"] == ["med", "rad"]
 def test_a_bundle_on_a_dataset_and_against_a_checkpoint(home: Path, trained: dict[str, Path], tmp_path: Path, run: Any) -> None:
     bundle = tiny_bundle(tmp_path / "bundle")
     data = ("--data", home / "data", "--split", "test", "--json")

@@ -348,6 +348,7 @@ def asked_of_checkpoint(folder: Path, rows: Sequence[E.Row], images: Path, devic
         if head.features.clip_dim != wanted or head.question.tables[0].num_embeddings != len(dictionary.words) + 1:
             raise ValueError
         trained_on, seed = set(meta["trained_on"]), meta["provenance"]["head"]["seed"]
+        tower_trained_on = E.tower_trained_on(meta["provenance"]) if "clip" in about["features"] else []
     except (KeyError, TypeError, ValueError, RuntimeError):
         raise BundleError(f"{folder}: its head does not fit its description; make it again with `pmclip-deploy train vqa`") from None
     names = E.pictures_of(rows)[0]
@@ -365,6 +366,7 @@ def asked_of_checkpoint(folder: Path, rows: Sequence[E.Row], images: Path, devic
         "sha256": _sha256(folder / "model.safetensors"),
         "seed": seed,
         "images_trained_on": sum(image_key(images / name) in trained_on for name in names),
+        "tower_trained_on": tower_trained_on,  # none where the head does not look through it
     }
     return _asked(head.to(where), inputs, vocabulary, dictionary, rows, {name: i for i, name in enumerate(names)}), model
 

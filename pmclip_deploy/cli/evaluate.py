@@ -100,13 +100,11 @@ def _asked(path: Path | None, is_checkpoint: bool, rows: "Sequence[Row]", images
 
         of_checkpoint: tuple[Asked, dict[str, Any]] = asked_of_checkpoint(path, rows, images, device)
         return of_checkpoint
-    from dataclasses import asdict
-
-    from pmclip_deploy.evaluate import asked_of_bundle
+    from pmclip_deploy.evaluate import about_bundle, asked_of_bundle
     from pmclip_deploy.predictor import load
 
     predictor = load(path, device)
-    return asked_of_bundle(predictor, rows, images, progress), asdict(predictor.model)
+    return asked_of_bundle(predictor, rows, images, progress), about_bundle(predictor)
 
 
 def _print_figures(document: dict[str, Any]) -> None:
@@ -134,8 +132,26 @@ def _print_figures(document: dict[str, Any]) -> None:
         console.print(Text(one_line(said)))
     for reason, count in document["abstentions"].items():
         console.print(Text(one_line(f"no answer, {count} times: {reason}")))
-    if trained_on := document["model"].get("images_trained_on"):
-        console.print(f"the head was trained on {trained_on} of these {document['images']} images")
+    for line in _training_lines(document):
+        console.print(Text(one_line(line)))
+
+
+def _training_lines(document: dict[str, Any]) -> list[str]:
+    """What each model has seen of the data, as far as it says so; models of one tower share a line."""
+    models = [each["model"] for each in document["seeds"]["each"]] if "seeds" in document else [document["model"]]
+    models += [document["difference"]["against"]] if "difference" in document else []
+    lines, towers = [], dict[tuple[str, ...], list[str]]()
+    for model in models:
+        name = str(model.get("checkpoint", model.get("bundle")))
+        if "images_trained_on" in model:
+            lines.append(f"{name}: the head was trained on {model['images_trained_on']} of these {document['images']} images")
+        towers.setdefault(tuple(model["tower_trained_on"]), []).append(name)
+    return lines + [
+        f"{', '.join(names)}: the image tower was trained on {', '.join(data)} (the training split, or all where there is no validation "
+        "split); figures on those images are not of unseen ones"
+        for data, names in towers.items()
+        if data
+    ]
 
 
 def _print_types(console: Any, document: dict[str, Any]) -> None:
