@@ -379,6 +379,13 @@ def test_a_bomb_is_refused(tmp_path: Path, small_archive: Path) -> None:
         check_refused(path, tmp_path, "its data is compressed")
 
 
+def test_a_storage_is_a_number(tmp_path: Path, small_archive: Path) -> None:
+    """Code may be compressed, so no tensor may lie there."""
+    path = rewritten(small_archive, tmp_path / "a.pt", lambda name, old: old.replace(b"X\x01\x00\x00\x000", b"X\x01\x00\x00\x00x"))
+    assert b"X\x01\x00\x00\x000" in zipfile.ZipFile(small_archive).read("small/data.pkl")
+    check_refused(path, tmp_path, "UnpicklingError")
+
+
 def test_a_declared_giant_is_refused(tmp_path: Path) -> None:
     zeros = saved(tmp_path / "z.pt", {"a": torch.zeros(300)})
     count, giant = b"M\x2c\x01", b"\x8a\x06" + (1 << 44).to_bytes(6, "little")

@@ -173,8 +173,12 @@ def test_nonradiographs_come_from_their_seed() -> None:
 
 def test_recall_counts_ranks_both_ways() -> None:
     eye = torch.eye(12)
-    assert recall_at(eye, eye)["image_to_text_R@1"] == 1.0
-    out = recall_at(eye, eye.roll(1, 0))
+    captions = [str(i) for i in range(12)]
+    assert recall_at(eye, eye, captions)["image_to_text_R@1"] == 1.0
+    assert recall_at(torch.ones(12, 4), torch.ones(12, 4), captions)["image_to_text_R@5"] == 0.0  # a model that says the same of all
+    assert recall_at(eye * torch.nan, eye, captions)["text_to_image_R@1"] == 0.0
+    assert recall_at(torch.ones(12, 4), torch.ones(12, 4), ["the same"] * 12)["text_to_image_R@1"] == 1.0
+    out = recall_at(eye, eye.roll(1, 0), captions)
     assert out["pool"] == 12 and out["image_to_text_R@1"] == 0.0
 
 

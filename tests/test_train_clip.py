@@ -25,7 +25,7 @@ import tiny_clip
 from pmclip_deploy.errors import BundleError, InputError, UsageError
 from pmclip_deploy.pixels import picture_from_path, tensor_from_pixels
 from pmclip_deploy.spec import BACKBONES
-from pmclip_deploy.train.clip import RECIPES, Recipe, loss_over, recall_at, recipe_named, train_clip_on_pairs
+from pmclip_deploy.train.clip import RECIPES, Recipe, loss_over, pairs_for_training, recall_at, recipe_named, train_clip_on_pairs
 from pmclip_deploy.train.contrastive import contrastive_loss
 from pmclip_deploy.train.images import Pairs, random_crop, readable
 from pmclip_deploy.train.loop import Optimiser
@@ -249,8 +249,16 @@ def test_retrieval_counts_what_stands_before_the_pair() -> None:
     rng = np.random.default_rng(0)
     image, text = (torch.from_numpy(rng.normal(size=(30, 3))) for _ in range(2))
     cosine = (image / image.norm(dim=1, keepdim=True)) @ (text / text.norm(dim=1, keepdim=True)).T
-    out = recall_at(image, text)
+    out = recall_at(image, text, [str(i) for i in range(30)])
     for way, scores in (("image_to_text", cosine), ("text_to_image", cosine.T)):
         rank = [int((scores[i].argsort(descending=True) == i).nonzero()) for i in range(30)]
         assert [out[f"{way}_R@{k}"] for k in (1, 5, 10)] == [round(sum(r < k for r in rank) / 30, 4) for k in (1, 5, 10)]
     assert out["pool"] == 30 and not math.isnan(out["image_to_text_R@1"])
+
+
+def test_copies_of_validation_files_do_not_train(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tiny_clip.captions(tmp_path / "data", training=6, validation=3)
+    shutil.copy(folder / "images" / "val1.png", folder / "images" / "train2.png")
+    training, validation = pairs_for_training([folder], (), 0.01)
+    assert [p.image.name for p in training] == [f"train{i}.png" for i in (0, 1, 3, 4, 5)] and len(validation) == 3
+    assert "1 training images are left out" in capsys.readouterr().err

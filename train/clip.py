@@ -1,5 +1,6 @@
 """`train clip`: fine-tunes a dual encoder with the symmetric contrastive loss, pmclip-lite on questions and any backbone on captions."""
 
+import filecmp
 import hashlib
 import math
 import os
@@ -121,12 +122,15 @@ def pooled_from_text(model: CustomTextCLIP, tokenizer: Path, texts: list[str]) -
     return torch.cat(rows)
 
 
-def recall_at(image: Tensor, text: Tensor, ranks: tuple[int, ...] = (1, 5, 10)) -> dict[str, Any]:
-    """Retrieval both ways over one pool, row i of each side being a pair. Equal captions count as found."""
+def recall_at(image: Tensor, text: Tensor, captions: list[str], ranks: tuple[int, ...] = (1, 5, 10)) -> dict[str, Any]:
+    """Retrieval both ways over one pool, row i of each side being a pair. An equal caption counts as found; a tie and NaN do not."""
+    first = {caption: i for i, caption in reversed(list(enumerate(captions)))}
+    which = torch.tensor([first[caption] for caption in captions], device=image.device)
+    other = which[:, None] != which[None, :]
     similarity = F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).T
     out: dict[str, Any] = {"pool": len(image)}
     for way, scores in (("image_to_text", similarity), ("text_to_image", similarity.T)):
-        rank = (scores > scores.diagonal()[:, None] + 1e-6).sum(1)
+        rank = (other & ~(scores < scores.diagonal()[:, None])).sum(1)
         out |= {f"{way}_R@{k}": round((rank < k).float().mean().item(), 4) for k in ranks}
     return out
 
@@ -198,8 +202,9 @@ def train_clip(
         told = statements_by_image(validation)
         held = sorted(told)
         pool = embeddings_from_images(model, Images(held, spec.preprocess))
-        texts = model.text.proj(pooled_from_text(model, tokenizer, [", ".join(told[p][:6]) for p in held])).detach()
-        metrics = {"retrieval_validation": recall_at(pool, texts)}
+        captions = [", ".join(told[p][:6]) for p in held]
+        texts = model.text.proj(pooled_from_text(model, tokenizer, captions)).detach()
+        metrics = {"retrieval_validation": recall_at(pool, texts, captions)}
     meta = {
         "name": backbone,
         "version": "0.1.0",
@@ -240,9 +245,21 @@ def pairs_for_training(folders: list[Path], licences: Collection[str], share: fl
             print_note(f"{count} captions are left out: {reason}")
     whole = readable((p.image for p in training + validation), share)
     training, validation = ([p for p in pairs if p.image in whole] for pairs in (training, validation))
+    copies = copies_of({p.image for p in training}, {p.image for p in validation})
+    if copies and rank() == 0:
+        print_note(f"{len(copies)} training images are left out: files of the validation split")
+    training = [p for p in training if p.image not in copies]
     if not training:
         raise InputError(f"{folders[0]}: no training pairs; give a folder whose captions have their images")
     return training, validation
+
+
+def copies_of(images: set[Path], others: set[Path]) -> set[Path]:
+    """Those of ``images`` that hold the same bytes as one of ``others``."""
+    by_size: dict[int, list[Path]] = {}
+    for path in others:
+        by_size.setdefault(path.stat().st_size, []).append(path)
+    return {p for p in images if any(filecmp.cmp(p, other, shallow=False) for other in by_size.get(p.stat().st_size, ()))}
 
 
 def sha256_of_pairs(pairs: list[Pair]) -> str:
@@ -327,7 +344,7 @@ def _train_on(
         image, text = embeddings_from_pairs(model.eval(), embedded, held, workers)
         row = {
             "validation_loss": round(loss_over(image, text, model.logit_scale.exp().cpu(), recipe.batch_size), 4),
-            **recall_at(image, text),
+            **recall_at(image, text, [p.caption for p in validation]),
         }
         if rank() == 0 and row["validation_loss"] < min((h["validation_loss"] for h in history), default=math.inf):
             write_checkpoint(output / "best", model, description({"epoch": len(history) + 1, **row}), tokenizer)
