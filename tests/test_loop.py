@@ -1,6 +1,8 @@
 """The training loop: optimiser and schedule, resuming, and the ways in which training ends early."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -64,9 +66,20 @@ def test_resuming_gives_the_weights_and_the_history_of_an_uninterrupted_run(tmp_
     assert all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), rest.model.parameters(), strict=True))
     with pytest.raises(BundleError, match="other settings"):
         Line(tmp_path / "parts", replace(SETTINGS, resume=True, seed=6)).train()
-    (tmp_path / "parts" / "state.pt").write_bytes(b"no state")
-    with pytest.raises(BundleError, match="not a readable training state"):
-        Line(tmp_path / "parts", replace(SETTINGS, resume=True)).train()
+
+
+def test_what_is_no_state_is_refused_and_no_state_is_said(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    line = Line(tmp_path, replace(SETTINGS, epochs=1, resume=True))
+    line.train()
+    assert capfd.readouterr().err.splitlines()[0] == f"line: no state in {tmp_path}, starting at epoch 1"
+    lacking = {k: v for k, v in torch.load(line.state, weights_only=True).items() if k != "schedule"}
+    for content in (b"no state", {}, [1], lacking):
+        if isinstance(content, bytes):
+            line.state.write_bytes(content)
+        else:
+            torch.save(content, line.state)
+        with pytest.raises(BundleError, match="not a readable training state"):
+            line.train()
 
 
 def test_an_interruption_is_one_line_that_says_how_to_go_on(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -129,6 +142,31 @@ def test_a_full_disk_is_one_line_and_keeps_the_last_state(tmp_path: Path) -> Non
         Line(tmp_path).train()
     assert (tmp_path / "state.pt").read_bytes() == before
     assert not (tmp_path / "state.partial").is_symlink()
+
+
+@contextmanager
+def files_no_longer_than(size: int) -> Iterator[None]:
+    """A disk that fills while a file is written, to this process."""
+    resource = pytest.importorskip("resource", reason="needs POSIX limits")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")  # of TensorBoard's thread, whose files fill first
+@pytest.mark.parametrize("size", [10, 300, 3_000, 30_000, 300_000])
+def test_a_disk_that_fills_is_one_line_and_keeps_the_last_state(tmp_path: Path, size: int, capfd: pytest.CaptureFixture[str]) -> None:
+    line = Line(tmp_path)
+    line.train()
+    before, line = line.state.read_bytes(), Line(tmp_path)
+    line.model.register_buffer("large", torch.zeros(100_000))  # over the file's buffer, so that torch's zip writer meets the error
+    with files_no_longer_than(size), pytest.raises(UsageError, match=r"cannot be written \(File too large\); .*; make room") as error:
+        line.train()
+    assert "\n" not in str(error.value) and "Traceback" not in capfd.readouterr().err
+    assert {p.name for p in tmp_path.iterdir()} - {"tensorboard"} == {"state.pt"} and line.state.read_bytes() == before
 
 
 def test_the_curves_are_there_for_tensorboard(tmp_path: Path) -> None:

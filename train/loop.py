@@ -3,6 +3,7 @@
 import importlib.util
 import math
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -150,7 +151,10 @@ def fit(
     optimizer = settings.optimiser.of(groups)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: settings.optimiser.rate(step, epochs * steps))
     first, seconds = 0, 0.0
-    if settings.resume and state.is_file():
+    console = Console(stderr=True, quiet=rank() > 0)
+    if settings.resume and not state.is_file():
+        console.print(f"{title}: no state in {state.parent}, starting at epoch 1", highlight=False, markup=False, soft_wrap=True)
+    elif settings.resume:
         saved = _read(state)
         if saved["made_with"] != made_with:
             raise BundleError(f"{state}: made with other settings; train again without --resume, or give the same options")
@@ -159,7 +163,6 @@ def fit(
         schedule.load_state_dict(saved["schedule"])
         first, seconds, history[:] = saved["epoch"], saved["seconds"], saved["history"]
 
-    console = Console(stderr=True, quiet=rank() > 0)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}")
     with (
         _ending_in_one_line(title, state, history, console),
@@ -229,18 +232,26 @@ def _copy_statistics_of_the_first_process(model: nn.Module) -> None:
 def _read(state: Path) -> dict[str, Any]:
     try:
         saved: dict[str, Any] = torch.load(state, map_location="cpu", weights_only=True)
+        if not {"model", "optimizer", "schedule", "epoch", "seconds", "history", "made_with"} <= saved.keys():
+            raise ValueError
     except Exception:
         raise BundleError(f"{state}: not a readable training state; train again without --resume") from None
     return saved
 
 
 def _write(saved: dict[str, Any], state: Path) -> None:
-    """All of it under another name first: ``state`` is always whole."""
+    """All of it under another name first: ``state`` is always whole. Raises OSError."""
     if rank() == 0:
         partial = state.with_suffix(".partial")
-        with partial.open("wb") as file:
-            torch.save(saved, file)
-        partial.replace(state)
+        try:
+            with partial.open("wb") as file:
+                torch.save(saved, file)
+            partial.replace(state)
+        except (OSError, RuntimeError) as error:
+            partial.unlink(missing_ok=True)
+            if isinstance(error.__context__, OSError):  # torch's zip writer, closing, hides what the disk said behind an error of its own
+                raise error.__context__ from None
+            raise
     if dist.is_initialized():
         dist.barrier()
 
@@ -260,7 +271,6 @@ def _ending_in_one_line(title: str, state: Path, history: list[Row], console: Co
             raise TrainingError(f"{error}; {kept}; train again with a lower --learning-rate") from None
         if isinstance(error, torch.OutOfMemoryError):
             raise TrainingError(f"{title}: the device's memory is full; {kept}; give a smaller --batch-size or --micro-batch") from None
-        state.with_suffix(".partial").unlink(missing_ok=True)
         raise UsageError(f"{state.parent}: cannot be written ({error.strerror or error}); {kept}; make room and {go_on}") from None
 
 
@@ -272,10 +282,16 @@ def _curves(folder: Path, first: int) -> Iterator[Callable[[dict[str, float], in
         return
     from torch.utils.tensorboard import SummaryWriter
 
-    with SummaryWriter(str(folder), purge_step=first) as writer:
+    # Its writing thread's OSError is raised here too, by the next figure; said twice, it would be a traceback.
+    others = threading.excepthook
+    threading.excepthook = lambda of: None if isinstance(of.exc_value, OSError) else others(of)
+    try:
+        with SummaryWriter(str(folder), purge_step=first) as writer:
 
-        def draw(figures: dict[str, float], step: int) -> None:
-            for name, value in figures.items():
-                writer.add_scalar(name, value, step)
+            def draw(figures: dict[str, float], step: int) -> None:
+                for name, value in figures.items():
+                    writer.add_scalar(name, value, step)
 
-        yield draw
+            yield draw
+    finally:
+        threading.excepthook = others
