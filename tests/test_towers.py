@@ -114,16 +114,39 @@ def test_a_text_cannot_forge_a_mark(tokenizer: Path) -> None:
     assert [i for i in ids if i in marks] == marks and [ids[0], ids[-1]] == marks
 
 
+DESCRIBED = {"name": "test", "version": "0", "backbone": "RN50", "logit_scale": 14.3, "metrics": {}, "provenance": {}}
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"backbone": ["RN50"]}, "backbone unknown"),
+        ({"backbone": None}, "backbone unknown"),
+        ({"name": None}, "name is missing or wrong"),
+        ({"version": 1}, "version is missing or wrong"),
+        ({"logit_scale": "14"}, "logit_scale is missing or wrong"),
+        ({"metrics": []}, "metrics is missing or wrong"),
+        ({"provenance": None}, "provenance is missing or wrong"),
+    ],
+    ids=str,
+)
+def test_a_description_that_is_not_ours_is_one_clear_line(tmp_path: Path, tokenizer: Path, changed: dict[str, object], said: str) -> None:
+    described = {k: v for k, v in {**DESCRIBED, **changed}.items() if v is not None}
+    towers.save_checkpoint(tmp_path, {"clip.count": torch.tensor(3)}, described, tokenizer)
+    with pytest.raises(BundleError, match=rf"checkpoint\.json: .*{said}"):
+        towers.read_checkpoint(tmp_path)
+
+
 def test_what_fp16_cannot_hold_is_kept(tmp_path: Path, tokenizer: Path) -> None:
     tensors = {"clip.big": torch.tensor([1.0, 1e6]), "clip.small": torch.tensor([0.1]), "clip.count": torch.tensor(3)}
-    towers.save_checkpoint(tmp_path, tensors, {"backbone": "RN50"}, tokenizer)
+    towers.save_checkpoint(tmp_path, tensors, DESCRIBED, tokenizer)
     _, read = towers.read_checkpoint(tmp_path)
     assert read["clip.big"].tolist() == [1.0, 1e6] and read["clip.count"] == 3
     assert read["clip.small"] == torch.tensor([0.1]).half().float()
 
 
 def test_a_checkpoint_of_another_backbone_is_one_clear_line(tmp_path: Path, tokenizer: Path) -> None:
-    towers.save_checkpoint(tmp_path, {"clip.logit_scale": torch.tensor(1.0)}, {"backbone": "RN50"}, tokenizer)
+    towers.save_checkpoint(tmp_path, {"clip.logit_scale": torch.tensor(1.0)}, DESCRIBED, tokenizer)
     with pytest.raises(BundleError, match="does not fit RN50") as caught:
         towers.towers_from_checkpoint(tmp_path)
     assert "\n" not in str(caught.value)
@@ -132,6 +155,6 @@ def test_a_checkpoint_of_another_backbone_is_one_clear_line(tmp_path: Path, toke
 def test_export_of_a_clip_backbone_says_that_it_is_not_there(tmp_path: Path, tokenizer: Path) -> None:
     export = pytest.importorskip("pmclip_deploy.export.onnx_from_checkpoint", reason="needs the extra `export`")
     model = towers.towers_from_spec(RN50)
-    towers.save_checkpoint(tmp_path, {f"clip.{k}": v for k, v in model.state_dict().items()}, {"backbone": "RN50"}, tokenizer)
+    towers.save_checkpoint(tmp_path, {f"clip.{k}": v for k, v in model.state_dict().items()}, DESCRIBED, tokenizer)
     with pytest.raises(UsageError, match="export of RN50 is not there yet"):
         export.modules_from_checkpoint(tmp_path)

@@ -143,6 +143,8 @@ def keep_freed_memory() -> None:
 
 # Checkpoints: a folder with model.safetensors, checkpoint.json and tokenizer.json.
 
+ALWAYS = {"name": str, "version": str, "logit_scale": (int, float), "metrics": dict, "provenance": dict}  # in checkpoint.json
+
 
 def save_checkpoint(folder: Path, tensors: dict[str, Tensor], meta: dict[str, Any], tokenizer: Path) -> None:
     """Writes the checkpoint in fp16 (integer buffers as they are, and in fp32 what fp16 would make infinite: a running variance can be)."""
@@ -170,8 +172,10 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise BundleError(f"{error.filename or folder}: not found; a checkpoint is a folder made by `pmclip-deploy train`") from None
     except (OSError, ValueError, SafetensorError):
         raise BundleError(f"{folder}: not a readable checkpoint; make it again with `pmclip-deploy train`") from None
-    if not isinstance(meta, dict) or meta.get("schema") != CHECKPOINT_SCHEMA or meta.get("backbone") not in BACKBONES:
+    if not isinstance(meta, dict) or meta.get("schema") != CHECKPOINT_SCHEMA or str(meta.get("backbone")) not in BACKBONES:
         raise BundleError(f"{folder / 'checkpoint.json'}: schema or backbone unknown; this version reads {CHECKPOINT_SCHEMA}")
+    if wrong := [key for key, kind in ALWAYS.items() if not isinstance(meta.get(key), kind)]:
+        raise BundleError(f"{folder / 'checkpoint.json'}: {wrong[0]} is missing or wrong; make it again with `pmclip-deploy train`")
     return meta, {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
 
 
