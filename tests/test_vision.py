@@ -288,6 +288,10 @@ def test_unfit_training_data_is_one_clear_line(pictures: Path, tmp_path: Path) -
         train_autoencoder([pictures], output, Settings(1, 1e-3, 64))
     with pytest.raises(UsageError, match="raise --tasks"):
         train_maml(pictures, output, Settings(1, 1e-3, 5), tasks=4)
+    output.with_name("x.safetensors.training").write_text("in the way")
+    for train, data in ((train_autoencoder, [pictures]), (train_maml, pictures)):
+        with pytest.raises(UsageError, match=r"x\.safetensors\.training: cannot be made a folder \(File exists\)"):
+            train(data, output, Settings(1, 1e-3, 1))  # type: ignore[operator]
     assert not output.exists()
 
 
@@ -302,9 +306,9 @@ def test_unfit_training_data_is_one_clear_line(pictures: Path, tmp_path: Path) -
 def test_both_commands_write_what_their_loaders_read(
     arguments: tuple[str, ...], pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def run(output: Path) -> tuple[int, str, str]:
+    def run(output: Path, *more: str) -> tuple[int, str, str]:
         given = [a.format(pictures) for a in arguments]
-        monkeypatch.setattr(sys, "argv", ["pmclip-deploy", "train", *given, "--output", str(output), "--epochs", "1", "--json"])
+        monkeypatch.setattr(sys, "argv", ["pmclip-deploy", "train", *given, "--output", str(output), "--epochs", "1", "--json", *more])
         with pytest.raises(SystemExit) as caught:
             app.main()
         return int(caught.value.code or 0), *capsys.readouterr()
@@ -316,3 +320,6 @@ def test_both_commands_write_what_their_loaders_read(
     (autoencoder_from_file if arguments[0] == "autoencoder" else maml_from_file)(output)
     code, _, err = run(tmp_path / "new")
     assert code == 2 and "is a folder" in err and err.count("\n") == 1
+    for seed in (-1, 2**32):
+        code, _, err = run(tmp_path / "seed.safetensors", "--seed", str(seed))
+        assert code == 2 and "--seed" in err

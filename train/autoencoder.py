@@ -70,9 +70,12 @@ def grey_images(paths: list[Path], size: int) -> tuple[Tensor, int]:
 
 
 def state_beside(output: Path) -> Path:
-    """Where the training state of what is written to ``output`` stands: in a folder of its own, with the curves."""
+    """Where the training state of what is written to ``output`` stands: in a folder of its own, with the curves. Raises UsageError."""
     folder = output.with_name(f"{output.name}.training")
-    folder.mkdir(exist_ok=True)
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{folder}: cannot be made a folder ({error.strerror}); move what is there, or give another --output") from None
     return folder / "state.pt"
 
 

@@ -21,7 +21,8 @@ Output = Annotated[Path, typer.Option("--output", help="Folder for the checkpoin
 Epochs = Annotated[int, typer.Option(min=1)]
 BatchSize = Annotated[int, typer.Option(min=2)]
 Rate = Annotated[float, typer.Option("--learning-rate", min=0)]
-Seed = Annotated[int, typer.Option()]
+LARGEST_SEED = 2**32 - 1  # that torch and numpy both take
+Seed = Annotated[int, typer.Option(min=0, max=LARGEST_SEED)]
 Threads = Annotated[int, typer.Option(help="CPU threads; 0 takes all cores.", min=0)]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the state in --output.")]
 Limit = Annotated[int, typer.Option(help="Train on the first N images only; 0 takes all.", min=0)]
@@ -92,7 +93,9 @@ def vqa(
     clip: Annotated[Path, typer.Option("--clip", help="Checkpoint made by `train clip` or `import`.")],
     head: Annotated[str, typer.Option(help="lite, mevf or qcr. The last two leave the image tower as it is.")] = "lite",
     split: Annotated[str | None, typer.Option(help="mevf, qcr: official (the default) or image-disjoint.", show_default=False)] = None,
-    split_seed: Annotated[int | None, typer.Option(help="mevf, qcr: of the splits by image. [1]", show_default=False)] = None,
+    split_seed: Annotated[
+        int | None, typer.Option(min=0, max=LARGEST_SEED, help="mevf, qcr: of the splits by image. [1]", show_default=False)
+    ] = None,
     features: Annotated[
         str | None, typer.Option(help="mevf, qcr: of clip, ae, maml, or none. [clip,ae; without --autoencoder clip]", show_default=False)
     ] = None,
