@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from pmclip_deploy.cli.evaluate import LARGEST_SEED
 from pmclip_deploy.cli.report import report
 from pmclip_deploy.errors import UsageError
 
@@ -21,7 +22,6 @@ Output = Annotated[Path, typer.Option("--output", help="Folder for the checkpoin
 Epochs = Annotated[int, typer.Option(min=1)]
 BatchSize = Annotated[int, typer.Option(min=2)]
 Rate = Annotated[float, typer.Option("--learning-rate", min=0)]
-LARGEST_SEED = 2**32 - 1  # that torch and numpy both take
 Seed = Annotated[int, typer.Option(min=0, max=LARGEST_SEED)]
 Threads = Annotated[int, typer.Option(help="CPU threads; 0 takes all cores.", min=0)]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the state in --output.")]
