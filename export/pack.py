@@ -1,6 +1,5 @@
 """From a checkpoint to a bundle that passed its parity gates, or to nothing."""
 
-import hashlib
 import json
 import tempfile
 import time
@@ -14,7 +13,7 @@ import onnx
 import onnxruntime as ort
 from onnx.external_data_helper import set_external_data
 
-from pmclip_deploy.bundle import MANIFEST, TOKENIZER, Manifest, manifest_from_bundle, refuse_foreign_folder, write_bundle
+from pmclip_deploy.bundle import MANIFEST, TOKENIZER, Manifest, manifest_from_bundle, refuse_foreign_folder, sha256_of_file, write_bundle
 from pmclip_deploy.errors import BundleError, InputError, ParityError, UsageError
 from pmclip_deploy.evaluate import rows_from_jsonl
 from pmclip_deploy.export import int8_from_onnx as int8
@@ -139,7 +138,8 @@ def _manifest(modules: Modules, precision: str, target: str, calibration: int8.C
         first = f"int8, the first {calibration.float_convolutions} convolutions {STORED}"
         graphs["image"]["precision"] = first if calibration.ranges else STORED
     p = backbone.preprocess
-    made = {"onnx": onnx.__version__, "onnxruntime": ort.__version__, "checkpoint_sha256": _sha256(modules.folder / "model.safetensors")}
+    checkpoint = sha256_of_file(modules.folder / "model.safetensors")
+    made = {"onnx": onnx.__version__, "onnxruntime": ort.__version__, "checkpoint_sha256": checkpoint}
     if calibration is not None:
         made |= {"float_convolutions": calibration.float_convolutions, "calibration_images": len(calibration.images)}
     try:
@@ -172,7 +172,7 @@ def _calibration(modules: Modules) -> int8.Calibration | None:
         calibration = int8.Calibration.from_json(_read(path))
     except (ValueError, KeyError, TypeError, AttributeError):
         raise BundleError(f"{path}: not a calibration; make it anew with --calibration-images FOLDER") from None
-    return calibration if calibration.checkpoint == _sha256(modules.folder / "model.safetensors") else None
+    return calibration if calibration.checkpoint == sha256_of_file(modules.folder / "model.safetensors") else None
 
 
 def _calibrations(modules: Modules, graph: onnx.ModelProto, folder: Path, progress: Progress) -> Iterator[int8.Calibration]:
@@ -188,8 +188,9 @@ def _calibrations(modules: Modules, graph: onnx.ModelProto, folder: Path, progre
     paths = [found[i] for i in np.linspace(0, len(found) - 1, min(IMAGES, len(found))).astype(int)]
     tensors = (tensor_from_pixels(picture_from_path(path).pixels, modules.backbone.preprocess) for path in progress(paths, "Calibrating"))
     ranges, means = int8.activations_from_images(graph, tensors)
-    names = {path.relative_to(root).as_posix(): _sha256(path) for path in paths}
-    checkpoint, convolutions = _sha256(modules.folder / "model.safetensors"), sum(node.op_type == "Conv" for node in graph.graph.node)
+    names = {path.relative_to(root).as_posix(): sha256_of_file(path) for path in paths}
+    checkpoint = sha256_of_file(modules.folder / "model.safetensors")
+    convolutions = sum(node.op_type == "Conv" for node in graph.graph.node)
     for count in FLOAT_CONVOLUTIONS:
         yield int8.Calibration(checkpoint, names, count, ranges, means)
     yield int8.Calibration(checkpoint, names, convolutions, {}, {})
@@ -249,7 +250,3 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _json(content: Any) -> bytes:
     return (json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n").encode()
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

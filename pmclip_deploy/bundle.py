@@ -167,7 +167,7 @@ def problems_in_bundle(path: Path, manifest: Manifest) -> list[str]:
                 problems.append(f"{name} is missing")
             elif file.stat().st_size != expected.bytes:
                 problems.append(f"{name} has changed ({file.stat().st_size} bytes, not {expected.bytes})")
-            elif _sha256(file) != expected.sha256:
+            elif sha256_of_file(file) != expected.sha256:
                 problems.append(f"{name} has changed (its sha256 differs)")
         extra = sorted(entry.name for entry in Path(path).iterdir() if entry.name not in (*manifest.files, MANIFEST, SEAL))
     except OSError as error:
@@ -196,7 +196,7 @@ def write_bundle(directory: Path, manifest: Manifest, files: Mapping[str, Path |
         for name, source in files.items():
             _check_name(name)
             _write(new / name, source)
-        hashed = replace(manifest, files={name: File(_sha256(new / name), (new / name).stat().st_size) for name in sorted(files)})
+        hashed = replace(manifest, files={name: File(sha256_of_file(new / name), (new / name).stat().st_size) for name in sorted(files)})
         _write(new / MANIFEST, (json.dumps(hashed.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
         _write(new / SEAL, _seal(new))
         verify_bundle(new)  # what is written can be read
@@ -241,10 +241,10 @@ def _sync(folder: Path) -> None:
 
 
 def _seal(folder: Path) -> bytes:
-    return f"{_sha256(Path(folder) / MANIFEST)}  {MANIFEST}\n".encode()
+    return f"{sha256_of_file(Path(folder) / MANIFEST)}  {MANIFEST}\n".encode()
 
 
-def _sha256(path: Path) -> str:
+def sha256_of_file(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as content:
         while block := content.read(1 << 20):

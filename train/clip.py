@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
+from pmclip_deploy.bundle import sha256_of_file
 from pmclip_deploy.cli.output import print_note
 from pmclip_deploy.errors import InputError, UsageError
 from pmclip_deploy.spec import BACKBONES
@@ -325,7 +326,7 @@ def _train_on(
         "backbone": spec.name,
         **recipe.to_json(),
         "data_sha256": sha256_of_pairs(training),
-        "from_sha256": hashlib.sha256((source / "model.safetensors").read_bytes()).hexdigest(),
+        "from_sha256": sha256_of_file(source / "model.safetensors"),
         "images": len(training),
     }
 

@@ -1,6 +1,5 @@
 """`import`: published CLIP weights, whatever they come in, as a checkpoint of ours; nothing in the file is ever run."""
 
-import hashlib
 import io
 import json
 import os
@@ -18,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from pmclip_deploy.bundle import sha256_of_file
 from pmclip_deploy.errors import BundleError, PmclipError, UsageError
 from pmclip_deploy.spec import BACKBONES, Backbone
 from pmclip_deploy.train.bpe import clip_tokenizer_json
@@ -73,7 +73,7 @@ def import_weights(source: Path, output: Path, backbone: str | None = None, name
             "import": {
                 "kind": weights.kind,
                 "source": weights.file.name,
-                "sha256": _sha256(weights.file),
+                "sha256": sha256_of_file(weights.file),
                 "licence": "the user's: these weights were brought by whoever imported them, under their own terms",
             }
         },
@@ -382,11 +382,3 @@ def _write_folder(output: Path, tensors: Tensors, meta: dict[str, Any]) -> None:
         raise BundleError(f"{output}: cannot be written ({reason}); check the space left and the permissions") from error
     finally:
         shutil.rmtree(new, ignore_errors=True)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -14,6 +14,7 @@ from open_clip import ClipLoss
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
+from pmclip_deploy.bundle import sha256_of_file
 from pmclip_deploy.spec import BACKBONES
 from pmclip_deploy.train import kinds as K
 from pmclip_deploy.train.calibration import Scored, calibrated
@@ -219,7 +220,7 @@ def train_vqa(
         "rounded_epochs": rounded_epochs,
         "data_sha256": sha256_of_questions(everything),
         "phrases_sha256": hashlib.sha256(b"".join(p.read_bytes() for p in sorted(K.PHRASES.iterdir()))).hexdigest(),
-        "clip_sha256": hashlib.sha256((clip / "model.safetensors").read_bytes()).hexdigest(),
+        "clip_sha256": sha256_of_file(clip / "model.safetensors"),
         "images": len(paths),
     }
     rate = settings.learning_rate

@@ -1,6 +1,5 @@
 """`train vqa --head mevf` and `qcr`: trains the head on questions, over an image tower that stays as it is, and reads it back to answer."""
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from pmclip_deploy import evaluate as E
+from pmclip_deploy.bundle import sha256_of_file
 from pmclip_deploy.errors import BundleError, DeviceError, InputError, UsageError
 from pmclip_deploy.pixels import picture_from_path, tensor_from_pixels
 from pmclip_deploy.spec import BACKBONES
@@ -89,7 +89,7 @@ class Plan:
             "features": list(self.features),
             **{name: getattr(self, name) for name in chosen},
             "depth": self.glimpses,
-            **{f"{name}_sha256": _sha256(file) for name, file in files.items() if file is not None},
+            **{f"{name}_sha256": sha256_of_file(file) for name, file in files.items() if file is not None},
         }
 
     @property
@@ -260,7 +260,7 @@ def train_head(data: Path, clip: Path, output: Path, plan: Plan, settings: Setti
         **settings.to_json(),
         **plan.to_json(),
         "data_sha256": sha256_of_questions(training),
-        "clip_sha256": _sha256(clip / "model.safetensors"),
+        "clip_sha256": sha256_of_file(clip / "model.safetensors"),
     }
     seconds = 0.0
     if isinstance(model, QCR):
@@ -363,7 +363,7 @@ def asked_of_checkpoint(folder: Path, rows: Sequence[E.Row], images: Path, devic
         "precision": "fp32",
         "backend": "pytorch",
         "device": where.type,
-        "sha256": _sha256(folder / "model.safetensors"),
+        "sha256": sha256_of_file(folder / "model.safetensors"),
         "seed": seed,
         "images_trained_on": sum(image_key(images / name) in trained_on for name in names),
         "tower_trained_on": tower_trained_on,  # none where the head does not look through it
@@ -391,10 +391,3 @@ def _asked(
         )
 
     return asked
-
-
-def _sha256(file: Path) -> str:
-    try:
-        return hashlib.sha256(file.read_bytes()).hexdigest()
-    except OSError as error:
-        raise InputError(f"{file}: cannot be read ({error.strerror}); check the path") from None
