@@ -1,24 +1,22 @@
-"""From a checkpoint to three fp32 ONNX graphs, written straight from the weights: no exporter, so the bytes depend on the weights alone."""
+"""From a checkpoint to fp32 ONNX graphs, written straight from the weights: no exporter, so the bytes depend on the weights alone."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import torch
-from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
-from open_clip import CustomTextCLIP
+from onnx import TensorProto
+from open_clip import CLIP, CustomTextCLIP
 from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
 from pmclip_deploy.errors import BundleError, UsageError
+from pmclip_deploy.export import clip_graphs
+from pmclip_deploy.export.graph import Graph
 from pmclip_deploy.spec import BACKBONES, Backbone
 from pmclip_deploy.train.heads.lite import STRENGTH, TAU, LiteHead
 from pmclip_deploy.train.towers import towers_from_checkpoint, under
-
-OPSET, IR_VERSION = 20, 9  # Gelu is an operator from 20 on; onnxruntime 1.20 reads both
 
 
 @dataclass(frozen=True)
@@ -28,32 +26,36 @@ class Modules:
     folder: Path
     meta: dict[str, Any]  # checkpoint.json
     backbone: Backbone
-    clip: CustomTextCLIP
-    head: LiteHead
+    clip: CLIP | CustomTextCLIP
+    head: LiteHead | None  # None where the backbone is OpenAI's
 
 
 def modules_from_checkpoint(folder: Path) -> Modules:
-    """Raises BundleError where the checkpoint is missing or doesn't fit its backbone, UsageError where no graph is written for that one."""
+    """Raises BundleError where the checkpoint is missing or doesn't fit its backbone."""
     clip, meta, tensors = towers_from_checkpoint(folder)
-    backbone = BACKBONES[meta["backbone"]]
-    if not isinstance(clip, CustomTextCLIP):
-        raise UsageError(f"{folder}: export of {backbone.name} is not there yet; export a checkpoint of pmclip-lite")
-    return Modules(folder, meta, backbone, clip, _head_from_tensors(folder, under(tensors, "head")))
+    head = _head_from_tensors(folder, under(tensors, "head")) if isinstance(clip, CustomTextCLIP) else None
+    return Modules(folder, meta, BACKBONES[meta["backbone"]], clip, head)
+
+
+def head_of(modules: Modules) -> LiteHead:
+    """Raises UsageError where there is none: a bundle can't be made yet."""
+    if modules.head is None:
+        raise UsageError(f"{modules.folder}: export of {modules.backbone.name} is not there yet; export a checkpoint of pmclip-lite")
+    return modules.head
 
 
 @torch.inference_mode()
 def onnx_from_modules(modules: Modules) -> dict[str, onnx.ModelProto]:
-    """The graphs "image", "text" and "head", in fp32."""
-    return {
-        "image": image_graph(modules.clip, modules.backbone),
-        "text": text_graph(modules.clip, modules.backbone),
-        "head": head_graph(modules.head),
-    }
+    """The graphs "image" and "text", and "head" where there is one, in fp32."""
+    clip, backbone = modules.clip, modules.backbone
+    if not isinstance(clip, CustomTextCLIP):
+        return {"image": clip_graphs.image_graph(clip, backbone), "text": clip_graphs.text_graph(clip, backbone)}
+    return {"image": image_graph(clip, backbone), "text": text_graph(clip, backbone), "head": head_graph(head_of(modules))}
 
 
 def image_graph(clip: CustomTextCLIP, backbone: Backbone) -> onnx.ModelProto:
     """timm's EfficientNet without squeeze-and-excitation; batch norms folded, "same" padding resolved for the one size."""
-    g, trunk = _Graph(), clip.visual.trunk
+    g, trunk = Graph(), clip.visual.trunk
     size = backbone.preprocess.size
     x, size = _convolution(g, "conv_stem", "pixels", trunk.conv_stem, trunk.bn1, size)
     for i, stage in enumerate(trunk.blocks):
@@ -75,19 +77,8 @@ def image_graph(clip: CustomTextCLIP, backbone: Backbone) -> onnx.ModelProto:
 
 def text_graph(clip: CustomTextCLIP, backbone: Backbone) -> onnx.ModelProto:
     """BERT with a mean over the tokens that are not padding, and a linear projection."""
-    g, bert = _Graph(), clip.text.transformer
-    heads, eps = bert.config.num_attention_heads, bert.config.layer_norm_eps
-    width = bert.config.hidden_size
-
-    def norm(name: str, x: str, module: nn.LayerNorm) -> str:
-        return g.node(
-            "LayerNormalization", name, x, g.weight(f"{name}.weight", module.weight), g.weight(f"{name}.bias", module.bias), epsilon=eps
-        )
-
-    def linear(name: str, x: str, weight: Tensor, bias: Tensor) -> str:
-        return g.node(
-            "Add", name, g.node("MatMul", f"{name}.matmul", x, g.weight(f"{name}.weight", weight.T)), g.weight(f"{name}.bias", bias)
-        )
+    g, bert = Graph(), clip.text.transformer
+    heads, width = bert.config.num_attention_heads, bert.config.hidden_size
 
     real = g.node(
         "Cast",
@@ -105,7 +96,7 @@ def text_graph(clip: CustomTextCLIP, backbone: Backbone) -> onnx.ModelProto:
     places = e.position_embeddings.weight[: backbone.context_length] + e.token_type_embeddings.weight[0]
     length = g.node("Shape", "length", "tokens", start=1, end=2)
     places = g.node("Slice", "places", g.weight("places.weight", places), g.ints("zero", [0]), length)
-    x = norm("embeddings.norm", g.node("Add", "embeddings", words, places), e.LayerNorm)
+    x = g.norm("embeddings.norm", g.node("Add", "embeddings", words, places), e.LayerNorm)
 
     for i, layer in enumerate(bert.encoder.layer):
         name, a = f"layer.{i}", layer.attention
@@ -113,28 +104,14 @@ def text_graph(clip: CustomTextCLIP, backbone: Backbone) -> onnx.ModelProto:
         scale = torch.ones(3 * width)
         scale[:width] = (width // heads) ** -0.5  # folded into the query
         weight = torch.cat([p.weight for p in parts]) * scale[:, None]
-        qkv = linear(f"{name}.qkv", x, weight, torch.cat([p.bias for p in parts]) * scale)  # (B, T, 3W)
-        split = g.nodes("Split", [f"{name}.{p}" for p in "qkv"], qkv, axis=-1, num_outputs=3)
-        shape = g.ints("heads_shape", [0, 0, heads, width // heads])
-        q, k, v = (
-            g.node(
-                "Transpose", f"{p}.heads", g.node("Reshape", f"{p}.split", p, shape), perm=[0, 2, 3, 1] if p.endswith("k") else [0, 2, 1, 3]
-            )
-            for p in split
-        )
-        scores = g.node("Add", f"{name}.scores", g.node("MatMul", f"{name}.scores.matmul", q, k), masked)  # (B, H, T, T)
-        attended = g.node("MatMul", f"{name}.attended", g.node("Softmax", f"{name}.softmax", scores, axis=-1), v)
-        joined = g.node(
-            "Reshape",
-            f"{name}.joined",
-            g.node("Transpose", f"{name}.merged", attended, perm=[0, 2, 1, 3]),
-            g.ints("joined_shape", [0, 0, width]),
-        )
-        out = linear(f"{name}.attention.out", joined, a.output.dense.weight, a.output.dense.bias)
-        x = norm(f"{name}.attention.norm", g.node("Add", f"{name}.attention.skip", out, x), a.output.LayerNorm)
-        up = linear(f"{name}.up", x, layer.intermediate.dense.weight, layer.intermediate.dense.bias)
-        down = linear(f"{name}.down", g.node("Gelu", f"{name}.gelu", up), layer.output.dense.weight, layer.output.dense.bias)
-        x = norm(f"{name}.norm", g.node("Add", f"{name}.skip", down, x), layer.output.LayerNorm)
+        qkv = g.linear(f"{name}.qkv", x, weight, torch.cat([p.bias for p in parts]) * scale)  # (B, T, 3W)
+        q, k, v = g.nodes("Split", [f"{name}.{p}" for p in "qkv"], qkv, axis=-1, num_outputs=3)
+        joined = g.attention(name, q, k, v, heads, width, masked)
+        out = g.linear(f"{name}.attention.out", joined, a.output.dense.weight, a.output.dense.bias)
+        x = g.norm(f"{name}.attention.norm", g.node("Add", f"{name}.attention.skip", out, x), a.output.LayerNorm)
+        up = g.linear(f"{name}.up", x, layer.intermediate.dense.weight, layer.intermediate.dense.bias)
+        down = g.linear(f"{name}.down", g.node("Gelu", f"{name}.gelu", up), layer.output.dense.weight, layer.output.dense.bias)
+        x = g.norm(f"{name}.norm", g.node("Add", f"{name}.skip", down, x), layer.output.LayerNorm)
 
     tokens_axis = g.ints("tokens_axis", [1])
     total = g.node("ReduceSum", "sum", g.node("Mul", "unpadded", x, real), tokens_axis, keepdims=0)
@@ -144,11 +121,10 @@ def text_graph(clip: CustomTextCLIP, backbone: Backbone) -> onnx.ModelProto:
 
 
 def head_graph(head: LiteHead) -> onnx.ModelProto:
-    g, width = _Graph(), head.image.in_features
+    g, width = Graph(), head.image.in_features
 
     def linear(name: str, x: str, module: nn.Linear) -> str:
-        product = g.node("MatMul", f"{name}.matmul", x, g.weight(f"{name}.weight", module.weight.T))
-        return g.node("Add", name, product, g.weight(f"{name}.bias", module.bias))
+        return g.linear(name, x, module.weight, module.bias)
 
     def mlp(name: str, x: str, module: nn.Sequential) -> str:
         return linear(f"{name}.2", g.node("Gelu", f"{name}.gelu", linear(f"{name}.0", x, module[0])), module[2])
@@ -197,7 +173,7 @@ def _head_from_tensors(folder: Path, tensors: dict[str, Tensor]) -> LiteHead:
         raise BundleError(f"{folder / 'model.safetensors'}: no head that fits ({line}); train it with `pmclip-deploy train vqa`") from None
 
 
-def _convolution(g: "_Graph", name: str, x: str, conv: nn.Conv2d, norm: nn.BatchNorm2d, size: int) -> tuple[str, int]:
+def _convolution(g: Graph, name: str, x: str, conv: nn.Conv2d, norm: nn.BatchNorm2d, size: int) -> tuple[str, int]:
     """Convolution, batch norm and activation as Conv and Clip; gives the output's name and its side."""
     (kernel, _), (stride, _) = conv.kernel_size, conv.stride
     if isinstance(conv, Conv2dSame):  # TensorFlow's rule: the output has ceil(size / stride) pixels, the odd one is padded at the end
@@ -205,58 +181,10 @@ def _convolution(g: "_Graph", name: str, x: str, conv: nn.Conv2d, norm: nn.Batch
         begin, end = total // 2, total - total // 2
     else:
         begin = end = conv.padding[0]
-    scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
-    weight = conv.weight * scale[:, None, None, None]
-    bias = norm.bias - norm.running_mean * scale
-    x = g.node(
-        "Conv", name, x, g.weight(f"{name}.weight", weight), g.weight(f"{name}.bias", bias),
-        kernel_shape=[kernel, kernel], strides=[stride, stride], pads=[begin, begin, end, end], group=conv.groups,
-    )  # fmt: skip
+    x = g.convolution(name, x, conv, norm, (begin, end))
     act = getattr(norm, "act", None)
     if isinstance(act, nn.ReLU6):
         x = g.node("Clip", f"{name}.relu6", x, g.floats("zero", 0), g.floats("six", 6))
     elif not isinstance(act, nn.Identity):
         raise NotImplementedError(f"{name}: activation {act}")
     return x, (size + begin + end - kernel) // stride + 1
-
-
-@dataclass
-class _Graph:
-    """Nodes and weights in the order they are added. A node's output bears the node's name."""
-
-    order: list[onnx.NodeProto] = field(default_factory=list)
-    weights: dict[str, onnx.TensorProto] = field(default_factory=dict)
-
-    def node(self, op: str, name: str, *inputs: str, **attributes: Any) -> str:
-        return self.nodes(op, [name], *inputs, **attributes)[0]
-
-    def nodes(self, op: str, outputs: list[str], *inputs: str, **attributes: Any) -> list[str]:
-        self.order.append(helper.make_node(op, inputs, outputs, outputs[0], **attributes))
-        return outputs
-
-    def weight(self, name: str, tensor: Tensor) -> str:
-        return self.constant(name, tensor.contiguous().numpy().astype(np.float32))
-
-    def floats(self, name: str, value: float) -> str:
-        return self.constant(name, np.array(value, np.float32))
-
-    def ints(self, name: str, value: int | list[int]) -> str:
-        return self.constant(name, np.array(value, np.int64))
-
-    def constant(self, name: str, array: NDArray[Any]) -> str:
-        self.weights[name] = numpy_helper.from_array(array, name)
-        return name
-
-    def model(self, name: str, inputs: dict[str, tuple[int, list[Any]]], outputs: dict[str, list[Any]]) -> onnx.ModelProto:
-        graph = helper.make_graph(
-            self.order,
-            name,
-            [helper.make_tensor_value_info(x, kind, shape) for x, (kind, shape) in inputs.items()],
-            [helper.make_tensor_value_info(x, TensorProto.FLOAT, shape) for x, shape in outputs.items()],
-            list(self.weights.values()),
-        )
-        model = helper.make_model(
-            graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="pmclip-deploy"
-        )
-        onnx.checker.check_model(model, full_check=True)
-        return model

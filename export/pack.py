@@ -17,7 +17,7 @@ from pmclip_deploy.bundle import MANIFEST, TOKENIZER, Manifest, manifest_from_bu
 from pmclip_deploy.errors import BundleError, InputError, ParityError, UsageError
 from pmclip_deploy.evaluate import rows_from_jsonl
 from pmclip_deploy.export import int8_from_onnx as int8
-from pmclip_deploy.export.onnx_from_checkpoint import Modules, modules_from_checkpoint, onnx_from_modules
+from pmclip_deploy.export.onnx_from_checkpoint import Modules, head_of, modules_from_checkpoint, onnx_from_modules
 from pmclip_deploy.export.parity import TENSOR_GATES, Progress, gate, parity_of_bundle
 from pmclip_deploy.pixels import picture_from_path, tensor_from_pixels
 from pmclip_deploy.spec import BUNDLE_SCHEMA
@@ -56,6 +56,7 @@ def bundle_from_checkpoint(
     """Raises ParityError, and writes nothing, where the precision costs too much."""
     refuse_foreign_folder(output)
     modules = modules_from_checkpoint(checkpoint)
+    head_of(modules)  # refused before the work, not after
     graphs = onnx_from_modules(modules)
     rows = rows_from_jsonl(data, images) if data and images else None
     kept = _calibration(modules) if precision == "int8" and calibration_images is None else None

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pmclip_deploy.bundle import TOKENIZER
 from pmclip_deploy.errors import ParityError, PmclipError
 from pmclip_deploy.evaluate import Bootstrap, Row, normalised
-from pmclip_deploy.export.onnx_from_checkpoint import Modules
+from pmclip_deploy.export.onnx_from_checkpoint import Modules, head_of
 from pmclip_deploy.pixels import picture_from_path, tensor_from_pixels
 from pmclip_deploy.predictor import CONTRACT, Decision, Predictor, decision_from_heads, load
 from pmclip_deploy.tokens import tokenizer_from_file
@@ -81,7 +81,7 @@ class TorchSession:
 
 def reference_for(modules: Modules, predictor: Predictor, bundle: Path) -> Predictor:
     """The checkpoint in PyTorch, in fp32, with the bundle's own answers and thresholds."""
-    functions = {"image": modules.clip.encode_image, "text": modules.clip.encode_text, "head": modules.head}
+    functions = {"image": modules.clip.encode_image, "text": modules.clip.encode_text, "head": head_of(modules)}
     sessions = {name: TorchSession(name, function) for name, function in functions.items()}
     return Predictor(bundle, predictor.manifest, sessions, tokenizer_from_file(modules.folder / TOKENIZER))
 
@@ -93,7 +93,7 @@ def tensor_parity(reference: Predictor, predictor: Predictor, pictures: Sequence
     texts = [p.embed_texts(QUESTIONS) for p in (reference, predictor)]
     pairs = np.repeat(images[0], len(QUESTIONS), 0), np.tile(texts[0], (len(tensors), 1))
     heads = [np.concatenate([(h := p.heads(*pairs)).answer, h.kind, h.radiograph[:, None]], 1) for p in (reference, predictor)]
-    return {"image": _difference(*images), "text": _difference(*texts), "head": _difference(*heads)}
+    return {"image": tensor_difference(*images), "text": tensor_difference(*texts), "head": tensor_difference(*heads)}
 
 
 def answer_parity(reference: Predictor, predictor: Predictor, rows: Sequence[Row], images: Path, progress: Progress) -> dict[str, Any]:
@@ -175,7 +175,8 @@ def _best(decision: Decision) -> str:
     return decision.candidates[0].answer if decision.candidates else ""
 
 
-def _difference(reference: Floats, other: Floats) -> dict[str, Any]:
+def tensor_difference(reference: Floats, other: Floats) -> dict[str, Any]:
+    """Of two (N, D): least and mean cosine of their rows, largest absolute difference, largest value."""
     a, b = reference.astype(np.float64), other.astype(np.float64)
     cosine = (a * b).sum(1) / np.maximum(np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1), 1e-30)
     # Rounded so that the manifest does not change with the last bits of another CPU's arithmetic.

@@ -13,7 +13,7 @@ from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.transform import PreprocessCfg, image_transform
 from PIL import Image
 
-from pmclip_deploy.errors import BundleError, UsageError
+from pmclip_deploy.errors import BundleError
 from pmclip_deploy.pixels import tensor_from_pixels
 from pmclip_deploy.spec import BACKBONES, Backbone
 from pmclip_deploy.tokens import tokenizer_from_file, tokens_from_text
@@ -150,11 +150,3 @@ def test_a_checkpoint_of_another_backbone_is_one_clear_line(tmp_path: Path, toke
     with pytest.raises(BundleError, match="does not fit RN50") as caught:
         towers.towers_from_checkpoint(tmp_path)
     assert "\n" not in str(caught.value)
-
-
-def test_export_of_a_clip_backbone_says_that_it_is_not_there(tmp_path: Path, tokenizer: Path) -> None:
-    export = pytest.importorskip("pmclip_deploy.export.onnx_from_checkpoint", reason="needs the extra `export`")
-    model = towers.towers_from_spec(RN50)
-    towers.save_checkpoint(tmp_path, {f"clip.{k}": v for k, v in model.state_dict().items()}, DESCRIBED, tokenizer)
-    with pytest.raises(UsageError, match="export of RN50 is not there yet"):
-        export.modules_from_checkpoint(tmp_path)

@@ -1,0 +1,156 @@
+"""OpenAI's CLIP as two fp32 ONNX graphs, written straight from the weights: ViT and ResNet image towers, and the causal text tower.
+
+Integers are only token ids, positions and shapes, int64 as ONNX asks: "tokens" goes into a Gather and an ArgMax, the end mark's
+position into a GatherND and a Gather; Shape gives T, to cut two constants. None enters arithmetic, so TensorRT may hold them in 32 bits.
+"""
+
+from collections.abc import Callable
+
+import onnx
+import torch
+from onnx import TensorProto
+from open_clip import CLIP
+from open_clip.modified_resnet import AttentionPool2d, Bottleneck, ModifiedResNet
+from open_clip.transformer import Transformer, VisionTransformer
+from torch import Tensor, nn
+
+from pmclip_deploy.export.graph import Graph
+from pmclip_deploy.spec import Backbone
+
+
+def image_graph(clip: CLIP, backbone: Backbone) -> onnx.ModelProto:
+    """pixels (B, 3, S, S) f32 -> embedding (B, D), not normalised (Radford et al. 2021, section 2.4)."""
+    g, tower, size = Graph(), clip.visual, backbone.preprocess.size
+    if isinstance(tower, ModifiedResNet):
+        _resnet(g, tower)
+    else:
+        _vision_transformer(g, tower)
+    return g.model("image", {"pixels": (TensorProto.FLOAT, ["B", 3, size, size])}, {"embedding": ["B", backbone.embed_dim]})
+
+
+def text_graph(clip: CLIP, backbone: Backbone) -> onnx.ModelProto:
+    """tokens (B, T) i64 with T <= 77 -> embedding (B, D), not normalised, read at the end mark: the vocabulary's highest id."""
+    g, limit = Graph(), backbone.context_length
+    length, first = g.node("Shape", "length", "tokens", start=1, end=2), g.ints("first", [0])
+    places = g.node("Slice", "places", g.weight("places.weight", clip.positional_embedding), first, length)
+    x = g.node("Add", "embeddings", g.node("Gather", "words", g.weight("words.weight", clip.token_embedding.weight), "tokens"), places)
+    # -1e4 where the key comes later: its weight after the softmax is exactly 0 in fp32, and fp16 holds it.
+    mask = g.weight("later", torch.full((limit, limit), -1e4).triu(1))
+    square = g.node("Concat", "square", length, length, axis=0)
+    mask = g.node("Slice", "mask", mask, g.ints("corner", [0, 0]), square)  # (T, T)
+    end = g.node("Unsqueeze", "end", g.node("ArgMax", "end.position", "tokens", axis=1), g.ints("last", [-1]))  # (B, 1, 1)
+
+    def at_end(name: str, x: str) -> str:
+        return g.node("GatherND", name, x, end, batch_dims=1)  # (B, T, W) -> (B, 1, W)
+
+    x = _transformer(g, x, clip.transformer, at_end, mask, g.node("Gather", "mask.end", mask, end, axis=0))  # the last is (B, 1, 1, T)
+    _projected(g, g.norm("norm", x, clip.ln_final), clip.text_projection)
+    return g.model("text", {"tokens": (TensorProto.INT64, ["B", "T"])}, {"embedding": ["B", backbone.embed_dim]})
+
+
+def _vision_transformer(g: Graph, tower: VisionTransformer) -> None:
+    """The class token is a row of zeros put before the patches; what it learned is added with the positions."""
+    (patch, _), width = tower.patch_size, tower.conv1.out_channels
+    x = g.node("Conv", "patches", "pixels", g.weight("patches.weight", tower.conv1.weight), kernel_shape=[patch] * 2, strides=[patch] * 2)
+    x = g.node("Transpose", "patches.tokens", g.node("Reshape", "patches.flat", x, g.ints("flat", [0, width, -1])), perm=[0, 2, 1])
+    places = tower.positional_embedding.clone()
+    places[0] += tower.class_embedding
+    x = g.node("Pad", "patches.class", x, g.ints("class", [0, 1, 0, 0, 0, 0]))
+    x = g.norm("norm.before", g.node("Add", "embeddings", x, g.weight("places", places)), tower.ln_pre)
+    x = _transformer(g, x, tower.transformer, lambda name, x: _first(g, name, x))
+    _projected(g, g.norm("norm.after", x, tower.ln_post), tower.proj)
+
+
+def _transformer(
+    g: Graph, x: str, tower: Transformer, pick: Callable[[str, str], str], mask: str | None = None, picked_mask: str | None = None
+) -> str:
+    """(B, T, W) -> (B, 1, W): of the last layer's tokens only the one that ``pick`` takes is read, so only that one is computed."""
+    blocks = list(tower.resblocks)
+    for i, block in enumerate(blocks):
+        name, heads, width = f"layer.{i}", block.attn.num_heads, block.attn.embed_dim
+        weight, bias = _scaled(block.attn.in_proj_weight, heads), _scaled(block.attn.in_proj_bias, heads)
+        y = g.norm(f"{name}.norm.attention", x, block.ln_1)
+        if i < len(blocks) - 1:
+            q, k, v = g.nodes("Split", [f"{name}.{p}" for p in "qkv"], g.linear(f"{name}.qkv", y, weight, bias), axis=-1, num_outputs=3)
+        else:
+            x, mask = pick(f"{name}.picked", x), picked_mask
+            q = g.linear(f"{name}.q", pick(f"{name}.query", y), weight[:width], bias[:width])
+            k, v = g.nodes(
+                "Split", [f"{name}.k", f"{name}.v"], g.linear(f"{name}.kv", y, weight[width:], bias[width:]), axis=-1, num_outputs=2
+            )
+        out = block.attn.out_proj
+        x = g.node(
+            "Add", f"{name}.attention", x, g.linear(f"{name}.out", g.attention(name, q, k, v, heads, width, mask), out.weight, out.bias)
+        )
+        up, down = block.mlp.c_fc, block.mlp.c_proj
+        y = g.linear(f"{name}.up", g.norm(f"{name}.norm.mlp", x, block.ln_2), up.weight, up.bias)
+        gate = g.node("Sigmoid", f"{name}.sigmoid", g.node("Mul", f"{name}.steeper", y, g.floats("quick", 1.702)))
+        y = g.node("Mul", f"{name}.gelu", y, gate)  # QuickGELU
+        x = g.node("Add", name, x, g.linear(f"{name}.down", y, down.weight, down.bias))
+    return x
+
+
+def _resnet(g: Graph, tower: ModifiedResNet) -> None:
+    """Three convolutions as stem, and strides that are average pools (Radford et al. 2021, section 2.4)."""
+    x = "pixels"
+    for i in (1, 2, 3):
+        x = _activated(g, f"stem.{i}", x, getattr(tower, f"conv{i}"), getattr(tower, f"bn{i}"))
+    x = _pooled(g, "stem.pool", x, tower.avgpool)
+    for i, stage in enumerate((tower.layer1, tower.layer2, tower.layer3, tower.layer4)):
+        for j, block in enumerate(stage):
+            x = _bottleneck(g, f"stage.{i}.{j}", x, block)
+    _attention_pool(g, x, tower.attnpool)
+
+
+def _bottleneck(g: Graph, name: str, x: str, block: Bottleneck) -> str:
+    y = _activated(g, f"{name}.1", x, block.conv1, block.bn1)
+    y = _pooled(g, f"{name}.pool", _activated(g, f"{name}.2", y, block.conv2, block.bn2), block.avgpool)
+    y = g.convolution(f"{name}.3", y, block.conv3, block.bn3, (0, 0))
+    if block.downsample is not None:
+        pool, conv, norm = block.downsample
+        x = g.convolution(f"{name}.skip", _pooled(g, f"{name}.skip.pool", x, pool), conv, norm, (0, 0))
+    return g.node("Relu", name, g.node("Add", f"{name}.add", y, x))
+
+
+def _activated(g: Graph, name: str, x: str, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> str:
+    pad = conv.padding[0]
+    return g.node("Relu", f"{name}.relu", g.convolution(name, x, conv, norm, (pad, pad)))
+
+
+def _pooled(g: Graph, name: str, x: str, pool: nn.AvgPool2d | nn.Identity) -> str:
+    """A block of stride 1 has nn.Identity here, its skip connection an nn.AvgPool2d of one pixel."""
+    side = getattr(pool, "kernel_size", 1)
+    return x if side == 1 else g.node("AveragePool", name, x, kernel_shape=[side] * 2, strides=[side] * 2)
+
+
+def _attention_pool(g: Graph, x: str, pool: AttentionPool2d) -> None:
+    """One layer of attention whose only query is the mean over the pixels."""
+    heads, width = pool.num_heads, pool.c_proj.in_features
+    flat = g.ints("flat", [0, width, -1])
+    mean = g.node("Reshape", "mean.flat", g.node("GlobalAveragePool", "mean", x), flat)
+    x = g.node("Concat", "pixels.mean", mean, g.node("Reshape", "pixels.flat", x, flat), axis=2)
+    x = g.node(
+        "Add", "pixels.placed", g.node("Transpose", "pixels.tokens", x, perm=[0, 2, 1]), g.weight("places", pool.positional_embedding)
+    )
+    scale, w, b = (width // heads) ** -0.5, pool.q_proj.weight, pool.q_proj.bias
+    q = g.linear("pool.q", _first(g, "pool.query", x), w * scale, b * scale)
+    weight, bias = torch.cat([pool.k_proj.weight, pool.v_proj.weight]), torch.cat([pool.k_proj.bias, pool.v_proj.bias])
+    k, v = g.nodes("Split", ["pool.k", "pool.v"], g.linear("pool.kv", x, weight, bias), axis=-1, num_outputs=2)
+    x = g.node("Squeeze", "pool.one", g.attention("pool", q, k, v, heads, width), g.ints("tokens_axis", [1]))
+    g.linear("embedding", x, pool.c_proj.weight, pool.c_proj.bias)
+
+
+def _scaled(stacked: Tensor, heads: int) -> Tensor:
+    """The query's third of a weight or bias of query, key and value, times 1 / sqrt(d)."""
+    width = len(stacked) // 3
+    return torch.cat([stacked[:width] * (width // heads) ** -0.5, stacked[width:]])
+
+
+def _first(g: Graph, name: str, x: str) -> str:
+    """(B, T, W) -> (B, 1, W)."""
+    return g.node("Slice", name, x, g.ints("zero", [0]), g.ints("one", [1]), g.ints("tokens_axis", [1]))
+
+
+def _projected(g: Graph, x: str, weight: Tensor) -> None:
+    x = g.node("Squeeze", "token", x, g.ints("tokens_axis", [1]))
+    g.node("MatMul", "embedding", x, g.weight("proj.weight", weight))
