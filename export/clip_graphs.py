@@ -124,20 +124,32 @@ def _pooled(g: Graph, name: str, x: str, pool: nn.AvgPool2d | nn.Identity) -> st
 
 
 def _attention_pool(g: Graph, x: str, pool: AttentionPool2d) -> None:
-    """One layer of attention whose only query is the mean over the pixels."""
+    """One layer of attention over the pixels and their mean, which is the only query.
+
+    With one query a, exactly: a (x K)^T = (a K^T) x^T, so key and value weights meet one row of each head instead of every pixel.
+    The key's bias adds the same to all of a head's scores, which the softmax takes out; the value's bias passes: the weights sum to 1.
+    """
     heads, width = pool.num_heads, pool.c_proj.in_features
-    flat = g.ints("flat", [0, width, -1])
+    side, flat = width // heads, g.ints("flat", [0, width, -1])
+
+    def turned(name: str, x: str) -> str:
+        return g.node("Transpose", name, x, perm=[1, 0, 2])  # heads first, so that a batch shares the product with their weights
+
     mean = g.node("Reshape", "mean.flat", g.node("GlobalAveragePool", "mean", x), flat)
     x = g.node("Concat", "pixels.mean", mean, g.node("Reshape", "pixels.flat", x, flat), axis=2)
-    x = g.node(
-        "Add", "pixels.placed", g.node("Transpose", "pixels.tokens", x, perm=[0, 2, 1]), g.weight("places", pool.positional_embedding)
-    )
-    scale, w, b = (width // heads) ** -0.5, pool.q_proj.weight, pool.q_proj.bias
-    q = g.linear("pool.q", _first(g, "pool.query", x), w * scale, b * scale)
-    weight, bias = torch.cat([pool.k_proj.weight, pool.v_proj.weight]), torch.cat([pool.k_proj.bias, pool.v_proj.bias])
-    k, v = g.nodes("Split", ["pool.k", "pool.v"], g.linear("pool.kv", x, weight, bias), axis=-1, num_outputs=2)
-    x = g.node("Squeeze", "pool.one", g.attention("pool", q, k, v, heads, width), g.ints("tokens_axis", [1]))
-    g.linear("embedding", x, pool.c_proj.weight, pool.c_proj.bias)
+    x = g.node("Add", "pixels.placed", x, g.weight("places", pool.positional_embedding.T))  # (B, W, T)
+    rows = g.node("Transpose", "pixels.tokens", x, perm=[0, 2, 1])
+    scale, weight, bias = side**-0.5, pool.q_proj.weight, pool.q_proj.bias
+    q = g.linear("pool.q", _first(g, "pool.query", rows), weight * scale, bias * scale)
+    q = turned("pool.q.turned", g.node("Reshape", "pool.q.heads", q, g.ints("heads_shape", [0, heads, side])))
+    k = g.weight("pool.k.weight", pool.k_proj.weight.reshape(heads, side, width))
+    scores = g.node("MatMul", "pool.scores", turned("pool.k.turned", g.node("MatMul", "pool.k", q, k)), x)  # (B, H, T)
+    seen = g.node("MatMul", "pool.seen", g.node("Softmax", "pool.softmax", scores, axis=-1), rows)  # (B, H, W)
+    v = g.weight("pool.v.weight", pool.v_proj.weight.reshape(heads, side, width).transpose(1, 2))
+    attended = turned("pool.v.turned", g.node("MatMul", "pool.v", turned("pool.seen.turned", seen), v))  # (B, H, W / H)
+    joined = g.node("Reshape", "pool.joined", attended, g.ints("joined_shape", [0, width]))
+    out = pool.c_proj
+    g.linear("embedding", joined, out.weight, out.bias + out.weight @ pool.v_proj.bias)
 
 
 def _scaled(stacked: Tensor, heads: int) -> Tensor:

@@ -16,6 +16,7 @@ pytest.importorskip("transformers")
 
 import tiny_clip
 from open_clip import CLIP
+from open_clip.modified_resnet import AttentionPool2d
 
 from pmclip_deploy.errors import ParityError, UsageError
 from pmclip_deploy.export.clip_graphs import image_graph, text_graph
@@ -54,6 +55,10 @@ def lively(name: str) -> Model:
             module.momentum = 1.0
         elif isinstance(module, torch.nn.LayerNorm):
             module.weight.uniform_(0.5, 1.5), module.bias.normal_(0, 0.2)
+        elif isinstance(module, AttentionPool2d):
+            module.q_proj.weight *= 2
+            for part in (module.q_proj, module.k_proj, module.v_proj, module.c_proj):
+                part.bias.normal_(0, 0.2)
         elif isinstance(module, torch.nn.MultiheadAttention):
             module.in_proj_weight *= 2
             module.in_proj_bias.normal_(0, 0.2)
