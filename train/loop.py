@@ -3,6 +3,7 @@
 import importlib.util
 import math
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -166,6 +167,7 @@ def fit(
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}")
     with (
         _ending_in_one_line(title, state, history, console),
+        _interrupts_between_steps() as stop_if_asked,
         _curves(state.parent / "tensorboard", first * steps) as draw,
         Progress(*columns, console=console, disable=not console.is_terminal) as progress,
     ):
@@ -189,6 +191,7 @@ def fit(
                 total += value
                 progress.update(bar, advance=1, note=f"loss {value:.3f}")
                 draw({"loss/training": value, "learning rate": schedule.get_last_lr()[0]}, step)
+                stop_if_asked()
             seconds += time.monotonic() - start
             _copy_statistics_of_the_first_process(model)
             row = {"epoch": epoch + 1, "loss": round(total / steps, 4), **measure(history)}
@@ -211,6 +214,7 @@ def fit(
             console.print(
                 f"{title}: epoch {epoch + 1}/{epochs}, loss {total / steps:.4f}{said}, {seconds:.0f} s", highlight=False, soft_wrap=True
             )
+            stop_if_asked()
     return seconds
 
 
@@ -254,6 +258,30 @@ def _write(saved: dict[str, Any], state: Path) -> None:
             raise
     if dist.is_initialized():
         dist.barrier()
+
+
+@contextmanager
+def _interrupts_between_steps() -> Iterator[Callable[[], None]]:
+    """Ctrl-C waits for the end of a step; while reading processes start or end it would be lost. A second one does not wait."""
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
+    asked: list[int] = []
+
+    def ask(number: int, frame: Any) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    def stop_if_asked() -> None:
+        if asked:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield stop_if_asked
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager
