@@ -107,6 +107,7 @@ def of_one_process(rank: int, folder: str) -> None:
     weight, scale = everything[2:]
     loss = contrastive_loss_of_processes(in_pieces(lambda x: x @ weight, mine[0], 1), mine[1] @ weight, scale)
     torch.save([loss.detach(), *torch.autograd.grad(loss, [weight, scale])], Path(folder, f"{rank}.pt"))
+    dist.barrier()  # gloo may abort a process whose peer is gone before it
     dist.destroy_process_group()
 
 

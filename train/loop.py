@@ -121,6 +121,7 @@ def device_of_process() -> Iterator[torch.device]:
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(hours=2))  # images are checked in between
     yield device
     if several:
+        dist.barrier()  # gloo may abort a process whose peer is gone before it
         dist.destroy_process_group()
 
 
