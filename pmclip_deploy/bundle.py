@@ -16,7 +16,8 @@ from pmclip_deploy.spec import BUNDLE_SCHEMA, Preprocess, Resize
 MANIFEST = "manifest.json"
 SEAL = "manifest.sha256"  # as sha256sum writes it; the manifest holds the hashes of all other files
 TOKENIZER = "tokenizer.json"
-GRAPHS = ("image", "text", "head")
+WORDS = "words.json"  # the tokenizer of a head that reads words
+GRAPHS = ("image", "text", "features", "head")  # the towers always; the others where there is a head that needs them
 MAX_MANIFEST_BYTES = 16 << 20
 NEXT_STEP = "copy the bundle again, or rebuild it with `pmclip-deploy export`"
 
@@ -27,6 +28,42 @@ T = TypeVar("T")
 class Graph:
     file: str
     precision: str
+    float_layers: tuple[str, ...] = ()  # of a precision below fp32: the layers that stayed above it, so that the gates passed
+
+
+@dataclass(frozen=True)
+class Words:
+    """A head's own reading of a question: WORDS makes its tokens, always ``length`` of them, filled up with ``pad_id``."""
+
+    length: int
+    pad_id: int
+
+
+@dataclass(frozen=True)
+class Head:
+    """What the graph "head" answers from: the text tower's embedding, or the question's own ``words``.
+
+    ``grey`` names the inputs of the graph "features" and the side of each in pixels: MEVF's auto-encoder and MAML network.
+    """
+
+    kind: str  # "lite", "mevf", "qcr"
+    words: Words | None = None
+    grey: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A TensorRT plan of one graph, and where it runs."""
+
+    graph: str
+    file: str
+    backend: str  # "tensorrt_rtx" or "tensorrt"
+    version: str  # of TensorRT
+    compute_capabilities: tuple[str, ...]  # "8.9"
+    platform: str  # "linux-x86_64"
+    onnx_sha256: str  # of the graph's file and its weights, as they were built
+    profile: tuple[int, int, int]  # least, usual and largest batch
+    plugin_sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -49,6 +86,7 @@ class Kind:
     reason: str | None = None
     majority: int | None = None  # the training set's most frequent answer, an index into Manifest.answers
     note: str | None = None  # how to read the probability, where that needs saying
+    independent: bool = False  # each answer has a probability of its own (a sigmoid), as MEVF and QCR are trained; else a softmax
 
 
 @dataclass(frozen=True)
@@ -73,9 +111,11 @@ class Manifest:
     embed_dim: int
     logit_scale: float
     graphs: Mapping[str, Graph]
-    answers: tuple[str, ...]
-    kinds: tuple[Kind, ...]
-    abstention: Abstention
+    head: Head | None = None  # without one a bundle embeds, and answers nothing
+    answers: tuple[str, ...] = ()
+    kinds: tuple[Kind, ...] = ()
+    abstention: Abstention = Abstention(0.0, 0.0)
+    engines: tuple[Engine, ...] = ()
     metrics: Mapping[str, Any] = field(default_factory=dict)
     parity: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -88,7 +128,8 @@ class Manifest:
         if schema != BUNDLE_SCHEMA:
             raise ValueError(f'its schema is "{schema[:60]}", this version reads "{BUNDLE_SCHEMA}"')
         answers = tuple(_is(x, str, f"answers[{i}]") for i, x in enumerate(_get(data, "answers", list)))
-        text = _get(data, "text", dict)
+        text, graphs = _get(data, "text", dict), _graphs(_get(data, "graphs", dict))
+        head = data.get("head", {"kind": "lite", "grey": {}} if "head" in graphs else None)
         manifest = cls(
             name=_get(data, "name", str),
             version=_get(data, "version", str),
@@ -100,24 +141,26 @@ class Manifest:
             pad_id=_between(_get(text, "pad_id", int, "text"), 0, 1 << 31, "text.pad_id"),
             embed_dim=_between(_get(data, "embed_dim", int), 1, 1 << 16, "embed_dim"),
             logit_scale=_get(data, "logit_scale", float),
-            graphs=_graphs(_get(data, "graphs", dict)),
+            graphs=graphs,
+            head=None if head is None else _head(_is(head, dict, "head"), graphs),
             answers=answers,
             kinds=tuple(_kind(k, f"kinds[{i}]", len(answers)) for i, k in enumerate(_get(data, "kinds", list))),
             abstention=_abstention(_get(data, "abstention", dict)),
+            engines=tuple(_engine(e, f"engines[{i}]", graphs) for i, e in enumerate(_get({"engines": [], **data}, "engines", list))),
             metrics=_get(data, "metrics", dict),
             parity=_get(data, "parity", dict),
             provenance=_get(data, "provenance", dict),
             files={name: _file(name, f) for name, f in _get(data, "files", dict).items()} if "files" in data else {},
         )
-        if not manifest.answers or not manifest.kinds:
-            raise ValueError("it holds no answers or no kinds of question")
+        if manifest.head is not None and not (manifest.answers and manifest.kinds):
+            raise ValueError("it has a head, and no answers or no kinds of question")
         return manifest
 
     def to_json(self) -> dict[str, Any]:
         data = asdict(self)
         text = {"context_length": data.pop("context_length"), "pad_id": data.pop("pad_id")}
-        head = {key: data.pop(key) for key in ("name", "version", "precision", "target", "backbone", "preprocess")}
-        return {"schema": BUNDLE_SCHEMA, **head, "text": text, **data}
+        first = {key: data.pop(key) for key in ("name", "version", "precision", "target", "backbone", "preprocess")}
+        return {"schema": BUNDLE_SCHEMA, **first, "text": text, **data}
 
 
 def manifest_from_bundle(path: Path) -> Manifest:
@@ -131,7 +174,8 @@ def manifest_from_bundle(path: Path) -> Manifest:
         if file.stat().st_size > MAX_MANIFEST_BYTES:
             raise BundleError(f"{file}: larger than a manifest can be; {NEXT_STEP}")
         manifest = Manifest.from_json(json.loads(file.read_bytes(), parse_constant=_no_constant))
-        for name in [*(graph.file for graph in manifest.graphs.values()), TOKENIZER]:
+        words = [WORDS] if manifest.head is not None and manifest.head.words is not None else []
+        for name in [*(of.file for of in [*manifest.graphs.values(), *manifest.engines]), TOKENIZER, *words]:
             if name not in manifest.files:
                 raise ValueError(f'"files" does not list {name}')
     except OSError as error:
@@ -306,11 +350,59 @@ def _preprocess(data: dict[str, Any]) -> Preprocess:
 
 
 def _graphs(data: dict[str, Any]) -> dict[str, Graph]:
-    graphs = {name: _get(data, name, dict, "graphs") for name in GRAPHS}
+    wanted = [name for name in GRAPHS if name in ("image", "text") or name in data]
+    if unknown := sorted(set(data) - set(GRAPHS)):
+        raise ValueError(f"graphs.{unknown[0][:60]} is unknown; this version knows {', '.join(GRAPHS)}")
+    graphs = {name: _get(data, name, dict, "graphs") for name in wanted}
     return {
-        name: Graph(_check_name(_get(g, "file", str, f"graphs.{name}")), _get(g, "precision", str, f"graphs.{name}"))
+        name: Graph(
+            _check_name(_get(g, "file", str, f"graphs.{name}")),
+            _get(g, "precision", str, f"graphs.{name}"),
+            tuple(_is(x, str, f"graphs.{name}.float_layers") for x in _get({"float_layers": [], **g}, "float_layers", list)),
+        )
         for name, g in graphs.items()
     }
+
+
+def _head(data: dict[str, Any], graphs: Mapping[str, Graph]) -> Head:
+    words, sides = data.get("words"), _get(data, "grey", dict, "head")
+    head = Head(
+        kind=_get(data, "kind", str, "head"),
+        words=None
+        if words is None
+        else Words(
+            length=_between(_get(words, "length", int, "head.words"), 1, 1 << 16, "head.words.length"),
+            pad_id=_between(_get(words, "pad_id", int, "head.words"), 0, 1 << 31, "head.words.pad_id"),
+        ),
+        grey={name: _between(_is(side, int, f"head.grey.{name}"), 8, 4096, f"head.grey.{name}") for name, side in sides.items()},
+    )
+    needed = {"head"} | ({"features"} if head.grey else set())
+    if missing := sorted(needed - set(graphs)):
+        raise ValueError(f"graphs.{missing[0]} is missing, which the head needs")
+    return head
+
+
+def _engine(data: Any, where: str, graphs: Mapping[str, Graph]) -> Engine:
+    plugin = data.get("plugin_sha256") if isinstance(data, dict) else None
+    profile = [_between(_is(x, int, f"{where}.profile"), 1, 1 << 16, f"{where}.profile") for x in _get(data, "profile", list, where)]
+    if len(profile) != 3 or sorted(profile) != profile:
+        raise ValueError(f"{where}.profile is not [least, usual, largest] batch")
+    engine = Engine(
+        graph=_get(data, "graph", str, where),
+        file=_check_name(_get(data, "file", str, where)),
+        backend=_get(data, "backend", str, where),
+        version=_get(data, "version", str, where),
+        compute_capabilities=tuple(
+            _is(x, str, f"{where}.compute_capabilities") for x in _get(data, "compute_capabilities", list, where)
+        ),
+        platform=_get(data, "platform", str, where),
+        onnx_sha256=_get(data, "onnx_sha256", str, where),
+        profile=(profile[0], profile[1], profile[2]),
+        plugin_sha256=None if plugin is None else _is(plugin, str, f"{where}.plugin_sha256"),
+    )
+    if engine.graph not in graphs:
+        raise ValueError(f"{where}.graph {engine.graph[:60]!r} is none of the bundle's graphs")
+    return engine
 
 
 def _kind(data: Any, where: str, answers: int) -> Kind:
@@ -323,6 +415,7 @@ def _kind(data: Any, where: str, answers: int) -> Kind:
         reason=None if reason is None else _is(reason, str, f"{where}.reason"),
         majority=None if majority is None else _is(majority, int, f"{where}.majority"),
         note=None if note is None else _is(note, str, f"{where}.note"),
+        independent=_get(data, "independent", bool, where) if "independent" in data else False,
     )
     for index in [*kind.answers, *([] if kind.majority is None else [kind.majority])]:
         _between(index, 0, answers - 1, f"{where}: an answer's index")

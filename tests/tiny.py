@@ -14,7 +14,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from pmclip_deploy.bundle import GRAPHS, Abstention, Graph, Kind, Manifest, write_bundle
+from pmclip_deploy.bundle import Abstention, Graph, Head, Kind, Manifest, write_bundle
 from pmclip_deploy.spec import Preprocess
 
 DIM, SIZE = 8, 32
@@ -40,7 +40,8 @@ def tiny_manifest(**changes: Any) -> Manifest:
         pad_id=0,
         embed_dim=DIM,
         logit_scale=10.0,
-        graphs={name: Graph(f"{name}.onnx", "fp32") for name in GRAPHS},
+        graphs={name: Graph(f"{name}.onnx", "fp32") for name in ("image", "text", "head")},
+        head=Head("lite"),
         answers=ANSWERS,
         kinds=KINDS,
         abstention=Abstention(0.5, 0.0, ((1.0, 0.5), (0.5, 0.75))),
