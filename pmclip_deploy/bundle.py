@@ -4,8 +4,9 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -15,9 +16,12 @@ from pmclip_deploy.spec import BUNDLE_SCHEMA, Preprocess, Resize
 
 MANIFEST = "manifest.json"
 SEAL = "manifest.sha256"  # as sha256sum writes it; the manifest holds the hashes of all other files
+SIGNATURE = "manifest.sig"  # signing.py's; a bundle may have one, and what is written anew has none
 TOKENIZER = "tokenizer.json"
 WORDS = "words.json"  # the tokenizer of a head that reads words
 GRAPHS = ("image", "text", "features", "head")  # the towers always; the others where there is a head that needs them
+HEADS = ("lite", "mevf", "qcr")  # kinds of head
+BACKENDS = ("tensorrt_rtx", "tensorrt")  # of engines
 MAX_MANIFEST_BYTES = 16 << 20
 NEXT_STEP = "copy the bundle again, or rebuild it with `pmclip-deploy export`"
 
@@ -46,9 +50,10 @@ class Head:
     ``grey`` names the inputs of the graph "features" and the side of each in pixels: MEVF's auto-encoder and MAML network.
     """
 
-    kind: str  # "lite", "mevf", "qcr"
+    kind: str  # of HEADS
     words: Words | None = None
     grey: Mapping[str, int] = field(default_factory=dict)
+    clip: bool = True  # whether it sees the image tower's embedding
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,7 @@ class Engine:
 
     graph: str
     file: str
-    backend: str  # "tensorrt_rtx" or "tensorrt"
+    backend: str  # of BACKENDS
     version: str  # of TensorRT
     compute_capabilities: tuple[str, ...]  # "8.9"
     platform: str  # "linux-x86_64"
@@ -142,7 +147,7 @@ class Manifest:
             embed_dim=_between(_get(data, "embed_dim", int), 1, 1 << 16, "embed_dim"),
             logit_scale=_get(data, "logit_scale", float),
             graphs=graphs,
-            head=None if head is None else _head(_is(head, dict, "head"), graphs),
+            head=None if head is None else _head(_is(head, dict, "head")),
             answers=answers,
             kinds=tuple(_kind(k, f"kinds[{i}]", len(answers)) for i, k in enumerate(_get(data, "kinds", list))),
             abstention=_abstention(_get(data, "abstention", dict)),
@@ -154,6 +159,11 @@ class Manifest:
         )
         if manifest.head is not None and not (manifest.answers and manifest.kinds):
             raise ValueError("it has a head, and no answers or no kinds of question")
+        needed = set() if manifest.head is None else {"head", "features"} if manifest.head.grey else {"head"}
+        if missing := sorted(needed - set(graphs)):
+            raise ValueError(f"graphs.{missing[0]} is missing, which the head needs")
+        if idle := sorted(set(graphs) - {"image", "text"} - needed):
+            raise ValueError(f"graphs.{idle[0]} is there, and no head that needs it")
         return manifest
 
     def to_json(self) -> dict[str, Any]:
@@ -186,7 +196,7 @@ def manifest_from_bundle(path: Path) -> Manifest:
 
 
 def verify_bundle(path: Path) -> Manifest:
-    """Every file is there with its size and sha256, the manifest's too, and nothing else is; else one BundleError names them all.
+    """Every file is there with its size and sha256, the manifest's too, and nothing but a signature besides; else BundleError names them all.
 
     A symbolic link is followed: what counts is the content, and the hash covers it.
     """
@@ -213,7 +223,7 @@ def problems_in_bundle(path: Path, manifest: Manifest) -> list[str]:
                 problems.append(f"{name} has changed ({file.stat().st_size} bytes, not {expected.bytes})")
             elif sha256_of_file(file) != expected.sha256:
                 problems.append(f"{name} has changed (its sha256 differs)")
-        extra = sorted(entry.name for entry in Path(path).iterdir() if entry.name not in (*manifest.files, MANIFEST, SEAL))
+        extra = sorted(entry.name for entry in Path(path).iterdir() if entry.name not in (*manifest.files, MANIFEST, SEAL, SIGNATURE))
     except OSError as error:
         raise BundleError(f"{error.filename}: cannot be read ({error.strerror}); check its permissions") from error
     return problems + [f"{name!r} does not belong to the bundle" for name in extra]
@@ -329,9 +339,21 @@ def _between(value: int, low: int, high: int, where: str) -> int:
     return value
 
 
+def _one_of(choices: Sequence[str], value: str, where: str) -> str:
+    if value not in choices:
+        raise ValueError(f"{where} is {value[:60]!r}, not one of {', '.join(choices)}")
+    return value
+
+
+def _sha256(value: str, where: str) -> str:
+    if len(value) != 64 or set(value) - set("0123456789abcdef"):
+        raise ValueError(f"{where} is no sha256")
+    return value
+
+
 def _check_name(name: str) -> str:
     """A name in the bundle's own folder: no path, so nothing outside the folder is ever read or written."""
-    bad = not name or name in (".", "..", MANIFEST, SEAL) or any(c in "/\\:\0\n" for c in name) or len(name) > 255
+    bad = not name or name in (".", "..", MANIFEST, SEAL, SIGNATURE) or any(c in "/\\:\0\n" for c in name) or len(name) > 255
     if bad:
         raise ValueError(f"{name[:60]!r} is no file name inside the bundle")
     return name
@@ -340,8 +362,7 @@ def _check_name(name: str) -> str:
 def _preprocess(data: dict[str, Any]) -> Preprocess:
     where = "preprocess"
     resize = _get(data, "resize", str, where)
-    if resize not in get_args(Resize):
-        raise ValueError(f"preprocess.resize is {resize[:60]!r}, not one of {', '.join(get_args(Resize))}")
+    _one_of(get_args(Resize), resize, "preprocess.resize")
     mean, std = ([_is(x, float, f"{where}.{key}") for x in _get(data, key, list, where)] for key in ("mean", "std"))
     if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
         raise ValueError("preprocess.mean and .std are not three numbers, std above 0")
@@ -364,10 +385,10 @@ def _graphs(data: dict[str, Any]) -> dict[str, Graph]:
     }
 
 
-def _head(data: dict[str, Any], graphs: Mapping[str, Graph]) -> Head:
+def _head(data: dict[str, Any]) -> Head:
     words, sides = data.get("words"), _get(data, "grey", dict, "head")
     head = Head(
-        kind=_get(data, "kind", str, "head"),
+        kind=_one_of(HEADS, _get(data, "kind", str, "head"), "head.kind"),
         words=None
         if words is None
         else Words(
@@ -375,10 +396,12 @@ def _head(data: dict[str, Any], graphs: Mapping[str, Graph]) -> Head:
             pad_id=_between(_get(words, "pad_id", int, "head.words"), 0, 1 << 31, "head.words.pad_id"),
         ),
         grey={name: _between(_is(side, int, f"head.grey.{name}"), 8, 4096, f"head.grey.{name}") for name, side in sides.items()},
+        clip=_get({"clip": True, **data}, "clip", bool, "head"),
     )
-    needed = {"head"} | ({"features"} if head.grey else set())
-    if missing := sorted(needed - set(graphs)):
-        raise ValueError(f"graphs.{missing[0]} is missing, which the head needs")
+    if head.kind == "lite" and head != Head("lite"):
+        raise ValueError("a lite head sees the towers' embeddings alone, and its words, grey or clip say otherwise")
+    if head.kind != "lite" and head.words is None:
+        raise ValueError(f"head.words is missing, which a head of kind {head.kind} needs")
     return head
 
 
@@ -387,22 +410,20 @@ def _engine(data: Any, where: str, graphs: Mapping[str, Graph]) -> Engine:
     profile = [_between(_is(x, int, f"{where}.profile"), 1, 1 << 16, f"{where}.profile") for x in _get(data, "profile", list, where)]
     if len(profile) != 3 or sorted(profile) != profile:
         raise ValueError(f"{where}.profile is not [least, usual, largest] batch")
-    engine = Engine(
-        graph=_get(data, "graph", str, where),
+    capabilities = tuple(_is(x, str, f"{where}.compute_capabilities") for x in _get(data, "compute_capabilities", list, where))
+    if not capabilities or not all(re.fullmatch(r"[0-9]+\.[0-9]", x) for x in capabilities):
+        raise ValueError(f'{where}.compute_capabilities is not a list of numbers like "8.9"')
+    return Engine(
+        graph=_one_of(tuple(graphs), _get(data, "graph", str, where), f"{where}.graph"),
         file=_check_name(_get(data, "file", str, where)),
-        backend=_get(data, "backend", str, where),
+        backend=_one_of(BACKENDS, _get(data, "backend", str, where), f"{where}.backend"),
         version=_get(data, "version", str, where),
-        compute_capabilities=tuple(
-            _is(x, str, f"{where}.compute_capabilities") for x in _get(data, "compute_capabilities", list, where)
-        ),
+        compute_capabilities=capabilities,
         platform=_get(data, "platform", str, where),
-        onnx_sha256=_get(data, "onnx_sha256", str, where),
+        onnx_sha256=_sha256(_get(data, "onnx_sha256", str, where), f"{where}.onnx_sha256"),
         profile=(profile[0], profile[1], profile[2]),
-        plugin_sha256=None if plugin is None else _is(plugin, str, f"{where}.plugin_sha256"),
+        plugin_sha256=None if plugin is None else _sha256(_is(plugin, str, f"{where}.plugin_sha256"), f"{where}.plugin_sha256"),
     )
-    if engine.graph not in graphs:
-        raise ValueError(f"{where}.graph {engine.graph[:60]!r} is none of the bundle's graphs")
-    return engine
 
 
 def _kind(data: Any, where: str, answers: int) -> Kind:
@@ -440,7 +461,5 @@ def _abstention(data: dict[str, Any]) -> Abstention:
 
 def _file(name: str, data: Any) -> File:
     _check_name(name)
-    sha256 = _get(data, "sha256", str, f"files.{name}")
-    if len(sha256) != 64 or set(sha256) - set("0123456789abcdef"):
-        raise ValueError(f"files.{name}.sha256 is no sha256")
+    sha256 = _sha256(_get(data, "sha256", str, f"files.{name}"), f"files.{name}.sha256")
     return File(sha256, _between(_get(data, "bytes", int, f"files.{name}"), 0, 1 << 50, f"files.{name}.bytes"))
