@@ -22,7 +22,7 @@ RESAMPLES = 1000
 BINS = 15  # of the calibration error
 CURVE = 20  # points of the coverage-accuracy curve
 REASONS = {
-    "question": "the kind of question is not sure",
+    "question": "the kind of question is not sure, or no word of it is known",
     "radiograph": "the picture does not look like a radiology image",
     "confidence": "the confidence is under the bundle's threshold",
 }
@@ -73,8 +73,9 @@ def evaluation(
 
 
 def about_bundle(predictor: Predictor) -> dict[str, Any]:
-    """What stands as "model" in the document."""
-    return {**asdict(predictor.model), "tower_trained_on": tower_trained_on(predictor.manifest.provenance)}
+    """What stands as "model" in the document. A head that does not look through the image tower has none that was trained."""
+    head, provenance = predictor.manifest.head, predictor.manifest.provenance
+    return {**asdict(predictor.model), "tower_trained_on": tower_trained_on(provenance) if head is None or head.clip else []}
 
 
 def tower_trained_on(provenance: Mapping[str, Any]) -> list[str]:
@@ -88,26 +89,27 @@ def tower_trained_on(provenance: Mapping[str, Any]) -> list[str]:
 
 
 def asked_of_bundle(predictor: Predictor, rows: Sequence[Row], images: Path, progress: Progress = lambda items, what: items) -> Asked:
-    """Each image and each question is encoded once, alone, just as `infer` does."""
+    """Each image and each question is encoded once, alone, just as `infer` does. Raises UsageError where the bundle has no head."""
     questions = list(dict.fromkeys(row.question for row in rows))
-    pictures = np.stack([predictor.embed_image(images / name) for name in progress(pictures_of(rows)[0], "Encoding images")])
-    texts = np.concatenate([predictor.embed_texts([question]) for question in progress(questions, "Encoding questions")])
+    pictures = np.stack([predictor.seen(images / name) for name in progress(pictures_of(rows)[0], "Encoding images")])
+    encoded = np.concatenate([predictor.asked([question]) for question in progress(questions, "Encoding questions")])
     place = {question: i for i, question in enumerate(questions)}
-    text = texts[[place[row.question] for row in rows]]  # (rows, D)
+    of_row = encoded[[place[row.question] for row in rows]]  # (rows, D) or (rows, T)
     manifest = predictor.manifest
+    knows_majority = any(kind.majority is not None for kind in manifest.kinds)
     answers_yes_or_no = [{normalised(manifest.answers[i]) for i in kind.answers} == {"yes", "no"} for kind in manifest.kinds]
 
     def asked(picture: Array) -> Decided:
-        heads = predictor.heads(pictures[picture], text)
+        heads = predictor.heads(pictures[picture], of_row)
         decisions = [decision_from_heads(manifest, heads, i) for i in range(len(rows))]
         majority = [manifest.kinds[d.kind].majority for d in decisions]
         return Decided(
             answers=[d.candidates[0].answer if d.candidates else None for d in decisions],
             probability=np.array([d.candidates[0].probability if d.candidates else 0.0 for d in decisions]),
             causes=[_cause(predictor, d) if d.reason is not None else None for d in decisions],
-            kinds=[manifest.kinds[d.kind].name for d in decisions],
+            kinds=[manifest.kinds[d.kind].name for d in decisions] if len(manifest.kinds) > 1 else None,
             yes=np.array([_probability_of_yes(d) if answers_yes_or_no[d.kind] else np.nan for d in decisions]),
-            majority=[None if i is None else manifest.answers[i] for i in majority],
+            majority=[None if i is None else manifest.answers[i] for i in majority] if knows_majority else None,
         )
 
     return asked

@@ -3,18 +3,19 @@
 import hashlib
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, Union
+from threading import Lock
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, Union
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pmclip_deploy.answer import Answer, Candidate, ModelInfo
-from pmclip_deploy.bundle import MANIFEST, TOKENIZER, Manifest, verify_bundle
+from pmclip_deploy.bundle import MANIFEST, TOKENIZER, WORDS, Head, Manifest, verify_bundle
 from pmclip_deploy.errors import BundleError, UsageError
 from pmclip_deploy.models import DEFAULT_BUNDLE
 from pmclip_deploy.sessions import Session, open_session
@@ -26,11 +27,14 @@ if TYPE_CHECKING:
 
     from pmclip_deploy.pixels import Picture
 
+T = TypeVar("T")
 Floats: TypeAlias = NDArray[np.float32]
+Contract: TypeAlias = Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]
 Image: TypeAlias = Union[str, "os.PathLike[str]", "Dataset", NDArray[Any], "Picture"]
 
 TOP = 5  # candidates an answer carries
-CONTRACT = {  # inputs and outputs of each graph
+ROWS = 256  # pairs that the head answers at a time, which bounds its memory
+CONTRACT: Contract = {  # inputs and outputs of each graph, where the head is pmclip-lite's
     "image": (("pixels",), ("embedding",)),
     "text": (("tokens",), ("embedding",)),
     "head": (("image", "text"), ("answer", "kind", "radiograph")),
@@ -41,15 +45,56 @@ NO_RADIOGRAPH = "the picture does not look like a radiology image"
 
 
 def load(bundle: "str | os.PathLike[str] | None" = None, device: str = "auto") -> "Predictor":
-    """Verifies a bundle and opens its graphs. ``device`` is "auto", "cpu" or "cuda"; "auto" keeps a CPU bundle on the CPU."""
+    """Verifies a bundle and opens what ``ask`` runs, the rest when it is first needed.
+
+    ``device`` is "auto", "cpu" or "cuda"; "auto" keeps a CPU bundle on the CPU.
+    """
     path = DEFAULT_BUNDLE if bundle is None else Path(bundle)
-    manifest = verify_bundle(path)  # before anything of it is parsed; 14 ms for 25 MB
+    manifest = verify_bundle(path)  # before anything of it is parsed, and so of what is opened later; 14 ms for 25 MB
     if device == "auto" and manifest.target == "cpu":
         device = "cpu"
-    with ThreadPoolExecutor(len(CONTRACT)) as pool:  # graphs are built outside the interpreter's lock
-        sessions = {name: pool.submit(_session, path / graph.file, name, device) for name, graph in manifest.graphs.items()}
-        tokenizer = tokenizer_from_file(path / TOKENIZER)
-        return Predictor(path, manifest, {name: session.result() for name, session in sessions.items()}, tokenizer)
+    contract, first = contract_of(manifest), graphs_of_ask(manifest)
+    sessions = Opened(lambda name: _session(path / manifest.graphs[name].file, contract[name], device), manifest.graphs)
+    reads_words = manifest.head is not None and manifest.head.words is not None
+    with ThreadPoolExecutor(len(first)) as pool:  # graphs are built outside the interpreter's lock
+        opening = [pool.submit(sessions.__getitem__, name) for name in first]
+        tokenizer = tokenizer_from_file(path / (WORDS if reads_words else TOKENIZER))
+        for session in opening:
+            session.result()
+    return Predictor(path, manifest, sessions, None if reads_words else tokenizer, tokenizer if reads_words else None)
+
+
+def contract_of(manifest: Manifest) -> Contract:
+    """The inputs and outputs of each graph of a bundle, in their order."""
+    contract, head = {name: CONTRACT[name] for name in ("image", "text")}, manifest.head
+    if head is not None:
+        contract["head"] = CONTRACT["head"] if head.words is None else (("image", "tokens"), ("answer", "kind"))
+        if head.grey:
+            contract["features"] = (tuple(head.grey), ("features",))
+    return contract
+
+
+def graphs_of_ask(manifest: Manifest) -> tuple[str, ...]:
+    """The graphs that ``ask`` runs; without a head the image tower."""
+    head = manifest.head
+    if head is None:
+        return ("image",)
+    needed = {"image": head.clip, "text": head.words is None, "features": bool(head.grey), "head": True}
+    return tuple(name for name, is_needed in needed.items() if is_needed)
+
+
+class Opened(dict[str, T]):
+    """What ``opens`` makes of each of ``names``, once, when it is first asked for. Safe for threads, and no name waits for another."""
+
+    def __init__(self, opens: Callable[[str], T], names: Iterable[str]) -> None:
+        self._opens = opens
+        self._locks = {name: Lock() for name in names}
+
+    def __missing__(self, name: str) -> T:
+        with self._locks[name]:
+            if name not in self:
+                self[name] = self._opens(name)
+        return self[name]
 
 
 @dataclass(frozen=True)
@@ -58,7 +103,8 @@ class Heads:
 
     answer: Floats  # (N, A) logits
     kind: Floats  # (N, K) logits
-    radiograph: Floats  # (N,) logits
+    radiograph: Floats | None = None  # (N,) logits, where the head has them
+    known: NDArray[np.bool_] | None = None  # (N,), whether a head that reads words knows one of the question's
 
     def __len__(self) -> int:
         return len(self.kind)
@@ -76,17 +122,28 @@ class Decision:
 class Predictor:
     """A loaded bundle. Its methods may be called from several threads."""
 
-    def __init__(self, path: Path, manifest: Manifest, sessions: dict[str, Session], tokenizer: "Tokenizer") -> None:
+    def __init__(
+        self,
+        path: Path,
+        manifest: Manifest,
+        sessions: Mapping[str, Session],
+        tokenizer: "Tokenizer | None" = None,
+        words: "Tokenizer | None" = None,
+    ) -> None:
+        """A tokenizer that is None is read from the bundle when it is first needed."""
         self.manifest = manifest
+        self._contract = contract_of(manifest)
         self._sessions = sessions
-        self._tokenizer = tokenizer
+        self._tokenizers = Opened(lambda name: tokenizer_from_file(path / name), (TOKENIZER, WORDS))
+        self._tokenizers.update({name: given for name, given in ((TOKENIZER, tokenizer), (WORDS, words)) if given is not None})
         self._text_embedding = lru_cache(1024)(self._embedding_from_text)  # the same questions are asked of many images
+        first = sessions[graphs_of_ask(manifest)[0]]
         self.model = ModelInfo(
             bundle=manifest.name,
             version=manifest.version,
             precision=manifest.precision,
-            backend=sessions["image"].backend,
-            device=sessions["image"].device,
+            backend=first.backend,
+            device=first.device,
             sha256=hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest(),
         )
 
@@ -95,7 +152,8 @@ class Predictor:
     ) -> Answer:
         """``image`` is a path, a Dataset, a Picture, or an array: uint8 (H, W) or (H, W, 3) RGB, other numbers (H, W) only.
 
-        ``frame`` counts from 0, ``window`` is (center, width) in modality units; both are for DICOM.
+        ``frame`` counts from 0, ``window`` is (center, width) in modality units; both are for DICOM. Raises UsageError where the bundle
+        has no head, and InputError where the image cannot be read.
         """
         return self.ask_many(image, [question], frame=frame, window=window, top=top)[0]
 
@@ -109,17 +167,16 @@ class Predictor:
         top: int = TOP,
     ) -> list[Answer]:
         """One answer per question; the image is read and encoded once. All answers carry the timings of this call."""
-        from pmclip_deploy.pixels import tensor_from_pixels
-
+        self._head()  # before the image is read
         _check_questions(questions)
         start = time.perf_counter()
         picture = picture_from_image(image, frame, window)
         read = time.perf_counter()
-        tensor = tensor_from_pixels(picture.pixels, self.manifest.preprocess)  # (3, S, S) f32
+        inputs = self._inputs_from_picture(picture)
         preprocessed = time.perf_counter()
-        embedding = self.embedding_from_tensor(tensor)  # (D,) f32
+        seen = self._seen_from_inputs(inputs)  # (V,) f32
         encoded = time.perf_counter()
-        heads = self.heads(np.repeat(embedding[None], len(questions), 0), self.embed_texts(questions))
+        heads = self.heads(np.repeat(seen[None], len(questions), 0), self.asked(questions))
         decisions = [decision_from_heads(self.manifest, heads, row) for row in range(len(questions))]
         done = time.perf_counter()
         steps = {"read": read - start, "preprocess": preprocessed - read, "encode": encoded - preprocessed, "answer": done - encoded}
@@ -160,7 +217,7 @@ class Predictor:
     def _embedding_from_text(self, text: str) -> Floats:
         """(1, D). Alone: a dynamically quantised tower takes its scales from the batch, and an answer must not depend on
         which other questions were asked beside it."""
-        tokens = tokens_from_text(self._tokenizer, [text], self.manifest.context_length, self.manifest.pad_id)  # (1, T) i64
+        tokens = tokens_from_text(self._tokenizers[TOKENIZER], [text], self.manifest.context_length, self.manifest.pad_id)  # (1, T) i64
         return self._sessions["text"].run({"tokens": tokens})["embedding"]
 
     def embedding_from_tensor(self, tensor: Floats) -> Floats:
@@ -168,17 +225,64 @@ class Predictor:
         embedding: Floats = self._sessions["image"].run({"pixels": tensor[None]})["embedding"][0]
         return embedding
 
-    def heads(self, image: Floats, text: Floats) -> Heads:
-        """(N, D) and (N, D)."""
-        out = self._sessions["head"].run({"image": image, "text": text})
-        answers, kinds = len(self.manifest.answers), len(self.manifest.kinds)
-        if out["answer"].shape != (len(image), answers) or out["kind"].shape != (len(image), kinds) or len(out["radiograph"]) != len(image):
+    def seen(self, image: Image, *, frame: int | None = None, window: tuple[float, float] | None = None) -> Floats:
+        """(V,): all that the head sees of an image. The image tower's embedding where it looks through that, then the features of
+        ``manifest.head.grey``; a single 1 where it has neither and answers from the question alone."""
+        return self._seen_from_inputs(self._inputs_from_picture(picture_from_image(image, frame, window)))
+
+    def asked(self, questions: Sequence[str]) -> NDArray[Any]:
+        """(N, D) f32 or, where the head reads words, (N, T) i64: what it is given of each question."""
+        words = self._head().words
+        if words is None:
+            return self.embed_texts(questions)
+        _check_questions(questions)
+        return tokens_from_text(self._tokenizers[WORDS], questions, words.length, words.pad_id, length=words.length)
+
+    def heads(self, seen: Floats, asked: NDArray[Any]) -> Heads:
+        """(N, V) and (N, D) or (N, T), as ``seen`` and ``asked`` give them. Raises BundleError where the graph does not fit."""
+        # A dynamically quantised head takes its scales from the batch, and an answer must not depend on what else was asked.
+        rows, words = 1 if "int8" in self.manifest.graphs["head"].precision else ROWS, self._head().words
+        parts = [self._logits(seen[i : i + rows], asked[i : i + rows]) for i in range(0, len(seen), rows)]
+        known = None if words is None else (asked != words.pad_id).any(axis=1)
+        return Heads(**{name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, known=known)
+
+    def _logits(self, seen: Floats, asked: NDArray[Any]) -> dict[str, Floats]:
+        (image, question), names = self._contract["head"]
+        given = self._sessions["head"].run({image: seen, question: asked})
+        out = {name: given[name] for name in names}
+        columns = {"answer": (len(self.manifest.answers),), "kind": (len(self.manifest.kinds),), "radiograph": ()}
+        if any(x.shape != (len(seen), *columns[name]) for name, x in out.items()):
             raise BundleError(
                 f"the head of bundle {self.manifest.name} does not fit its manifest; export it again with `pmclip-deploy export`"
             )
-        if not all(np.isfinite(out[name]).all() for name in CONTRACT["head"][1]):
+        if not all(np.isfinite(x).all() for x in out.values()):
             raise BundleError(f"bundle {self.manifest.name} computes no numbers for this image; export it again in a higher precision")
-        return Heads(out["answer"], out["kind"], out["radiograph"])
+        return out
+
+    def _head(self) -> Head:
+        if self.manifest.head is None:
+            raise UsageError(
+                f"bundle {self.manifest.name} has no head, so it embeds images and texts and answers no question; "
+                "use embed_image and embed_text, or export a checkpoint with a head from `pmclip-deploy train vqa`"
+            )
+        return self.manifest.head
+
+    def _inputs_from_picture(self, picture: "Picture") -> dict[str, dict[str, Floats]]:
+        """The inputs, batch 1, of each graph that the head sees an image through."""
+        from pmclip_deploy.pixels import tensor_from_pixels
+
+        head, inputs = self._head(), dict[str, dict[str, Floats]]()
+        if head.clip:
+            inputs["image"] = {"pixels": tensor_from_pixels(picture.pixels, self.manifest.preprocess)[None]}  # (1, 3, S, S)
+        if head.grey:
+            from pmclip_deploy.pixels import grey_from_pixels
+
+            inputs["features"] = {name: grey_from_pixels(picture.pixels, side)[None] for name, side in head.grey.items()}  # (1, 1, s, s)
+        return inputs
+
+    def _seen_from_inputs(self, inputs: Mapping[str, Mapping[str, Floats]]) -> Floats:
+        parts = [self._sessions[name].run(of)[self._contract[name][1][0]].ravel() for name, of in inputs.items()]
+        return np.concatenate(parts) if parts else np.ones(1, np.float32)
 
 
 def picture_from_image(image: Image, frame: int | None = None, window: tuple[float, float] | None = None) -> "Picture":
@@ -206,13 +310,14 @@ def decision_from_heads(manifest: Manifest, heads: Heads, row: int) -> Decision:
     kind, limits = manifest.kinds[index], manifest.abstention
     if kind.reason is not None:
         return Decision(index, (), float(kinds[index]), "kind", kind.reason)
-    probabilities = softmax(heads.answer[row, list(kind.answers)] / kind.temperature)
-    best = np.argsort(-probabilities, kind="stable")
+    logits = heads.answer[row, list(kind.answers)].astype(np.float64) / kind.temperature
+    probabilities = sigmoid(logits) if kind.independent else softmax(logits)
+    best = np.argsort(-logits, kind="stable")  # the probabilities' order, where those are so near 1 that they are equal
     candidates = tuple(Candidate(manifest.answers[kind.answers[i]], float(probabilities[i])) for i in best)
     decision = Decision(index, candidates, candidates[0].probability)
-    if kinds[index] < limits.kind_threshold:
+    if kinds[index] < limits.kind_threshold or (heads.known is not None and not heads.known[row]):
         return replace(decision, rule="question", reason=UNTRAINED)
-    if heads.radiograph[row] < limits.radiograph_threshold:
+    if heads.radiograph is not None and heads.radiograph[row] < limits.radiograph_threshold:
         return replace(decision, rule="radiograph", reason=NO_RADIOGRAPH)
     if kind.threshold >= 1:
         return replace(decision, rule="confidence", reason=NEVER_SURE)
@@ -222,14 +327,18 @@ def decision_from_heads(manifest: Manifest, heads: Heads, row: int) -> Decision:
     return decision
 
 
-def softmax(logits: Floats) -> NDArray[np.float64]:
+def softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
     shifted = np.exp(np.asarray(logits, np.float64) - np.max(logits))
     return np.asarray(shifted / shifted.sum())
 
 
-def _session(path: Path, name: str, device: str) -> Session:
+def sigmoid(logits: NDArray[Any]) -> NDArray[np.float64]:
+    return np.asarray(np.exp(-np.logaddexp(0, -np.asarray(logits, np.float64))))  # a plain exp would overflow
+
+
+def _session(path: Path, contract: tuple[tuple[str, ...], tuple[str, ...]], device: str) -> Session:
     session = open_session(path, device)
-    inputs, outputs = CONTRACT[name]
+    inputs, outputs = contract
     if set(session.inputs) != set(inputs) or not set(outputs) <= set(session.outputs):
         raise BundleError(f"{path}: takes {session.inputs} and gives {session.outputs}, not {inputs} and {outputs}; export it again")
     return session
