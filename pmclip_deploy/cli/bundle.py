@@ -1,4 +1,4 @@
-"""`pmclip-deploy bundle show | verify`: what a bundle is, and whether it is what it was."""
+"""`pmclip-deploy bundle show | verify | sign`: what a bundle is, whether it is what it was, and whose it is."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -42,18 +42,50 @@ def show(folder: Folder = None, as_json: Json = False) -> None:
 
 
 @app.command()
-def verify(folder: Folder = None, as_json: Json = False) -> None:
-    """Check the sha256 of every file; a changed, missing or extra file exits with 4."""
-    from pmclip_deploy.bundle import manifest_from_bundle, problems_in_bundle, verify_bundle
+def verify(
+    folder: Folder = None,
+    key: Annotated[Path | None, typer.Option(metavar="PUBLIC.pem", help="Check the signature of this key's holder too.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Check the sha256 of every file, and with --key the signature; a changed, missing or extra file or a wrong signature exits with 4."""
+    from pmclip_deploy.bundle import NEXT_STEP, manifest_from_bundle, problems_in_bundle
+    from pmclip_deploy.errors import BundleError
     from pmclip_deploy.models import DEFAULT_BUNDLE
+    from pmclip_deploy.signing import fingerprint, problems_in_signature, public_key_from_pem
 
-    path = folder or DEFAULT_BUNDLE
+    path, public_key = folder or DEFAULT_BUNDLE, None if key is None else public_key_from_pem(key)
+    manifest = manifest_from_bundle(path)
+    broken = problems_in_bundle(path, manifest)
+    problems = broken + ([] if public_key is None else problems_in_signature(path, public_key))
+    signed_by = None if public_key is None or problems else fingerprint(public_key)
     if as_json:
-        problems = problems_in_bundle(path, manifest_from_bundle(path))
-        print_json({"schema": "pmclip-deploy/verification/1", "bundle": str(path), "verified": not problems, "problems": problems})
-    manifest = verify_bundle(path)
+        about = {"schema": "pmclip-deploy/verification/1", "bundle": str(path), "verified": not problems, "signed_by": signed_by}
+        print_json({**about, "problems": problems})
+    if problems:
+        next_step = NEXT_STEP if broken else "take the bundle from the holder of that key, or pass the key of who signed it"
+        raise BundleError(f"{path}: {', '.join(problems)}; {next_step}")
     if not as_json:
-        print(f"{one_line(str(path))}: all {len(manifest.files)} files are what the manifest says")
+        signed = "" if signed_by is None else f", signed by the key with the sha256 {signed_by}"
+        print(f"{one_line(str(path))}: all {len(manifest.files)} files are what the manifest says{signed}")
+
+
+@app.command()
+def sign(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The bundle.", show_default=False)],
+    key: Annotated[Path, typer.Option(metavar="PRIVATE.pem", help="Ed25519; if encrypted, its password is in PMCLIP_SIGNING_PASSWORD.")],
+    as_json: Json = False,
+) -> None:
+    """Sign a bundle that verifies, so that `verify --key` can tell whose it is (needs the extra `sign`)."""
+    from pmclip_deploy.bundle import SIGNATURE
+    from pmclip_deploy.signing import fingerprint, private_key_from_pem, sign_bundle
+
+    private_key = private_key_from_pem(key)
+    sign_bundle(folder, private_key)
+    signed_by = fingerprint(private_key.public_key())
+    if as_json:
+        print_json({"schema": "pmclip-deploy/signature/1", "bundle": str(folder), "file": SIGNATURE, "signed_by": signed_by})
+    else:
+        print(f"{one_line(str(folder))}: wrote {SIGNATURE}, of the key with the sha256 {signed_by}")
 
 
 def _span(values: Iterable[float]) -> str:
