@@ -3,6 +3,9 @@
 "plane"     axial, coronal or sagittal           "fracture"  yes where the picture is bright, else no
 an unknown word   outside what was trained       only "is", "there", "a"   no kind is sure
 a picture without contrast (one grey level)      no radiograph
+
+Other kinds of bundle: None has towers alone. The heads "mevf", "qcr" and "blind" read words themselves and see the picture's mean
+grey level (after the image's embedding, in place of it, and not at all); "plane" and "fracture" choose among the answers.
 """
 
 from dataclasses import replace
@@ -14,7 +17,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from pmclip_deploy.bundle import Abstention, Graph, Head, Kind, Manifest, write_bundle
+from pmclip_deploy.bundle import Abstention, Graph, Head, Kind, Manifest, Words, write_bundle
 from pmclip_deploy.spec import Preprocess
 
 DIM, SIZE = 8, 32
@@ -28,7 +31,21 @@ KINDS = (
 )
 
 
-def tiny_manifest(**changes: Any) -> Manifest:
+DICTIONARY = ["is", "there", "a", "fracture", "which", "plane"]  # the padding's number follows the last
+READS = Words(length=4, pad_id=len(DICTIONARY))
+HEADS = {
+    "lite": Head("lite"),
+    "mevf": Head("mevf", READS, {"autoencoder": 16, "maml": 12}),
+    "qcr": Head("qcr", READS, {"autoencoder": 16}, clip=False),
+    "blind": Head("mevf", READS, {}, clip=False),
+}
+BOTH = Kind("any", (0, 1, 2, 3, 4), threshold=0.6, independent=True)
+TYPES = (Kind("closed", (0, 1), threshold=0.6, independent=True), Kind("open", (2, 3, 4), independent=True))
+
+
+def tiny_manifest(kind: str | None = "lite", **changes: Any) -> Manifest:
+    head = None if kind is None else HEADS[kind]
+    graphs = ["image", "text", *(["head"] if head else []), *(["features"] if head and head.grey else [])]
     manifest = Manifest(
         name="tiny",
         version="0.0.1",
@@ -40,23 +57,38 @@ def tiny_manifest(**changes: Any) -> Manifest:
         pad_id=0,
         embed_dim=DIM,
         logit_scale=10.0,
-        graphs={name: Graph(f"{name}.onnx", "fp32") for name in ("image", "text", "head")},
-        head=Head("lite"),
-        answers=ANSWERS,
-        kinds=KINDS,
-        abstention=Abstention(0.5, 0.0, ((1.0, 0.5), (0.5, 0.75))),
+        graphs={name: Graph(f"{name}.onnx", "fp32") for name in graphs},
+        head=head,
+        answers=() if kind is None else (*ANSWERS[3:], *ANSWERS[:3]) if kind == "qcr" else ANSWERS,
+        kinds={None: (), "lite": KINDS, "qcr": TYPES}.get(kind, (BOTH,)),
+        abstention=Abstention(0.5, 0.0, ((1.0, 0.5), (0.5, 0.75))) if kind == "lite" else Abstention(0.0, 0.0),
     )
     return replace(manifest, **changes)
 
 
-def tiny_files() -> dict[str, bytes]:
-    graphs = {"image.onnx": _image(), "text.onnx": _text(), "head.onnx": _head()}
-    return {**{name: model.SerializeToString() for name, model in graphs.items()}, "tokenizer.json": tiny_tokenizer().to_str().encode()}
+def tiny_files(kind: str | None = "lite") -> dict[str, bytes]:
+    manifest = tiny_manifest(kind)
+    graphs, head = {"image": _image(), "text": _text()}, manifest.head
+    if head:
+        graphs["head"] = _words_head(manifest) if head.words else _head()
+    if head and head.grey:
+        graphs["features"] = _features(manifest)
+    files = {manifest.graphs[name].file: model.SerializeToString() for name, model in graphs.items()}
+    tokenizers = {"tokenizer.json": tiny_tokenizer(), **({"words.json": tiny_words()} if head and head.words else {})}
+    return {**files, **{name: tokenizer.to_str().encode() for name, tokenizer in tokenizers.items()}}
 
 
-def tiny_bundle(directory: Path, **changes: Any) -> Path:
-    write_bundle(directory, tiny_manifest(**changes), tiny_files())
+def tiny_bundle(directory: Path, kind: str | None = "lite", **changes: Any) -> Path:
+    write_bundle(directory, tiny_manifest(kind, **changes), tiny_files(kind))
     return directory
+
+
+def tiny_words() -> Tokenizer:
+    """The dictionary of a head that reads words: an unknown one is padding."""
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate([*DICTIONARY, "[PAD]"])}, unk_token="[PAD]"))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), normalizers.Replace("?", "")])
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return tokenizer
 
 
 def tiny_tokenizer() -> Tokenizer:
@@ -115,6 +147,42 @@ def _head() -> onnx.ModelProto:
     outputs = {"answer": ["B", len(ANSWERS)], "kind": ["B", len(KINDS)], "radiograph": ["B"]}
     weights = {"w_answer": answer, "w_kind": kind, "w_radiograph": radiograph, "bias": np.array([-0.1], np.float32), "axes": np.array([1])}
     return _model(nodes, inputs, outputs, **weights)
+
+
+def _features(manifest: Manifest) -> onnx.ModelProto:
+    """features = each network's picture's mean, MAML's first"""
+    assert manifest.head
+    grey = manifest.head.grey
+    names = sorted(grey, reverse=True)
+    nodes = [helper.make_node("ReduceMean", [name, "axes"], [f"mean_{name}"], keepdims=0) for name in names]
+    nodes.append(helper.make_node("Concat", [f"mean_{name}" for name in names], ["features"], axis=1))
+    inputs = {name: ("f", ["B", 1, side, side]) for name, side in grey.items()}
+    return _model(nodes, inputs, {"features": ["B", len(names)]}, axes=np.array([2, 3]))
+
+
+def _words_head(manifest: Manifest) -> onnx.ModelProto:
+    """ "plane" lifts its three answers, "fracture" yes and no; what is seen last, the mean grey level, is for yes and against no"""
+    assert manifest.head
+    width = (DIM * manifest.head.clip + len(manifest.head.grey)) or 1
+    place = {answer: i for i, answer in enumerate(manifest.answers)}
+    seen, bias = np.zeros((width, len(place)), np.float32), np.zeros(len(place), np.float32)
+    seen[-1, [place["yes"], place["no"]]], bias[[place["yes"], place["no"]]] = (8, -8), (-4, 4)
+    words = np.zeros((len(DICTIONARY) + 1, len(place)), np.float32)
+    words[DICTIONARY.index("plane"), [place[answer] for answer in ANSWERS[:3]]] = 5, 4, 3
+    words[DICTIONARY.index("fracture"), [place["yes"], place["no"]]] = 3
+    kinds = np.zeros((len(DICTIONARY) + 1, len(manifest.kinds)), np.float32)
+    kinds[DICTIONARY.index("plane"), -1] = 5 if len(manifest.kinds) > 1 else 0
+    nodes = [
+        helper.make_node("Gemm", ["image", "w_seen", "bias"], ["from_image"]),
+        helper.make_node("Gather", ["w_words", "tokens"], ["of_words"]),
+        helper.make_node("ReduceSum", ["of_words", "axes"], ["from_words"], keepdims=0),
+        helper.make_node("Add", ["from_image", "from_words"], ["answer"]),
+        helper.make_node("Gather", ["w_kinds", "tokens"], ["kinds"]),
+        helper.make_node("ReduceSum", ["kinds", "axes"], ["kind"], keepdims=0),
+    ]
+    inputs = {"image": ("f", ["B", width]), "tokens": ("i", ["B", READS.length])}
+    outputs = {"answer": ["B", len(place)], "kind": ["B", len(manifest.kinds)]}
+    return _model(nodes, inputs, outputs, w_seen=seen, bias=bias, w_words=words, w_kinds=kinds, axes=np.array([1]))
 
 
 def _model(nodes: list[onnx.NodeProto], inputs: dict[str, Any], outputs: dict[str, Any], **weights: Any) -> onnx.ModelProto:
