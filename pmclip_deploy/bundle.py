@@ -196,7 +196,9 @@ def manifest_from_bundle(path: Path) -> Manifest:
 
 
 def verify_bundle(path: Path) -> Manifest:
-    """Every file is there with its size and sha256, the manifest's too, and nothing more but a signature; else one BundleError says all.symbolic link is followed: what counts is the content, and the hash covers it.
+    """Every file is there with its size and sha256, the manifest's too, and nothing more but a signature; else one BundleError says all.
+
+    A symbolic link is followed: what counts is the content, and the hash covers it.
     """
     manifest = manifest_from_bundle(path)
     problems = problems_in_bundle(path, manifest)
