@@ -269,14 +269,12 @@ class Predictor:
 
     def _inputs_from_picture(self, picture: "Picture") -> dict[str, dict[str, Floats]]:
         """The inputs, batch 1, of each graph that the head sees an image through."""
-        from pmclip_deploy.pixels import tensor_from_pixels
+        from pmclip_deploy.pixels import grey_from_pixels, tensor_from_pixels
 
         head, inputs = self._head(), dict[str, dict[str, Floats]]()
         if head.clip:
             inputs["image"] = {"pixels": tensor_from_pixels(picture.pixels, self.manifest.preprocess)[None]}  # (1, 3, S, S)
         if head.grey:
-            from pmclip_deploy.pixels import grey_from_pixels
-
             inputs["features"] = {name: grey_from_pixels(picture.pixels, side)[None] for name, side in head.grey.items()}  # (1, 1, s, s)
         return inputs
 

@@ -2,22 +2,38 @@
 
 import json
 import shutil
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Barrier, Event
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import ANSWERS, DIM, KINDS, OUTSIDE, tiny_bundle, tiny_files, tiny_manifest
+from tiny import ANSWERS, DIM, HEADS, KINDS, OUTSIDE, READS, tiny_bundle, tiny_files, tiny_manifest
 
 import pmclip_deploy as pm
-from pmclip_deploy.bundle import MANIFEST, write_bundle
-from pmclip_deploy.pixels import picture_from_array
-from pmclip_deploy.predictor import NEVER_SURE, NO_RADIOGRAPH, UNTRAINED, Heads, decision_from_heads
+from pmclip_deploy.bundle import MANIFEST, Graph, write_bundle
+from pmclip_deploy.cli import app
+from pmclip_deploy.pixels import grey_from_pixels, picture_from_array
+from pmclip_deploy.predictor import (
+    CONTRACT,
+    NEVER_SURE,
+    NO_RADIOGRAPH,
+    ROWS,
+    UNTRAINED,
+    Heads,
+    Opened,
+    contract_of,
+    decision_from_heads,
+    graphs_of_ask,
+    sigmoid,
+)
 
 FRACTURE = "is there a fracture?"
+WORDS_HEADS = [name for name, head in HEADS.items() if head.words]
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +115,36 @@ def test_a_note_of_the_kind_comes_with_the_answer(tmp_path: Path) -> None:
 def test_huge_logits_stay_finite() -> None:
     d = decision_from_heads(tiny_manifest(), heads([0, 0, 0, 3e38, -3e38], [3e38, 3.1e38, 0]), 0)
     assert d.probability == 1.0
+
+
+def test_independent_answers_have_a_probability_each() -> None:
+    kinds = (replace(KINDS[0], independent=True, temperature=2.0, threshold=0.6), *KINDS[1:])
+    d = decision_from_heads(tiny_manifest(kinds=kinds), heads([-2, 2, 1, 9, 9], PLANE), 0)
+    assert [c.answer for c in d.candidates] == ["coronal", "sagittal", "axial"] and d.reason is None
+    assert [c.probability for c in d.candidates] == pytest.approx([1 / (1 + np.exp(-x / 2)) for x in (2, 1, -2)])
+    unsure = decision_from_heads(tiny_manifest(kinds=kinds), heads([-2, 0.5, -9, 9, 9], PLANE), 0)
+    assert unsure.rule == "confidence" and unsure.reason == "the confidence 0.56 is under the bundle's threshold 0.60"
+
+
+def test_independent_answers_near_one_keep_their_order() -> None:
+    kinds = (replace(KINDS[0], independent=True), *KINDS[1:])
+    with np.errstate(all="raise", under="ignore"):
+        d = decision_from_heads(tiny_manifest(kinds=kinds), heads([40, 3e38, 50, 0, 0], PLANE), 0)
+    assert [c.answer for c in d.candidates] == ["coronal", "sagittal", "axial"] and d.candidates[1].probability == 1.0
+    assert sigmoid(np.array([-3e38, -1e3, 0])).tolist() == [0, 0, 0.5]
+
+
+def test_without_a_radiograph_output_no_picture_is_turned_away() -> None:
+    said = replace(heads([9, 9, 9, 0, 2], FRACTURES), radiograph=None)
+    strict = replace(tiny_manifest().abstention, radiograph_threshold=1e9)
+    assert decision_from_heads(tiny_manifest(abstention=strict), said, 0).reason is None
+
+
+def test_a_question_without_a_known_word_abstains_and_offers_candidates() -> None:
+    said = replace(heads([9, 9, 9, 0, 20], FRACTURES), radiograph=None, known=np.array([False]))
+    d = decision_from_heads(tiny_manifest(), said, 0)
+    assert (d.rule, d.reason) == ("question", UNTRAINED) and d.candidates[0].answer == "no"
+    assert decision_from_heads(tiny_manifest(), replace(said, known=np.array([True])), 0).reason is None
 
 
 # --- the flow ------------------------------------------------------------------------------------------------------------------
@@ -183,6 +229,156 @@ def test_answers_are_json(predictor: pm.Predictor) -> None:
     ]  # fmt: skip
 
 
+# --- other heads, and none -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pm.Predictor]:
+    folder = tmp_path_factory.mktemp("heads")
+    return {name: pm.load(tiny_bundle(folder / name, name)) for name in WORDS_HEADS}
+
+
+@pytest.fixture(scope="module")
+def towers(tmp_path_factory: pytest.TempPathFactory) -> pm.Predictor:
+    return pm.load(tiny_bundle(tmp_path_factory.mktemp("towers") / "bundle", None))
+
+
+def grey(side: int, brightness: int = 200) -> float:
+    return float(grey_from_pixels(picture(brightness), side).mean())
+
+
+def test_contracts() -> None:
+    towers = {name: CONTRACT[name] for name in ("image", "text")}
+    words = {**towers, "head": (("image", "tokens"), ("answer", "kind"))}
+    assert contract_of(tiny_manifest()) == CONTRACT and contract_of(tiny_manifest(None)) == towers
+    assert contract_of(tiny_manifest("blind")) == words
+    assert contract_of(tiny_manifest("mevf")) == {**words, "features": (("autoencoder", "maml"), ("features",))}
+    asked_through = {name: graphs_of_ask(tiny_manifest(name)) for name in (None, *HEADS)}
+    assert asked_through == {
+        None: ("image",),
+        "lite": ("image", "text", "head"),
+        "mevf": ("image", "features", "head"),
+        "qcr": ("features", "head"),
+        "blind": ("head",),
+    }
+
+
+def test_what_each_head_sees(predictor: pm.Predictor, others: dict[str, pm.Predictor]) -> None:
+    embedding = predictor.embed_image(picture())
+    assert np.array_equal(predictor.seen(picture()), embedding)
+    seen = others["mevf"].seen(picture())
+    assert np.array_equal(seen[:DIM], embedding) and seen.dtype == np.float32
+    assert seen[DIM:] == pytest.approx([grey(12), grey(16)], abs=1e-6) and grey(12) != pytest.approx(grey(16), abs=1e-6)
+    assert others["qcr"].seen(picture()) == pytest.approx([grey(16)], abs=1e-6)
+    assert others["blind"].seen(picture()).tolist() == [1]
+
+
+def test_what_each_head_is_asked(predictor: pm.Predictor, others: dict[str, pm.Predictor]) -> None:
+    assert np.array_equal(predictor.asked(["plane", FRACTURE]), predictor.embed_texts(["plane", FRACTURE]))
+    tokens = others["mevf"].asked([FRACTURE, "Plane?", "a xyz a", "is there a large fracture", "xyz"])
+    assert tokens.dtype == np.int64 and READS.pad_id == 6
+    assert tokens.tolist() == [[0, 1, 2, 3], [5, 6, 6, 6], [2, 6, 2, 6], [0, 1, 2, 6], [6, 6, 6, 6]]
+    for question in ("", " ", "\ud800"):
+        with pytest.raises(pm.UsageError):
+            others["mevf"].asked([question])
+
+
+def test_a_head_that_reads_words_answers(others: dict[str, pm.Predictor]) -> None:
+    sure, no, plane = (others["mevf"].ask(picture(b), q) for b, q in ((200, FRACTURE), (50, FRACTURE), (200, "which plane?")))
+    assert (sure.answer, no.answer, plane.answer) == ("yes", "no", "axial")
+    assert sure.probability == pytest.approx(1 / (1 + np.exp(-(8 * grey(16) - 4 + 3))), abs=1e-5)
+    assert len(sure.candidates) == 5 and sum(c.probability for c in sure.candidates) > 1.5
+    unsure = others["mevf"].ask(picture(128), "is there a")
+    assert unsure.abstained and "under the bundle's threshold" in str(unsure.reason)
+    assert others["mevf"].ask(picture(contrast=0), FRACTURE).reason is None  # nothing says what is a radiograph
+    assert (sure.model.backend, sure.model.device) == ("onnxruntime", "cpu") and set(sure.timings_ms) > {"preprocess", "encode"}
+
+
+@pytest.mark.parametrize("name", WORDS_HEADS)
+def test_a_question_of_which_no_word_is_known(others: dict[str, pm.Predictor], name: str) -> None:
+    answer = others[name].ask(picture(), "asdf qwerty")
+    assert answer.answer is None and answer.reason == UNTRAINED and answer.candidates[0].probability > 0.8
+    assert others[name].ask(picture(), "asdf fracture").answer == "yes"
+
+
+def test_two_branches_answer_by_the_type_of_question(others: dict[str, pm.Predictor]) -> None:
+    closed, opened = others["qcr"].ask_many(picture(), [FRACTURE, "which plane?"])
+    assert [c.answer for c in closed.candidates] == ["yes", "no"]
+    assert [c.answer for c in opened.candidates] == ["axial", "coronal", "sagittal"]
+
+
+@pytest.mark.parametrize("name", WORDS_HEADS)
+def test_many_questions_in_several_threads_equal_one_by_one(others: dict[str, pm.Predictor], name: str) -> None:
+    questions = [FRACTURE, "which plane?", "asdf", "is there a"]
+    alone = [others[name].ask(picture(), question) for question in questions]
+    with ThreadPoolExecutor(4) as pool:
+        for together in pool.map(lambda _: others[name].ask_many(picture(), questions), range(8)):
+            assert [(a.answer, a.candidates, a.reason) for a in together] == [(a.answer, a.candidates, a.reason) for a in alone]
+
+
+def test_more_pairs_than_go_in_one_batch(others: dict[str, pm.Predictor]) -> None:
+    seen = np.random.default_rng(0).normal(size=(2 * ROWS + 3, DIM + 2)).astype(np.float32)
+    asked = np.resize(others["mevf"].asked([FRACTURE, "plane", "asdf"]), (len(seen), READS.length))
+    whole = others["mevf"].heads(seen, asked)
+    assert len(whole) == len(seen) and whole.known is not None and whole.known.tolist() == [i % 3 != 2 for i in range(len(seen))]
+    for i in (0, ROWS - 1, ROWS, len(seen) - 1):
+        assert whole.answer[i] == pytest.approx(others["mevf"].heads(seen[i : i + 1], asked[i : i + 1]).answer[0], abs=1e-5)
+
+
+class Scaled:
+    """A head whose logits are scaled by the batch's largest value, as dynamic quantisation does it."""
+
+    backend, device = "numpy", "cpu"
+    inputs, outputs = contract_of(tiny_manifest("blind"))["head"]
+
+    def run(self, inputs: Any) -> dict[str, Any]:
+        answer = np.tile(inputs["image"] / np.abs(inputs["image"]).max(), (1, len(ANSWERS))).astype(np.float32)
+        return {"answer": answer, "kind": np.zeros((len(answer), 1), np.float32)}
+
+
+def test_what_else_is_asked_changes_no_quantised_answer(tmp_path: Path) -> None:
+    path = tiny_bundle(tmp_path / "b", "blind")
+    seen, asked = np.array([[1], [4]], np.float32), np.zeros((2, READS.length), np.int64)
+    said = {}
+    for precision in ("fp32", "int8"):
+        manifest = tiny_manifest("blind")
+        manifest = replace(manifest, graphs={**manifest.graphs, "head": Graph("head.onnx", precision)})
+        said[precision] = pm.Predictor(path, manifest, {"head": Scaled()}).heads(seen, asked).answer[:, 0].tolist()
+    assert said == {"fp32": [0.25, 1], "int8": [1, 1]}
+
+
+def test_towers_alone_embed_and_answer_nothing(towers: pm.Predictor, predictor: pm.Predictor) -> None:
+    assert np.array_equal(towers.embed_image(picture()), predictor.embed_image(picture()))
+    assert np.array_equal(towers.embed_text(FRACTURE), predictor.embed_text(FRACTURE))
+    for ask in (lambda: towers.ask("nowhere.dcm", FRACTURE), lambda: towers.seen(picture()), lambda: towers.asked([FRACTURE])):
+        with pytest.raises(pm.UsageError, match=r"bundle tiny has no head.*embed_image.*train vqa") as caught:
+            ask()
+        assert "\n" not in str(caught.value)
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Any:
+    monkeypatch.setattr(sys, "argv", ["pmclip-deploy", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        app.main()
+    return caught.value.code
+
+
+def test_infer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.fromarray(picture()).save(tmp_path / "p.png")
+    for name in (None, *WORDS_HEADS):
+        tiny_bundle(tmp_path / str(name), name)
+    ask = ["infer", str(tmp_path / "p.png"), FRACTURE, "asdf", "--bundle"]
+    assert command(monkeypatch, *ask, str(tmp_path / "None")) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1 and "has no head" in captured.err
+    for name in WORDS_HEADS:
+        assert command(monkeypatch, *ask, str(tmp_path / name), "--json") == 0
+        captured = capsys.readouterr()
+        assert [answer["answer"] for answer in json.loads(captured.out)] == ["yes", None] and captured.err == ""
+        assert command(monkeypatch, *ask, str(tmp_path / name)) == 0
+        assert "no answer: the question is outside" in capsys.readouterr().out
+
+
 # --- loading -------------------------------------------------------------------------------------------------------------------
 
 
@@ -195,27 +391,90 @@ def test_a_changed_byte_is_refused_on_load(bundle: Path, tmp_path: Path) -> None
         pm.load(tmp_path / "b")
 
 
-def broken(tmp_path: Path, changes: dict[str, bytes] | None = None, **manifest: Any) -> Path:
-    write_bundle(tmp_path / "b", tiny_manifest(**manifest), {**tiny_files(), **(changes or {})})
+NO_GRAPH = b"\x00 not what it says\n"
+
+
+def broken(tmp_path: Path, changes: dict[str, bytes] | None = None, kind: str | None = "lite", **manifest: Any) -> Path:
+    write_bundle(tmp_path / "b", tiny_manifest(kind, **manifest), {**tiny_files(kind), **(changes or {})})
     return tmp_path / "b"
 
 
 def test_a_file_that_is_no_graph(tmp_path: Path) -> None:
-    for name in ("image.onnx", "tokenizer.json"):
+    for name in ("image.onnx", "text.onnx", "head.onnx", "tokenizer.json"):
         with pytest.raises(pm.BundleError, match=name) as caught:
-            pm.load(broken(tmp_path, {name: b"\x00 not what it says\n"}))
+            pm.load(broken(tmp_path, {name: NO_GRAPH}))
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["image.onnx", "features.onnx", "head.onnx", "words.json"])
+def test_what_a_question_needs_is_opened_at_once(tmp_path: Path, name: str) -> None:
+    with pytest.raises(pm.BundleError, match=name):
+        pm.load(broken(tmp_path, {name: NO_GRAPH}, kind="mevf"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "idle"), [("mevf", ["text.onnx", "tokenizer.json"]), ("blind", ["image.onnx", "text.onnx"]), (None, ["text.onnx"])]
+)
+def test_what_is_not_needed_is_not_opened(tmp_path: Path, kind: str | None, idle: list[str]) -> None:
+    predictor = pm.load(broken(tmp_path, dict.fromkeys(idle, NO_GRAPH), kind=kind))
+    if kind is not None:
+        assert predictor.ask(picture(), FRACTURE).answer == "yes"
+    if "image.onnx" not in idle:
+        predictor.embed_image(picture())
+    for _ in range(2):
+        with pytest.raises(pm.BundleError, match=r"text\.onnx|tokenizer\.json"):
+            predictor.embed_text(FRACTURE)
+    if "image.onnx" in idle:
+        with pytest.raises(pm.BundleError, match=r"image\.onnx"):
+            predictor.embed_image(picture())
+
+
+def test_what_is_opened_later_is_checked_like_the_rest(tmp_path: Path) -> None:
+    predictor = pm.load(broken(tmp_path, {"text.onnx": tiny_files("mevf")["image.onnx"]}, kind="mevf"))
+    with pytest.raises(pm.BundleError, match=r"text\.onnx: takes .*pixels.* not .*tokens"):
+        predictor.embed_text(FRACTURE)
+
+
+def test_things_are_opened_once_and_do_not_wait_for_each_other() -> None:
+    opened, release, start = [], Event(), Barrier(4)
+
+    def opens(name: str) -> object:
+        opened.append(name)
+        if name == "slow":
+            assert release.wait(10)
+        return object()
+
+    def ask(name: str) -> object:
+        start.wait(10)
+        return things[name]
+
+    things = Opened(opens, ("slow", "quick"))
+    with ThreadPoolExecutor(4) as pool:
+        slow = [pool.submit(ask, "slow") for _ in range(3)]
+        assert pool.submit(ask, "quick").result(10)
+        release.set()
+        assert len({id(future.result(10)) for future in slow}) == 1
+    assert sorted(opened) == ["quick", "slow"]
 
 
 def test_a_graph_with_other_inputs(tmp_path: Path) -> None:
     with pytest.raises(pm.BundleError, match=r"takes .*tokens.* not .*pixels"):
         pm.load(broken(tmp_path, {"image.onnx": tiny_files()["text.onnx"]}))
+    with pytest.raises(pm.BundleError, match=r"features\.onnx: takes .*autoencoder.* not .*maml"):
+        pm.load(broken(tmp_path, {"features.onnx": tiny_files("qcr")["features.onnx"]}, kind="mevf"))
+    with pytest.raises(pm.BundleError, match=r"head\.onnx: takes .*text.* not .*tokens"):
+        pm.load(broken(tmp_path, {"head.onnx": tiny_files()["head.onnx"]}, kind="mevf"))
 
 
 def test_a_head_that_does_not_fit_its_manifest(tmp_path: Path) -> None:
     predictor = pm.load(broken(tmp_path, answers=(*ANSWERS, "one more")))
     with pytest.raises(pm.BundleError, match="does not fit"):
         predictor.ask(picture(), FRACTURE)
+    kinds = tiny_manifest("qcr").kinds
+    with pytest.raises(pm.BundleError, match="does not fit"):
+        pm.load(broken(tmp_path, kind="qcr", kinds=(*kinds, kinds[0]))).ask(picture(), FRACTURE)
+    with pytest.raises(pm.BundleError, match=r"head\.onnx: .*cannot run"):  # it sees more than the head takes
+        pm.load(broken(tmp_path, {"head.onnx": tiny_files("qcr")["head.onnx"]}, kind="mevf")).ask(picture(), FRACTURE)
 
 
 def test_a_size_that_does_not_fit_the_graph(tmp_path: Path) -> None:
@@ -224,10 +483,12 @@ def test_a_size_that_does_not_fit_the_graph(tmp_path: Path) -> None:
         predictor.ask(picture(), FRACTURE)
 
 
-def test_a_head_that_computes_no_numbers(predictor: pm.Predictor) -> None:
+def test_a_head_that_computes_no_numbers(predictor: pm.Predictor, others: dict[str, pm.Predictor]) -> None:
     nan = np.full((1, DIM), np.nan, np.float32)
     with pytest.raises(pm.BundleError, match="no numbers"):
         predictor.heads(nan, nan)
+    with pytest.raises(pm.BundleError, match="no numbers"):
+        others["blind"].heads(nan[:, :1], others["blind"].asked([FRACTURE]))
 
 
 def test_devices(bundle: Path) -> None:
