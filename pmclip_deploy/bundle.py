@@ -185,7 +185,7 @@ def manifest_from_bundle(path: Path) -> Manifest:
             raise BundleError(f"{file}: larger than a manifest can be; {NEXT_STEP}")
         manifest = Manifest.from_json(json.loads(file.read_bytes(), parse_constant=_no_constant))
         words = [WORDS] if manifest.head is not None and manifest.head.words is not None else []
-        for name in [*(of.file for of in [*manifest.graphs.values(), *manifest.engines]), TOKENIZER, *words]:
+        for name in [*(g.file for g in manifest.graphs.values()), *(e.file for e in manifest.engines), TOKENIZER, *words]:
             if name not in manifest.files:
                 raise ValueError(f'"files" does not list {name}')
     except OSError as error:

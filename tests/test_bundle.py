@@ -2,19 +2,32 @@
 
 import json
 import os
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import tiny_bundle, tiny_files, tiny_manifest
+from tiny import HEADS, tiny_bundle, tiny_files, tiny_manifest
 
-from pmclip_deploy.bundle import MANIFEST, SEAL, Manifest, manifest_from_bundle, verify_bundle, write_bundle
+from pmclip_deploy.bundle import MANIFEST, SEAL, Engine, Graph, Head, Manifest, manifest_from_bundle, verify_bundle, write_bundle
+from pmclip_deploy.cli import app
 from pmclip_deploy.errors import BundleError
+
+ENGINE = Engine("image", "image.sm86.engine", "tensorrt_rtx", "1.7.1", ("8.6", "12.0"), "linux-x86_64", "0" * 64, (1, 1, 8), "f" * 64)
 
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
     return tiny_bundle(tmp_path / "bundle")
+
+
+@pytest.fixture
+def words_bundle(tmp_path: Path) -> Path:
+    """Its head reads words and sees grey features; one of its graphs has an engine."""
+    files = {**tiny_files("mevf"), ENGINE.file: b"plan"}
+    write_bundle(tmp_path / "words", tiny_manifest("mevf", engines=(ENGINE,), target="rtx"), files)
+    return tmp_path / "words"
 
 
 def edit(bundle: Path, change: Any) -> None:
@@ -28,6 +41,30 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert verify_bundle(tmp_path / "b") == written
     assert Manifest.from_json(written.to_json()) == written
     assert sorted(written.files) == ["head.onnx", "image.onnx", "text.onnx", "tokenizer.json"]
+
+
+@pytest.mark.parametrize("kind", [None, *HEADS])
+def test_every_kind_of_bundle_is_read_as_it_was_written(tmp_path: Path, kind: str | None) -> None:
+    manifest = tiny_manifest(kind, engines=(ENGINE, replace(ENGINE, graph="text", plugin_sha256=None)))
+    manifest = replace(manifest, graphs={**manifest.graphs, "image": Graph("image.onnx", "int8", ("Conv_0", "pool"))})
+    files = {**tiny_files(kind), ENGINE.file: b"plan"}
+    written = write_bundle(tmp_path / "b", manifest, files)
+    assert verify_bundle(tmp_path / "b") == written and replace(written, files={}) == manifest
+    assert sorted(written.files) == sorted(files)
+
+
+def test_a_manifest_from_before_heads_were_named_is_of_a_lite_head(bundle: Path) -> None:
+    def older(data: Any) -> None:
+        for key in ("head", "engines"):
+            del data[key]
+        for graph in data["graphs"].values():
+            del graph["float_layers"]
+        for kind in data["kinds"]:
+            del kind["independent"]
+
+    now = manifest_from_bundle(bundle)
+    edit(bundle, older)
+    assert manifest_from_bundle(bundle) == now and now.head == Head("lite")
 
 
 def test_a_source_may_be_a_file(tmp_path: Path) -> None:
@@ -137,6 +174,9 @@ CHANGES: dict[str, Any] = {
     "kind without answers": lambda d: d["kinds"][0].update(answers=[]),
     "kind is a list": lambda d: d.update(kinds=[[]]),
     "curve of triples": lambda d: d["abstention"].update(curve=[[1, 2, 3]]),
+    "words for a lite head": lambda d: d["head"].update(words={"length": 12, "pad_id": 3}),
+    "a lite head without the towers": lambda d: d["head"].update(clip=False),
+    "a graph for no head": lambda d: d.update(head=None),
 }
 
 
@@ -146,6 +186,106 @@ def test_a_bad_manifest_is_one_line(bundle: Path, name: str) -> None:
     with pytest.raises(BundleError) as caught:
         manifest_from_bundle(bundle)
     assert str(bundle / MANIFEST) in str(caught.value) and "\n" not in str(caught.value) and "export" in str(caught.value)
+
+
+# What each says of a bundle whose head reads words.
+WORDS_CHANGES: dict[str, tuple[Any, str]] = {
+    "head without its graph": (lambda d: d["graphs"].pop("head"), "graphs.head is missing, which the head needs"),
+    "features without their graph": (lambda d: d["graphs"].pop("features"), "graphs.features is missing, which the head needs"),
+    "features that nothing needs": (lambda d: d["head"].update(grey={}), "graphs.features is there, and no head that needs it"),
+    "unknown graph": (lambda d: d["graphs"].update(tail=d["graphs"]["head"]), "graphs.tail is unknown"),
+    "words.json unlisted": (lambda d: d["files"].pop("words.json"), '"files" does not list words.json'),
+    "engine unlisted": (lambda d: d["files"].pop(ENGINE.file), f'"files" does not list {ENGINE.file}'),
+    "head is a list": (lambda d: d.update(head=[]), "head is not a dict"),
+    "unknown head": (lambda d: d["head"].update(kind="san"), "head.kind is 'san', not one of lite, mevf, qcr"),
+    "lite that reads words": (lambda d: d["head"].update(kind="lite"), "a lite head sees the towers' embeddings alone"),
+    "no words": (lambda d: d["head"].update(words=None), "head.words is missing"),
+    "words are a number": (lambda d: d["head"].update(words=12), "head.words is not an object"),
+    "no length": (lambda d: d["head"]["words"].pop("length"), "head.words.length is missing"),
+    "length 0": (lambda d: d["head"]["words"].update(length=0), "head.words.length is 0"),
+    "negative pad": (lambda d: d["head"]["words"].update(pad_id=-1), "head.words.pad_id is -1"),
+    "no grey": (lambda d: d["head"].pop("grey"), "head.grey is missing"),
+    "grey is a list": (lambda d: d["head"].update(grey=["maml"]), "head.grey is not a dict"),
+    "huge grey": (lambda d: d["head"]["grey"].update(maml=10**6), "head.grey.maml is 1000000"),
+    "clip is a number": (lambda d: d["head"].update(clip=1), "head.clip is not a bool"),
+    "float layers are a number": (lambda d: d["graphs"]["head"].update(float_layers=3), "float_layers is not a list"),
+    "independent is a number": (lambda d: d["kinds"][0].update(independent=1), "independent is not a bool"),
+    "engines are an object": (lambda d: d.update(engines={}), "engines is not a list"),
+    "engine is a string": (lambda d: d.update(engines=["x.engine"]), "engines[0] is not an object"),
+    "engine of no graph": (lambda d: d["engines"][0].update(graph="tail"), "engines[0].graph is 'tail', not one of image"),
+    "engine outside": (lambda d: d["engines"][0].update(file="../x"), "is no file name inside the bundle"),
+    "engine of another runtime": (lambda d: d["engines"][0].update(backend="openvino"), "not one of tensorrt_rtx, tensorrt"),
+    "engine without a version": (lambda d: d["engines"][0].pop("version"), "engines[0].version is missing"),
+    "engine for nothing": (lambda d: d["engines"][0].update(compute_capabilities=[]), "compute_capabilities is not a list of"),
+    "capability is a name": (lambda d: d["engines"][0].update(compute_capabilities=["sm86"]), "compute_capabilities is not a list of"),
+    "capability is a number": (lambda d: d["engines"][0].update(compute_capabilities=[8.6]), "compute_capabilities is not a str"),
+    "engine of no model": (lambda d: d["engines"][0].update(onnx_sha256="abc"), "engines[0].onnx_sha256 is no sha256"),
+    "plugin without a hash": (lambda d: d["engines"][0].update(plugin_sha256="yes"), "engines[0].plugin_sha256 is no sha256"),
+    "profile of two": (lambda d: d["engines"][0].update(profile=[1, 8]), "engines[0].profile is not [least, usual, largest]"),
+    "profile downwards": (lambda d: d["engines"][0].update(profile=[1, 8, 4]), "engines[0].profile is not [least, usual, largest]"),
+    "profile from 0": (lambda d: d["engines"][0].update(profile=[0, 1, 4]), "engines[0].profile is 0"),
+}
+
+
+@pytest.mark.parametrize("name", WORDS_CHANGES)
+def test_a_bad_manifest_says_what_is_wrong(words_bundle: Path, name: str) -> None:
+    manifest_from_bundle(words_bundle)
+    change, said = WORDS_CHANGES[name]
+    edit(words_bundle, change)
+    with pytest.raises(BundleError) as caught:
+        manifest_from_bundle(words_bundle)
+    assert said in str(caught.value) and str(words_bundle / MANIFEST) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_bundle_that_would_not_read_back_is_not_written(tmp_path: Path) -> None:
+    files = tiny_files("mevf")
+    for name in ("words.json", "features.onnx"):
+        with pytest.raises(BundleError, match=f"does not list {name}"):
+            write_bundle(tmp_path / "b", tiny_manifest("mevf"), {k: v for k, v in files.items() if k != name})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["words.json", "features.onnx", ENGINE.file])
+def test_the_other_files_are_verified_too(words_bundle: Path, name: str) -> None:
+    verify_bundle(words_bundle)
+    (words_bundle / name).write_bytes((words_bundle / name).read_bytes()[::-1])
+    with pytest.raises(BundleError, match=f"{name} has changed"):
+        verify_bundle(words_bundle)
+    (words_bundle / name).unlink()
+    with pytest.raises(BundleError, match=f"{name} is missing"):
+        verify_bundle(words_bundle)
+
+
+def shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], path: Path) -> str:
+    monkeypatch.setattr(sys, "argv", ["pmclip-deploy", "bundle", "show", str(path)])
+    with pytest.raises(SystemExit) as caught:
+        app.main()
+    captured = capsys.readouterr()
+    assert (caught.value.code, captured.err) == (0, "")
+    return captured.out
+
+
+def test_show(words_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    edit(words_bundle, lambda d: d["graphs"]["image"].update(precision="int8", float_layers=["a", "b"]))
+    text = shown(monkeypatch, capsys, words_bundle)
+    for line in (
+        "head:     mevf, sees the image's embedding, autoencoder 16 x 16, maml 12 x 12, reads 4 words",
+        "answers:  5, in 1 kind of question",
+        "abstains: kind of question under 0, no word known, confidence under 0.60",
+        "graph:    image, int8, image.onnx, layers in float: 2",
+        "graph:    text, fp32, text.onnx",
+        "graph:    features, fp32, features.onnx",
+        "engine:   image, tensorrt_rtx 1.7.1, compute capability 8.6, 12.0, linux-x86_64, batch 1 to 8, image.sm86.engine",
+    ):
+        assert line + "\n" in text
+    towers = shown(monkeypatch, capsys, tiny_bundle(tmp_path / "towers", None))
+    assert "head:     none; it embeds images and texts and answers no question\n" in towers
+    assert "answers:" not in towers and "abstains:" not in towers and "engine:" not in towers
+    blind = shown(monkeypatch, capsys, tiny_bundle(tmp_path / "blind", "blind"))
+    assert "head:     mevf, sees nothing of the image, reads 4 words\n" in blind
+    lite = shown(monkeypatch, capsys, tiny_bundle(tmp_path / "lite"))
+    assert "head:     lite, sees the image's embedding, reads the text's embedding\n" in lite
+    assert "abstains: kind of question under 0.5, radiograph logit under 0, confidence under 0.00 to 0.60, by kind\n" in lite
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff\xfe", b"null", b"[" * 100_000, b'{"schema": NaN}'])

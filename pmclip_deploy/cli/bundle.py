@@ -2,11 +2,14 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pmclip_deploy.cli.output import one_line, print_json
+
+if TYPE_CHECKING:
+    from pmclip_deploy.bundle import Manifest
 
 app = typer.Typer(help="Look into a bundle.", no_args_is_help=True)
 
@@ -25,15 +28,21 @@ def show(folder: Folder = None, as_json: Json = False) -> None:
     if as_json:
         print_json(manifest.to_json())
         return
-    limits, answerable = manifest.abstention, [kind for kind in manifest.kinds if kind.reason is None]
     lines = [
         f"{manifest.name} {manifest.version}, {manifest.precision} for {manifest.target}, in {path}",
         f"image:    {manifest.preprocess.size} x {manifest.preprocess.size}, {manifest.preprocess.resize}",
         f"text:     up to {manifest.context_length} tokens",
-        f"answers:  {len(manifest.answers)}, in {len(answerable)} kinds of question",
-        f"abstains: kind of question under {limits.kind_threshold:g}, radiograph logit under {limits.radiograph_threshold:g}, "
-        f"confidence under {_span(kind.threshold for kind in answerable)}",
-        *(f"graph:    {name}, {graph.precision}, {graph.file}" for name, graph in manifest.graphs.items()),
+        *_lines_of_head(manifest),
+        *(
+            f"graph:    {name}, {graph.precision}, {graph.file}"
+            + (f", layers in float: {len(kept)}" if (kept := graph.float_layers) else "")
+            for name, graph in manifest.graphs.items()
+        ),
+        *(
+            f"engine:   {e.graph}, {e.backend} {e.version}, compute capability {', '.join(e.compute_capabilities)}, {e.platform}, "
+            f"batch {e.profile[0]} to {e.profile[2]}, {e.file}"
+            for e in manifest.engines
+        ),
         *(f"file:     {file.sha256}  {file.bytes:>10,} bytes  {name}" for name, file in manifest.files.items()),
         *(f"metric:   {name} {value}" for name, value in manifest.metrics.items() if isinstance(value, (int, float, str))),
     ]
@@ -86,6 +95,25 @@ def sign(
         print_json({"schema": "pmclip-deploy/signature/1", "bundle": str(folder), "file": SIGNATURE, "signed_by": signed_by})
     else:
         print(f"{one_line(str(folder))}: wrote {SIGNATURE}, of the key with the sha256 {signed_by}")
+
+
+def _lines_of_head(manifest: "Manifest") -> list[str]:
+    head, limits = manifest.head, manifest.abstention
+    if head is None:
+        return ["head:     none; it embeds images and texts and answers no question"]
+    sees = [*(["the image's embedding"] if head.clip else []), *(f"{name} {side} x {side}" for name, side in head.grey.items())]
+    reads = "the text's embedding" if head.words is None else f"{head.words.length} words"
+    answerable = [kind for kind in manifest.kinds if kind.reason is None]
+    abstains = [
+        f"kind of question under {limits.kind_threshold:g}",
+        f"radiograph logit under {limits.radiograph_threshold:g}" if head.words is None else "no word known",
+        f"confidence under {_span(kind.threshold for kind in answerable)}",
+    ]
+    return [
+        f"head:     {head.kind}, sees {', '.join(sees) or 'nothing of the image'}, reads {reads}",
+        f"answers:  {len(manifest.answers)}, in {len(answerable)} kind{'s' if len(answerable) != 1 else ''} of question",
+        f"abstains: {', '.join(abstains)}",
+    ]
 
 
 def _span(values: Iterable[float]) -> str:
