@@ -228,6 +228,7 @@ class Predictor:
     def seen(self, image: Image, *, frame: int | None = None, window: tuple[float, float] | None = None) -> Floats:
         """(V,): all that the head sees of an image. The image tower's embedding where it looks through that, then the features of
         ``manifest.head.grey``; a single 1 where it has neither and answers from the question alone."""
+        self._head()  # before the image is read
         return self._seen_from_inputs(self._inputs_from_picture(picture_from_image(image, frame, window)))
 
     def asked(self, questions: Sequence[str]) -> NDArray[Any]:

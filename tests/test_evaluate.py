@@ -2,13 +2,14 @@
 
 import json
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import OUTSIDE, tiny_bundle
+from tiny import OUTSIDE, tiny_bundle, tiny_manifest
 
 import pmclip_deploy as pm
 from pmclip_deploy.evaluate import (
@@ -16,6 +17,7 @@ from pmclip_deploy.evaluate import (
     Decided,
     Row,
     _weighted_auroc,
+    about_bundle,
     calibration_error,
     coverage_curve,
     derangement,
@@ -171,6 +173,43 @@ def test_what_cannot_be_measured_is_null(data: Path) -> None:
     assert document["baselines"] == {"majority": None, "question_only": None, "shuffled_image": None}
     assert document["selective_accuracy"] is None and document["ece"] is None and document["binary"] == {} and document["curve"] == []
     json.dumps(document, allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("head", "kinds", "binary", "said"),
+    [("qcr", {"closed": 7, "open": 6}, {"closed"}, 12), ("mevf", {}, set(), 12), ("blind", {}, set(), 9)],
+)
+def test_the_whole_of_a_head_that_reads_words(data: Path, head: str, kinds: dict[str, int], binary: set[str], said: int) -> None:
+    predictor, rows = pm.load(tiny_bundle(data / head, head)), rows_from_jsonl(data / "val.jsonl", data)
+    document = evaluation(predictor, rows, data, rows_from_jsonl(data / "train.jsonl"))
+    json.dumps(document, allow_nan=False)
+    one_by_one = [normalised(predictor.ask(data / row.image, row.question).candidates[0].answer) for row in rows]
+    assert document["accuracy"] == np.mean([a == normalised(row.answer) for a, row in zip(one_by_one, rows, strict=True)]) == said / 13
+    assert {name: kind["n"] for name, kind in document["by"]["kind"].items()} == kinds and set(document["binary"]) == binary
+    assert document["abstentions"] == {"the kind of question is not sure, or no word of it is known": 1}
+    baselines = document["baselines"]
+    assert baselines["majority"]["accuracy"] == baselines["question_only"]["accuracy"] == 6 / 13  # the training rows all say "axial"
+    assert (baselines["shuffled_image"]["accuracy"] < document["accuracy"]) == (head != "blind")
+    assert evaluation(predictor, rows, data)["baselines"]["majority"] is None
+
+
+def test_a_majority_of_some_kinds_is_not_mixed_with_that_of_the_training_rows(data: Path) -> None:
+    closed, opened = tiny_manifest("qcr").kinds
+    predictor = pm.load(tiny_bundle(data / "some", "qcr", kinds=(closed, replace(opened, majority=3))))
+    rows = rows_from_jsonl(data / "val.jsonl", data)
+    assert evaluation(predictor, rows, data, rows)["baselines"]["majority"]["accuracy"] == 0  # "coronal" to the six about the plane
+
+
+def test_towers_alone_answer_nothing(data: Path) -> None:
+    predictor = pm.load(tiny_bundle(data / "towers", None))
+    with pytest.raises(pm.UsageError, match="has no head"):
+        evaluation(predictor, [Row("missing.png", "?", "yes")], data)
+
+
+@pytest.mark.parametrize(("head", "names"), [("lite", ["med"]), ("mevf", ["med"]), ("qcr", []), (None, ["med"])])
+def test_a_head_that_does_not_look_through_the_tower(tmp_path: Path, head: str | None, names: list[str]) -> None:
+    predictor = pm.load(tiny_bundle(tmp_path / "b", head, provenance={"clip": {"data": ["med"]}}))
+    assert about_bundle(predictor)["tower_trained_on"] == names
 
 
 # Six questions about three images, with what a model says; "b" has two of its closed ones right.
