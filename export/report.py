@@ -73,7 +73,7 @@ def _answers(answers: Figures) -> str:
     accuracy = _table(
         ["", *(heading for heading, _ in ACCURACY.values()), f"-{_points(widest)[1:]} to {_points(widest)}", "only one is right"],
         [
-            [_text(name), *_cells(of, ACCURACY), _svg(_interval(*interval, widest)), _mcnemar(of.get("mcnemar"))]
+            [_text(name), *_cells(of, ACCURACY), _svg(_interval(interval, widest)), _mcnemar(of.get("mcnemar"))]
             for (name, of), interval in zip(groups, bounds, strict=True)
         ],
     )
@@ -203,8 +203,9 @@ def _bar(value: Any, most: float, y: str = "20%", height: str = "60%", hollow: b
     return f'<rect class="{"hollow" if hollow else "bar"}" y="{y}" width="{100 * value / most:.2f}%" height="{height}"/>'
 
 
-def _interval(middle: Any, low: Any, high: Any, widest: float) -> str:
-    """On a scale from minus ``widest`` to ``widest``: a line at zero, the interval, a dot at its middle."""
+def _interval(interval: Sequence[Any], widest: float) -> str:
+    """On a scale from minus ``widest`` to ``widest``: a line at zero, (value, low, high) as a dot in its interval."""
+    middle, low, high = interval
 
     def x(value: float) -> str:
         return f"{50 + 48 * value / widest:.2f}%"
