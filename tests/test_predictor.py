@@ -6,7 +6,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from threading import Barrier, Event
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -436,23 +436,22 @@ def test_what_is_opened_later_is_checked_like_the_rest(tmp_path: Path) -> None:
 
 
 def test_things_are_opened_once_and_do_not_wait_for_each_other() -> None:
-    opened, release, start = [], Event(), Barrier(4)
+    opened, opening, release = [], Event(), Event()
 
     def opens(name: str) -> object:
         opened.append(name)
         if name == "slow":
+            opening.set()
             assert release.wait(10)
         return object()
 
-    def ask(name: str) -> object:
-        start.wait(10)
-        return things[name]
-
     things = Opened(opens, ("slow", "quick"))
     with ThreadPoolExecutor(4) as pool:
-        slow = [pool.submit(ask, "slow") for _ in range(3)]
-        assert pool.submit(ask, "quick").result(10)
-        release.set()
+        slow = [pool.submit(things.__getitem__, "slow") for _ in range(3)]
+        try:
+            assert opening.wait(10) and pool.submit(things.__getitem__, "quick").result(5)
+        finally:
+            release.set()
         assert len({id(future.result(10)) for future in slow}) == 1
     assert sorted(opened) == ["quick", "slow"]
 
