@@ -20,10 +20,10 @@ Columns = Mapping[str, tuple[str, Callable[[Any], str]]]  # a figure's key to it
 
 @dataclass(frozen=True)
 class Report:
-    """What a page shows, as plain data. What is missing, None, empty or no finite number reads "not measured"."""
+    """What a page shows, as plain data. What is missing, None or empty reads "not measured", NaN and infinity "not finite"."""
 
     title: str
-    parity: Figures  # export/parity.py's: {"tensors": {graph: {figure: number}}, "answers": {...} or None}
+    parity: Figures  # export/parity.py's: {"stages": ..., "tensors": {graph: {figure: number}}, "answers": {...} or None}
     gate: str | None = None  # what the gate said, in one line
     layers: Sequence[Figures] = ()  # {"layer": str, "graph": str, "effect": float, "kept_float": bool}, in any order
     effect: str = "effect"  # what a layer's effect is, in words, with its unit
@@ -38,7 +38,7 @@ def html_from_report(report: Report) -> str:
     tensors, answers = report.parity.get("tensors") or {}, report.parity.get("answers") or {}
     sections = {
         "Answers": _answers(answers),
-        "Tensors": _tensors(tensors),
+        "Tensors": _stages(report.parity.get("stages") or {}) + _tensors(tensors),
         "Layers": _layers(report.layers, report.effect),
         "Ranges": _histograms(report.histograms),
         "Speed": _speed(report.speed or {}),
@@ -90,6 +90,16 @@ def _answers(answers: Figures) -> str:
     )
 
 
+def _stages(stages: Figures) -> str:
+    """What goes into the graphs, which both sides make for themselves."""
+
+    def said(of: Figures) -> str:
+        return f"{_percent(of['equal'])} are equal" if "equal" in of else f"largest difference {_number(of.get('max_abs'))}"
+
+    rows = [[_text(name), _number(of.get("n")), said(of)] for name, of in stages.items()]
+    return _table(["what goes in", "rows", "bundle and reference"], rows)
+
+
 def _tensors(tensors: Figures) -> str:
     keys = dict.fromkeys(key for of in tensors.values() for key in of)
     columns = {key: TENSORS.get(key, (key, _number)) for key in keys}
@@ -101,7 +111,7 @@ def _tensors(tensors: Figures) -> str:
 def _layers(layers: Sequence[Figures], effect: str) -> str:
     if not layers:
         return ""
-    ordered = sorted(layers, key=lambda layer: -layer["effect"] if _finite(layer.get("effect")) else math.inf)
+    ordered = sorted(layers, key=lambda layer: _rank(layer.get("effect")))
     most = _largest(layer.get("effect") for layer in layers)
     kept = sum(bool(layer.get("kept_float")) for layer in layers)
     return f"<p>{_number(kept)} of {_number(len(layers))} layers are kept in float (hollow bars). Bar: {_text(effect)}.</p>" + _table(
@@ -118,6 +128,11 @@ def _layers(layers: Sequence[Figures], effect: str) -> str:
         ],
         left=3,
     )
+
+
+def _rank(effect: Any) -> float:
+    """The largest first, before it what is not finite, after it what was not measured."""
+    return math.inf if not _is_number(effect) else -effect if _finite(effect) else -math.inf
 
 
 def _histograms(histograms: Sequence[Figures]) -> str:
@@ -223,13 +238,19 @@ def _largest(values: Iterable[Any]) -> float:
     return float(max((x for x in values if _finite(x) and x > 0), default=1.0))
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
 def _finite(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    return _is_number(value) and math.isfinite(value)
 
 
 def _number(value: Any, form: str = "") -> str:
-    if not _finite(value):
+    if not _is_number(value):
         return NOT_MEASURED
+    if not math.isfinite(value):
+        return "not finite"  # fp16 that overflowed, say: measured, and as bad as can be
     return format(value, form or (",d" if isinstance(value, int) else ".4g"))
 
 
@@ -238,7 +259,7 @@ def _percent(value: Any) -> str:
 
 
 def _points(value: Any) -> str:
-    return _number(100 * value, "+.2f") if _finite(value) else NOT_MEASURED
+    return _number(100 * value, "+.2f") if _is_number(value) else NOT_MEASURED
 
 
 def _points_interval(value: Any) -> str:

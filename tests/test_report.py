@@ -50,6 +50,9 @@ REPORT = Report(
 )
 
 
+HOSTILE = "</code></td><script>alert('x')</script><img src=\"http://x/\" onload=y> & \x1b[2J\0\n\ud800\u202e"
+
+
 def section(html: str, name: str) -> ElementTree.Element:
     """The page is well-formed XML too, which is stricter than HTML asks for and lets a test look inside."""
     (found,) = [s for s in ElementTree.fromstring(html).iter("section") if s.findtext("h2") == name]
@@ -90,10 +93,10 @@ def test_every_figure_stands_in_its_row() -> None:
 def test_layers_stand_by_effect_with_bars_to_scale_hollow_where_kept_in_float() -> None:
     layers = section(html_from_report(REPORT), "Layers")
     assert [row[:4] for row in rows(layers)[1:]] == [
+        ["word", "text", "", "not finite"],
         ["blocks.0", "image", "float", "0.004"],
         ["blocks.1", "image", "", "0.001"],
         ["stem", "image", "float", "not measured"],
-        ["word", "text", "", "not measured"],
     ]
     assert [x["width"] for x in shapes(layers, "rect", "hollow")] == ["100.00%"]
     assert [x["width"] for x in shapes(layers, "rect", "bar")] == ["25.00%"]
@@ -124,6 +127,23 @@ def test_speed_has_a_line_where_nothing_is_gained() -> None:
     assert [x["width"] for x in shapes(slow, "rect", "bar")] == ["50.00%"] and {x["x1"] for x in shapes(slow, "line", "limit")} == {
         "100.00%"
     }
+
+
+def test_what_goes_in_stands_before_the_tensors() -> None:
+    stages = {"pixels": {"n": 7, "max_abs": 0.0}, "tokens": {"n": 9, "equal": 8 / 9}, HOSTILE: {"n": 7, "max_abs": float("inf")}}
+    tensors = section(html_from_report(replace(REPORT, parity={"stages": stages, "tensors": {}})), "Tensors")
+    assert rows(tensors)[1:3] == [["pixels", "7", "largest difference 0"], ["tokens", "9", "88.89% are equal"]]
+    assert rows(tensors)[3][1:] == ["7", "largest difference not finite"]
+
+
+def test_an_overflow_is_measured_and_not_finite() -> None:
+    parity = {
+        "tensors": {"image": {"n": 7, "cosine": float("nan"), "max_abs": float("inf")}},
+        "answers": {"n": 1, "difference": float("nan")},
+    }
+    html = html_from_report(replace(REPORT, parity=parity))
+    assert rows(section(html, "Tensors"))[1] == ["image", "7", "not finite", "not finite"]
+    assert rows(section(html, "Answers"))[3][3] == "not finite" and "NaN" not in html
 
 
 def test_a_histogram_marks_its_range_and_what_lies_outside() -> None:
@@ -165,9 +185,6 @@ def test_what_is_missing_reads_not_measured() -> None:
     assert [s.findtext("h2") for s in sections] == ["Answers", "Tensors", "Layers", "Ranges", "Speed", "Provenance"]
     assert all(s.findtext("p") == "not measured" for s in sections) and "Gate:</strong> not measured" in html
     assert "Gate:" in html_from_report(Report("", {}))
-
-
-HOSTILE = "</code></td><script>alert('x')</script><img src=\"http://x/\" onload=y> & \x1b[2J\0\n\ud800\u202e"
 
 
 def test_nothing_from_outside_becomes_markup_or_reaches_out() -> None:
