@@ -124,17 +124,20 @@ class Predictor:
 
     def __init__(
         self,
-        path: Path,
+        path: Path | None,
         manifest: Manifest,
         sessions: Mapping[str, Session],
         tokenizer: "Tokenizer | None" = None,
         words: "Tokenizer | None" = None,
     ) -> None:
-        """A tokenizer that is None is read from the bundle when it is first needed."""
+        """A tokenizer that is None is read from the bundle when it is first needed. ``path`` is None for a model that is no bundle and
+        brings its own."""
         self.manifest = manifest
         self._contract = contract_of(manifest)
         self._sessions = sessions
-        self._tokenizers = Opened(lambda name: tokenizer_from_file(path / name), (TOKENIZER, WORDS))
+        self._tokenizers: dict[str, Tokenizer] = {}
+        if path is not None:
+            self._tokenizers = Opened(lambda name: tokenizer_from_file(path / name), (TOKENIZER, WORDS))
         self._tokenizers.update({name: given for name, given in ((TOKENIZER, tokenizer), (WORDS, words)) if given is not None})
         self._text_embedding = lru_cache(1024)(self._embedding_from_text)  # the same questions are asked of many images
         first = sessions[graphs_of_ask(manifest)[0]]
@@ -144,7 +147,7 @@ class Predictor:
             precision=manifest.precision,
             backend=first.backend,
             device=first.device,
-            sha256=hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest(),
+            sha256="" if path is None else hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest(),
         )
 
     def ask(
@@ -217,8 +220,12 @@ class Predictor:
     def _embedding_from_text(self, text: str) -> Floats:
         """(1, D). Alone: a dynamically quantised tower takes its scales from the batch, and an answer must not depend on
         which other questions were asked beside it."""
-        tokens = tokens_from_text(self._tokenizers[TOKENIZER], [text], self.manifest.context_length, self.manifest.pad_id)  # (1, T) i64
-        return self._sessions["text"].run({"tokens": tokens})["embedding"]
+        return self._sessions["text"].run({"tokens": self.tokens([text])[0]})["embedding"]
+
+    def tokens(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
+        """What the text tower reads of each, (1, T) of its own length."""
+        tokenizer, limit, pad = self._tokenizers[TOKENIZER], self.manifest.context_length, self.manifest.pad_id
+        return [tokens_from_text(tokenizer, [text], limit, pad) for text in texts]
 
     def embedding_from_tensor(self, tensor: Floats) -> Floats:
         """(3, S, S) -> (D,)."""
