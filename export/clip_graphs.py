@@ -50,9 +50,11 @@ def text_graph(clip: CLIP, backbone: Backbone) -> onnx.ModelProto:
 
 def _vision_transformer(g: Graph, tower: VisionTransformer) -> None:
     """The class token is a row of zeros put before the patches; what it learned is added with the positions."""
-    (patch, _), width = tower.patch_size, tower.conv1.out_channels
-    x = g.node("Conv", "patches", "pixels", g.weight("patches.weight", tower.conv1.weight), kernel_shape=[patch] * 2, strides=[patch] * 2)
-    x = g.node("Transpose", "patches.tokens", g.node("Reshape", "patches.flat", x, g.ints("flat", [0, width, -1])), perm=[0, 2, 1])
+    (patch, _), (rows, columns) = tower.patch_size, tower.grid_size
+    x = g.node("Reshape", "patches.split", "pixels", g.ints("patches.shape", [0, 3, rows, patch, columns, patch]))
+    x = g.node("Transpose", "patches.turned", x, perm=[0, 2, 4, 1, 3, 5])
+    x = g.node("Reshape", "patches.flat", x, g.ints("flat", [0, rows * columns, -1]))
+    x = g.node("MatMul", "patches", x, g.weight("patches.weight", tower.conv1.weight.flatten(1).T))  # a convolution without overlap
     places = tower.positional_embedding.clone()
     places[0] += tower.class_embedding
     x = g.node("Pad", "patches.class", x, g.ints("class", [0, 1, 0, 0, 0, 0]))

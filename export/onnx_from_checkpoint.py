@@ -1,6 +1,8 @@
 """From a checkpoint to fp32 ONNX graphs, written straight from the weights: no exporter, so the bytes depend on the weights alone."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,18 @@ from open_clip import CLIP, CustomTextCLIP
 from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
-from pmclip_deploy.errors import BundleError, UsageError
-from pmclip_deploy.export import clip_graphs
+from pmclip_deploy.errors import BundleError
+from pmclip_deploy.export import clip_graphs, head_graphs
 from pmclip_deploy.export.graph import Graph
 from pmclip_deploy.spec import BACKBONES, Backbone
 from pmclip_deploy.train.heads.lite import STRENGTH, TAU, LiteHead
+from pmclip_deploy.train.heads.mevf import MEVF
+from pmclip_deploy.train.heads.qcr import QCR
+from pmclip_deploy.train.heads.vision import ImageFeatures
 from pmclip_deploy.train.towers import towers_from_checkpoint, under
+
+HEADS: dict[str, type[MEVF] | type[QCR]] = {"mevf": MEVF, "qcr": QCR}
+Head = LiteHead | MEVF | QCR
 
 
 @dataclass(frozen=True)
@@ -27,30 +35,73 @@ class Modules:
     meta: dict[str, Any]  # checkpoint.json
     backbone: Backbone
     clip: CLIP | CustomTextCLIP
-    head: LiteHead | None  # None where the backbone is OpenAI's
+    head: Head | None  # without one a bundle embeds, and answers nothing
 
 
 def modules_from_checkpoint(folder: Path) -> Modules:
-    """Raises BundleError where the checkpoint is missing or doesn't fit its backbone."""
+    """Raises BundleError where the checkpoint is missing or doesn't fit its backbone or its head."""
     clip, meta, tensors = towers_from_checkpoint(folder)
-    head = _head_from_tensors(folder, under(tensors, "head")) if isinstance(clip, CustomTextCLIP) else None
-    return Modules(folder, meta, BACKBONES[meta["backbone"]], clip, head)
-
-
-def head_of(modules: Modules) -> LiteHead:
-    """Raises UsageError where there is none: a bundle can't be made yet."""
-    if modules.head is None:
-        raise UsageError(f"{modules.folder}: export of {modules.backbone.name} is not there yet; export a checkpoint of pmclip-lite")
-    return modules.head
+    backbone, about = BACKBONES[meta["backbone"]], meta.get("head")
+    of_head = under(tensors, "head")
+    if not of_head:
+        return Modules(folder, meta, backbone, clip, None)
+    try:
+        kind = LiteHead if about is None else HEADS[about["kind"]]
+        head: Head = kind.from_tensors(of_head)
+        if isinstance(head, (MEVF, QCR)):
+            wanted = backbone.embed_dim if "clip" in about["features"] else int(not about["features"])
+            known = head.question.tables[0].num_embeddings - 1
+            if head.features.clip_dim != wanted or known != len(meta["dictionary"]):
+                raise ValueError("its sizes are not those of its description")
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        line = (str(error).splitlines() or [""])[-1].strip()
+        raise BundleError(f"{folder / 'model.safetensors'}: no head that fits ({line}); train it with `pmclip-deploy train vqa`") from None
+    return Modules(folder, meta, backbone, clip, head)
 
 
 @torch.inference_mode()
 def onnx_from_modules(modules: Modules) -> dict[str, onnx.ModelProto]:
-    """The graphs "image" and "text", and "head" where there is one, in fp32."""
-    clip, backbone = modules.clip, modules.backbone
-    if not isinstance(clip, CustomTextCLIP):
-        return {"image": clip_graphs.image_graph(clip, backbone), "text": clip_graphs.text_graph(clip, backbone)}
-    return {"image": image_graph(clip, backbone), "text": text_graph(clip, backbone), "head": head_graph(head_of(modules))}
+    """The graphs "image" and "text", and "features" and "head" where there are such, in fp32."""
+    clip, backbone, head = modules.clip, modules.backbone, modules.head
+    if isinstance(clip, CustomTextCLIP):
+        graphs = {"image": image_graph(clip, backbone), "text": text_graph(clip, backbone)}
+    else:
+        graphs = {"image": clip_graphs.image_graph(clip, backbone), "text": clip_graphs.text_graph(clip, backbone)}
+    if isinstance(head, LiteHead):
+        graphs["head"] = head_graph(head)
+    elif head is not None:
+        if (features := head_graphs.features_graph(head.features)) is not None:
+            graphs["features"] = features
+        graphs["head"] = head_graphs.head_graph(head)
+    return graphs
+
+
+def functions_of(modules: Modules) -> dict[str, Callable[..., Any]]:
+    """What each graph computes, in PyTorch: the same inputs in the same order, the same outputs."""
+    clip, head = modules.clip, modules.head
+    functions: dict[str, Callable[..., Any]] = {"image": clip.encode_image, "text": clip.encode_text}
+    if isinstance(head, LiteHead):
+        functions["head"] = head
+    elif head is not None:
+        functions |= {"features": partial(_features, head.features), "head": partial(_answers, head)}
+    return functions
+
+
+def _features(features: ImageFeatures, *grey: Tensor) -> Tensor:
+    """The networks' part of what the head sees; ``grey`` is the auto-encoder's picture, then MAML's, as far as they are there."""
+    given = iter(grey)
+    encoded = None if features.autoencoder is None else features.autoencoder.encode(next(given))
+    objects, _ = features(torch.zeros(len(grey[0]), features.clip_dim), encoded, None if features.maml is None else next(given))
+    return objects[:, 0, features.clip_dim :]
+
+
+def _answers(head: MEVF | QCR, seen: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """(answer logits, logits of the kinds of question): one kind for MEVF; closed and open for QCR, whose answers stand in that order."""
+    objects, states = seen[:, None], head.question(tokens)[1]
+    if isinstance(head, MEVF):
+        return head.answer(head.attention(objects, states)), torch.zeros(len(seen), 1)
+    joined = objects, states, head.condition(tokens)
+    return torch.cat([head.closed(*joined), head.open(*joined)], dim=1), head.kind(tokens)
 
 
 def image_graph(clip: CustomTextCLIP, backbone: Backbone) -> onnx.ModelProto:
@@ -163,14 +214,6 @@ def head_graph(head: LiteHead) -> onnx.ModelProto:
     g.node("Squeeze", "radiograph", mlp("radiographs", image, head.radiograph), g.ints("last", [-1]))
     outputs = {"answer": ["B", len(head.balance)], "kind": ["B", head.kind[2].out_features], "radiograph": ["B"]}
     return g.model("head", {name: (TensorProto.FLOAT, ["B", width]) for name in ("image", "text")}, outputs)
-
-
-def _head_from_tensors(folder: Path, tensors: dict[str, Tensor]) -> LiteHead:
-    try:
-        return LiteHead.from_tensors(tensors)
-    except (KeyError, RuntimeError) as error:
-        line = str(error).splitlines()[-1].strip()
-        raise BundleError(f"{folder / 'model.safetensors'}: no head that fits ({line}); train it with `pmclip-deploy train vqa`") from None
 
 
 def _convolution(g: Graph, name: str, x: str, conv: nn.Conv2d, norm: nn.BatchNorm2d, size: int) -> tuple[str, int]:

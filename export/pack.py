@@ -1,10 +1,12 @@
 """From a checkpoint to a bundle that passed its parity gates, or to nothing."""
 
 import json
+import shlex
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,32 +14,72 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 from onnx.external_data_helper import set_external_data
+from tokenizers import Tokenizer
 
-from pmclip_deploy.bundle import MANIFEST, TOKENIZER, Manifest, manifest_from_bundle, refuse_foreign_folder, sha256_of_file, write_bundle
+from pmclip_deploy.bundle import (
+    MANIFEST,
+    TOKENIZER,
+    WORDS,
+    Manifest,
+    manifest_from_bundle,
+    refuse_foreign_folder,
+    sha256_of_file,
+    write_bundle,
+)
+from pmclip_deploy.bundle import Graph as GraphFile
 from pmclip_deploy.errors import BundleError, InputError, ParityError, UsageError
 from pmclip_deploy.evaluate import rows_from_jsonl
-from pmclip_deploy.export import int8_from_onnx as int8
-from pmclip_deploy.export.onnx_from_checkpoint import Modules, head_of, modules_from_checkpoint, onnx_from_modules
-from pmclip_deploy.export.parity import TENSOR_GATES, Progress, gate, parity_of_bundle
-from pmclip_deploy.pixels import picture_from_path, tensor_from_pixels
-from pmclip_deploy.spec import BUNDLE_SCHEMA
+from pmclip_deploy.export.calibration import Calibration, Measured, histograms_from_feeds, measured_from_feeds
+from pmclip_deploy.export.engine_from_onnx import Step
+from pmclip_deploy.export.engines import EngineOptions, engines_of_bundle
+from pmclip_deploy.export.fp16_from_onnx import half_from_onnx
+from pmclip_deploy.export.int8_from_onnx import Graphs, int8_from_graphs, int8_layers
+from pmclip_deploy.export.onnx_from_checkpoint import Modules, modules_from_checkpoint, onnx_from_modules
+from pmclip_deploy.export.parity import (
+    QUESTIONS,
+    TENSOR_GATES,
+    Progress,
+    Reference,
+    gate,
+    sample_pictures,
+    sha256_of_rows,
+    words_of,
+)
+from pmclip_deploy.export.sensitivity import Effect, effects_of_layers
+from pmclip_deploy.export.weights import half_stored
+from pmclip_deploy.pixels import grey_from_pixels, picture_from_path, tensor_from_pixels
+from pmclip_deploy.predictor import Predictor, load
+from pmclip_deploy.sessions import Session
+from pmclip_deploy.sessions.onnxruntime import OnnxRuntimeSession
+from pmclip_deploy.tokens import tokenizer_from_file
 from pmclip_deploy.train.towers import read_checkpoint
 
 CALIBRATION, PARITY = "calibration.json", "parity.json"  # kept beside the checkpoint, so that a rebuild gives the same bytes
-IMAGES = 256  # calibration images taken of a folder, evenly spread over its sorted names
-FLOAT_CONVOLUTIONS = (3, 9, 24)  # of the image tower, from the first on; tried in turn until the gates pass, and after them all
+IMAGES, QUESTIONS_READ = 256, 256  # taken of a folder or of a training set to calibrate on, evenly spread over their sorted names
+HISTOGRAMS = 8  # tensors that the report shows
+RANKED_ON = 16  # pictures that layers are ranked on
 STORED = "fp32, stored as fp16"
-
-Graphs = dict[str, onnx.ModelProto]
+METHOD = "percentile"
 
 
 @dataclass(frozen=True)
 class Exported:
     output: Path
     manifest: Manifest
-    speed: dict[str, float]  # graph to times faster than fp32 here, batch 1, one thread
+    speed: dict[str, float] | None  # graph to times faster than fp32 here, batch 1, one thread; None where it runs elsewhere
+    effects: list[Effect]  # of layers, where they were ranked
+    histograms: list[dict[str, Any]]  # of what the most harmful of them read
+    built: dict[str, dict[str, Any]]  # graph to what its engine is, where engines were built
     same_as: dict[str, bool] | None  # file to whether the shipped bundle's hash is equal; None where there is none to compare
     why: str  # what was otherwise when the shipped bundle was made
+
+
+@dataclass(frozen=True)
+class Recipe:
+    graphs: Graphs
+    calibration: Calibration | None = None
+    kept: tuple[str, ...] = ()  # GRAPH/LAYER that stay above INT8
+    precisions: Mapping[str, str] = field(default_factory=dict)
 
 
 def bundle_from_checkpoint(
@@ -47,69 +89,276 @@ def bundle_from_checkpoint(
     *,
     target: str = "cpu",
     calibration_images: Path | None = None,
+    method: str = METHOD,
     data: Path | None = None,
     images: Path | None = None,
     shipped: Path | None = None,
+    ranked: bool = False,
+    engines: EngineOptions | None = None,
+    steps: Callable[[str], Step | None] = lambda graph: None,
     progress: Progress = lambda items, what: items,
     gates: Mapping[str, Mapping[str, float]] = TENSOR_GATES,
 ) -> Exported:
-    """Raises ParityError, and writes nothing, where the precision costs too much."""
+    """Raises ParityError, and writes nothing, where the precision costs too much.
+
+    ``ranked`` ranks the layers even where nothing must stay in float. With ``engines`` an engine of each graph is built, and ``steps``
+    of a graph is told how far it is.
+    """
     refuse_foreign_folder(output)
     modules = modules_from_checkpoint(checkpoint)
-    head_of(modules)  # refused before the work, not after
     graphs = onnx_from_modules(modules)
     rows = rows_from_jsonl(data, images) if data and images else None
-    kept = _calibration(modules) if precision == "int8" and calibration_images is None else None
-    recipes: Iterator[int8.Calibration | None] = iter([kept])
-    if precision == "int8" and calibration_images is not None:
-        recipes = _calibrations(modules, graphs["image"], calibration_images, progress)
-    elif precision == "int8" and kept is None:
-        raise UsageError(f"{checkpoint} has no {CALIBRATION} for these weights; pass --calibration-images FOLDER with training images")
-
+    reference = Reference(modules, rows, images, progress=progress)
     with tempfile.TemporaryDirectory(prefix="pmclip-export-") as scratch:
+        work = _Work(reference, graphs, precision, target, method, calibration_images, Path(scratch), progress)
         trial, missed = Path(scratch, "bundle"), ParityError("")
-        for calibration in recipes:
-            quantised = graphs if calibration is None else _int8(graphs, calibration)
-            files = {TOKENIZER: (checkpoint / TOKENIZER).read_bytes(), **_files_from_graphs(quantised)}
-            if calibration is not None:
-                files[CALIBRATION] = _json(calibration.to_json())
-            manifest = write_bundle(trial, _manifest(modules, precision, target, calibration), files)
+        for recipe in work.recipes():
+            files = {**_tokenizers(modules), **_files_from_graphs(recipe.graphs)}
+            if recipe.calibration is not None:
+                files[CALIBRATION] = _json(recipe.calibration.to_json())
+            manifest = write_bundle(trial, _manifest(reference, precision, target, method, recipe), files)
             try:
-                _, parity = parity_of_bundle(trial, modules, rows, images, progress=progress)
+                parity = _parity(reference, trial, manifest)
                 gate(precision, parity, gates)
                 break
             except ParityError as error:
                 missed = error
         else:
             raise missed
-        hashes = {name: file.sha256 for name, file in manifest.files.items()}
-        if parity["answers"] is None:
-            parity["answers"] = _measured(checkpoint, precision, hashes)
-        speed = _speed(graphs, trial)
-        if calibration_images is not None and calibration is not None:
-            _keep(checkpoint / CALIBRATION, _json(calibration.to_json()))
+        histograms = []
+        if ranked and recipe.calibration is not None:
+            work.rank(recipe.calibration)
+            histograms = work.histograms(recipe.calibration)
+        speed = _speed(graphs, trial, reference.predictor) if target == "cpu" else None
+        if recipe.calibration is not None:
+            work.keep(recipe)
         if rows is not None:
-            _keep(checkpoint / PARITY, _json({**_read(checkpoint / PARITY), precision: {"files": hashes, "answers": parity["answers"]}}))
-        manifest = write_bundle(output, replace(manifest, parity=parity), files)
-    return Exported(output, manifest, speed, *_against_shipped(manifest, shipped))
+            hashes = _hashes(manifest)
+            kept = {**_read(checkpoint / PARITY), f"{precision} {target}": {"files": hashes, "answers": parity["answers"]}}
+            _keep(checkpoint / PARITY, _json(kept))
+        manifest = replace(manifest, parity=parity)
+        made = None if engines is None else engines_of_bundle(trial, manifest, output, engines, steps)
+        if made is not None:
+            manifest, files = replace(manifest, engines=made.rows), {**files, **made.plans}
+        manifest = write_bundle(output, manifest, files)
+    of_shipped = _against_shipped(manifest, shipped)
+    return Exported(output, manifest, speed, work.effects, histograms, {} if made is None else made.built, *of_shipped)
 
 
 def name_of_checkpoint(checkpoint: Path) -> str:
     return read_checkpoint(checkpoint)[0]["name"]
 
 
+@dataclass
+class _Work:
+    """What the recipes of one export share, and the layers' ranks once they were needed."""
+
+    reference: Reference
+    graphs: Graphs
+    precision: str
+    target: str
+    method: str
+    calibration_images: Path | None
+    scratch: Path
+    progress: Progress
+    effects: list[Effect] = field(default_factory=list)
+
+    def recipes(self) -> Iterator[Recipe]:
+        """The fastest first; of INT8 with ever more layers in float, the most harmful first."""
+        if self.precision == "fp32":
+            yield Recipe(self.graphs, precisions=dict.fromkeys(self.graphs, "fp32"))
+        elif self.precision == "fp16" and self.target == "cpu":
+            stored = {name: half_stored(model) for name, model in self.graphs.items()}
+            yield Recipe(stored, precisions=dict.fromkeys(self.graphs, STORED))
+        elif self.precision == "fp16":
+            yield self._half()
+        else:
+            yield from self._int8()
+
+    def _half(self) -> Recipe:
+        kept = _calibration(self.reference.modules)
+        tensors = kept.tensors if kept else self._measured(sample_pictures(), QUESTIONS)
+        graphs, floats = {}, []
+        for name, model in self.graphs.items():
+            ranges = {tensor: of.ranges["max"] for tensor, of in tensors.get(name, {}).items()}
+            graphs[name], above = half_from_onnx(model, ranges)
+            floats += [f"{name}/{node}" for node in above]
+        return Recipe(graphs, None, tuple(floats), dict.fromkeys(graphs, "fp16"))
+
+    def _int8(self) -> Iterator[Recipe]:
+        calibration = self._calibrated()
+        if self.target in calibration.kept:
+            yield self._quantised(calibration, calibration.kept[self.target])
+        yield self._quantised(calibration, ())
+        self.rank(calibration)
+        count = 1
+        while count < len(self.effects):
+            yield self._quantised(calibration, [e.layer for e in self.effects[:count]])
+            count *= 2
+        yield self._quantised(calibration, [e.layer for e in self.effects])
+
+    def _quantised(self, calibration: Calibration, kept: Sequence[str]) -> Recipe:
+        graphs = int8_from_graphs(self.graphs, calibration, self.method, self.target, kept)
+        layers = int8_layers(self.graphs, self.target)
+        whole = STORED if self.target == "cpu" else "fp16"
+        precisions = {
+            name: "int8" if any(x.startswith(f"{name}/") and x not in kept for x in layers) else whole for name in self.graphs
+        }
+        mine = replace(calibration, kept={self.target: sorted(kept)})
+        return Recipe(graphs, mine, tuple(sorted(kept)), precisions)
+
+    def rank(self, calibration: Calibration) -> None:
+        """Once, on calibration images where they are given, else on those in pydicom's wheel."""
+        if self.effects:
+            return
+        layers = int8_layers(self.graphs, self.target)
+        manifest = self.reference.predictor.manifest
+        sessions: dict[str, Session] = {}
+        for name, model in self.graphs.items():
+            path = self.scratch / f"{name}.fp32.onnx"
+            path.write_bytes(model.SerializeToString())
+            sessions[name] = OnnxRuntimeSession(path, "cpu")
+        words = words_of(self.reference.modules)
+        tokenizers = tokenizer_from_file(self.reference.modules.folder / TOKENIZER), Tokenizer.from_str(words) if words else None
+
+        def quantised(graph: str, layer: str) -> onnx.ModelProto:
+            others = [x for x in layers if x != f"{graph}/{layer}"]
+            return int8_from_graphs({graph: self.graphs[graph]}, calibration, self.method, self.target, others)[graph]
+
+        self.effects = effects_of_layers(
+            lambda with_them: Predictor(None, manifest, with_them, *tokenizers),
+            sessions, layers, quantised, self._ranked_on(), self.scratch, self.progress,
+        )  # fmt: skip
+
+    def keep(self, recipe: Recipe) -> None:
+        """Beside the checkpoint: the table, and what each target left in float."""
+        folder, made = self.reference.modules.folder, recipe.calibration
+        if made is None:
+            return
+        before = _calibration(self.reference.modules)
+        same = before is not None and before.tensors == made.tensors
+        kept = {**(before.kept if same and before else {}), **made.kept}
+        if not same or (before and before.kept != kept):
+            _keep(folder / CALIBRATION, _json(replace(made, kept=kept).to_json()))
+
+    def _calibrated(self) -> Calibration:
+        """The table beside the checkpoint where it is of these weights and, if any are given, of these images; else a new one."""
+        modules = self.reference.modules
+        before = _calibration(modules)
+        if self.calibration_images is None:
+            if before is None:
+                raise UsageError(
+                    f"{modules.folder} has no {CALIBRATION} for these weights; pass --calibration-images FOLDER with training images"
+                )
+            return before
+        root, found = _images_of(self.calibration_images)
+        paths = _spread(found, IMAGES)
+        names = {path.relative_to(root).as_posix(): sha256_of_file(path) for path in paths}
+        questions = _questions_of(self.calibration_images)
+        if before is not None and before.images == names and before.questions == len(questions):
+            return before
+        tensors = self._measured(paths, questions)
+        return Calibration(sha256_of_file(modules.folder / "model.safetensors"), names, len(questions), tensors)
+
+    def histograms(self, calibration: Calibration) -> list[dict[str, Any]]:
+        """Of what the most harmful layers read, for the report."""
+        source = {n.output[0]: n.input[0] for model in self.graphs.values() for n in model.graph.node}
+        wanted = dict.fromkeys((graph, source[layer]) for graph, _, layer in (e.layer.partition("/") for e in self.effects[:HISTOGRAMS]))
+        feeds, out = self._feeds(self._ranked_on(), QUESTIONS), []
+        for graph, model in self.graphs.items():
+            if names := [tensor for of, tensor in wanted if of == graph]:
+                for tensor, (counts, edges) in histograms_from_feeds(model, names, feeds[graph]).items():
+                    bounds = calibration.tensors[graph][tensor].ranges[self.method]
+                    out.append({"graph": graph, "tensor": tensor, "counts": counts, "edges": edges, "range": bounds, "method": self.method})
+        return out
+
+    def _ranked_on(self) -> list[Path]:
+        found = _images_of(self.calibration_images)[1] if self.calibration_images else sample_pictures()
+        return _spread(found, RANKED_ON)
+
+    def _measured(self, paths: Sequence[Path], questions: Sequence[str]) -> dict[str, dict[str, Measured]]:
+        feeds = self._feeds(paths, questions)
+        return {name: measured_from_feeds(model, feeds[name]) for name, model in self.graphs.items()}
+
+    def _feeds(self, paths: Sequence[Path], questions: Sequence[str]) -> dict[str, Any]:
+        """Of each graph the inputs that real pictures and questions give, one after the other."""
+        predictor = self.reference.predictor
+        manifest, head = predictor.manifest, predictor.manifest.head
+        read = partial(_pixels, progress=self.progress)
+        feeds: dict[str, Any] = {
+            "image": ({"pixels": tensor_from_pixels(x, manifest.preprocess)[None]} for x in read(paths, "Calibrating the image tower")),
+            "text": ({"tokens": x} for x in predictor.tokens(questions)),
+        }
+        if head is not None:
+            asked = predictor.asked(questions)
+            name = "text" if head.words is None else "tokens"
+            some = _spread(paths, RANKED_ON)
+            feeds["head"] = (
+                {"image": predictor.seen(path)[None], name: asked[i :: len(some)][:1]} for i, path in enumerate(some) if i < len(asked)
+            )
+            if head.grey:
+                feeds["features"] = (
+                    {n: grey_from_pixels(x, side)[None] for n, side in head.grey.items()} for x in read(some, "Calibrating the features")
+                )
+        return feeds
+
+
+def _pixels(paths: Sequence[Path], what: str, progress: Progress) -> Iterator[Any]:
+    for path in progress(paths, what):
+        yield picture_from_path(path).pixels
+
+
+def _spread(found: Sequence[Any], count: int) -> list[Any]:
+    return [found[i] for i in np.linspace(0, len(found) - 1, min(count, len(found))).astype(int)]
+
+
+def _images_of(source: Path) -> tuple[Path, list[Path]]:
+    """(their root, sorted paths) of a folder, or of the rows of a training set with images/ beside it. Raises InputError."""
+    if source.suffix == ".jsonl":
+        root = source.parent / "images"
+        found = [root / name for name in sorted({row.image for row in rows_from_jsonl(source, root)})]
+    else:
+        root = source
+        found = sorted(p for p in source.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png", ".dcm")) if source.is_dir() else []
+    if not found:
+        raise InputError(f"{source}: no images (.jpg, .png, .dcm) to calibrate on; give a folder of training images")
+    return root, found
+
+
+def _questions_of(source: Path) -> list[str]:
+    if source.suffix != ".jsonl":
+        return list(QUESTIONS)
+    return _spread(sorted({row.question for row in rows_from_jsonl(source)}), QUESTIONS_READ)
+
+
+def _parity(reference: Reference, trial: Path, manifest: Manifest) -> dict[str, Any]:
+    """Answers that were measured on these very files, and these rows if any are given, are not measured again."""
+    kept = _read(reference.modules.folder / PARITY).get(f"{manifest.precision} {manifest.target}", {})
+    answers = kept.get("answers") if kept.get("files") == _hashes(manifest) else None
+    if answers is not None and reference.rows is not None and answers.get("data_sha256") != sha256_of_rows(reference.rows):
+        answers = None
+    predictor = load(trial, "cpu")
+    if answers is None:
+        return reference.parity_of(predictor)[1]
+    return {**replace(reference, rows=None).parity_of(predictor)[1], "answers": answers}
+
+
+def _hashes(manifest: Manifest) -> dict[str, str]:
+    return {name: file.sha256 for name, file in manifest.files.items()}
+
+
 def _against_shipped(manifest: Manifest, shipped: Path | None) -> tuple[dict[str, bool] | None, str]:
     there = manifest_from_bundle(shipped) if shipped is not None and (shipped / MANIFEST).is_file() else None
-    if there is None or there.precision != manifest.precision:
+    if there is None or (there.precision, there.target) != (manifest.precision, manifest.target):
         return None, ""
     now, then = manifest.provenance["export"], there.provenance.get("export", {})
     why = ", ".join(f"{key} was {then.get(key)}, is {value}" for key, value in now.items() if then.get(key) != value)
     return {name: there.files.get(name) == file for name, file in manifest.files.items()}, why
 
 
-def _int8(graphs: Graphs, calibration: int8.Calibration) -> Graphs:
-    image = int8.int8_image(graphs["image"], calibration)
-    return {"image": int8.half_stored(image), "text": int8.int8_weights(graphs["text"]), "head": int8.int8_weights(graphs["head"])}
+def _tokenizers(modules: Modules) -> dict[str, bytes]:
+    words = words_of(modules)
+    return {TOKENIZER: (modules.folder / TOKENIZER).read_bytes(), **({} if words is None else {WORDS: words.encode()})}
 
 
 def _files_from_graphs(graphs: Graphs) -> dict[str, bytes]:
@@ -132,94 +381,54 @@ def _files_from_graphs(graphs: Graphs) -> dict[str, bytes]:
     return files
 
 
-def _manifest(modules: Modules, precision: str, target: str, calibration: int8.Calibration | None) -> Manifest:
-    meta, backbone = modules.meta, modules.backbone
-    graphs = {name: {"file": f"{name}.onnx", "precision": precision} for name in ("image", "text", "head")}
-    if calibration is not None:
-        first = f"int8, the first {calibration.float_convolutions} convolutions {STORED}"
-        graphs["image"]["precision"] = first if calibration.ranges else STORED
-    p = backbone.preprocess
-    checkpoint = sha256_of_file(modules.folder / "model.safetensors")
-    made = {"onnx": onnx.__version__, "onnxruntime": ort.__version__, "checkpoint_sha256": checkpoint}
-    if calibration is not None:
-        made |= {"float_convolutions": calibration.float_convolutions, "calibration_images": len(calibration.images)}
-    try:
-        return Manifest.from_json(
-            {
-                **meta,
-                "schema": BUNDLE_SCHEMA,
-                "precision": precision,
-                "target": target,
-                "preprocess": {"size": p.size, "resize": p.resize, "mean": list(p.mean), "std": list(p.std)},
-                "text": {"context_length": backbone.context_length, "pad_id": backbone.pad_id},
-                "embed_dim": backbone.embed_dim,
-                "graphs": graphs,
-                "metrics": meta.get("metrics", {}),
-                "parity": {},
-                "provenance": {**meta.get("provenance", {}), "export": made},
-                "files": {},
-            }
-        )
-    except ValueError as error:
-        raise BundleError(f"{modules.folder / 'checkpoint.json'}: {error}; train the head with `pmclip-deploy train vqa`") from None
+def _manifest(reference: Reference, precision: str, target: str, method: str, recipe: Recipe) -> Manifest:
+    base = reference.predictor.manifest
+    floats = {name: tuple(x.partition("/")[2] for x in recipe.kept if x.startswith(f"{name}/")) for name in recipe.graphs}
+    made: dict[str, Any] = {
+        "command": shlex.join(["pmclip-deploy", "export", "CHECKPOINT", "--precision", precision, "--target", target]),
+        "onnx": onnx.__version__,
+        "onnxruntime": ort.__version__,
+        "checkpoint_sha256": sha256_of_file(reference.modules.folder / "model.safetensors"),
+    }
+    if recipe.calibration is not None:
+        made |= {"method": method, "calibration_images": len(recipe.calibration.images)}
+    return replace(
+        base,
+        precision=precision,
+        target=target,
+        graphs={name: GraphFile(f"{name}.onnx", recipe.precisions[name], floats[name]) for name in recipe.graphs},
+        provenance={**base.provenance, "export": made},
+    )
 
 
-def _calibration(modules: Modules) -> int8.Calibration | None:
+def _calibration(modules: Modules) -> Calibration | None:
     """What calibration.json holds, if it was made for these weights."""
     path = modules.folder / CALIBRATION
     if not path.is_file():
         return None
     try:
-        calibration = int8.Calibration.from_json(_read(path))
+        calibration = Calibration.from_json(_read(path))
     except (ValueError, KeyError, TypeError, AttributeError):
         raise BundleError(f"{path}: not a calibration; make it anew with --calibration-images FOLDER") from None
     return calibration if calibration.checkpoint == sha256_of_file(modules.folder / "model.safetensors") else None
 
 
-def _calibrations(modules: Modules, graph: onnx.ModelProto, folder: Path, progress: Progress) -> Iterator[int8.Calibration]:
-    """One measurement of the images, then ever more convolutions in float."""
-    if folder.suffix == ".jsonl":  # rows of a training set, whose images may lie among others
-        root = folder.parent / "images"
-        found = [root / name for name in sorted({row.image for row in rows_from_jsonl(folder, root)})]
-    else:
-        root = folder
-        found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png", ".dcm")) if folder.is_dir() else []
-    if not found:
-        raise InputError(f"{folder}: no images (.jpg, .png, .dcm) to calibrate on; give a folder of training images")
-    paths = [found[i] for i in np.linspace(0, len(found) - 1, min(IMAGES, len(found))).astype(int)]
-    tensors = (tensor_from_pixels(picture_from_path(path).pixels, modules.backbone.preprocess) for path in progress(paths, "Calibrating"))
-    ranges, means = int8.activations_from_images(graph, tensors)
-    names = {path.relative_to(root).as_posix(): sha256_of_file(path) for path in paths}
-    checkpoint = sha256_of_file(modules.folder / "model.safetensors")
-    convolutions = sum(node.op_type == "Conv" for node in graph.graph.node)
-    for count in FLOAT_CONVOLUTIONS:
-        yield int8.Calibration(checkpoint, names, count, ranges, means)
-    yield int8.Calibration(checkpoint, names, convolutions, {}, {})
-
-
-def _measured(checkpoint: Path, precision: str, hashes: dict[str, str]) -> Any:
-    """The answers' parity kept in parity.json, if it was measured on these very files."""
-    kept = _read(checkpoint / PARITY).get(precision, {})
-    return kept.get("answers") if kept.get("files") == hashes else None
-
-
-def _speed(graphs: Graphs, bundle: Path) -> dict[str, float]:
+def _speed(graphs: Graphs, bundle: Path, reference: Predictor) -> dict[str, float]:
     """How many times faster than fp32 each graph runs here: batch 1, one thread, medians of interleaved runs."""
-    manifest = manifest_from_bundle(bundle)
-    size, width = manifest.preprocess.size, manifest.embed_dim
-    random = np.random.default_rng(0)
-    feeds = {
-        "image": {"pixels": random.uniform(-1, 1, (1, 3, size, size)).astype(np.float32)},
-        "text": {"tokens": random.integers(1, 1000, (1, 12))},
-        "head": {name: random.normal(size=(1, width)).astype(np.float32) for name in ("image", "text")},
-    }
+    manifest, random = manifest_from_bundle(bundle), np.random.default_rng(0)
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
     ratios = {}
-    for name, feed in feeds.items():
-        models = (graphs[name].SerializeToString(), str(bundle / manifest.graphs[name].file))
-        sessions = [ort.InferenceSession(model, options, providers=["CPUExecutionProvider"]) for model in models]
+    for name, model in graphs.items():
+        if manifest.graphs[name].precision == "fp32":
+            continue
+        sides = {x.name: [d.dim_value or 1 for d in x.type.tensor_type.shape.dim] for x in model.graph.input}
+        feed = {x: random.uniform(-1, 1, shape).astype(np.float32) for x, shape in sides.items() if x != "tokens"}
+        if "tokens" in sides:
+            feed["tokens"] = reference.tokens(QUESTIONS[:1])[0] if name == "text" else reference.asked(QUESTIONS[:1])
+        models = (model.SerializeToString(), str(bundle / manifest.graphs[name].file))
+        sessions = [ort.InferenceSession(of, options, providers=["CPUExecutionProvider"]) for of in models]
         times = np.array([[_seconds(lambda s=session, f=feed: s.run(None, f)) for session in sessions] for _ in range(25)])
         base, other = np.median(times[5:], axis=0)
         ratios[name] = float(base / other)

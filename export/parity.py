@@ -1,27 +1,35 @@
-"""How far a bundle is from the fp32 PyTorch checkpoint it was made from: on tensors, and on answers."""
+"""How far a bundle is from the fp32 PyTorch checkpoint it was made from: on pixels and tokens, on tensors, and on answers."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
 
-from pmclip_deploy.bundle import TOKENIZER
-from pmclip_deploy.errors import ParityError, PmclipError
-from pmclip_deploy.evaluate import Bootstrap, Row, normalised
-from pmclip_deploy.export.onnx_from_checkpoint import Modules, head_of
+from pmclip_deploy.bundle import TOKENIZER, Abstention, Graph, Head, Kind, Manifest, Words
+from pmclip_deploy.errors import BundleError, ParityError, PmclipError
+from pmclip_deploy.evaluate import Bootstrap, Row, mcnemar, normalised, pictures_of
+from pmclip_deploy.export.onnx_from_checkpoint import Modules, functions_of
 from pmclip_deploy.pixels import picture_from_path, tensor_from_pixels
-from pmclip_deploy.predictor import CONTRACT, Decision, Predictor, decision_from_heads, load
+from pmclip_deploy.predictor import Decision, Predictor, contract_of, decision_from_heads, load
 from pmclip_deploy.tokens import tokenizer_from_file
+from pmclip_deploy.train.heads.lite import LiteHead
+from pmclip_deploy.train.heads.qcr import QCR
+from pmclip_deploy.train.heads.vision import AUTOENCODER_SIZE, MAML_SIZE
+from pmclip_deploy.train.heads.words import LENGTH, Dictionary, words_tokenizer_json
 
 Progress = Callable[[Sequence[Any], str], Iterable[Any]]
 Floats = NDArray[np.float32]
 
-# Least cosine and largest absolute difference of any row (fp32); mean cosine, where the answers decide (int8).
-TENSOR_GATES = {"fp32": {"cosine": 0.9999, "max_abs": 1e-3}, "int8": {"cosine_mean": 0.98}}
+# Least cosine and largest absolute difference of any row (fp32); least cosine (fp16); mean cosine, where the answers decide (int8).
+TENSOR_GATES = {"fp32": {"cosine": 0.9999, "max_abs": 1e-3}, "fp16": {"cosine": 0.999}, "int8": {"cosine_mean": 0.99}}
+PIXELS = 1e-5  # largest difference of a normalised pixel, every precision; tokens must be equal
 # Of answers, every precision. Near-ties among 1,500 names of abnormalities, which are never given as answers, flip: hence two agreements.
 AGREEMENT, CANDIDATE_AGREEMENT, ACCURACY_LOSS = 0.99, 0.97, 0.01
 
@@ -46,6 +54,7 @@ QUESTIONS = (
     "is the study normal?",
     "what is the patient's name?",
 )
+NOT_CALIBRATED = "the probability is the head's own and was not calibrated on validation images"
 
 
 def parity_of_bundle(
@@ -56,12 +65,48 @@ def parity_of_bundle(
     pictures: Sequence[Path] | None = None,
     progress: Progress = lambda items, what: items,
 ) -> tuple[str, dict[str, Any]]:
-    """(the bundle's precision, {"tensors": ..., "answers": ... or None}); tensors over ``pictures`` or those in pydicom's wheel."""
-    predictor = load(bundle, "cpu")
-    reference = reference_for(modules, predictor, bundle)
-    tensors = tensor_parity(reference, predictor, pictures or sample_pictures(), progress)
-    answers = None if rows is None or images is None else answer_parity(reference, predictor, rows, images, progress)
-    return predictor.manifest.precision, {"tensors": tensors, "answers": answers}
+    """(the bundle's precision, {"stages": ..., "tensors": ..., "answers": ... or None}); tensors over ``pictures``, or pydicom's."""
+    return Reference(modules, rows, images, pictures, progress).parity_of(load(bundle, "cpu"))
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A checkpoint in fp32 PyTorch, and what it says to pictures and rows: computed once, compared with any number of bundles."""
+
+    modules: Modules
+    rows: Sequence[Row] | None = None
+    images: Path | None = None
+    pictures: Sequence[Path] | None = None
+    progress: Progress = lambda items, what: items
+
+    def parity_of(self, predictor: Predictor) -> tuple[str, dict[str, Any]]:
+        """Raises BundleError where the bundle is of another model."""
+        theirs, ours = predictor.manifest, self.predictor.manifest
+        if (theirs.backbone, theirs.head, theirs.answers) != (ours.backbone, ours.head, ours.answers):
+            raise BundleError(f"bundle {theirs.name} is not of checkpoint {self.modules.folder}; pass the one it was made from")
+        measured = {**tensor_parity(self.predictor, predictor, self._pictures, self.progress), "answers": None}
+        finite = all(f["cosine"] is not None for f in measured["tensors"].values())  # else the gate fails, whatever is answered
+        if finite and self.said is not None and self.rows is not None:
+            measured["answers"] = answer_parity(self.rows, self.said, said_to(predictor, self.rows, self._images, self.progress))
+        return theirs.precision, measured
+
+    @cached_property
+    def predictor(self) -> Predictor:
+        return predictor_from_modules(self.modules)
+
+    @cached_property
+    def said(self) -> "Said | None":
+        if not self.rows or self.images is None or self.predictor.manifest.head is None:
+            return None
+        return said_to(self.predictor, self.rows, self.images, self.progress)
+
+    @property
+    def _pictures(self) -> Sequence[Path]:
+        return self.pictures or sample_pictures()
+
+    @property
+    def _images(self) -> Path:
+        return self.images or Path()
 
 
 class TorchSession:
@@ -69,8 +114,8 @@ class TorchSession:
 
     backend, device = "torch", "cpu"
 
-    def __init__(self, graph: str, function: Callable[..., Any]) -> None:
-        self.inputs, self.outputs = CONTRACT[graph]
+    def __init__(self, contract: tuple[tuple[str, ...], tuple[str, ...]], function: Callable[..., Any]) -> None:
+        self.inputs, self.outputs = contract
         self._function = function
 
     @torch.inference_mode()
@@ -79,69 +124,185 @@ class TorchSession:
         return {name: x.numpy() for name, x in zip(self.outputs, out if isinstance(out, tuple) else (out,), strict=True)}
 
 
-def reference_for(modules: Modules, predictor: Predictor, bundle: Path) -> Predictor:
-    """The checkpoint in PyTorch, in fp32, with the bundle's own answers and thresholds."""
-    functions = {"image": modules.clip.encode_image, "text": modules.clip.encode_text, "head": head_of(modules)}
-    sessions = {name: TorchSession(name, function) for name, function in functions.items()}
-    return Predictor(bundle, predictor.manifest, sessions, tokenizer_from_file(modules.folder / TOKENIZER))
+def predictor_from_modules(modules: Modules) -> Predictor:
+    """The checkpoint itself, in PyTorch and fp32, behind the runtime: preprocessing, tokens and answers are the checkpoint's own."""
+    manifest = manifest_from_modules(modules)
+    contract = contract_of(manifest)
+    sessions = {name: TorchSession(contract[name], function) for name, function in functions_of(modules).items() if name in contract}
+    words = words_of(modules)
+    return Predictor(
+        None, manifest, sessions, tokenizer_from_file(modules.folder / TOKENIZER), None if words is None else Tokenizer.from_str(words)
+    )
+
+
+def words_of(modules: Modules) -> str | None:
+    """What words.json holds, where the head reads words."""
+    if modules.head is None or isinstance(modules.head, LiteHead):
+        return None
+    return words_tokenizer_json(Dictionary(tuple(modules.meta["dictionary"])))
+
+
+def manifest_from_modules(modules: Modules) -> Manifest:
+    """As a bundle of the checkpoint in fp32 has it, without files. Raises BundleError where checkpoint.json lacks what it needs."""
+    meta, backbone, head = modules.meta, modules.backbone, modules.head
+    try:
+        manifest = Manifest(
+            name=meta["name"],
+            version=meta["version"],
+            precision="fp32",
+            target="cpu",
+            backbone=backbone.name,
+            preprocess=backbone.preprocess,
+            context_length=backbone.context_length,
+            pad_id=backbone.pad_id,
+            embed_dim=backbone.embed_dim,
+            logit_scale=float(meta["logit_scale"]),
+            graphs={name: Graph(f"{name}.onnx", "fp32") for name in ("image", "text")},
+            metrics=meta["metrics"],
+            provenance=meta["provenance"],
+        )
+        if head is None:
+            return manifest
+        graphs = {**manifest.graphs, "head": Graph("head.onnx", "fp32")}
+        if isinstance(head, LiteHead):
+            answering = Manifest.from_json({**manifest.to_json(), **{key: meta[key] for key in ("answers", "kinds", "abstention")},
+                                            "graphs": {name: {"file": g.file, "precision": g.precision} for name, g in graphs.items()},
+                                            "head": {"kind": "lite", "grey": {}}})  # fmt: skip
+            return replace(manifest, graphs=graphs, head=Head("lite"), answers=answering.answers, kinds=answering.kinds,
+                           abstention=answering.abstention)  # fmt: skip
+        networks = (("autoencoder", head.features.autoencoder, AUTOENCODER_SIZE), ("maml", head.features.maml, MAML_SIZE))
+        grey = {name: side for name, network, side in networks if network is not None}
+        if grey:
+            graphs["features"] = Graph("features.onnx", "fp32")
+        answers, closed = tuple(meta["answers"]), meta["closed_answers"]
+        parts = {"closed": (0, closed), "open": (closed, len(answers))} if isinstance(head, QCR) else {"answer": (0, len(answers))}
+        kinds = [Kind(name, tuple(range(*part)), note=NOT_CALIBRATED, independent=True) for name, part in parts.items()]
+        return replace(
+            manifest,
+            graphs=graphs,
+            head=Head(meta["head"]["kind"], Words(LENGTH, len(meta["dictionary"])), grey, "clip" in meta["head"]["features"]),
+            answers=answers,
+            kinds=tuple(kinds),
+            abstention=Abstention(0.0, 0.0),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        said = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
+        raise BundleError(f"{modules.folder / 'checkpoint.json'}: {said}; train the head with `pmclip-deploy train vqa`") from None
 
 
 def tensor_parity(reference: Predictor, predictor: Predictor, pictures: Sequence[Path], progress: Progress) -> dict[str, Any]:
-    """Per graph: least and mean cosine over its rows, largest absolute difference. The head is given the reference's embeddings."""
-    tensors = [tensor_from_pixels(picture_from_path(p).pixels, predictor.manifest.preprocess) for p in progress(pictures, "Comparing")]
-    images = [np.stack([p.embedding_from_tensor(x) for x in tensors]) for p in (reference, predictor)]
-    texts = [p.embed_texts(QUESTIONS) for p in (reference, predictor)]
-    pairs = np.repeat(images[0], len(QUESTIONS), 0), np.tile(texts[0], (len(tensors), 1))
-    heads = [np.concatenate([(h := p.heads(*pairs)).answer, h.kind, h.radiograph[:, None]], 1) for p in (reference, predictor)]
-    return {"image": tensor_difference(*images), "text": tensor_difference(*texts), "head": tensor_difference(*heads)}
+    """{"stages": pixels and tokens, "tensors": of each graph the least and mean cosine over its rows and the largest difference}.
+
+    Each side makes its own pixels and tokens; the head is given the reference's inputs.
+    """
+    both = reference, predictor
+    read = [picture_from_path(path).pixels for path in progress(pictures, "Comparing")]
+    pixels = [[tensor_from_pixels(x, p.manifest.preprocess) for x in read] for p in both]
+    tokens = [p.tokens(QUESTIONS) for p in both]
+    same_shape = [a.shape == b.shape for a, b in zip(*pixels, strict=True)]
+    furthest = max((float(np.abs(a - b).max()) for a, b, same in zip(*pixels, same_shape, strict=True) if same), default=0.0)
+    stages = {
+        "pixels": {"n": len(read), "max_abs": furthest if all(same_shape) else None},
+        "tokens": {"n": len(QUESTIONS), "equal": float(np.mean([np.array_equal(a, b) for a, b in zip(*tokens, strict=True)]))},
+    }
+    tensors = {
+        "image": tensor_difference(*(np.stack([p.embedding_from_tensor(x) for x in of]) for p, of in zip(both, pixels, strict=True))),
+        "text": tensor_difference(*(p.embed_texts(QUESTIONS) for p in both)),
+    }
+    if (head := reference.manifest.head) is not None:
+        seen = [np.stack([p.seen(path) for path in pictures]) for p in both]
+        if head.grey:
+            own = reference.manifest.embed_dim if head.clip else 0
+            tensors["features"] = tensor_difference(*(x[:, own:] for x in seen))
+        asked = [p.asked(QUESTIONS) for p in both]
+        if head.words is not None:
+            stages["words"] = {"n": len(QUESTIONS), "equal": float((asked[0] == asked[1]).all(1).mean())}
+        pairs = np.repeat(seen[0], len(QUESTIONS), 0), np.tile(asked[0], (len(pictures), 1))
+        tensors["head"] = tensor_difference(*(_logits(p, pairs) for p in both))
+    return {"stages": stages, "tensors": tensors}
 
 
-def answer_parity(reference: Predictor, predictor: Predictor, rows: Sequence[Row], images: Path, progress: Progress) -> dict[str, Any]:
-    """Over real questions: how often both say the same, and the difference in accuracy with a paired 95% interval.
+def _logits(predictor: Predictor, pairs: tuple[NDArray[Any], NDArray[Any]]) -> Floats:
+    heads = predictor.heads(*pairs)
+    return np.concatenate([heads.answer, heads.kind, *([] if heads.radiograph is None else [heads.radiograph[:, None]])], 1)
+
+
+@dataclass(frozen=True)
+class Said:
+    """To N rows."""
+
+    best: NDArray[np.str_]  # (N,) best candidates, abstained or not
+    given: NDArray[np.str_]  # (N,) answers; "" where it abstained
+
+
+def said_to(predictor: Predictor, rows: Sequence[Row], images: Path, progress: Progress = lambda items, what: items) -> Said:
+    """Each image and each question is encoded once, alone, as `infer` does."""
+    names, picture = pictures_of(rows)
+    questions = list(dict.fromkeys(row.question for row in rows))
+    asked = {question: i for i, question in enumerate(questions)}
+    seen = np.stack([predictor.seen(images / name) for name in progress(names, "Answering")])
+    heads = predictor.heads(seen[picture], predictor.asked(questions)[[asked[row.question] for row in rows]])
+    decisions = [decision_from_heads(predictor.manifest, heads, i) for i in range(len(rows))]
+    return Said(np.array([_best(d) for d in decisions]), np.array([_best(d) if d.reason is None else "" for d in decisions]))
+
+
+def answer_parity(rows: Sequence[Row], reference: Said, other: Said) -> dict[str, Any]:
+    """Over real questions: how often both say the same, and the difference in accuracy with a paired 95% interval and McNemar's test.
 
     ``agreement`` is of what is said, over the ``answered`` rows: those where at least one of the two does not abstain (None without any).
     ``candidate_agreement`` and the accuracies are of the best candidates of all rows, abstained or not.
     """
-    names = list(dict.fromkeys(row.image for row in rows))
-    questions = list(dict.fromkeys(row.question for row in rows))
-    tensors = (
-        tensor_from_pixels(picture_from_path(images / name).pixels, predictor.manifest.preprocess) for name in progress(names, "Answering")
-    )
-    embedded = [[p.embedding_from_tensor(x) for p in (reference, predictor)] for x in tensors]
-    place, asked = {name: i for i, name in enumerate(names)}, {question: i for i, question in enumerate(questions)}
-    of_row = np.array([place[row.image] for row in rows])
-    best, said = [], []
-    for which, p in enumerate((reference, predictor)):
-        text = p.embed_texts(questions)[[asked[row.question] for row in rows]]
-        heads = p.heads(np.stack([pair[which] for pair in embedded])[of_row], text)
-        decisions = [decision_from_heads(p.manifest, heads, i) for i in range(len(rows))]
-        best.append(np.array([_best(d) for d in decisions]))
-        said.append(np.array([_best(d) if d.reason is None else "" for d in decisions]))
     truth = np.array([normalised(row.answer) for row in rows])
-    right = [np.array([normalised(x) for x in b]) == truth for b in best]
-    change = right[1].astype(float) - right[0]
-    answered = (said[0] != "") | (said[1] != "")
+    right = [np.array([normalised(x) for x in said.best]) == truth for said in (reference, other)]
+    answered = (reference.given != "") | (other.given != "")
+    sample = Bootstrap(pictures_of(rows)[1], 0)
+
+    def over(member: NDArray[np.bool_]) -> dict[str, Any]:
+        change = (right[1].astype(float) - right[0]) * member
+        told = answered & member
+        return {
+            "n": int(member.sum()),
+            "answered": int(told.sum()),
+            "agreement": float((reference.given == other.given)[told].mean()) if told.any() else None,
+            "candidate_agreement": float((reference.best == other.best)[member].mean()),
+            "accuracy_fp32": float(right[0][member].mean()),
+            "accuracy": float(right[1][member].mean()),
+            "difference": float(change.sum() / member.sum()),
+            "difference_ci95": sample.interval(change, member),
+            "mcnemar": mcnemar(int((change > 0).sum()), int((change < 0).sum())),
+        }
+
+    by = {what: [getattr(row, what) or "none" for row in rows] for what in ("type", "category")}
     return {
-        "n": len(rows),
-        "images": len(names),
-        "data_sha256": hashlib.sha256("\n".join(f"{r.image}\t{r.question}\t{r.answer}" for r in rows).encode()).hexdigest(),
-        "answered": int(answered.sum()),
-        "agreement": float((said[0] == said[1])[answered].mean()) if answered.any() else None,
-        "candidate_agreement": float((best[0] == best[1]).mean()),
-        "accuracy_fp32": float(right[0].mean()),
-        "accuracy": float(right[1].mean()),
-        "difference": float(change.mean()),
-        "difference_ci95": Bootstrap(of_row, 0).interval(change, np.ones(len(rows))),
+        **over(np.ones(len(rows), bool)),
+        "images": len({row.image for row in rows}),
+        "data_sha256": sha256_of_rows(rows),
+        "by": {
+            what: {name: over(np.array([x == name for x in labels])) for name in sorted(set(labels))}
+            for what, labels in by.items()
+            if set(labels) != {"none"}
+        },
     }
+
+
+def sha256_of_rows(rows: Sequence[Row]) -> str:
+    return hashlib.sha256("\n".join(f"{r.image}\t{r.question}\t{r.answer}" for r in rows).encode()).hexdigest()
 
 
 def gate(precision: str, parity: Mapping[str, Any], gates: Mapping[str, Mapping[str, float]] = TENSOR_GATES) -> None:
     """Raises ParityError that names every figure out of its bounds."""
     misses = []
+    for stage, figures in parity.get("stages", {}).items():
+        furthest = figures.get("max_abs", 0.0)
+        if furthest is None or furthest > PIXELS:
+            misses.append(f"{stage} differ {'in size' if furthest is None else f'by up to {furthest:.3g} (limit {PIXELS:g})'}")
+        if figures.get("equal", 1.0) < 1:
+            misses.append(f"{stage} are equal in {figures['equal']:.0%} of the questions (limit 100%)")
     for graph, figures in parity["tensors"].items():
         for name, limit in gates[precision].items():
-            if not (figures[name] <= limit if name == "max_abs" else figures[name] >= limit):
-                misses.append(f"{graph} {name} {figures[name]:.6g} (limit {limit:g})")
+            figure = figures[name]
+            if figure is None or not (figure <= limit if name == "max_abs" else figure >= limit):
+                misses.append(f"{graph} {name} {'is no number' if figure is None else f'{figure:.6g}'} (limit {limit:g})")
     if answers := parity["answers"]:
         if answers["agreement"] is not None and answers["agreement"] < AGREEMENT:
             misses.append(f"answers agree on {answers['agreement']:.2%} (limit {AGREEMENT:.0%})")
@@ -176,14 +337,14 @@ def _best(decision: Decision) -> str:
 
 
 def tensor_difference(reference: Floats, other: Floats) -> dict[str, Any]:
-    """Of two (N, D): least and mean cosine of their rows, largest absolute difference, largest value."""
+    """Of two (N, D): least and mean cosine of their rows, largest absolute difference, largest value; None where it is no number."""
     a, b = reference.astype(np.float64), other.astype(np.float64)
     cosine = (a * b).sum(1) / np.maximum(np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1), 1e-30)
     # Rounded so that the manifest does not change with the last bits of another CPU's arithmetic.
-    return {
-        "n": len(a),
-        "cosine": float(np.round(cosine.min(), 5)),
-        "cosine_mean": float(np.round(cosine.mean(), 5)),
-        "max_abs": float(f"{np.abs(a - b).max():.2g}"),
-        "largest": float(f"{np.abs(a).max():.2g}"),
+    figures = {
+        "cosine": np.round(cosine.min(), 5),
+        "cosine_mean": np.round(cosine.mean(), 5),
+        "max_abs": f"{np.abs(a - b).max():.2g}",
+        "largest": f"{np.abs(a).max():.2g}",
     }
+    return {"n": len(a), **{name: float(x) if np.isfinite(float(x)) else None for name, x in figures.items()}}

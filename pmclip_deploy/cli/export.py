@@ -1,18 +1,26 @@
 """`pmclip-deploy export` and `parity`: a checkpoint as a bundle, and how far a bundle is from its checkpoint."""
 
 import importlib.util
+import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pmclip_deploy.cli.output import one_line, print_json, progress
 from pmclip_deploy.errors import UsageError
 
+if TYPE_CHECKING:
+    from pmclip_deploy.bundle import Manifest
+
 PICTURES = 32  # of the data, to compare tensors on
+PRECISIONS, TARGETS = ("fp32", "fp16", "int8"), ("cpu", "rtx", "tensorrt")
+METHODS = ("percentile", "max", "entropy", "mse")
 
 Images = Annotated[Path | None, typer.Option(help="Folder of the images that --data names.")]
 Data = Annotated[Path | None, typer.Option(help="JSON lines {image, question, answer} to compare answers on.")]
+ReportFile = Annotated[Path | None, typer.Option("--report", help="HTML page to write: errors, ranges, agreement.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
@@ -20,48 +28,92 @@ def export(
     checkpoint: Annotated[
         Path | None, typer.Argument(metavar="[CHECKPOINT]", help="Default: the embedded model's.", show_default=False)
     ] = None,
-    precision: Annotated[str, typer.Option(help="fp32 or int8.")] = "int8",
-    target: Annotated[str, typer.Option(help="Where the bundle is to run: cpu.")] = "cpu",
-    output: Annotated[Path | None, typer.Option(help="Folder to write. Default: ./NAME-PRECISION.", show_default=False)] = None,
-    calibration_images: Annotated[
-        Path | None, typer.Option(help="Training images to calibrate INT8 on. Default: the checkpoint's own calibration.json.")
+    precision: Annotated[str, typer.Option(help="fp32, fp16 or int8.")] = "int8",
+    target: Annotated[str, typer.Option(help="Where the bundle is to run: cpu, rtx (TensorRT-RTX), tensorrt (on this GPU).")] = "cpu",
+    output: Annotated[
+        Path | None, typer.Option(help="Folder to write. Default: ./NAME-PRECISION, with -TARGET if it is not the CPU.", show_default=False)
     ] = None,
+    calibration_images: Annotated[
+        Path | None,
+        typer.Option(help="int8: training images to calibrate on, a folder or train.jsonl. Default: the checkpoint's calibration.json."),
+    ] = None,
+    calibration_method: Annotated[str, typer.Option(help="int8: percentile, max, entropy or mse.")] = "percentile",
     data: Data = None,
     images: Images = None,
+    report: ReportFile = None,
+    compute_capability: Annotated[
+        list[str] | None, typer.Option(help="rtx: GPUs to build for; repeat. [8.6, 8.9, 12.0]", show_default=False)
+    ] = None,
+    largest_batch: Annotated[int, typer.Option(min=1, max=1024, help="rtx, tensorrt: pictures at a time, at most.")] = 8,
+    timing_cache: Annotated[
+        Path | None, typer.Option(help="tensorrt: a file that makes the next build faster.", show_default=False)
+    ] = None,
+    version_compatible: Annotated[bool, typer.Option("--version-compatible", help="tensorrt: plans that later versions run too.")] = False,
+    strip_weights: Annotated[bool, typer.Option("--strip-weights", help="tensorrt: plans without weights, read when opened.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Write a checkpoint as an ONNX bundle, if it passes its parity gates (needs the extra `export`)."""
+    """Write a checkpoint as a bundle, if it passes its parity gates (needs the extra `export`)."""
     _check(data, images)
-    if precision not in ("fp32", "int8") or target != "cpu":
-        raise UsageError(f"no recipe for --precision {precision} --target {target}; there are fp32 and int8, for cpu")
+    for name, value, known in (
+        ("precision", precision, PRECISIONS),
+        ("target", target, TARGETS),
+        ("calibration-method", calibration_method, METHODS),
+    ):
+        if value not in known:
+            raise UsageError(f"no --{name} {value[:60]}; choose one of {', '.join(known)}")
     if calibration_images is not None and precision != "int8":
         raise UsageError("--calibration-images is for --precision int8")
+    if target == "cpu" and compute_capability:
+        raise UsageError("--compute-capability is for --target rtx; a CPU bundle has no engines")
+    if target != "tensorrt" and (timing_cache or version_compatible or strip_weights):
+        raise UsageError("--timing-cache, --version-compatible and --strip-weights are for --target tensorrt")
+    from pmclip_deploy.export.engines import BACKENDS, EngineOptions
     from pmclip_deploy.export.pack import bundle_from_checkpoint, name_of_checkpoint
     from pmclip_deploy.models import DEFAULT_BUNDLE, DEFAULT_CHECKPOINT
+    from pmclip_deploy.sessions.tensorrt import package
 
-    source = checkpoint or DEFAULT_CHECKPOINT
+    source, engines = checkpoint or DEFAULT_CHECKPOINT, None
+    if target != "cpu":
+        engines = EngineOptions(
+            BACKENDS[target], tuple(compute_capability or ()), largest_batch, timing_cache, version_compatible, strip_weights
+        )
+        package(engines.backend)  # missing is said before the work, not after
     made = bundle_from_checkpoint(
         source,
-        output or Path(f"{name_of_checkpoint(source)}-{precision}"),
+        output or Path(f"{name_of_checkpoint(source)}-{precision}{'' if target == 'cpu' else f'-{target}'}"),
         precision,
         target=target,
         calibration_images=calibration_images,
+        method=calibration_method,
         data=data,
         images=images,
         shipped=DEFAULT_BUNDLE if source.resolve() == DEFAULT_CHECKPOINT.resolve() else None,
+        ranked=report is not None,
+        engines=engines,
+        steps=_steps,
         progress=progress,
     )
     manifest = made.manifest
+    if report is not None:
+        layers = [
+            {"graph": graph, "layer": layer, "effect": e.effect, "kept_float": layer in manifest.graphs[graph].float_layers}
+            for e in made.effects
+            for graph, _, layer in [e.layer.partition("/")]
+        ]
+        _write_report(report, manifest, manifest.parity, layers, made.speed, made.histograms)
     if as_json:
         print_json(
             {
                 "schema": "pmclip-deploy/export/1",
                 "bundle": str(made.output),
                 "precision": manifest.precision,
+                "target": manifest.target,
                 "bytes": sum(file.bytes for file in manifest.files.values()),
                 "files": {name: {"sha256": file.sha256, "bytes": file.bytes} for name, file in manifest.files.items()},
+                "float_layers": {name: list(graph.float_layers) for name, graph in manifest.graphs.items()},
                 "parity": manifest.parity,
                 "speed_against_fp32": made.speed,
+                "engines": made.built,
                 "same_as_shipped": made.same_as,
             }
         )
@@ -73,13 +125,21 @@ def export(
     table = Table("graph", "precision", "bytes", "least cosine", "largest difference", "times fp32's speed")
     for name, graph in manifest.graphs.items():
         size = sum(file.bytes for file_name, file in manifest.files.items() if file_name.startswith(graph.file))
-        figures = manifest.parity["tensors"][name]
-        table.add_row(name, graph.precision, f"{size:,}", f"{figures['cosine']:.5f}", f"{figures['max_abs']:g}", f"{made.speed[name]:.2f}")
+        figures, kept = manifest.parity["tensors"][name], len(graph.float_layers)
+        speed = "not measured" if made.speed is None else f"{made.speed[name]:.2f}" if name in made.speed else "1"
+        said = graph.precision + (f", {kept} layers above it" if kept else "")
+        table.add_row(name, said, f"{size:,}", f"{figures['cosine']:.5f}", f"{figures['max_abs']:g}", speed)
     console.print(table)
-    _print_answers(manifest.parity["answers"])
-    for name, graph in manifest.graphs.items():
-        if graph.precision.startswith("int8") and made.speed[name] < 1:
-            print(f"INT8 measures slower than fp32 here: {name} runs at {made.speed[name]:.2f} times its speed; compare --precision fp32")
+    _print_answers(manifest.parity["answers"], manifest.head is not None)
+    for name, built in made.built.items():
+        layers_said = ", ".join(f"{count} {kind}" for kind, count in (built["layers"] or {}).items()) or "not inspected"
+        took = "taken from the bundle that stood here" if built["seconds"] is None else f"built in {built['seconds']:.0f} s"
+        print(f"engine {name}: {built['bytes']:,} bytes, {took}; layers: {layers_said}")
+    if made.built:
+        print("speed and answers of the engines: not measured (they run on a GPU); parity is their graphs', run by onnxruntime")
+    for name, ratio in (made.speed or {}).items():
+        if manifest.graphs[name].precision == "int8" and ratio < 1:
+            print(f"INT8 measures slower than fp32 here: {name} runs at {ratio:.2f} times its speed; compare --precision fp32")
     if made.same_as is not None:
         changed = sorted(name for name, same in made.same_as.items() if not same)
         why = made.why or "made on another processor"
@@ -93,10 +153,12 @@ def parity(
     checkpoint: Annotated[Path | None, typer.Option(help="Default: the embedded model's.", show_default=False)] = None,
     data: Data = None,
     images: Images = None,
+    report: ReportFile = None,
     as_json: Json = False,
 ) -> None:
     """Measure a bundle against its checkpoint in fp32 PyTorch; a missed gate exits with 5 (needs the extra `export`)."""
     _check(data, images)
+    from pmclip_deploy.bundle import manifest_from_bundle
     from pmclip_deploy.evaluate import rows_from_jsonl
     from pmclip_deploy.export.onnx_from_checkpoint import modules_from_checkpoint
     from pmclip_deploy.export.parity import gate, parity_of_bundle
@@ -107,6 +169,8 @@ def parity(
     pictures = [images / name for name in sorted({row.image for row in rows})[:PICTURES]] if rows and images else None
     modules = modules_from_checkpoint(checkpoint or DEFAULT_CHECKPOINT)
     precision, measured = parity_of_bundle(path, modules, rows, images, pictures, progress)
+    if report is not None:
+        _write_report(report, manifest_from_bundle(path), measured)
     if as_json:
         print_json({"schema": "pmclip-deploy/parity/1", "bundle": str(path), "precision": precision, **measured})
     else:
@@ -115,15 +179,16 @@ def parity(
 
         table = Table("graph", "n", "least cosine", "mean cosine", "largest difference", "largest value")
         for name, f in measured["tensors"].items():
-            table.add_row(name, str(f["n"]), f"{f['cosine']:.5f}", f"{f['cosine_mean']:.5f}", f"{f['max_abs']:g}", f"{f['largest']:g}")
+            specs = {"cosine": ".5f", "cosine_mean": ".5f", "max_abs": "g", "largest": "g"}
+            table.add_row(name, str(f["n"]), *("no number" if f[key] is None else format(f[key], spec) for key, spec in specs.items()))
         Console(highlight=False).print(table)
-        _print_answers(measured["answers"])
+        _print_answers(measured["answers"], modules.head is not None)
     gate(precision, measured)
 
 
-def _print_answers(answers: dict[str, Any] | None) -> None:
+def _print_answers(answers: dict[str, Any] | None, has_head: bool) -> None:
     if answers is None:
-        print("answers: not measured (pass --data FILE --images FOLDER)")
+        print(f"answers: not measured ({'pass --data FILE --images FOLDER' if has_head else 'there is no head'})")
         return
     low, high = (100 * x for x in answers["difference_ci95"])
     agree = (
@@ -134,6 +199,56 @@ def _print_answers(answers: dict[str, Any] | None) -> None:
         f"accuracy {answers['accuracy']:.4f}, in fp32 "
         f"{answers['accuracy_fp32']:.4f}: {100 * answers['difference']:+.2f} points (95% interval {low:+.2f} to {high:+.2f})"
     )
+
+
+def _write_report(
+    path: Path,
+    manifest: "Manifest",
+    measured: dict[str, Any],
+    layers: list[dict[str, Any]] | None = None,
+    speed: dict[str, float] | None = None,
+    histograms: list[dict[str, Any]] | None = None,
+) -> None:
+    from pmclip_deploy.errors import ParityError
+    from pmclip_deploy.export.parity import gate
+    from pmclip_deploy.export.report import Report, html_from_report
+
+    try:
+        gate(manifest.precision, measured)
+        said = "passed"
+    except ParityError as error:
+        said = str(error)
+    about = {"name": manifest.name, "version": manifest.version, "precision": manifest.precision, "target": manifest.target}
+    about |= {key: str(value) for key, value in manifest.provenance.get("export", {}).items()}
+    about |= {f"sha256 of {name}": file.sha256 for name, file in manifest.files.items()}
+    title = f"Parity of {manifest.name}, {manifest.precision} for {manifest.target}"
+    page = html_from_report(
+        Report(
+            title,
+            measured,
+            gate=said,
+            layers=layers or [],
+            effect="mean distance of what is said with this layer quantised alone: probabilities of answers, or unit embeddings",
+            histograms=histograms or [],
+            speed=speed,
+            about=about,
+        )
+    )
+    try:
+        path.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{path}: the report cannot be written ({error.strerror}); give another --report") from None
+
+
+def _steps(graph: str) -> Callable[[str, int, int], object] | None:
+    """Says on a terminal how far an engine is."""
+    if not sys.stderr.isatty():
+        return None
+
+    def step(phase: str, done: int, steps: int) -> None:
+        print(f"\r\x1b[Kbuilding {graph}: {one_line(phase)[-60:]} {done}/{steps}", end="", file=sys.stderr, flush=True)
+
+    return step
 
 
 def _check(data: Path | None, images: Path | None) -> None:

@@ -1,0 +1,67 @@
+"""Which layers cost the most when they are quantised: each one alone, by what it does to the answers."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from pmclip_deploy.errors import BundleError
+from pmclip_deploy.export.parity import QUESTIONS, Progress
+from pmclip_deploy.predictor import Predictor, decision_from_heads
+from pmclip_deploy.sessions import Session
+from pmclip_deploy.sessions.onnxruntime import OnnxRuntimeSession
+
+
+@dataclass(frozen=True)
+class Effect:
+    layer: str  # GRAPH/LAYER
+    effect: float  # mean distance between what is said with and without it: probabilities of answers, or unit embeddings
+
+
+def effects_of_layers(
+    predictor_of: Callable[[Mapping[str, Session]], Predictor],
+    sessions: Mapping[str, Session],
+    layers: Sequence[str],
+    quantised: Callable[[str, str], onnx.ModelProto],
+    pictures: Sequence[Path],
+    scratch: Path,
+    progress: Progress,
+) -> list[Effect]:
+    """The layers, the most harmful first.
+
+    ``sessions`` are of the fp32 graphs, ``quantised`` makes of (graph, layer) the graph in which only that layer is; ``scratch`` is
+    a folder for one of them at a time.
+    """
+    before = said(predictor_of(sessions), pictures)
+    found = []
+    for name in progress(layers, "Ranking layers"):
+        graph, _, layer = name.partition("/")
+        path = scratch / "layer.onnx"
+        path.write_bytes(quantised(graph, layer).SerializeToString())
+        try:
+            after = said(predictor_of({**sessions, graph: OnnxRuntimeSession(path, "cpu")}), pictures)
+            effect = float(np.linalg.norm(after - before, axis=1).mean())
+        except BundleError:  # it computes no numbers
+            effect = float("inf")
+        found.append(Effect(name, effect))
+    return sorted(found, key=lambda e: (-e.effect, e.layer))
+
+
+def said(predictor: Predictor, pictures: Sequence[Path]) -> NDArray[np.float64]:
+    """(N, K): a row for each picture and question with the answers' probabilities, or for each picture and text a unit embedding."""
+    manifest = predictor.manifest
+    if manifest.head is None:
+        rows = np.concatenate([np.stack([predictor.embed_image(path) for path in pictures]), predictor.embed_texts(QUESTIONS)])
+        return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), np.float64)
+    seen, asked = np.stack([predictor.seen(path) for path in pictures]), predictor.asked(QUESTIONS)
+    heads = predictor.heads(np.repeat(seen, len(QUESTIONS), 0), np.tile(asked, (len(pictures), 1)))
+    out = np.zeros((len(heads), len(manifest.answers)))
+    for i, row in enumerate(out):
+        decision = decision_from_heads(manifest, heads, i)
+        known = {c.answer: c.probability for c in decision.candidates}
+        for j in manifest.kinds[decision.kind].answers:
+            row[j] = known.get(manifest.answers[j], 0.0)
+    return out
