@@ -1,4 +1,4 @@
-"""The onnxruntime backend: CPU everywhere, CUDA where the GPU build of onnxruntime is installed."""
+"""The onnxruntime backend: CPU everywhere, and the providers of sessions.PROVIDERS where this onnxruntime has them."""
 
 import os
 from collections.abc import Mapping
@@ -9,37 +9,55 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from pmclip_deploy.errors import GPU_STEPS, BundleError, DeviceError
+from pmclip_deploy.sessions import PROVIDERS, cache_folder
 
 ERROR = 3  # onnxruntime's severity; below it, it writes about things a user cannot change
 ort.set_default_logger_severity(ERROR)
 ort.disable_telemetry_events()
 
-CUDA = "CUDAExecutionProvider"
-CPU = "CPUExecutionProvider"
+CPU = PROVIDERS["cpu"]
+STEPS = {  # to get what an onnxruntime has not
+    "cuda": f"with an NVIDIA driver, {GPU_STEPS}",
+    "openvino": "`pip uninstall -y onnxruntime`, then `pip install onnxruntime-openvino`",
+    "ort-tensorrt": f"with an NVIDIA driver and TensorRT, {GPU_STEPS}",
+    "ort-nvtensorrtrtx": "install an onnxruntime that is built with it",
+}
+CACHES = {  # the options that name a folder; ort-tensorrt's precision flags stay off, which keeps its networks strongly typed
+    "openvino": ("cache_dir",),
+    "ort-tensorrt": ("trt_engine_cache_path", "trt_timing_cache_path"),
+    "ort-nvtensorrtrtx": ("nv_runtime_cache_path",),
+}
+FLAGS = {"ort-tensorrt": {"trt_engine_cache_enable": "1", "trt_timing_cache_enable": "1"}}
 
 
 class OnnxRuntimeSession:
     backend = "onnxruntime"
 
-    def __init__(self, path: Path, device: str) -> None:
+    def __init__(self, path: Path, device: str, key: str | None = None) -> None:
         available = ort.get_available_providers()
-        if device == "cuda" and CUDA not in available:
+        asked = device
+        if asked == "auto":
+            device = "cuda" if PROVIDERS["cuda"] in available else "cpu"
+        wanted = PROVIDERS[device]
+        name = wanted.removesuffix("ExecutionProvider")
+        if wanted not in available:
             raise DeviceError(
-                f"onnxruntime {ort.__version__} has no CUDA here (it has {', '.join(available)}); "
-                f"with an NVIDIA driver, {GPU_STEPS}; or pass --device cpu"
+                f"onnxruntime {ort.__version__} has no {name} here (it has {', '.join(available)}); {STEPS[device]}; or pass --device cpu"
             )
         if not path.is_file():
             raise BundleError(f"{path}: missing; copy the bundle again")
-        want_cuda = CUDA in available if device == "auto" else device == "cuda"
-        if want_cuda and hasattr(ort, "preload_dlls"):
+        behind = [PROVIDERS["cuda"]] if device == "ort-tensorrt" and PROVIDERS["cuda"] in available else []  # for what TensorRT leaves
+        if device not in ("cpu", "openvino") and hasattr(ort, "preload_dlls"):
             ort.preload_dlls()  # CUDA and cuDNN from the NVIDIA wheels
+        providers = [(wanted, _provider_options(device, key)), *((other, {}) for other in dict.fromkeys([*behind, CPU]) if other != wanted)]
         try:
-            self._session = ort.InferenceSession(path, _options(), providers=[CUDA, CPU] if want_cuda else [CPU])
+            self._session = ort.InferenceSession(path, _options(), providers=providers)
         except Exception as error:  # onnxruntime's exceptions have no common base below Exception
             raise BundleError(f"{path}: onnxruntime cannot load it ({_line(error)}); copy the bundle again") from error
-        self.device = "cuda" if CUDA in self._session.get_providers() else "cpu"
-        if device == "cuda" and self.device != "cuda":  # onnxruntime falls back in silence
-            raise DeviceError("onnxruntime could not start CUDA; check the NVIDIA driver with nvidia-smi, or pass --device cpu")
+        self.device = device if wanted in self._session.get_providers() else "cpu"
+        if asked == device != self.device:  # onnxruntime falls back in silence
+            check = "Intel's driver" if device == "openvino" else "the NVIDIA driver with nvidia-smi"
+            raise DeviceError(f"onnxruntime could not start {name}; check {check}, or pass --device cpu")
         self.inputs = tuple(node.name for node in self._session.get_inputs())
         self.outputs = tuple(node.name for node in self._session.get_outputs())
         self._path = path
@@ -60,6 +78,11 @@ def cpu_threads() -> int:
     quota, _, period = _text(Path("/sys/fs/cgroup/cpu.max")).partition(" ")
     granted = -(-int(quota) // int(period)) if quota.isdigit() and period.isdigit() else len(siblings)
     return max(1, min(len(siblings), granted))
+
+
+def _provider_options(device: str, key: str | None) -> dict[str, str]:
+    folder = cache_folder("onnxruntime", device, key) if key and device in CACHES else None
+    return {**{option: str(folder) for option in CACHES[device]}, **FLAGS.get(device, {})} if folder else {}
 
 
 def _options() -> ort.SessionOptions:
