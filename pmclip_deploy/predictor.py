@@ -18,7 +18,7 @@ from pmclip_deploy.answer import Answer, Candidate, ModelInfo
 from pmclip_deploy.bundle import MANIFEST, TOKENIZER, WORDS, Head, Manifest, verify_bundle
 from pmclip_deploy.errors import BundleError, UsageError
 from pmclip_deploy.models import DEFAULT_BUNDLE
-from pmclip_deploy.sessions import Session, open_session
+from pmclip_deploy.sessions import Session, session_from_bundle
 from pmclip_deploy.tokens import tokenizer_from_file, tokens_from_text
 
 if TYPE_CHECKING:
@@ -47,21 +47,19 @@ NO_RADIOGRAPH = "the picture does not look like a radiology image"
 def load(bundle: "str | os.PathLike[str] | None" = None, device: str = "auto") -> "Predictor":
     """Verifies a bundle and opens what ``ask`` runs, the rest when it is first needed.
 
-    ``device`` is "auto", "cpu" or "cuda"; "auto" keeps a CPU bundle on the CPU.
+    ``device`` is of ``sessions.DEVICES``; "auto" takes what runs here and says in ``Predictor.notes`` what does not.
     """
     path = DEFAULT_BUNDLE if bundle is None else Path(bundle)
     manifest = verify_bundle(path)  # before anything of it is parsed, and so of what is opened later; 14 ms for 25 MB
-    if device == "auto" and manifest.target == "cpu":
-        device = "cpu"
-    contract, first = contract_of(manifest), graphs_of_ask(manifest)
-    sessions = Opened(lambda name: _session(path / manifest.graphs[name].file, contract[name], device), manifest.graphs)
+    first, notes = graphs_of_ask(manifest), list[str]()
+    sessions = Opened(lambda name: _session(path, manifest, name, device, notes), manifest.graphs)
     reads_words = manifest.head is not None and manifest.head.words is not None
     with ThreadPoolExecutor(len(first)) as pool:  # graphs are built outside the interpreter's lock
         opening = [pool.submit(sessions.__getitem__, name) for name in first]
         tokenizer = tokenizer_from_file(path / (WORDS if reads_words else TOKENIZER))
         for session in opening:
             session.result()
-    return Predictor(path, manifest, sessions, None if reads_words else tokenizer, tokenizer if reads_words else None)
+    return Predictor(path, manifest, sessions, None if reads_words else tokenizer, tokenizer if reads_words else None, notes)
 
 
 def contract_of(manifest: Manifest) -> Contract:
@@ -129,10 +127,12 @@ class Predictor:
         sessions: Mapping[str, Session],
         tokenizer: "Tokenizer | None" = None,
         words: "Tokenizer | None" = None,
+        notes: Sequence[str] = (),
     ) -> None:
         """A tokenizer that is None is read from the bundle when it is first needed. ``path`` is None for a model that is no bundle and
         brings its own."""
         self.manifest = manifest
+        self.notes = notes  # what a person should know of how the graphs run, one line each; graphs that open later add to it
         self._contract = contract_of(manifest)
         self._sessions = sessions
         self._tokenizers: dict[str, Tokenizer] = {}
@@ -342,11 +342,12 @@ def sigmoid(logits: NDArray[Any]) -> NDArray[np.float64]:
     return np.asarray(np.exp(-np.logaddexp(0, -np.asarray(logits, np.float64))))  # a plain exp would overflow
 
 
-def _session(path: Path, contract: tuple[tuple[str, ...], tuple[str, ...]], device: str) -> Session:
-    session = open_session(path, device)
-    inputs, outputs = contract
+def _session(path: Path, manifest: Manifest, name: str, device: str, notes: list[str]) -> Session:
+    session = session_from_bundle(path, manifest, name, device, notes)
+    inputs, outputs = contract_of(manifest)[name]
     if set(session.inputs) != set(inputs) or not set(outputs) <= set(session.outputs):
-        raise BundleError(f"{path}: takes {session.inputs} and gives {session.outputs}, not {inputs} and {outputs}; export it again")
+        found = f"takes {session.inputs} and gives {session.outputs}, not {inputs} and {outputs}"
+        raise BundleError(f"{path / manifest.graphs[name].file}: {found}; export it again")
     return session
 
 

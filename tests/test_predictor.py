@@ -15,7 +15,7 @@ from PIL import Image
 from tiny import ANSWERS, DIM, HEADS, KINDS, OUTSIDE, READS, tiny_bundle, tiny_files, tiny_manifest
 
 import pmclip_deploy as pm
-from pmclip_deploy.bundle import MANIFEST, Graph, write_bundle
+from pmclip_deploy.bundle import MANIFEST, Engine, Graph, write_bundle
 from pmclip_deploy.cli import app
 from pmclip_deploy.pixels import grey_from_pixels, picture_from_array
 from pmclip_deploy.predictor import (
@@ -499,6 +499,26 @@ def test_devices(bundle: Path) -> None:
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         with pytest.raises(pm.DeviceError, match=r"has no CUDA here \(it has .*CPUExecutionProvider.*pip uninstall -y onnxruntime "):
             pm.load(bundle, device="cuda")
+
+
+def test_engines_that_do_not_run_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    engines = tuple(
+        Engine(graph, "x.engine", "tensorrt_rtx", "0.0.1", ("8.6",), "linux-x86_64", "0" * 64, (1, 1, 8)) for graph in ("image", "text")
+    )
+    path = tmp_path / "b"
+    write_bundle(path, tiny_manifest("mevf", target="rtx", engines=engines), {**tiny_files("mevf"), "x.engine": b"plan"})
+    predictor = pm.load(path)
+    assert predictor.model.backend == "onnxruntime" and predictor.ask(picture(), FRACTURE).answer == "yes"
+    (note,) = predictor.notes
+    assert "no engine of it runs here" in note and "0.0.1" in note
+    predictor.embed_text("plane")
+    assert len(predictor.notes) == 2
+    with pytest.raises(pm.DeviceError, match="no engine of it runs here"):
+        pm.load(path, device="tensorrt_rtx")
+    Image.fromarray(picture()).save(tmp_path / "p.png")
+    assert command(monkeypatch, "infer", str(tmp_path / "p.png"), FRACTURE, "--bundle", str(path), "--json") == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["answer"] == "yes" and captured.err == note + "\n"
 
 
 def test_the_model_names_its_manifest(predictor: pm.Predictor, bundle: Path) -> None:

@@ -25,7 +25,9 @@ def infer(
     frame: Annotated[int | None, typer.Option(min=0, help="Frame of a multi-frame file, from 0. Default: the middle one.")] = None,
     window: Annotated[tuple[float, float] | None, typer.Option(metavar="CENTER WIDTH", help="In modality units, HU for CT.")] = None,
     bundle: Annotated[Path | None, typer.Option(help="Bundle folder. Default: the embedded model.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Annotated[
+        str, typer.Option(help="auto, cpu, cuda, tensorrt_rtx, tensorrt, openvino, ort-tensorrt or ort-nvtensorrtrtx.")
+    ] = "auto",
     top: Annotated[int, typer.Option(min=1, help="How many candidates to give.")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> int:
@@ -38,6 +40,8 @@ def infer(
     from pmclip_deploy.predictor import load
 
     predictor = load(bundle, device)
+    for note in dict.fromkeys(predictor.notes):
+        print_note(note)
     if images[0].suffix.lower() not in PNG_AND_JPEG:
         from pmclip_deploy.dicom import import_pydicom_lean
 
