@@ -100,6 +100,16 @@ def tensor_from_pixels(pixels: NDArray[np.uint8], preprocess: Preprocess) -> NDA
     return tensor
 
 
+def grey_from_pixels(pixels: NDArray[np.uint8], size: int) -> NDArray[np.float32]:
+    """(H, W) or (H, W, 3) -> (1, size, size) in 0..1, both sides scaled to ``size``, as MEVF prepares its images."""
+    from PIL import Image
+
+    if pixels.ndim == 3:
+        pixels = np.asarray(Image.fromarray(pixels).convert("L"))
+    small = resized(pixels, Preprocess(size, "squash", (0, 0, 0), (1, 1, 1)))
+    return small[None].astype(np.float32) / np.float32(255)
+
+
 def head_of_file(source: str) -> bytes:
     """The first 132 bytes, or one clear line on why there are none."""
     path = Path(source)

@@ -1,4 +1,4 @@
-"""From questions to token ids: cut to their own length, padded within the batch."""
+"""From questions to token ids: cut to their own length and padded within the batch, or all of one length."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,13 +19,15 @@ def tokenizer_from_file(path: Path) -> Tokenizer:
     return tokenizer
 
 
-def tokens_from_text(tokenizer: Tokenizer | Path, texts: Sequence[str], context_length: int, pad_id: int) -> NDArray[np.int64]:
-    """(B, T) with T the longest text's length in tokens, specials included, and at most ``context_length``."""
+def tokens_from_text(
+    tokenizer: Tokenizer | Path, texts: Sequence[str], context_length: int, pad_id: int, length: int | None = None
+) -> NDArray[np.int64]:
+    """(B, T) with T the longest text's length in tokens, specials included, and at most ``context_length``; or T = ``length``, always."""
     if not isinstance(tokenizer, Tokenizer):
         tokenizer = tokenizer_from_file(tokenizer)
-    tokenizer.enable_truncation(context_length)
+    tokenizer.enable_truncation(context_length if length is None else length)
     rows = [encoding.ids for encoding in tokenizer.encode_batch(list(texts))]
-    tokens = np.full((len(rows), max(map(len, rows), default=0)), pad_id, np.int64)
+    tokens = np.full((len(rows), max(map(len, rows), default=0) if length is None else length), pad_id, np.int64)
     for row, ids in zip(tokens, rows, strict=True):
         row[: len(ids)] = ids
     return tokens

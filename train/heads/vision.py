@@ -9,13 +9,11 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from PIL import Image
 from safetensors.torch import load as tensors_from_bytes
 from torch import Tensor, nn
 
 from pmclip_deploy.errors import BundleError
-from pmclip_deploy.pixels import picture_from_path, resized
-from pmclip_deploy.spec import Preprocess
+from pmclip_deploy.pixels import grey_from_pixels, picture_from_path
 
 AUTOENCODER_SIZE, MAML_SIZE = 128, 84  # pixels a side
 CODE = 16  # channels of the auto-encoder's code
@@ -25,10 +23,7 @@ NUMPY = {"numpy.core.multiarray _reconstruct", "numpy ndarray", "numpy dtype"}  
 
 def grey_from_path(path: Path, size: int) -> Tensor:
     """(1, size, size) f32 in 0..1, both sides scaled to ``size``, as MEVF prepares its images. Raises InputError."""
-    pixels = picture_from_path(path).pixels
-    if pixels.ndim == 3:
-        pixels = np.asarray(Image.fromarray(pixels).convert("L"))
-    return torch.from_numpy(resized(pixels, Preprocess(size, "squash", (0, 0, 0), (1, 1, 1))) / np.float32(255))[None]
+    return torch.from_numpy(grey_from_pixels(picture_from_path(path).pixels, size))
 
 
 class AutoEncoder(nn.Module):
