@@ -51,12 +51,14 @@ class Graph:
 
     def convolution(self, name: str, x: str, conv: nn.Conv2d, norm: nn.BatchNorm2d, pads: tuple[int, int]) -> str:
         """A square convolution with its batch norm folded in; ``pads`` are of each axis, begin and end."""
-        scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
-        weight = self.weight(f"{name}.weight", conv.weight * scale[:, None, None, None])
-        bias = self.weight(f"{name}.bias", norm.bias - norm.running_mean * scale)
+        factor, shift = affine_from_norm(norm)
+        return self.kernel(name, x, conv, conv.weight * factor[:, None, None, None], shift, pads)
+
+    def kernel(self, name: str, x: str, conv: nn.Conv2d, weight: Tensor, bias: Tensor, pads: tuple[int, int]) -> str:
+        """A square convolution as ``conv``, with other weights."""
         begin, end = pads
         return self.node(
-            "Conv", name, x, weight, bias,
+            "Conv", name, x, self.weight(f"{name}.weight", weight), self.weight(f"{name}.bias", bias),
             kernel_shape=list(conv.kernel_size), strides=list(conv.stride), pads=[begin, begin, end, end], group=conv.groups,
         )  # fmt: skip
 
@@ -88,3 +90,9 @@ class Graph:
         )
         onnx.checker.check_model(model, full_check=True)
         return model
+
+
+def affine_from_norm(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """-> (factor, shift), each (C,): what the norm does to a channel in eval mode."""
+    factor = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+    return factor, norm.bias - norm.running_mean * factor

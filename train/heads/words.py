@@ -8,6 +8,7 @@ from itertools import permutations
 from pathlib import Path
 
 import torch
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from torch import Tensor, nn
 
 from pmclip_deploy.errors import InputError
@@ -15,12 +16,19 @@ from pmclip_deploy.errors import InputError
 LENGTH = 12  # words of a question that are read
 
 
+REPLACED = (
+    *(("? -yes/no", ""), ("? -open", ""), ("? - open", ""), (",", ""), ("?", ""), ("'s", " 's"), ("...", "")),
+    *(("x ray", "x-ray"), (".", "")),
+    ("ς", "σ"),  # lower case that depends on the place in the word, which the tokenizer's does not
+)
+
+
 def words_from_question(question: str) -> list[str]:
     """Lower case, without commas, full stops, question marks and VQA-RAD's trailing marks; "'s" is a word and "x ray" is "x-ray"."""
     text = question.lower()
-    for old, new in (("? -yes/no", ""), ("? -open", ""), ("? - open", ""), (",", ""), ("?", ""), ("'s", " 's"), ("...", "")):
+    for old, new in REPLACED:
         text = text.replace(old, new)
-    return text.replace("x ray", "x-ray").replace(".", "").split()
+    return text.split()
 
 
 @dataclass(frozen=True)
@@ -52,6 +60,18 @@ class Dictionary:
             numbers = [self.number.get(word, self.padding) for word in words_from_question(question)[:LENGTH]]
             row[: len(numbers)] = torch.tensor(numbers, dtype=torch.int64)
         return tokens
+
+
+def words_tokenizer_json(dictionary: Dictionary) -> str:
+    """A file of the `tokenizers` package that makes of a question what ``Dictionary.tokens`` does: always twelve numbers."""
+    padding = "[PAD]"  # also an unknown word's; no word in lower case is this one
+    tokenizer = Tokenizer(models.WordLevel({**dictionary.number, padding: dictionary.padding}, unk_token=padding))
+    replaced = [normalizers.Replace(old, new) for old, new in REPLACED]
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *replaced])
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\x1c-\x1f]+"), "removed")  # the four controls are spaces to Python alone
+    tokenizer.enable_truncation(LENGTH)
+    tokenizer.enable_padding(length=LENGTH, pad_id=dictionary.padding, pad_token=padding)
+    return str(tokenizer.to_str(pretty=True)) + "\n"
 
 
 def vectors_from_glove(path: Path, dictionary: Dictionary) -> Tensor:
