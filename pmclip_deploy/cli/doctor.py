@@ -11,8 +11,8 @@ import typer
 from pmclip_deploy.cli.output import print_json
 from pmclip_deploy.errors import GPU_STEPS, BundleError, DeviceError
 
-PACKAGES = ("pmclip-deploy", "numpy", "onnxruntime", "onnxruntime-gpu", "pillow", "pydicom", "python-gdcm", "pylibjpeg-openjpeg",
-            "pyjpegls", "tokenizers", "tensorrt", "tensorrt_rtx")  # fmt: skip
+PACKAGES = ("pmclip-deploy", "numpy", "onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "pillow", "pydicom", "python-gdcm",
+            "pylibjpeg-openjpeg", "pyjpegls", "tokenizers", "tensorrt_rtx", "tensorrt", "cuda-core", "cuda-bindings")  # fmt: skip
 CPU_FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm", "sve")
 
 LIBRARIES = {  # of decoders.CODECS, by the start of the transfer syntax
@@ -41,6 +41,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON 
         "gpu": gpu,
         "packages": packages,
         "backend": {**backend, "advice": _advice(packages, gpu, backend["providers"])},
+        "engines": _engines(),
         "dicom": _decoders(),
         "bundle": bundle,
     }
@@ -61,6 +62,24 @@ def _backend() -> tuple[dict[str, Any], int]:
     except Exception as error:
         problem = f"onnxruntime cannot be imported ({type(error).__name__}); install it with `pip install onnxruntime`"
         return {"name": "onnxruntime", "providers": [], "threads": None, "problem": problem}, DeviceError.exit_code
+
+
+def _engines() -> list[dict[str, Any]]:
+    """Whether a TensorRT engine could run here: the package and a driver that answers."""
+    from pmclip_deploy.bundle import BACKENDS
+
+    found = []
+    for backend in BACKENDS:
+        here: dict[str, Any] = {"backend": backend, "version": None, "compute_capability": None, "problem": None}
+        try:
+            from pmclip_deploy.sessions.tensorrt import machine, package
+
+            here["version"] = package(backend).__version__
+            here["compute_capability"] = machine(backend).compute_capability
+        except Exception as error:  # numpy may be what is broken
+            here["problem"] = str(error) if isinstance(error, DeviceError) else type(error).__name__
+        found.append(here)
+    return found
 
 
 def _advice(packages: dict[str, str | None], gpu: dict[str, Any], providers: list[str]) -> str | None:
@@ -146,6 +165,10 @@ def _print(document: dict[str, Any]) -> None:
         *(f"package  {name} {version or 'not installed'}" for name, version in document["packages"].items()),
         f"backend  {backend['problem'] or backend['name'] + ' with ' + ', '.join(backend['providers'])}",
         *([f"advice   {backend['advice']}"] if backend["advice"] else []),
+        *(
+            f"engines  {e['backend']}: {e['problem'] or 'run here, compute capability ' + e['compute_capability']}"
+            for e in document["engines"]
+        ),
         *(f"dicom    {d['name']}: {d['library'] or 'built in'}" for d in document["dicom"] if d["readable"]),
         *(f"dicom    not readable here: {name}" for name in unreadable),
         f"bundle   {bundle['problem'] or '{name} {version} {precision}, verified'.format(**bundle)}",

@@ -51,7 +51,7 @@ def package(name: str) -> Any:
         return import_module(name)
     except Exception as error:  # a shared library that is not there raises what it likes
         title = TITLES.get(name, name)
-        raise DeviceError(f"{title} is not installed here ({_line(error)}); {STEPS[name]}, or pass --device cpu") from None
+        raise DeviceError(f"{title} is not installed here ({_line(error)}); {STEPS[name]}") from None
 
 
 def gpu() -> Any:
@@ -62,7 +62,8 @@ def gpu() -> Any:
         device.set_current()
         return device
     except Exception as error:
-        raise DeviceError(f"no NVIDIA driver answers here ({_line(error)}); check it with nvidia-smi, or pass --device cpu") from None
+        reason = _line(error).partition(". ")[0]
+        raise DeviceError(f"no NVIDIA driver answers here ({reason}); check it with nvidia-smi") from None
 
 
 def machine(backend: str) -> Machine:
@@ -105,8 +106,8 @@ def session_from_engines(folder: Path, manifest: Manifest, rows: Sequence[Engine
             continue
         if not found:
             return TensorRTSession(row, folder / row.file, folder / graph, manifest.files[row.file].sha256)
-        problems.append(f"{', '.join(found)}; export it again on this machine, or pass --device cpu")
-    raise DeviceError(f"bundle {manifest.name}: no engine of it runs here, {problems[0]}")
+        problems.append(f"{', '.join(found)}; export it again")
+    raise DeviceError(f"bundle {manifest.name}: no engine of it runs here, {problems[0]}, or pass --device cpu")
 
 
 class TensorRTSession:
@@ -126,7 +127,7 @@ class TensorRTSession:
                 self._runtime.engine_host_code_allowed = True  # such a plan brings its own runtime
             self._engine = engine = self._runtime.deserialize_cuda_engine(np.memmap(plan, np.uint8, "r"))
             if engine is None:
-                raise RuntimeError(self._errors[0] if self._errors else "no reason given")
+                raise RuntimeError("it gives no reason")
             if engine.refittable:  # its weights were left out
                 refitter = trt.Refitter(engine, self._log)
                 if not (trt.OnnxParserRefitter(refitter, self._log).refit_from_file(str(onnx)) and refitter.refit_cuda_engine()):
@@ -151,6 +152,7 @@ class TensorRTSession:
         """
         with self._lock:
             self._gpu.set_current()
+            self._errors.clear()
             given = [self._given(name, inputs[name]) for name in self.inputs]
             largest = max(profile[0][1][0] for profile in self._profiles)
             done = [self._run([array[rows] for array in given]) for rows in parts(len(given[0]), largest)]
@@ -225,9 +227,8 @@ class TensorRTSession:
         return tuple(least), tuple(largest)
 
     def _failed(self, what: str, error: Exception) -> DeviceError:
-        line = _line(self._errors[-1] if self._errors else error)
-        self._errors.clear()
-        return DeviceError(f"{self._plan}: {self._title} {what} ({line}); see what nvidia-smi says, or pass --device cpu")
+        line = _line(self._errors[0] if self._errors else error)  # the first is the cause
+        return DeviceError(f"{self._plan}: {self._title} {what} ({line}); see what nvidia-smi says, export it again, or pass --device cpu")
 
     def _runtime_config(self, sha256: str) -> tuple[Any, ...]:
         """TensorRT-RTX compiles kernels on the machine itself, and keeps them from one process to the next in its runtime cache."""
