@@ -357,8 +357,8 @@ NASTY = [
     *("is this the patient's x ray? -yes/no", "Is this THE patient's x ray? -Open", "the x ray? - open", "? - open ? -open"),
     *("is. this. the", "is...this", "is\tthis\nthe\r\nheart", "is\u00a0this\u2003the\u3000heart", "is\x1cthis\x1fthe\x85heart\u2028x"),
     *("is\u200bthis", "the\x00heart", "unknown words, is this", "[PAD] [pad] [UNK]", "ΟΔΟΣ οδος ΟΔΟΣ.", "İstanbul ISTANBUL ıi"),
-    *("STRASSE straße ẞ", "cœur ŒUVRE Ç", "心臓は 大きい", "❤️ heart ❤️", "e\u0301 é É", "ﬁne ﬀ", "is " * 40, "a " * 11 + "heart heart", "heart" * 5000),
-    *("-yes/no", "this'sthe", "’s heart’s", "x\u00a0ray", "T1,T2", "T1.5"),
+    *("STRASSE straße ẞ", "cœur ŒUVRE Ç", "心臓は 大きい", "❤️ heart ❤️", "e\u0301 é É", "ﬁne ﬀ", "is " * 40, "a " * 11 + "heart heart"),
+    *("heart" * 5000, "-yes/no", "this'sthe", "’s heart’s", "x\u00a0ray", "T1,T2", "T1.5"),
 ]
 
 
