@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from pmclip_deploy.bundle import Manifest
 from pmclip_deploy.errors import BundleError, DeviceError, UsageError
+from pmclip_deploy.export import engine_from_onnx as engine_from_onnx_module
 from pmclip_deploy.export.engine_from_onnx import RTX_CAPABILITIES, _profiles, engine_from_onnx, layers_from_inspection
 from pmclip_deploy.sessions import onnx_sha256
+from pmclip_deploy.sessions.tensorrt import logger
 
 F, H = TensorProto.FLOAT, TensorProto.FLOAT16
 NUMPY = {F: np.float32, H: np.float16}
@@ -31,6 +34,18 @@ KERNEL = rng.normal(size=(32, 16, 3, 3)).astype(np.float32)
 @pytest.fixture
 def trt() -> Any:
     return pytest.importorskip("tensorrt_rtx", reason="needs `pip install tensorrt_rtx`")
+
+
+@pytest.fixture
+def messages(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What TensorRT logs."""
+    found: list[str] = []
+
+    def spied(trt: Any, take: Any) -> Any:
+        return logger(trt, lambda message, is_error: (found.append(message), take(message, is_error)))
+
+    monkeypatch.setattr(engine_from_onnx_module, "logger", spied)
+    return found
 
 
 def n(op: str, inputs: str, output: str, **attributes: Any) -> Any:
@@ -66,13 +81,13 @@ AXES = pytest.mark.xfail(raises=BundleError, strict=True, reason="TensorRT reads
 # --- what an engine says of itself ----------------------------------------------------------------------------------------------
 
 
-def test_an_engine_and_its_row(trt: Any) -> None:
+def test_an_engine_and_its_row(trt: Any, messages: list[str]) -> None:
     engine = build(plain(), compute_capabilities=["12.0", "8.6", "8.6"], profile=(1, 2, 4))
     assert len(engine.plan) > WIDE.nbytes and engine.version == trt.__version__ and engine.seconds > 0
     row = engine.row("image", "image.plan")
     assert (row.graph, row.file, row.backend, row.compute_capabilities) == ("image", "image.plan", "tensorrt_rtx", ("8.6", "12.0"))
     assert row.profile == (1, 2, 4) and row.onnx_sha256 == onnx_sha256({"image.onnx": hashlib.sha256(plain()).hexdigest()}, "image.onnx")
-    assert engine.precisions["gemm fp32"] == 1
+    assert engine.precisions["gemm fp32"] == 1 and "Number of target compute capabilities: 2" in messages
     assert build(plain()).compute_capabilities == RTX_CAPABILITIES
 
 
@@ -315,7 +330,7 @@ def test_progress(trt: Any) -> None:
     assert steps[-1][0] == "Building engine" and all(1 <= done <= of for _, done, of in steps)
 
 
-def test_what_progress_raises_ends_the_build(trt: Any) -> None:
+def test_what_progress_raises_ends_the_build(trt: Any, messages: list[str]) -> None:
     steps = 0
 
     def stop(phase: str, done: int, of: int) -> None:
@@ -325,20 +340,22 @@ def test_what_progress_raises_ends_the_build(trt: Any) -> None:
 
     with pytest.raises(ZeroDivisionError):
         build(plain(), progress=stop)
-    assert steps == 1
+    assert steps == 1 and any("BuildCanceled" in message for message in messages)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such signal")
-def test_ctrl_c_ends_the_build(trt: Any) -> None:
+def test_ctrl_c_ends_the_build(trt: Any, messages: list[str]) -> None:
     sent = []
 
     def interrupt(phase: str, done: int, of: int) -> None:
         if not sent:
-            os.kill(os.getpid(), signal.SIGINT)
             sent.append(phase)
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.5)  # the main thread hears it
 
     with pytest.raises(KeyboardInterrupt):
         build(plain(), progress=interrupt)
+    assert any("BuildCanceled" in message for message in messages)
 
 
 # --- TensorRT's inspector -------------------------------------------------------------------------------------------------------
