@@ -57,7 +57,7 @@ def _ranges(tensors: Mapping[str, Measured], method: str) -> dict[str, tuple[flo
 def _divided(tensors: Mapping[str, Measured], scales: Mapping[str, np.ndarray]) -> dict[str, Measured]:
     """What a calibration of the smoothed graph would say: of the divided tensors the largest value, whatever the method."""
     out = dict(tensors)
-    for name in set(scales) & set(tensors):
+    for name in set(scales) & {name for name, t in tensors.items() if t.largest}:
         largest = np.array(tensors[name].largest) / scales[name]
         bound = float(largest.max())
         ranges = dict.fromkeys(tensors[name].ranges, (-bound, bound))

@@ -57,9 +57,10 @@ def int8_static(
         return f"{name}.dq"
 
     def dequantised(name: str, q: NDArray[np.generic], scale: NDArray[np.float32], axis: int) -> str:
-        made[f"{name}.q"], made[f"{name}.scale"], made[f"{name}.zero"] = q, scale, np.zeros(scale.shape, q.dtype)
-        inputs = [f"{name}.q", f"{name}.scale", f"{name}.zero"]
-        nodes.append(helper.make_node("DequantizeLinear", inputs, [f"{name}.dq"], f"{name}.dequantize", axis=axis))
+        if f"{name}.q" not in made:
+            made[f"{name}.q"], made[f"{name}.scale"], made[f"{name}.zero"] = q, scale, np.zeros(scale.shape, q.dtype)
+            inputs = [f"{name}.q", f"{name}.scale", f"{name}.zero"]
+            nodes.append(helper.make_node("DequantizeLinear", inputs, [f"{name}.dq"], f"{name}.dequantize", axis=axis))
         return f"{name}.dq"
 
     for original in model.graph.node:

@@ -228,6 +228,7 @@ class _Work:
         self.effects = effects_of_layers(
             lambda with_them: Predictor(None, manifest, with_them, *tokenizers),
             sessions, layers, quantised, self._ranked_on(), self.scratch, self.progress,
+            integers=self.target == "cpu",
         )  # fmt: skip
 
     def keep(self, recipe: Recipe) -> None:

@@ -29,11 +29,12 @@ def effects_of_layers(
     pictures: Sequence[Path],
     scratch: Path,
     progress: Progress,
+    integers: bool = True,
 ) -> list[Effect]:
     """The layers, the most harmful first.
 
     ``sessions`` are of the fp32 graphs, ``quantised`` makes of (graph, layer) the graph in which only that layer is; ``scratch`` is
-    a folder for one of them at a time.
+    a folder for one of them at a time. Without ``integers`` what is between Q/DQ is computed in floats, as for TensorRT.
     """
     before = said(predictor_of(sessions), pictures)
     found = []
@@ -42,7 +43,7 @@ def effects_of_layers(
         path = scratch / "layer.onnx"
         path.write_bytes(quantised(graph, layer).SerializeToString())
         try:
-            after = said(predictor_of({**sessions, graph: OnnxRuntimeSession(path, "cpu")}), pictures)
+            after = said(predictor_of({**sessions, graph: OnnxRuntimeSession(path, "cpu", integers=integers)}), pictures)
             effect = float(np.linalg.norm(after - before, axis=1).mean())
         except BundleError:  # it computes no numbers
             effect = float("inf")

@@ -84,10 +84,11 @@ def int8_blocks(model: onnx.ModelProto, keep: Collection[str] = ()) -> onnx.Mode
         node = copied(original)
         w = original.input[1] if len(original.input) > 1 else ""
         if original.op_type == "MatMul" and w in weights and weights[w].ndim == 2 and original.output[0] not in keep:
-            made[f"{w}.q"], made[f"{w}.scale"] = int8_from_weight(weights[w], 1)
-            made[f"{w}.zero"] = np.zeros(made[f"{w}.scale"].shape, np.int8)
-            inputs = [f"{w}.q", f"{w}.scale", f"{w}.zero"]
-            nodes.append(helper.make_node("DequantizeLinear", inputs, [f"{w}.dq"], f"{w}.dq", axis=1))
+            if f"{w}.q" not in made:  # a recurrent network's steps share one matrix
+                made[f"{w}.q"], made[f"{w}.scale"] = int8_from_weight(weights[w], 1)
+                made[f"{w}.zero"] = np.zeros(made[f"{w}.scale"].shape, np.int8)
+                inputs = [f"{w}.q", f"{w}.scale", f"{w}.zero"]
+                nodes.append(helper.make_node("DequantizeLinear", inputs, [f"{w}.dq"], f"{w}.dq", axis=1))
             node.input[1] = f"{w}.dq"
         nodes.append(node)
     return rebuilt(model, nodes, {**weights, **made})

@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,15 +15,12 @@ pytest.importorskip("transformers")
 
 import tiny_clip
 from open_clip import CLIP
-from open_clip.modified_resnet import AttentionPool2d
+from tiny_clip import pictures
 
-from pmclip_deploy.errors import ParityError, UsageError
+from pmclip_deploy.errors import ParityError
 from pmclip_deploy.export.clip_graphs import image_graph, text_graph
-from pmclip_deploy.export.onnx_from_checkpoint import modules_from_checkpoint, onnx_from_modules
-from pmclip_deploy.export.pack import bundle_from_checkpoint
 from pmclip_deploy.export.parity import gate, tensor_difference
 from pmclip_deploy.spec import BACKBONES, Backbone
-from pmclip_deploy.train.towers import towers_from_spec
 
 GRAPHS = {"image": image_graph, "text": text_graph}
 START, END = 49406, 49407
@@ -44,29 +40,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def lively(name: str) -> Model:
-    """Random weights under which every layer matters: the usual ones leave residual branches at zero and attention flat."""
-    torch.manual_seed(0)
-    model = towers_from_spec(BACKBONES[name]).eval().requires_grad_(False)
-    model.token_embedding.weight.normal_()
-    model.positional_embedding.normal_()
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.weight.uniform_(0.1, 0.5), module.bias.normal_(0, 0.1)
-            module.momentum = 1.0
-        elif isinstance(module, torch.nn.LayerNorm):
-            module.weight.uniform_(0.5, 1.5), module.bias.normal_(0, 0.2)
-        elif isinstance(module, AttentionPool2d):
-            module.q_proj.weight *= 2
-            for part in (module.q_proj, module.k_proj, module.v_proj, module.c_proj):
-                part.bias.normal_(0, 0.2)
-        elif isinstance(module, torch.nn.MultiheadAttention):
-            module.in_proj_weight *= 2
-            module.in_proj_bias.normal_(0, 0.2)
-    if hasattr(model.visual, "attnpool"):  # norms that know their input (small, so quick), or ReLU on ReLU makes all pictures alike
-        pool, model.visual.attnpool = model.visual.attnpool, torch.nn.Identity()
-        model.visual.train()(pictures(96, 8))
-        model.visual.eval().attnpool = pool
-    return Model(BACKBONES[name], model)
+    return Model(BACKBONES[name], tiny_clip.lively(name))
 
 
 @pytest.fixture(scope="module", params=["tiny", "tiny-resnet"])
@@ -87,12 +61,6 @@ def run(proto: Any, x: Tensor) -> Any:
 @torch.inference_mode()
 def reference(model: Model, name: str, x: Tensor) -> Any:
     return (model.clip.encode_image(x) if name == "image" else model.clip.encode_text(x)).numpy()
-
-
-def pictures(size: int, count: int) -> Tensor:
-    """Noise in blocks of 8 pixels, so that pooling does not level it."""
-    coarse = torch.randn(count, 3, size // 8, size // 8, generator=torch.Generator().manual_seed(1))
-    return coarse.repeat_interleave(8, 2).repeat_interleave(8, 3)
 
 
 def texts(*lengths: int, width: int = 77) -> Tensor:
@@ -210,14 +178,3 @@ def test_a_planted_fault_misses_the_gate(model: Model, fault: Any) -> None:
     x = inputs_for(model, name)
     with pytest.raises(ParityError):
         check(reference(model, name, x), run(protos[name], x))
-
-
-def test_a_checkpoint_without_a_head_gives_two_graphs_and_no_bundle(tmp_path: Path) -> None:
-    modules = modules_from_checkpoint(tiny_clip.checkpoint(tmp_path / "checkpoint", "tiny"))
-    graphs = onnx_from_modules(modules)
-    assert list(graphs) == ["image", "text"] and modules.head is None
-    x = pictures(32, 2)
-    np.testing.assert_allclose(run(graphs["image"], x), reference(Model(modules.backbone, modules.clip), "image", x), rtol=0, atol=2e-5)
-    with pytest.raises(UsageError, match="export of tiny is not there yet"):
-        bundle_from_checkpoint(modules.folder, tmp_path / "bundle", "fp32")
-    assert not (tmp_path / "bundle").exists()

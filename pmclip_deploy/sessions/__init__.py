@@ -55,24 +55,26 @@ def session_from_bundle(folder: Path, manifest: Manifest, name: str, device: str
         except DeviceError as error:
             if device != "auto":
                 raise
-            session = open_session(graph)
+            session = open_session(graph, integers=False)
             if notes is not None:
                 notes.append(f"{error}; meanwhile onnxruntime runs on {session.device}")
             return session
     if device == "auto" and manifest.target == "cpu":
         device = "cpu"
-    return open_session(graph, device, onnx_sha256({file: entry.sha256 for file, entry in manifest.files.items()}, graph.name))
+    key = onnx_sha256({file: entry.sha256 for file, entry in manifest.files.items()}, graph.name)
+    return open_session(graph, device, key, manifest.target == "cpu")
 
 
-def open_session(path: Path, device: str = "auto", key: str | None = None) -> Session:
+def open_session(path: Path, device: str = "auto", key: str | None = None, integers: bool = True) -> Session:
     """Loads the graph at ``path`` with onnxruntime. "auto" is the GPU where onnxruntime has one, else the CPU.
 
-    What a provider compiles it keeps on disk under ``key``, the graph's hash, and not at all without one.
+    What a provider compiles it keeps on disk under ``key``, the graph's hash, and not at all without one. Without ``integers`` a CPU
+    computes what is between Q/DQ in floats: weights made for TensorRT would saturate its integers (docs/export.md).
     """
     _check_device(device, ("auto", *PROVIDERS))
     from pmclip_deploy.sessions.onnxruntime import OnnxRuntimeSession
 
-    return OnnxRuntimeSession(path, device, key)
+    return OnnxRuntimeSession(path, device, key, integers)
 
 
 def onnx_sha256(hashes: Mapping[str, str], file: str) -> str:

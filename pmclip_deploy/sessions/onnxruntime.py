@@ -33,7 +33,7 @@ FLAGS = {"ort-tensorrt": {"trt_engine_cache_enable": "1", "trt_timing_cache_enab
 class OnnxRuntimeSession:
     backend = "onnxruntime"
 
-    def __init__(self, path: Path, device: str, key: str | None = None) -> None:
+    def __init__(self, path: Path, device: str, key: str | None = None, integers: bool = True) -> None:
         available = ort.get_available_providers()
         asked = device
         if asked == "auto":
@@ -51,7 +51,7 @@ class OnnxRuntimeSession:
             ort.preload_dlls()  # CUDA and cuDNN from the NVIDIA wheels
         providers = [(wanted, _provider_options(device, key)), *((other, {}) for other in dict.fromkeys([*behind, CPU]) if other != wanted)]
         try:
-            self._session = ort.InferenceSession(path, _options(), providers=providers)
+            self._session = ort.InferenceSession(path, _options(integers or device != "cpu"), providers=providers)
         except Exception as error:  # onnxruntime's exceptions have no common base below Exception
             raise BundleError(f"{path}: onnxruntime cannot load it ({_line(error)}); copy the bundle again") from error
         self.device = device if wanted in self._session.get_providers() else "cpu"
@@ -85,13 +85,14 @@ def _provider_options(device: str, key: str | None) -> dict[str, str]:
     return {**{option: str(folder) for option in CACHES[device]}, **FLAGS.get(device, {})} if folder else {}
 
 
-def _options() -> ort.SessionOptions:
+def _options(integers: bool) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.log_severity_level = ERROR
     options.intra_op_num_threads = cpu_threads()
     options.inter_op_num_threads = 1
     # A worker that spins after the image tower would take the core that the text tower wants.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.disable_quant_qdq", "0" if integers else "1")
     return options
 
 
