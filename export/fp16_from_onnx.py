@@ -47,7 +47,7 @@ def half_from_onnx(
     outputs keep their types. ``ranges`` are the least and largest value of tensors over calibration data; a tensor that has none is taken
     to be as large as its neighbours. Weights that fp16 would cut to infinity or to few bits stay in fp32 with the nodes that read them.
     """
-    nodes, weights, floats = list(model.graph.node), arrays(model), _floats(model)
+    nodes, weights, floats = list(model.graph.node), arrays(model), _of_type(model, F32)
     always = {n.output[0] for n in nodes if n.op_type not in HALF | SHAPES | {"QuantizeLinear"}}  # a quantiser draws nothing into fp32
     kept = _wide(model, weights, always | set(keep))
     lost = _lost(nodes, ranges or {}, weights, floats)
@@ -57,15 +57,35 @@ def half_from_onnx(
         typed.add(node, node.output[0] in wide)
     for x in model.graph.output:
         typed.named(x.name, F32)
-    names = tuple(n.output[0] for n in nodes if n.op_type in HALF and n.output[0] in wide - kept)
+    names = tuple(n.output[0] for n in nodes if n.op_type in HALF and n.output[0] in (wide - kept) & floats)
     return rebuilt(model, typed.nodes, typed.weights), names
 
 
-def _floats(model: onnx.ModelProto) -> set[str]:
+def rounded_from_half(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same function in fp32, with every rounding to fp16 and every overflow.
+
+    For onnxruntime on CPUs: it computes most of an fp16 graph in fp32, and drops casts to fp16 and back, so it hides what a GPU will do.
+    """
+    halves, nodes = _of_type(model, F16), list[onnx.NodeProto]()
+    for original in model.graph.node:
+        node, name, op = copied(original), original.output[0], original.op_type
+        if op == "Cast" and {name, node.input[0]} & halves:
+            node.op_type = "Identity"
+            del node.attribute[:]
+        nodes.append(node)
+        if name in halves and op not in MOVES:
+            node.output[0] = f"{name}.exact"
+            for op, x, y, to in (("Cast", "exact", "half", F16), ("Max", "half", "kept", None), ("Cast", "kept", "", F32)):
+                out = f"{name}.{y}".rstrip(".")  # the Max of one tensor is itself: casts with nothing between would go
+                nodes.append(helper.make_node(op, [f"{name}.{x}"], [out], f"{out}.{op}", to=to))
+    return rebuilt(model, nodes, {x: w.astype(np.float32) if x in halves else w for x, w in arrays(model).items()})
+
+
+def _of_type(model: onnx.ModelProto, kind: int) -> set[str]:
     graph = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
     kinds = {v.name: v.type.tensor_type.elem_type for v in [*graph.input, *graph.output, *graph.value_info]}
     kinds |= {w.name: w.data_type for w in graph.initializer}
-    return {name for name, kind in kinds.items() if kind == F32}
+    return {name for name, of in kinds.items() if of == kind}
 
 
 def _wide(model: onnx.ModelProto, weights: Arrays, given: set[str]) -> set[str]:
@@ -83,9 +103,13 @@ def _wide(model: onnx.ModelProto, weights: Arrays, given: set[str]) -> set[str]:
 
 
 def _lost(nodes: list[onnx.NodeProto], ranges: Ranges, weights: Arrays, floats: set[str]) -> set[str]:
-    """Tensors and weights that fp16 cannot hold, tensors with a margin."""
-    lost = {name for name, (low, high) in ranges.items() if not _held(max(-low, high))}
-    unknown = (floats | {n.output[0] for n in nodes if n.op_type == "QuantizeLinear"}) - {*ranges, *weights}
+    """Tensors and weights that fp16 cannot hold; with a margin, but for what is moved out of weights and always the same (masks)."""
+    fixed = {*weights}
+    for node in nodes:
+        if node.op_type in MOVES and fixed >= floats & {*node.input}:
+            fixed |= {*node.output}
+    lost = {name for name, ends in ranges.items() if name not in fixed and not _held(float(np.abs(ends).max()))}
+    unknown = (floats | {n.output[0] for n in nodes if n.op_type == "QuantizeLinear"}) - {*ranges, *fixed}
     grown = lost
     while grown:
         near = {x for n in nodes if n.op_type not in BOUNDED and lost & {*n.input, *n.output} for x in (*n.input, *n.output)}
