@@ -32,7 +32,7 @@ def text_graph(clip: CLIP, backbone: Backbone) -> onnx.ModelProto:
     """tokens (B, T) i64 with T <= 77 -> embedding (B, D), not normalised, read at the end mark: the vocabulary's highest id."""
     g, limit = Graph(), backbone.context_length
     length, first = g.node("Shape", "length", "tokens", start=1, end=2), g.ints("first", [0])
-    places = g.node("Slice", "places", g.weight("places.weight", clip.positional_embedding), first, length)
+    places = g.node("Slice", "places", g.weight("places.weight", clip.positional_embedding), first, length, first)
     x = g.node("Add", "embeddings", g.node("Gather", "words", g.weight("words.weight", clip.token_embedding.weight), "tokens"), places)
     # -1e4 where the key comes later: its weight after the softmax is exactly 0 in fp32, and fp16 holds it.
     mask = g.weight("later", torch.full((limit, limit), -1e4).triu(1))

@@ -60,15 +60,15 @@ def modules_from_checkpoint(folder: Path) -> Modules:
 
 
 @torch.inference_mode()
-def onnx_from_modules(modules: Modules) -> dict[str, onnx.ModelProto]:
-    """The graphs "image" and "text", and "features" and "head" where there are such, in fp32."""
+def onnx_from_modules(modules: Modules, dense: bool = False) -> dict[str, onnx.ModelProto]:
+    """The graphs "image" and "text", and "features" and "head" where there are such, in fp32; ``dense`` as TensorRT takes them."""
     clip, backbone, head = modules.clip, modules.backbone, modules.head
     if isinstance(clip, CustomTextCLIP):
         graphs = {"image": image_graph(clip, backbone), "text": text_graph(clip, backbone)}
     else:
         graphs = {"image": clip_graphs.image_graph(clip, backbone), "text": clip_graphs.text_graph(clip, backbone)}
     if isinstance(head, LiteHead):
-        graphs["head"] = head_graph(head)
+        graphs["head"] = head_graph(head, dense)
     elif head is not None:
         if (features := head_graphs.features_graph(head.features)) is not None:
             graphs["features"] = features
@@ -146,7 +146,7 @@ def text_graph(clip: CustomTextCLIP, backbone: Backbone) -> onnx.ModelProto:
     words = g.node("Gather", "words", g.weight("words.weight", e.word_embeddings.weight), "tokens")
     places = e.position_embeddings.weight[: backbone.context_length] + e.token_type_embeddings.weight[0]
     length = g.node("Shape", "length", "tokens", start=1, end=2)
-    places = g.node("Slice", "places", g.weight("places.weight", places), g.ints("zero", [0]), length)
+    places = g.node("Slice", "places", g.weight("places.weight", places), g.ints("zero", [0]), length, g.ints("zero", [0]))
     x = g.norm("embeddings.norm", g.node("Add", "embeddings", words, places), e.LayerNorm)
 
     for i, layer in enumerate(bert.encoder.layer):
@@ -171,7 +171,12 @@ def text_graph(clip: CustomTextCLIP, backbone: Backbone) -> onnx.ModelProto:
     return g.model("text", {"tokens": (TensorProto.INT64, ["B", "T"])}, {"embedding": ["B", backbone.embed_dim]})
 
 
-def head_graph(head: LiteHead) -> onnx.ModelProto:
+def head_graph(head: LiteHead, dense: bool = False) -> onnx.ModelProto:
+    """image (B, D) f32, text (B, D) f32 -> answer (B, A), kind (B, K), radiograph (B,) f32 logits.
+
+    The memory's cases are scattered to their answers; ``dense`` multiplies with a matrix of ones instead, since TensorRT adds nothing up
+    that it scatters.
+    """
     g, width = Graph(), head.image.in_features
 
     def linear(name: str, x: str, module: nn.Linear) -> str:
@@ -195,17 +200,8 @@ def head_graph(head: LiteHead) -> onnx.ModelProto:
     # The memory: softmax over the cases, scattered to the columns that each case speaks for.
     answers, (cases, slots) = len(head.balance), head.slots.shape
     keys = g.weight("cases", head.cases.T * (1 / (TAU * width**0.5)))  # (D, N); "image" is already scaled by sqrt(D)
-    near = g.node("Softmax", "near", g.node("MatMul", "similarity", image, keys), axis=-1)  # (B, N)
-    batch = g.node("Shape", "batch", image, start=0, end=1)
-    columns = g.node("Concat", "columns.shape", batch, g.ints("columns.count", [cases * slots]), axis=0)
-    column = g.node("Expand", "columns", g.constant("slots", head.slots.reshape(1, -1).numpy()), columns)
-    each = g.node("Unsqueeze", "near.each", near, g.ints("last", [-1]))
-    wide = g.node("Expand", "near.wide", each, g.ints("slots.count", [1, 1, slots]))
-    spread = g.node("Reshape", "near.flat", wide, g.ints("flat", [0, -1]))
-    sums = g.node("Concat", "sums.shape", batch, g.ints("sums.count", [answers + 1]), axis=0)
-    empty = g.node("Expand", "empty", g.floats("zero", 0.0), sums)
-    density = g.node("ScatterElements", "density", empty, column, spread, axis=1, reduction="add")
-    real = g.node("Slice", "density.real", density, g.ints("first", [0]), g.ints("answers", [answers]), g.ints("columns.axis", [1]))
+    g.node("Softmax", "near", g.node("MatMul", "similarity", image, keys), axis=-1)  # (B, N)
+    real = _dense(g, head) if dense else _scattered(g, image, cases, slots, answers, head)
     log = g.node("Log", "memory.log", g.node("Add", "memory.positive", real, g.floats("least", 1e-6)))
     memory = g.node("Sub", "memory", log, g.weight("balance", head.balance))
     padded = g.node("Pad", "trained.padded", trained, g.ints("padding", [0, 0, 0, answers - head.answer.out_features]))
@@ -214,6 +210,27 @@ def head_graph(head: LiteHead) -> onnx.ModelProto:
     g.node("Squeeze", "radiograph", mlp("radiographs", image, head.radiograph), g.ints("last", [-1]))
     outputs = {"answer": ["B", len(head.balance)], "kind": ["B", head.kind[2].out_features], "radiograph": ["B"]}
     return g.model("head", {name: (TensorProto.FLOAT, ["B", width]) for name in ("image", "text")}, outputs)
+
+
+def _dense(g: Graph, head: LiteHead) -> str:
+    """near (B, N) -> (B, A): how often each case speaks for each answer, as a matrix."""
+    answers = len(head.balance)
+    ones = torch.zeros(len(head.slots), answers + 1).scatter_add_(1, head.slots, torch.ones(head.slots.shape))
+    return g.node("MatMul", "density", "near", g.weight("speaks", ones[:, :answers]))
+
+
+def _scattered(g: Graph, image: str, cases: int, slots: int, answers: int, head: LiteHead) -> str:
+    """near (B, N) -> (B, A)."""
+    batch = g.node("Shape", "batch", image, start=0, end=1)
+    columns = g.node("Concat", "columns.shape", batch, g.ints("columns.count", [cases * slots]), axis=0)
+    column = g.node("Expand", "columns", g.constant("slots", head.slots.reshape(1, -1).numpy()), columns)
+    each = g.node("Unsqueeze", "near.each", "near", g.ints("last", [-1]))
+    wide = g.node("Expand", "near.wide", each, g.ints("slots.count", [1, 1, slots]))
+    spread = g.node("Reshape", "near.flat", wide, g.ints("flat", [0, -1]))
+    sums = g.node("Concat", "sums.shape", batch, g.ints("sums.count", [answers + 1]), axis=0)
+    empty = g.node("Expand", "empty", g.floats("zero", 0.0), sums)
+    density = g.node("ScatterElements", "density", empty, column, spread, axis=1, reduction="add")
+    return g.node("Slice", "density.real", density, g.ints("first", [0]), g.ints("answers", [answers]), g.ints("columns.axis", [1]))
 
 
 def _convolution(g: Graph, name: str, x: str, conv: nn.Conv2d, norm: nn.BatchNorm2d, size: int) -> tuple[str, int]:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,7 @@ from pmclip_deploy.train.towers import read_checkpoint
 
 CALIBRATION, PARITY = "calibration.json", "parity.json"  # kept beside the checkpoint, so that a rebuild gives the same bytes
 IMAGES, QUESTIONS_READ = 256, 256  # taken of a folder or of a training set to calibrate on, evenly spread over their sorted names
+ISLAND = 3  # convolutions
 HISTOGRAMS = 8  # tensors that the report shows
 RANKED_ON = 16  # pictures that layers are ranked on
 STORED = "fp32, stored as fp16"
@@ -106,7 +108,7 @@ def bundle_from_checkpoint(
     """
     refuse_foreign_folder(output)
     modules = modules_from_checkpoint(checkpoint)
-    graphs = onnx_from_modules(modules)
+    graphs = onnx_from_modules(modules, dense=target != "cpu")
     rows = rows_from_jsonl(data, images) if data and images else None
     reference = Reference(modules, rows, images, progress=progress)
     with tempfile.TemporaryDirectory(prefix="pmclip-export-") as scratch:
@@ -193,7 +195,7 @@ class _Work:
         self.rank(calibration)
         count = 1
         while count < len(self.effects):
-            yield self._quantised(calibration, [e.layer for e in self.effects[:count]])
+            yield self._quantised(calibration, without_islands(self.graphs, [e.layer for e in self.effects[:count]]))
             count *= 2
         yield self._quantised(calibration, [e.layer for e in self.effects])
 
@@ -302,6 +304,18 @@ class _Work:
                     {n: grey_from_pixels(x, side)[None] for n, side in head.grey.items()} for x in read(some, "Calibrating the features")
                 )
         return feeds
+
+
+def without_islands(graphs: Graphs, kept: Sequence[str]) -> list[str]:
+    """``kept``, and of convolutions also up to ISLAND between two that are kept: to convert for a few costs more than they save."""
+    out = list(kept)
+    for name, model in graphs.items():
+        convolutions = [f"{name}/{n.output[0]}" for n in model.graph.node if n.op_type == "Conv"]
+        places = [i for i, layer in enumerate(convolutions) if layer in kept]
+        for before, after in pairwise([-1, *places] if places else []):
+            if 1 < after - before <= ISLAND + 1:
+                out += convolutions[before + 1 : after]
+    return out
 
 
 def _pixels(paths: Sequence[Path], what: str, progress: Progress) -> Iterator[Any]:

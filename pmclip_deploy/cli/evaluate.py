@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pmclip_deploy.cli.output import one_line, print_json, progress
+from pmclip_deploy.cli.output import one_line, print_json, print_note, progress
 from pmclip_deploy.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -104,6 +104,8 @@ def _asked(path: Path | None, is_checkpoint: bool, rows: "Sequence[Row]", images
     from pmclip_deploy.predictor import load
 
     predictor = load(path, device)
+    for note in dict.fromkeys(predictor.notes):
+        print_note(note)
     return asked_of_bundle(predictor, rows, images, progress), about_bundle(predictor)
 
 
