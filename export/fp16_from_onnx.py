@@ -64,7 +64,7 @@ def half_from_onnx(
 def rounded_from_half(model: onnx.ModelProto) -> onnx.ModelProto:
     """The same function in fp32, with every rounding to fp16 and every overflow.
 
-    For onnxruntime on CPUs: it computes most of an fp16 graph in fp32, and drops casts to fp16 and back, so it hides what a GPU will do.
+    For onnxruntime on CPUs: where it has no fp16 kernel it computes in fp32 and drops the casts between, so it hides what a GPU will do.
     """
     halves, nodes = _of_type(model, F16), list[onnx.NodeProto]()
     for original in model.graph.node:
@@ -75,9 +75,8 @@ def rounded_from_half(model: onnx.ModelProto) -> onnx.ModelProto:
         nodes.append(node)
         if name in halves and op not in MOVES:
             node.output[0] = f"{name}.exact"
-            for op, x, y, to in (("Cast", "exact", "half", F16), ("Max", "half", "kept", None), ("Cast", "kept", "", F32)):
-                out = f"{name}.{y}".rstrip(".")  # the Max of one tensor is itself: casts with nothing between would go
-                nodes.append(helper.make_node(op, [f"{name}.{x}"], [out], f"{out}.{op}", to=to))
+            nodes.append(helper.make_node("Cast", [f"{name}.exact"], [f"{name}.half"], f"{name}.half", to=F16))
+            nodes.append(helper.make_node("Cast", [f"{name}.half"], [name], f"{name}.single", to=F32))
     return rebuilt(model, nodes, {x: w.astype(np.float32) if x in halves else w for x, w in arrays(model).items()})
 
 
