@@ -33,7 +33,7 @@ from pmclip_deploy.evaluate import rows_from_jsonl
 from pmclip_deploy.export.calibration import Calibration, Measured, histograms_from_feeds, measured_from_feeds
 from pmclip_deploy.export.engine_from_onnx import Step
 from pmclip_deploy.export.engines import EngineOptions, engines_of_bundle
-from pmclip_deploy.export.fp16_from_onnx import half_from_onnx
+from pmclip_deploy.export.fp16_from_onnx import half_from_onnx, rounded_from_half
 from pmclip_deploy.export.int8_from_onnx import Graphs, int8_from_graphs, int8_layers
 from pmclip_deploy.export.onnx_from_checkpoint import Modules, modules_from_checkpoint, onnx_from_modules
 from pmclip_deploy.export.parity import (
@@ -119,8 +119,13 @@ def bundle_from_checkpoint(
             if recipe.calibration is not None:
                 files[CALIBRATION] = _json(recipe.calibration.to_json())
             manifest = write_bundle(trial, _manifest(reference, precision, target, method, recipe), files)
+            measured = trial
+            if target != "cpu" and precision != "fp32":  # onnxruntime's CPU leaves out roundings to fp16 that a GPU makes
+                measured = Path(scratch, "rounded")
+                rounded = {name: rounded_from_half(model) for name, model in recipe.graphs.items()}
+                write_bundle(measured, manifest, {**files, **_files_from_graphs(rounded)})
             try:
-                parity = _parity(reference, trial, manifest)
+                parity = _parity(reference, measured, manifest)
                 gate(precision, parity, gates)
                 break
             except ParityError as error:
