@@ -90,8 +90,8 @@ def _options(integers: bool) -> ort.SessionOptions:
     options.log_severity_level = ERROR
     options.intra_op_num_threads = cpu_threads()
     options.inter_op_num_threads = 1
-    # A worker that spins after the image tower would take the core that the text tower wants.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Workers spin within a run, where they are needed again at once, and not after it: another graph or program wants the core.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     options.add_session_config_entry("session.disable_quant_qdq", "0" if integers else "1")
     return options
 
