@@ -23,8 +23,8 @@ from onnx import numpy_helper
 from pmclip_deploy.bundle import MANIFEST, WORDS, Manifest, manifest_from_bundle, verify_bundle, write_bundle
 from pmclip_deploy.errors import BundleError, InputError, ParityError
 from pmclip_deploy.evaluate import Row, asked_of_bundle, figures, pictures_of
-from pmclip_deploy.export.onnx_from_checkpoint import modules_from_checkpoint
-from pmclip_deploy.export.pack import CALIBRATION, bundle_from_checkpoint
+from pmclip_deploy.export.onnx_from_checkpoint import modules_from_checkpoint, onnx_from_modules
+from pmclip_deploy.export.pack import CALIBRATION, bundle_from_checkpoint, without_islands
 from pmclip_deploy.export.parity import gate, parity_of_bundle, sample_pictures
 from pmclip_deploy.pixels import picture_from_path
 from pmclip_deploy.predictor import load
@@ -125,13 +125,23 @@ def test_layers_stay_in_float_until_the_gates_pass_and_stay_so(tmp_path: Path, p
     made = bundle_from_checkpoint(folder, tmp_path / "a", "int8", calibration_images=pictures, gates=strict)
     kept = [f"{name}/{layer}" for name, graph in made.manifest.graphs.items() for layer in graph.float_layers]
     ranked = [e.layer for e in made.effects]
-    assert 0 < len(kept) <= len(ranked) and set(kept) == set(ranked[: len(kept)])  # the most harmful ones
+    graphs = onnx_from_modules(modules_from_checkpoint(folder))
+    steps = [set(without_islands(graphs, ranked[: 2**i])) for i in range(len(ranked).bit_length())]
+    assert 0 < len(kept) <= len(ranked) and set(kept) in [*steps, set(ranked)]  # the most harmful ones, and what lies between
     assert made.effects == sorted(made.effects, key=lambda e: (-e.effect, e.layer)) and made.effects[0].effect > made.effects[-1].effect
     again = bundle_from_checkpoint(folder, tmp_path / "b", "int8", gates=strict)
     assert again.effects == []  # known from before
     for name in made.manifest.files:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     assert (tmp_path / "a" / MANIFEST).read_bytes() == (tmp_path / "b" / MANIFEST).read_bytes()
+
+
+def test_short_runs_between_two_convolutions_in_float_stay_in_float_too() -> None:
+    nodes = [onnx.helper.make_node("Conv", [f"c{i}", "w"], [f"c{i + 1}"]) for i in range(12)]
+    graphs = {"image": onnx.helper.make_model(onnx.helper.make_graph(nodes, "image", [], []))}
+    name = "image/c{}".format
+    assert set(without_islands(graphs, [name(4), name(7), name(12)])) == {name(i) for i in (1, 2, 3, 4, 5, 6, 7, 12)}
+    assert without_islands(graphs, []) == []
 
 
 def test_one_calibration_serves_every_target(tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
