@@ -46,7 +46,8 @@ def checkpoint(folder: Path, name: str = "tiny", model: CLIP | None = None, of_h
     model = model or towers_from_spec(BACKBONES[name])
     folder.mkdir()
     (folder / "bpe.json").write_text(clip_tokenizer_json())
-    meta = {"name": name.replace("/", "-"), "version": "0", "backbone": name, "logit_scale": 14.3, "metrics": {}, "provenance": {}, **about}
+    meta = {"name": name.replace("/", "-"), "version": "0", "backbone": name, "logit_scale": 14.3, "metrics": {}}
+    meta |= {"provenance": {"import": "random"}, **about}
     tensors = {f"clip.{k}": v for k, v in model.state_dict().items()}
     tensors |= {} if of_head is None else {f"head.{k}": v for k, v in of_head.state_dict().items()}
     save_checkpoint(folder, tensors, meta, folder / "bpe.json")
