@@ -21,6 +21,7 @@ from pmclip_deploy.export.pack import bundle_from_checkpoint
 from pmclip_deploy.export.parity import sample_pictures
 from pmclip_deploy.pixels import picture_from_path
 from pmclip_deploy.predictor import load
+from pmclip_deploy.sessions import open_session
 from pmclip_deploy.sessions.onnxruntime import cpu_threads
 from pmclip_deploy.spec import BACKBONES
 from pmclip_deploy.train.bpe import clip_tokenizer_json
@@ -54,14 +55,14 @@ def main() -> None:
         pictures.mkdir()
         for path in sample_pictures():
             Image.fromarray(picture_from_path(path).pixels).save(pictures / f"{path.stem}.png")
-        sizes, predictors = {}, {}
+        predictors = {}
         for precision in ("fp32", "int8"):
             given = {"calibration_images": pictures} if precision == "int8" else {}
             made = bundle_from_checkpoint(folder / "checkpoint", folder / precision, precision, **given)
-            sizes[precision] = sum(file.bytes for file in made.manifest.files.values())
+            size_on_disk = sum(file.bytes for file in made.manifest.files.values())
             predictors[precision] = load(folder / precision, "cpu")
             kept = {name: len(graph.float_layers) for name, graph in made.manifest.graphs.items()}
-            print(f"{precision}: {sizes[precision]:,} bytes, layers above it {kept}, {made.manifest.parity['tensors']}")
+            print(f"{precision}: {size_on_disk:,} bytes, layers above it {kept}, {made.manifest.parity['tensors']}")
         size = BACKBONES[options.backbone].preprocess.size
         pixels = np.random.default_rng(0).normal(size=(3, size, size)).astype(np.float32)
         tokens = np.r_[49406, np.random.default_rng(0).integers(1, 49000, LENGTH - 2), 49407][None]
@@ -78,7 +79,7 @@ def main() -> None:
 
         jobs: dict[tuple[str, str], Callable[[], Any]] = {("image", "eager"): eager_image, ("text", "eager, 77"): eager_text}
         for precision, predictor in predictors.items():
-            text = predictor._sessions["text"]
+            text = open_session(folder / precision / predictor.manifest.graphs["text"].file, "cpu")
             jobs["image", precision] = lambda p=predictor: p.embedding_from_tensor(pixels)
             jobs["text", f"{precision}, {LENGTH}"] = lambda s=text: s.run({"tokens": tokens})
         times: dict[tuple[str, str], list[float]] = {job: [] for job in jobs}

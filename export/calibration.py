@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,8 +12,6 @@ from onnx import TensorProto, helper
 
 from pmclip_deploy.export.weights import layers_of
 
-Method = Literal["max", "percentile", "entropy", "mse"]
-METHODS: tuple[Method, ...] = get_args(Method)
 SCHEMA = "pmclip-deploy/calibration/2"
 TAIL = 1e-4  # of one input's values lies outside the percentile's range, on either side
 SAMPLE = 100_000  # values of one tensor that a percentile is taken of

@@ -10,8 +10,6 @@ from pmclip_deploy.errors import BundleError
 from pmclip_deploy.export.engine_from_onnx import Step, engine_from_onnx, onnx_sha256
 from pmclip_deploy.sessions.tensorrt import package, platform_here
 
-BACKENDS = {"rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}  # target to backend
-
 
 @dataclass(frozen=True)
 class EngineOptions:
@@ -41,7 +39,7 @@ def engines_of_bundle(
     for name, graph in manifest.graphs.items():
         file, profile = f"{name}.plan", (1, 1, options.largest_batch)
         hashed = onnx_sha256({n: f.sha256 for n, f in manifest.files.items()}, graph.file)
-        row = known.get(name)
+        row = known.get(name) if options.backend == "tensorrt_rtx" else None  # TensorRT's row does not say how its plan was stripped
         same = row is not None and (row.backend, row.onnx_sha256, row.profile, row.platform, row.version) == (
             options.backend, hashed, profile, platform_here(), package(options.backend).__version__,
         )  # fmt: skip

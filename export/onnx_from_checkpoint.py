@@ -22,8 +22,8 @@ from pmclip_deploy.train.heads.mevf import MEVF
 from pmclip_deploy.train.heads.qcr import QCR
 from pmclip_deploy.train.heads.vision import ImageFeatures
 from pmclip_deploy.train.towers import towers_from_checkpoint, under
+from pmclip_deploy.train.vqa_heads import head_from_tensors
 
-HEADS: dict[str, type[MEVF] | type[QCR]] = {"mevf": MEVF, "qcr": QCR}
 Head = LiteHead | MEVF | QCR
 
 
@@ -41,18 +41,11 @@ class Modules:
 def modules_from_checkpoint(folder: Path) -> Modules:
     """Raises BundleError where the checkpoint is missing or doesn't fit its backbone or its head."""
     clip, meta, tensors = towers_from_checkpoint(folder)
-    backbone, about = BACKBONES[meta["backbone"]], meta.get("head")
-    of_head = under(tensors, "head")
+    backbone, of_head = BACKBONES[meta["backbone"]], under(tensors, "head")
     if not of_head:
         return Modules(folder, meta, backbone, clip, None)
     try:
-        kind = LiteHead if about is None else HEADS[about["kind"]]
-        head: Head = kind.from_tensors(of_head)
-        if isinstance(head, (MEVF, QCR)):
-            wanted = backbone.embed_dim if "clip" in about["features"] else int(not about["features"])
-            known = head.question.tables[0].num_embeddings - 1
-            if head.features.clip_dim != wanted or known != len(meta["dictionary"]):
-                raise ValueError("its sizes are not those of its description")
+        head: Head = head_from_tensors(of_head, meta) if "head" in meta else LiteHead.from_tensors(of_head)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         line = (str(error).splitlines() or [""])[-1].strip()
         raise BundleError(f"{folder / 'model.safetensors'}: no head that fits ({line}); train it with `pmclip-deploy train vqa`") from None

@@ -52,6 +52,7 @@ from pmclip_deploy.pixels import grey_from_pixels, picture_from_path, tensor_fro
 from pmclip_deploy.predictor import Predictor, load
 from pmclip_deploy.sessions import Session
 from pmclip_deploy.sessions.onnxruntime import OnnxRuntimeSession
+from pmclip_deploy.spec import METHODS
 from pmclip_deploy.tokens import tokenizer_from_file
 from pmclip_deploy.train.towers import read_checkpoint
 
@@ -61,7 +62,6 @@ ISLAND = 3  # convolutions
 HISTOGRAMS = 8  # tensors that the report shows
 RANKED_ON = 16  # pictures that layers are ranked on
 STORED = "fp32, stored as fp16"
-METHOD = "percentile"
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def bundle_from_checkpoint(
     *,
     target: str = "cpu",
     calibration_images: Path | None = None,
-    method: str = METHOD,
+    method: str = METHODS[0],
     data: Path | None = None,
     images: Path | None = None,
     shipped: Path | None = None,
@@ -138,7 +138,7 @@ def bundle_from_checkpoint(
             histograms = work.histograms(recipe.calibration)
         speed = _speed(graphs, trial, reference.predictor) if target == "cpu" else None
         if recipe.calibration is not None:
-            work.keep(recipe)
+            work.keep(recipe.calibration)
         if rows is not None:
             hashes = _hashes(manifest)
             kept = {**_read(checkpoint / PARITY), f"{precision} {target}": {"files": hashes, "answers": parity["answers"]}}
@@ -238,16 +238,13 @@ class _Work:
             integers=self.target == "cpu",
         )  # fmt: skip
 
-    def keep(self, recipe: Recipe) -> None:
+    def keep(self, made: Calibration) -> None:
         """Beside the checkpoint: the table, and what each target left in float."""
-        folder, made = self.reference.modules.folder, recipe.calibration
-        if made is None:
-            return
         before = _calibration(self.reference.modules)
-        same = before is not None and before.tensors == made.tensors
-        kept = {**(before.kept if same and before else {}), **made.kept}
-        if not same or (before and before.kept != kept):
-            _keep(folder / CALIBRATION, _json(replace(made, kept=kept).to_json()))
+        others = before.kept if before is not None and before.tensors == made.tensors else {}
+        whole = replace(made, kept={**others, **made.kept})
+        if whole != before:
+            _keep(self.reference.modules.folder / CALIBRATION, _json(whole.to_json()))
 
     def _calibrated(self) -> Calibration:
         """The table beside the checkpoint where it is of these weights and, if any are given, of these images; else a new one."""

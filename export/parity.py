@@ -80,14 +80,18 @@ class Reference:
     progress: Progress = lambda items, what: items
 
     def parity_of(self, predictor: Predictor) -> tuple[str, dict[str, Any]]:
-        """Raises BundleError where the bundle is of another model."""
+        """Raises BundleError where the bundle is of another model, and ParityError where it computes what is no number."""
         theirs, ours = predictor.manifest, self.predictor.manifest
         if (theirs.backbone, theirs.head, theirs.answers) != (ours.backbone, ours.head, ours.answers):
             raise BundleError(f"bundle {theirs.name} is not of checkpoint {self.modules.folder}; pass the one it was made from")
-        measured = {**tensor_parity(self.predictor, predictor, self._pictures, self.progress), "answers": None}
-        finite = all(f["cosine"] is not None for f in measured["tensors"].values())  # else the gate fails, whatever is answered
-        if finite and self.said is not None and self.rows is not None:
-            measured["answers"] = answer_parity(self.rows, self.said, said_to(predictor, self.rows, self._images, self.progress))
+        reference, said = self.predictor, self.said
+        try:
+            measured = {**tensor_parity(reference, predictor, self.pictures or sample_pictures(), self.progress), "answers": None}
+            finite = all(f["cosine"] is not None for f in measured["tensors"].values())  # else the gate fails, whatever is answered
+            if finite and said is not None:
+                measured["answers"] = answer_parity(self.rows, said, said_to(predictor, self.rows, self.images, self.progress))
+        except BundleError as error:  # the head gives what is no number
+            raise ParityError(f"{theirs.precision} misses parity with fp32 PyTorch: {error}") from None
         return theirs.precision, measured
 
     @cached_property
@@ -99,14 +103,6 @@ class Reference:
         if not self.rows or self.images is None or self.predictor.manifest.head is None:
             return None
         return said_to(self.predictor, self.rows, self.images, self.progress)
-
-    @property
-    def _pictures(self) -> Sequence[Path]:
-        return self.pictures or sample_pictures()
-
-    @property
-    def _images(self) -> Path:
-        return self.images or Path()
 
 
 class TorchSession:

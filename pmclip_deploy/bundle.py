@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 from pmclip_deploy.errors import BundleError
-from pmclip_deploy.spec import BUNDLE_SCHEMA, Preprocess, Resize
+from pmclip_deploy.spec import BUNDLE_SCHEMA, TARGETS, Preprocess, Resize
 
 MANIFEST = "manifest.json"
 SEAL = "manifest.sha256"  # as sha256sum writes it; the manifest holds the hashes of all other files
@@ -21,7 +21,7 @@ TOKENIZER = "tokenizer.json"
 WORDS = "words.json"  # the tokenizer of a head that reads words
 GRAPHS = ("image", "text", "features", "head")  # the towers always; the others where there is a head that needs them
 HEADS = ("lite", "mevf", "qcr")  # kinds of head
-BACKENDS = ("tensorrt_rtx", "tensorrt")  # of engines
+BACKENDS = tuple(backend for backend in TARGETS.values() if backend)  # of engines
 MAX_MANIFEST_BYTES = 16 << 20
 NEXT_STEP = "copy the bundle again, or rebuild it with `pmclip-deploy export`"
 

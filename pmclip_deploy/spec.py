@@ -9,6 +9,9 @@ ANSWER_SCHEMA = "pmclip-deploy/answer/1"
 EVALUATION_SCHEMA = "pmclip-deploy/evaluation/1"
 
 Resize = Literal["shortest", "squash"]
+PRECISIONS = ("fp32", "fp16", "int8")
+TARGETS = {"cpu": None, "rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}  # where a bundle is to run, and what builds its engines
+METHODS = ("percentile", "max", "entropy", "mse")  # of calibration: how a tensor's range follows from its values; the first is the default
 
 
 @dataclass(frozen=True)

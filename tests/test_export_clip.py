@@ -241,6 +241,14 @@ def words_in_another_order(fault: Fault) -> None:
     fault.files[WORDS] = json.dumps(data).encode()
 
 
+def no_numbers(fault: Fault) -> None:
+    model = fault.graph("head")
+    next(n for n in model.graph.node if "answer" in n.output).output[0] = "answer.finite"
+    model.graph.initializer.append(numpy_helper.from_array(np.float32(np.inf), "infinite"))
+    model.graph.node.append(onnx.helper.make_node("Add", ["answer.finite", "infinite"], ["answer"]))
+    fault.put("head", model)
+
+
 @pytest.mark.parametrize(
     ("fault", "precision", "said"),
     [
@@ -251,15 +259,17 @@ def words_in_another_order(fault: Fault) -> None:
         (broken_scale, "int8", "image cosine_mean"),
         (truncated_vocabulary, "fp32", "tokens are equal in"),
         (words_in_another_order, "fp32", "words are equal in"),
+        (no_numbers, "fp32", "computes no numbers"),
     ],
 )
 def test_a_planted_fault_fails_the_gate(fault: Callable[[Fault], None], precision: str, said: str, tmp_path: Path, pictures: Path) -> None:
     name = "tiny-resnet" if precision == "int8" else "tiny"
     model = tiny_clip.lively(name)
     folder = tmp_path / "checkpoint"
-    tiny_clip.head_checkpoint(folder, name, "mevf", model=model) if fault is words_in_another_order else tiny_clip.checkpoint(
-        folder, name, model
-    )
+    if fault in (words_in_another_order, no_numbers):
+        tiny_clip.head_checkpoint(folder, name, "mevf", model=model)
+    else:
+        tiny_clip.checkpoint(folder, name, model)
     exported(folder, tmp_path / "bundle", precision, "cpu", pictures)
     planted = Fault(folder, tmp_path / "bundle")
     planted.measured(tmp_path / "as it was")

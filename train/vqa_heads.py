@@ -327,6 +327,16 @@ def _fit_types(
 # Reading back.
 
 
+def head_from_tensors(tensors: dict[str, Tensor], meta: dict[str, Any]) -> Head:
+    """In eval mode; ``meta`` is checkpoint.json. Raises KeyError, TypeError, ValueError and RuntimeError where the two do not fit."""
+    about = meta["head"]
+    head = HEADS[about["kind"]].from_tensors(tensors)
+    wanted = BACKBONES[meta["backbone"]].embed_dim if "clip" in about["features"] else int(not about["features"])
+    if head.features.clip_dim != wanted or head.question.tables[0].num_embeddings != len(meta["dictionary"]) + 1:
+        raise ValueError("its sizes are not those of its description")
+    return head
+
+
 def asked_of_checkpoint(folder: Path, rows: Sequence[E.Row], images: Path, device: str = "auto") -> tuple[E.Asked, dict[str, Any]]:
     """(how to ask the head of a checkpoint about ``rows``, what it is). Raises BundleError, DeviceError and InputError."""
     if device not in ("auto", "cpu", "cuda"):
@@ -342,11 +352,8 @@ def asked_of_checkpoint(folder: Path, rows: Sequence[E.Row], images: Path, devic
         )
     spec = BACKBONES[meta["backbone"]]
     try:
-        head = HEADS[about["kind"]].from_tensors(under(tensors, "head"))
+        head = head_from_tensors(under(tensors, "head"), meta)
         dictionary, vocabulary = Dictionary(tuple(meta["dictionary"])), AnswerVocabulary(tuple(meta["answers"]), meta["closed_answers"])
-        wanted = spec.embed_dim if "clip" in about["features"] else int(not about["features"])
-        if head.features.clip_dim != wanted or head.question.tables[0].num_embeddings != len(dictionary.words) + 1:
-            raise ValueError
         trained_on, seed = set(meta["trained_on"]), meta["provenance"]["head"]["seed"]
         tower_trained_on = E.tower_trained_on(meta["provenance"]) if "clip" in about["features"] else []
     except (KeyError, TypeError, ValueError, RuntimeError):

@@ -10,13 +10,12 @@ import typer
 
 from pmclip_deploy.cli.output import one_line, print_json, progress
 from pmclip_deploy.errors import UsageError
+from pmclip_deploy.spec import METHODS, PRECISIONS, TARGETS
 
 if TYPE_CHECKING:
     from pmclip_deploy.bundle import Manifest
 
 PICTURES = 32  # of the data, to compare tensors on
-PRECISIONS, TARGETS = ("fp32", "fp16", "int8"), ("cpu", "rtx", "tensorrt")
-METHODS = ("percentile", "max", "entropy", "mse")
 
 Images = Annotated[Path | None, typer.Option(help="Folder of the images that --data names.")]
 Data = Annotated[Path | None, typer.Option(help="JSON lines {image, question, answer} to compare answers on.")]
@@ -37,7 +36,7 @@ def export(
         Path | None,
         typer.Option(help="int8: training images to calibrate on, a folder or train.jsonl. Default: the checkpoint's calibration.json."),
     ] = None,
-    calibration_method: Annotated[str, typer.Option(help="int8: percentile, max, entropy or mse.")] = "percentile",
+    calibration_method: Annotated[str, typer.Option(help=f"int8: {', '.join(METHODS)}.")] = METHODS[0],
     data: Data = None,
     images: Images = None,
     report: ReportFile = None,
@@ -67,17 +66,15 @@ def export(
         raise UsageError("--compute-capability is for --target rtx; a CPU bundle has no engines")
     if target != "tensorrt" and (timing_cache or version_compatible or strip_weights):
         raise UsageError("--timing-cache, --version-compatible and --strip-weights are for --target tensorrt")
-    from pmclip_deploy.export.engines import BACKENDS, EngineOptions
+    from pmclip_deploy.export.engines import EngineOptions
     from pmclip_deploy.export.pack import bundle_from_checkpoint, name_of_checkpoint
     from pmclip_deploy.models import DEFAULT_BUNDLE, DEFAULT_CHECKPOINT
     from pmclip_deploy.sessions.tensorrt import package
 
     source, engines = checkpoint or DEFAULT_CHECKPOINT, None
-    if target != "cpu":
-        engines = EngineOptions(
-            BACKENDS[target], tuple(compute_capability or ()), largest_batch, timing_cache, version_compatible, strip_weights
-        )
-        package(engines.backend)  # missing is said before the work, not after
+    if (backend := TARGETS[target]) is not None:
+        engines = EngineOptions(backend, tuple(compute_capability or ()), largest_batch, timing_cache, version_compatible, strip_weights)
+        package(backend)  # missing is said before the work, not after
     made = bundle_from_checkpoint(
         source,
         output or Path(f"{name_of_checkpoint(source)}-{precision}{'' if target == 'cpu' else f'-{target}'}"),
@@ -93,6 +90,8 @@ def export(
         steps=_steps,
         progress=progress,
     )
+    if made.built and sys.stderr.isatty():
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
     manifest = made.manifest
     if report is not None:
         layers = [

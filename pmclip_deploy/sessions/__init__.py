@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from pmclip_deploy.bundle import BACKENDS, Manifest
 from pmclip_deploy.errors import DeviceError, UsageError
+from pmclip_deploy.spec import TARGETS
 
 PROVIDERS = {  # devices that onnxruntime runs on, and its name for each
     "cpu": "CPUExecutionProvider",
@@ -43,7 +44,7 @@ def session_from_bundle(folder: Path, manifest: Manifest, name: str, device: str
     graph = folder / manifest.graphs[name].file
     rows = [row for row in manifest.engines if row.graph == name and device in ("auto", row.backend)]
     if device in BACKENDS and not rows:
-        target = "rtx" if device == "tensorrt_rtx" else device
+        target = next(name for name, backend in TARGETS.items() if backend == device)
         raise DeviceError(
             f"bundle {manifest.name} has no {device} engine of its graph {name}; export it with --target {target}, or pass --device auto"
         )
