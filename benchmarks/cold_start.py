@@ -1,9 +1,10 @@
-"""Cold start: a new process from nothing to an answer on one CT, the runtime's INT8 bundle against open_clip in PyTorch.
+"""Cold start: a new process from nothing to its first answer or embeddings, the runtime's INT8 bundle against open_clip in PyTorch.
 
-    python -m pmclip_deploy.benchmarks.cold_start [--repeats 9] [--output FILE.csv]
+    python -m pmclip_deploy.benchmarks.cold_start [--backbone ViT-B/32] [--repeats 9] [--output FILE.csv]
 
-Both do the same job with the same trained weights: read the DICOM file, preprocess, encode image and question, answer.
-Runs are interleaved; medians and their ratio are printed, with the peak resident memory that the kernel counted.
+Without a backbone both answer a question on one CT with pmclip-lite's weights: read the DICOM file, preprocess, encode image and
+question, answer. With one, of random weights, both embed a picture and a question. Runs are interleaved; medians and their ratio are
+printed, with the peak resident memory that the kernel counted.
 """
 
 import argparse
@@ -12,10 +13,12 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 from pmclip_deploy.models import DEFAULT_CHECKPOINT
+from pmclip_deploy.spec import BACKBONES
 
 QUESTION = "is there a fracture?"
 
@@ -42,6 +45,54 @@ with torch.inference_mode():
 print(json.dumps({"candidate": meta["answers"][best]}))
 """
 
+# What open_clip's own README writes.
+OPEN_CLIP_EMBED = """
+import sys
+import open_clip, torch
+from PIL import Image
+name, weights, path, question = sys.argv[1:]
+model, _, preprocess = open_clip.create_model_and_transforms(name, pretrained=weights)
+model.eval()
+with torch.inference_mode():
+    image = model.encode_image(preprocess(Image.open(path))[None])
+    text = model.encode_text(open_clip.get_tokenizer(name)([question]))
+print(image.norm().item(), text.norm().item())
+"""
+
+EMBED = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+import numpy as np
+import pmclip_deploy as pm
+bundle, path, question = sys.argv[1:]
+predictor = pm.load(bundle)
+with ThreadPoolExecutor(1) as pool:  # each opens its tower
+    text = pool.submit(predictor.embed_text, question)
+    image = predictor.embed_image(path)
+print(np.linalg.norm(image), np.linalg.norm(text.result()))
+"""
+
+
+def embedding_jobs(folder: Path, backbone: str, image: str) -> dict[str, list[str]]:
+    """Writes the picture, the checkpoint as open_clip reads it, and the INT8 bundle."""
+    import torch
+    from PIL import Image
+
+    from pmclip_deploy.benchmarks.towers import checkpoint_of_random_weights, pictures_for_calibration
+    from pmclip_deploy.export.pack import bundle_from_checkpoint
+    from pmclip_deploy.pixels import picture_from_path
+
+    model = checkpoint_of_random_weights(folder / "checkpoint", backbone)
+    weights, picture = folder / "open_clip.pt", folder / "picture.png"
+    torch.save(model.state_dict(), weights)
+    Image.fromarray(picture_from_path(image).pixels).convert("RGB").save(picture)
+    bundle_from_checkpoint(folder / "checkpoint", folder / "bundle", "int8", calibration_images=pictures_for_calibration(folder))
+    name = BACKBONES[backbone].open_clip_name
+    return {
+        f"pmclip_deploy, {backbone} INT8": [sys.executable, "-c", EMBED, str(folder / "bundle"), str(picture), QUESTION],
+        f"open_clip, {backbone} fp32": [sys.executable, "-c", OPEN_CLIP_EMBED, str(name), str(weights), str(picture), QUESTION],
+    }
+
 
 def run(command: list[str]) -> tuple[float, float, str]:
     """(wall seconds, peak resident MiB, stdout) of one new process."""
@@ -60,21 +111,29 @@ def main() -> None:
     from pydicom.data import get_testdata_file
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbone", choices=[name for name, b in BACKBONES.items() if b.open_clip_name])
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--image", default=str(get_testdata_file("CT_small.dcm")))
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
 
-    jobs = {
-        "pmclip-deploy infer, INT8": [str(Path(sys.executable).with_name("pmclip-deploy")), "infer", options.image, QUESTION, "--json"],
-        "open_clip in PyTorch, fp32": [sys.executable, "-c", OPEN_CLIP, str(DEFAULT_CHECKPOINT), options.image, QUESTION],
-    }
-    rows = []
-    for repeat in range(-1, options.repeats):  # the first round warms the file cache
-        for name, command in jobs.items():
-            seconds, memory, _ = run(command)
-            if repeat >= 0:
-                rows.append({"job": name, "repeat": repeat, "seconds": round(seconds, 4), "peak_mib": round(memory, 1)})
+    with tempfile.TemporaryDirectory() as scratch:
+        if options.backbone:
+            jobs = embedding_jobs(Path(scratch), options.backbone, options.image)
+        else:
+            infer = [str(Path(sys.executable).with_name("pmclip-deploy")), "infer", options.image, QUESTION, "--json"]
+            jobs = {
+                "pmclip-deploy infer, INT8": infer,
+                "open_clip in PyTorch, fp32": [sys.executable, "-c", OPEN_CLIP, str(DEFAULT_CHECKPOINT), options.image, QUESTION],
+            }
+        rows = []
+        for repeat in range(-1, options.repeats):  # the first round warms the file cache
+            for name, command in jobs.items():
+                seconds, memory, out = run(command)
+                if repeat < 0:
+                    print(f"{name:28}  {out.strip()[:100]}")
+                else:
+                    rows.append({"job": name, "repeat": repeat, "seconds": round(seconds, 4), "peak_mib": round(memory, 1)})
     medians = {
         name: [statistics.median(r[key] for r in rows if r["job"] == name) for key in ("seconds", "peak_mib")] for name in jobs
     }
@@ -83,10 +142,11 @@ def main() -> None:
     (fast, small), (slow, large) = medians.values()
     print(f"ratio: {fast / slow:.3f} of the time, {small / large:.3f} of the memory (medians of {options.repeats} interleaved runs)")
     if options.output:
+        known = list(csv.DictReader(options.output.open())) if options.output.is_file() else []
         with options.output.open("w", newline="") as file:
             writer = csv.DictWriter(file, rows[0])
             writer.writeheader()
-            writer.writerows(rows)
+            writer.writerows([row for row in known if row["job"] not in jobs] + rows)
 
 
 if __name__ == "__main__":

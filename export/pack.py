@@ -49,7 +49,7 @@ from pmclip_deploy.export.parity import (
 from pmclip_deploy.export.sensitivity import Effect, effects_of_layers
 from pmclip_deploy.export.weights import half_stored
 from pmclip_deploy.pixels import grey_from_pixels, picture_from_path, tensor_from_pixels
-from pmclip_deploy.predictor import Predictor, load
+from pmclip_deploy.predictor import Predictor, graphs_of_ask, load
 from pmclip_deploy.sessions import Session
 from pmclip_deploy.sessions.onnxruntime import OnnxRuntimeSession
 from pmclip_deploy.spec import METHODS
@@ -215,11 +215,13 @@ class _Work:
         return Recipe(graphs, mine, tuple(sorted(kept)), precisions)
 
     def rank(self, calibration: Calibration) -> None:
-        """Once, on calibration images where they are given, else on those in pydicom's wheel."""
+        """Once, on calibration images where they are given, else on those in pydicom's wheel; what no answer reads comes last."""
         if self.effects:
             return
         layers = int8_layers(self.graphs, self.target)
         manifest = self.reference.predictor.manifest
+        read = self.graphs if manifest.head is None else graphs_of_ask(manifest)
+        unread = [x for x in layers if x.partition("/")[0] not in read]
         sessions: dict[str, Session] = {}
         for name, model in self.graphs.items():
             path = self.scratch / f"{name}.fp32.onnx"
@@ -234,9 +236,10 @@ class _Work:
 
         self.effects = effects_of_layers(
             lambda with_them: Predictor(None, manifest, with_them, *tokenizers),
-            sessions, layers, quantised, self._ranked_on(), self.scratch, self.progress,
+            sessions, [x for x in layers if x not in unread], quantised, self._ranked_on(), self.scratch, self.progress,
             integers=self.target == "cpu",
         )  # fmt: skip
+        self.effects += [Effect(x, 0.0) for x in unread]
 
     def keep(self, made: Calibration) -> None:
         """Beside the checkpoint: the table, and what each target left in float."""
@@ -385,6 +388,7 @@ def _files_from_graphs(graphs: Graphs) -> dict[str, bytes]:
     """
     files = {}
     for name, model in graphs.items():
+        onnx.checker.check_model(model, full_check=True)
         outside, data = onnx.ModelProto(), bytearray()
         outside.CopyFrom(model)
         for weight in outside.graph.initializer:

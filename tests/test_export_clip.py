@@ -136,6 +136,14 @@ def test_layers_stay_in_float_until_the_gates_pass_and_stay_so(tmp_path: Path, p
     assert (tmp_path / "a" / MANIFEST).read_bytes() == (tmp_path / "b" / MANIFEST).read_bytes()
 
 
+def test_layers_that_no_answer_reads_are_ranked_last_and_not_run(tmp_path: Path, pictures: Path) -> None:
+    folder = tiny_clip.head_checkpoint(tmp_path / "checkpoint", "tiny", "mevf", model=tiny_clip.lively("tiny"))
+    made = bundle_from_checkpoint(folder, tmp_path / "bundle", "int8", calibration_images=pictures, ranked=True)
+    of_text = [e for e in made.effects if e.layer.startswith("text/")]
+    assert of_text and made.effects[-len(of_text) :] == of_text and {e.effect for e in of_text} == {0.0}
+    assert all(e.effect > 0 for e in made.effects[: -len(of_text)])
+
+
 def test_short_runs_between_two_convolutions_in_float_stay_in_float_too() -> None:
     nodes = [onnx.helper.make_node("Conv", [f"c{i}", "w"], [f"c{i + 1}"]) for i in range(12)]
     graphs = {"image": onnx.helper.make_model(onnx.helper.make_graph(nodes, "image", [], []))}
