@@ -134,9 +134,7 @@ def main() -> None:
                     print(f"{name:28}  {out.strip()[:100]}")
                 else:
                     rows.append({"job": name, "repeat": repeat, "seconds": round(seconds, 4), "peak_mib": round(memory, 1)})
-    medians = {
-        name: [statistics.median(r[key] for r in rows if r["job"] == name) for key in ("seconds", "peak_mib")] for name in jobs
-    }
+    medians = {name: [statistics.median(r[key] for r in rows if r["job"] == name) for key in ("seconds", "peak_mib")] for name in jobs}
     for name, (seconds, memory) in medians.items():
         print(f"{name:28}  {seconds:6.2f} s  {memory:7.0f} MiB")
     (fast, small), (slow, large) = medians.values()

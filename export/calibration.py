@@ -158,4 +158,3 @@ def mse_range(sample: Floats, ends: NDArray[np.float64]) -> tuple[float, float]:
 def _short(x: float) -> float:
     """Six digits: what calibration.json holds is what is used."""
     return float(f"{float(x):.6g}")
-

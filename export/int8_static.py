@@ -96,6 +96,14 @@ def int8_static(
         elif name in connected:
             for j in range(CONNECTORS[original.op_type]):
                 node.input[j] = quantised(original.input[j])
+            if original.op_type == "AveragePool" and name in tensors and tensors[name].means:
+                # The same as a depthwise convolution, for which onnxruntime has the faster kernel (2.7 ms against 0.3 in RN50).
+                sides = next(tuple(a.ints) for a in original.attribute if a.name == "kernel_shape")
+                ones = np.full((len(tensors[name].means), 1, *sides), 127, np.int8)
+                scale = np.full(len(ones), 1 / (127 * np.prod(sides)), np.float32)
+                node.op_type = "Conv"
+                node.input.append(dequantised(f"{name}.weight", ones, scale, 0))
+                node.attribute.append(helper.make_attribute("group", len(ones)))
         nodes.append(node)
     return rebuilt(model, nodes if scheme.symmetric else _without_clips(nodes), {**weights, **made})
 

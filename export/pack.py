@@ -208,9 +208,7 @@ class _Work:
         graphs = int8_from_graphs(self.graphs, calibration, self.method, self.target, kept)
         layers = int8_layers(self.graphs, self.target)
         whole = STORED if self.target == "cpu" else "fp16"
-        precisions = {
-            name: "int8" if any(x.startswith(f"{name}/") and x not in kept for x in layers) else whole for name in self.graphs
-        }
+        precisions = {name: "int8" if any(x.startswith(f"{name}/") and x not in kept for x in layers) else whole for name in self.graphs}
         mine = replace(calibration, kept={self.target: sorted(kept)})
         return Recipe(graphs, mine, tuple(sorted(kept)), precisions)
 

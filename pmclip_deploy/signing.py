@@ -94,9 +94,7 @@ def public_key_from_pem(path: Path) -> "Ed25519PublicKey":
     except (ValueError, UnsupportedAlgorithm):
         key = None
     if not isinstance(key, Ed25519PublicKey):
-        raise InputError(
-            f"{path}: not an Ed25519 public key in PEM; `openssl pkey -in private.pem -pubout -out public.pem` makes one"
-        )
+        raise InputError(f"{path}: not an Ed25519 public key in PEM; `openssl pkey -in private.pem -pubout -out public.pem` makes one")
     return key
 
 

@@ -201,6 +201,25 @@ def test_a_layer_that_is_kept_stays_float_and_its_neighbours_do_not() -> None:
     np.testing.assert_array_equal(run(whole, x), run(model, x))
 
 
+def test_an_average_pool_between_integer_convolutions_becomes_one() -> None:
+    torch.manual_seed(0)
+    first, second = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 8, 1)
+    g = Graph()
+    with torch.inference_mode():
+        x = g.node("Relu", "first.relu", g.convolution("first", "x", first, nn.BatchNorm2d(16).eval(), (1, 1)))
+        x = g.node("AveragePool", "pool", x, kernel_shape=[2, 2], strides=[2, 2])
+        g.convolution("out", x, second, nn.BatchNorm2d(8).eval(), (0, 0))
+    model, x = g.model("block", {"x": (TensorProto.FLOAT, ["B", 3, 16, 16])}, {"out": ["B", 8, 8, 8]}), pictures()
+    tensors = measured(model, x)
+    made = int8_static(model, tensors, ranges(tensors), CPU)
+    assert [n.op_type for n in made.graph.node if "Linear" not in n.op_type] == ["Conv"] * 3
+    assert cosine(run(made, x), run(model, x)) > 0.999
+    floating = int8_static(model, tensors, ranges(tensors), CPU, keep={"first", "out"})
+    assert "AveragePool" in [n.op_type for n in floating.graph.node]
+    engine = int8_static(model, tensors, ranges(tensors), TENSORRT)
+    assert "AveragePool" in [n.op_type for n in engine.graph.node]
+
+
 def test_the_bias_takes_up_the_mean_error() -> None:
     model, x = convolutions(), pictures(12) + 2
     of = measured(model, x)

@@ -165,9 +165,7 @@ def _even_odds(yes: Array) -> Array:
     return np.asarray(np.where(yes, 0.5 / max(1, yes.sum()), 0.5 / max(1, (~yes).sum())) * len(yes))
 
 
-def _applied(
-    scored: Scored, vocabulary: "Vocabulary", limits: Limits, kind: Array, reasons: dict[int, str]
-) -> tuple[Array, Array, Array]:
+def _applied(scored: Scored, vocabulary: "Vocabulary", limits: Limits, kind: Array, reasons: dict[int, str]) -> tuple[Array, Array, Array]:
     """(right (N,), confidence (N,), answered (N,)); the best candidate counts whether or not it is given."""
     right, top, answered = (np.zeros(len(kind), t) for t in (bool, float, bool))
     sure = _softmax_max(scored.kind) >= KIND_THRESHOLD

@@ -10,8 +10,12 @@ import numpy as np
 
 HERE = Path(__file__).parent
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-CASES = [(mode, resize, 24, height, width) for mode in ("gray", "rgb") for resize in ("shortest", "squash")
-         for height, width in ((61, 97), (97, 61), (24, 24), (25, 31), (9, 14))]
+CASES = [
+    (mode, resize, 24, height, width)
+    for mode in ("gray", "rgb")
+    for resize in ("shortest", "squash")
+    for height, width in ((61, 97), (97, 61), (24, 24), (25, 31), (9, 14))
+]
 
 
 def pattern(height: int, width: int, channels: int) -> np.ndarray:
