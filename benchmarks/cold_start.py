@@ -15,6 +15,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 from pmclip_deploy.models import DEFAULT_CHECKPOINT
@@ -62,14 +64,13 @@ print(image.norm().item(), text.norm().item())
 EMBED = """
 import sys
 from concurrent.futures import ThreadPoolExecutor
-import numpy as np
 import pmclip_deploy as pm
 bundle, path, question = sys.argv[1:]
-predictor = pm.load(bundle)
+predictor = pm.load(bundle, once=True)
 with ThreadPoolExecutor(1) as pool:  # each opens its tower
     text = pool.submit(predictor.embed_text, question)
     image = predictor.embed_image(path)
-print(np.linalg.norm(image), np.linalg.norm(text.result()))
+print((image**2).sum() ** 0.5, (text.result() ** 2).sum() ** 0.5)
 """
 
 
@@ -119,7 +120,8 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as scratch:
         if options.backbone:
-            jobs = embedding_jobs(Path(scratch), options.backbone, options.image)
+            with ProcessPoolExecutor(1, get_context("spawn")) as pool:  # a process begins with the peak memory of the one that starts it
+                jobs = pool.submit(embedding_jobs, Path(scratch), options.backbone, options.image).result()
         else:
             infer = [str(Path(sys.executable).with_name("pmclip-deploy")), "infer", options.image, QUESTION, "--json"]
             jobs = {

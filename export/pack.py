@@ -15,7 +15,6 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 from onnx.external_data_helper import set_external_data
-from tokenizers import Tokenizer
 
 from pmclip_deploy.bundle import (
     MANIFEST,
@@ -44,16 +43,17 @@ from pmclip_deploy.export.parity import (
     gate,
     sample_pictures,
     sha256_of_rows,
+    tokenizers_of,
     words_of,
 )
 from pmclip_deploy.export.sensitivity import Effect, effects_of_layers
 from pmclip_deploy.export.weights import half_stored
+from pmclip_deploy.opening import load
 from pmclip_deploy.pixels import grey_from_pixels, picture_from_path, tensor_from_pixels
-from pmclip_deploy.predictor import Predictor, graphs_of_ask, load
+from pmclip_deploy.predictor import Predictor, graphs_of_ask
 from pmclip_deploy.sessions import Session
 from pmclip_deploy.sessions.onnxruntime import OnnxRuntimeSession
 from pmclip_deploy.spec import METHODS
-from pmclip_deploy.tokens import tokenizer_from_file
 from pmclip_deploy.train.towers import read_checkpoint
 
 CALIBRATION, PARITY = "calibration.json", "parity.json"  # kept beside the checkpoint, so that a rebuild gives the same bytes
@@ -218,22 +218,21 @@ class _Work:
             return
         layers = int8_layers(self.graphs, self.target)
         manifest = self.reference.predictor.manifest
-        read = self.graphs if manifest.head is None else graphs_of_ask(manifest)
+        read = graphs_of_ask(manifest)
         unread = [x for x in layers if x.partition("/")[0] not in read]
         sessions: dict[str, Session] = {}
         for name, model in self.graphs.items():
             path = self.scratch / f"{name}.fp32.onnx"
             path.write_bytes(model.SerializeToString())
             sessions[name] = OnnxRuntimeSession(path, "cpu")
-        words = words_of(self.reference.modules)
-        tokenizers = tokenizer_from_file(self.reference.modules.folder / TOKENIZER), Tokenizer.from_str(words) if words else None
+        tokenizers = tokenizers_of(self.reference.modules)
 
         def quantised(graph: str, layer: str) -> onnx.ModelProto:
             others = [x for x in layers if x != f"{graph}/{layer}"]
             return int8_from_graphs({graph: self.graphs[graph]}, calibration, self.method, self.target, others)[graph]
 
         self.effects = effects_of_layers(
-            lambda with_them: Predictor(None, manifest, with_them, *tokenizers),
+            lambda with_them: Predictor(None, manifest, with_them, tokenizers),
             sessions, [x for x in layers if x not in unread], quantised, self._ranked_on(), self.scratch, self.progress,
             integers=self.target == "cpu",
         )  # fmt: skip

@@ -12,12 +12,13 @@ import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from pmclip_deploy.bundle import TOKENIZER, Abstention, Graph, Head, Kind, Manifest, Words
+from pmclip_deploy.bundle import TOKENIZER, WORDS, Abstention, Graph, Head, Kind, Manifest, Words
 from pmclip_deploy.errors import BundleError, ParityError, PmclipError
 from pmclip_deploy.evaluate import Bootstrap, Row, mcnemar, normalised, pictures_of
 from pmclip_deploy.export.onnx_from_checkpoint import Modules, functions_of
+from pmclip_deploy.opening import load
 from pmclip_deploy.pixels import picture_from_path, tensor_from_pixels
-from pmclip_deploy.predictor import Decision, Predictor, contract_of, decision_from_heads, load
+from pmclip_deploy.predictor import Decision, Predictor, contract_of, decision_from_heads
 from pmclip_deploy.tokens import tokenizer_from_file
 from pmclip_deploy.train.heads.lite import LiteHead
 from pmclip_deploy.train.heads.qcr import QCR
@@ -125,10 +126,12 @@ def predictor_from_modules(modules: Modules) -> Predictor:
     manifest = manifest_from_modules(modules)
     contract = contract_of(manifest)
     sessions = {name: TorchSession(contract[name], function) for name, function in functions_of(modules).items() if name in contract}
-    words = words_of(modules)
-    return Predictor(
-        None, manifest, sessions, tokenizer_from_file(modules.folder / TOKENIZER), None if words is None else Tokenizer.from_str(words)
-    )
+    return Predictor(None, manifest, sessions, tokenizers_of(modules))
+
+
+def tokenizers_of(modules: Modules) -> dict[str, Tokenizer]:
+    tokenizers, words = {TOKENIZER: tokenizer_from_file(modules.folder / TOKENIZER)}, words_of(modules)
+    return tokenizers if words is None else {**tokenizers, WORDS: Tokenizer.from_str(words)}
 
 
 def words_of(modules: Modules) -> str | None:

@@ -6,7 +6,8 @@ from pmclip_deploy.errors import BundleError, DeviceError, InputError, ParityErr
 
 if TYPE_CHECKING:
     from pmclip_deploy.answer import Answer
-    from pmclip_deploy.predictor import Predictor, load
+    from pmclip_deploy.opening import load
+    from pmclip_deploy.predictor import Predictor
 
 __all__ = [
     "Answer",
@@ -20,7 +21,7 @@ __all__ = [
     "load",
 ]
 
-_HOME = {"Answer": "answer", "Predictor": "predictor", "load": "predictor"}
+_HOME = {"Answer": "answer", "Predictor": "predictor", "load": "opening"}
 
 
 def __getattr__(name: str) -> object:

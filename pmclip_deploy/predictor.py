@@ -3,23 +3,20 @@
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, Union
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pmclip_deploy.answer import Answer, Candidate, ModelInfo
-from pmclip_deploy.bundle import MANIFEST, TOKENIZER, WORDS, Head, Manifest, verify_bundle
+from pmclip_deploy.bundle import MANIFEST, TOKENIZER, WORDS, Head, Manifest
 from pmclip_deploy.errors import BundleError, UsageError
-from pmclip_deploy.models import DEFAULT_BUNDLE
-from pmclip_deploy.sessions import Session, session_from_bundle
-from pmclip_deploy.tokens import tokenizer_from_file, tokens_from_text
+from pmclip_deploy.sessions import Session
+from pmclip_deploy.tokens import tokens_from_text
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -44,24 +41,6 @@ NEVER_SURE = "too few answers to this kind of question were right on validation 
 NO_RADIOGRAPH = "the picture does not look like a radiology image"
 
 
-def load(bundle: "str | os.PathLike[str] | None" = None, device: str = "auto") -> "Predictor":
-    """Verifies a bundle and opens what ``ask`` runs, the rest when it is first needed.
-
-    ``device`` is of ``sessions.DEVICES``; "auto" takes what runs here and says in ``Predictor.notes`` what does not.
-    """
-    path = DEFAULT_BUNDLE if bundle is None else Path(bundle)
-    manifest = verify_bundle(path)  # before anything of it is parsed, and so of what is opened later; 14 ms for 25 MB
-    first, notes = graphs_of_ask(manifest), list[str]()
-    sessions = Opened(lambda name: _session(path, manifest, name, device, notes), manifest.graphs)
-    reads_words = manifest.head is not None and manifest.head.words is not None
-    with ThreadPoolExecutor(len(first)) as pool:  # graphs are built outside the interpreter's lock
-        opening = [pool.submit(sessions.__getitem__, name) for name in first]
-        tokenizer = tokenizer_from_file(path / (WORDS if reads_words else TOKENIZER))
-        for session in opening:
-            session.result()
-    return Predictor(path, manifest, sessions, None if reads_words else tokenizer, tokenizer if reads_words else None, notes)
-
-
 def contract_of(manifest: Manifest) -> Contract:
     """The inputs and outputs of each graph of a bundle, in their order."""
     contract, head = {name: CONTRACT[name] for name in ("image", "text")}, manifest.head
@@ -73,26 +52,12 @@ def contract_of(manifest: Manifest) -> Contract:
 
 
 def graphs_of_ask(manifest: Manifest) -> tuple[str, ...]:
-    """The graphs that ``ask`` runs; without a head the image tower."""
+    """The graphs that ``ask`` runs; without a head both towers."""
     head = manifest.head
     if head is None:
-        return ("image",)
+        return ("image", "text")
     needed = {"image": head.clip, "text": head.words is None, "features": bool(head.grey), "head": True}
     return tuple(name for name, is_needed in needed.items() if is_needed)
-
-
-class Opened(dict[str, T]):
-    """What ``opens`` makes of each of ``names``, once, when it is first asked for. Safe for threads, and no name waits for another."""
-
-    def __init__(self, opens: Callable[[str], T], names: Iterable[str]) -> None:
-        self._opens = opens
-        self._locks = {name: Lock() for name in names}
-
-    def __missing__(self, name: str) -> T:
-        with self._locks[name]:
-            if name not in self:
-                self[name] = self._opens(name)
-        return self[name]
 
 
 @dataclass(frozen=True)
@@ -125,20 +90,15 @@ class Predictor:
         path: Path | None,
         manifest: Manifest,
         sessions: Mapping[str, Session],
-        tokenizer: "Tokenizer | None" = None,
-        words: "Tokenizer | None" = None,
+        tokenizers: "Mapping[str, Tokenizer]",
         notes: Sequence[str] = (),
     ) -> None:
-        """A tokenizer that is None is read from the bundle when it is first needed. ``path`` is None for a model that is no bundle and
-        brings its own."""
+        """``tokenizers`` by the name of their file. ``path`` is None for a model that is no bundle."""
         self.manifest = manifest
         self.notes = notes  # what a person should know of how the graphs run, one line each; graphs that open later add to it
         self._contract = contract_of(manifest)
         self._sessions = sessions
-        self._tokenizers: dict[str, Tokenizer] = {}
-        if path is not None:
-            self._tokenizers = Opened(lambda name: tokenizer_from_file(path / name), (TOKENIZER, WORDS))
-        self._tokenizers.update({name: given for name, given in ((TOKENIZER, tokenizer), (WORDS, words)) if given is not None})
+        self._tokenizers = tokenizers
         self._text_embedding = lru_cache(1024)(self._embedding_from_text)  # the same questions are asked of many images
         first = sessions[graphs_of_ask(manifest)[0]]
         self.model = ModelInfo(
@@ -340,15 +300,6 @@ def softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
 
 def sigmoid(logits: NDArray[Any]) -> NDArray[np.float64]:
     return np.asarray(np.exp(-np.logaddexp(0, -np.asarray(logits, np.float64))))  # a plain exp would overflow
-
-
-def _session(path: Path, manifest: Manifest, name: str, device: str, notes: list[str]) -> Session:
-    session = session_from_bundle(path, manifest, name, device, notes)
-    inputs, outputs = contract_of(manifest)[name]
-    if set(session.inputs) != set(inputs) or not set(outputs) <= set(session.outputs):
-        found = f"takes {session.inputs} and gives {session.outputs}, not {inputs} and {outputs}"
-        raise BundleError(f"{path / manifest.graphs[name].file}: {found}; export it again")
-    return session
 
 
 def _check_questions(questions: Sequence[str]) -> None:

@@ -22,8 +22,9 @@ from pmclip_deploy.evaluate import Row
 from pmclip_deploy.export.pack import CALIBRATION, bundle_from_checkpoint
 from pmclip_deploy.export.parity import answer_parity, gate, said_to, sample_pictures
 from pmclip_deploy.export.weights import arrays
+from pmclip_deploy.opening import load
 from pmclip_deploy.pixels import picture_from_path
-from pmclip_deploy.predictor import CONTRACT, Heads, load
+from pmclip_deploy.predictor import CONTRACT, Heads
 from pmclip_deploy.sessions import Session, open_session
 from pmclip_deploy.spec import BACKBONES
 from pmclip_deploy.train import towers

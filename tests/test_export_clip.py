@@ -26,8 +26,8 @@ from pmclip_deploy.evaluate import Row, asked_of_bundle, figures, pictures_of
 from pmclip_deploy.export.onnx_from_checkpoint import modules_from_checkpoint, onnx_from_modules
 from pmclip_deploy.export.pack import CALIBRATION, bundle_from_checkpoint, without_islands
 from pmclip_deploy.export.parity import gate, parity_of_bundle, sample_pictures
+from pmclip_deploy.opening import load
 from pmclip_deploy.pixels import picture_from_path
-from pmclip_deploy.predictor import load
 from pmclip_deploy.train.vqa_heads import asked_of_checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -150,6 +150,17 @@ def test_short_runs_between_two_convolutions_in_float_stay_in_float_too() -> Non
     name = "image/c{}".format
     assert set(without_islands(graphs, [name(4), name(7), name(12)])) == {name(i) for i in (1, 2, 3, 4, 5, 6, 7, 12)}
     assert without_islands(graphs, []) == []
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny-resnet"])
+def test_a_process_that_asks_once_gets_the_same_numbers(name: str, tmp_path: Path, pictures: Path) -> None:
+    folder = tiny_clip.checkpoint(tmp_path / "checkpoint", name, tiny_clip.lively(name))
+    exported(folder, tmp_path / "bundle", "int8", "cpu", pictures)
+    assert b"MatMulInteger" in (tmp_path / "bundle" / "text.onnx").read_bytes()
+    packed, once = (load(tmp_path / "bundle", once=once) for once in (False, True))
+    picture = sorted(pictures.glob("*.png"))[0]
+    np.testing.assert_array_equal(packed.embed_image(picture), once.embed_image(picture))
+    np.testing.assert_array_equal(packed.embed_texts(QUESTIONS), once.embed_texts(QUESTIONS))
 
 
 def test_one_calibration_serves_every_target(tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:

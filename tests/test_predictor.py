@@ -17,6 +17,7 @@ from tiny import ANSWERS, DIM, HEADS, KINDS, OUTSIDE, READS, tiny_bundle, tiny_f
 import pmclip_deploy as pm
 from pmclip_deploy.bundle import MANIFEST, Engine, Graph, write_bundle
 from pmclip_deploy.cli import app
+from pmclip_deploy.opening import Opened
 from pmclip_deploy.pixels import grey_from_pixels, picture_from_array
 from pmclip_deploy.predictor import (
     CONTRACT,
@@ -25,7 +26,6 @@ from pmclip_deploy.predictor import (
     ROWS,
     UNTRAINED,
     Heads,
-    Opened,
     contract_of,
     decision_from_heads,
     graphs_of_ask,
@@ -255,7 +255,7 @@ def test_contracts() -> None:
     assert contract_of(tiny_manifest("mevf")) == {**words, "features": (("autoencoder", "maml"), ("features",))}
     asked_through = {name: graphs_of_ask(tiny_manifest(name)) for name in (None, *HEADS)}
     assert asked_through == {
-        None: ("image",),
+        None: ("image", "text"),
         "lite": ("image", "text", "head"),
         "mevf": ("image", "features", "head"),
         "qcr": ("features", "head"),
@@ -343,7 +343,7 @@ def test_what_else_is_asked_changes_no_quantised_answer(tmp_path: Path) -> None:
     for precision in ("fp32", "int8"):
         manifest = tiny_manifest("blind")
         manifest = replace(manifest, graphs={**manifest.graphs, "head": Graph("head.onnx", precision)})
-        said[precision] = pm.Predictor(path, manifest, {"head": Scaled()}).heads(seen, asked).answer[:, 0].tolist()
+        said[precision] = pm.Predictor(path, manifest, {"head": Scaled()}, {}).heads(seen, asked).answer[:, 0].tolist()
     assert said == {"fp32": [0.25, 1], "int8": [1, 1]}
 
 

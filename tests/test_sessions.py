@@ -159,7 +159,7 @@ def test_a_bundle_for_the_cpu_stays_there(bundle: tuple[Path, Manifest], monkeyp
     from pmclip_deploy import sessions
 
     asked: list[str] = []
-    monkeypatch.setattr(sessions, "open_session", lambda path, device="auto", key=None, integers=True: asked.append(device))
+    monkeypatch.setattr(sessions, "open_session", lambda path, device="auto", *others, **more: asked.append(device))
     folder, manifest = bundle
     for target in ("cpu", "rtx"):
         session_from_bundle(folder, replace(manifest, target=target, engines=()), "image")

@@ -101,7 +101,7 @@ def _asked(path: Path | None, is_checkpoint: bool, rows: "Sequence[Row]", images
         of_checkpoint: tuple[Asked, dict[str, Any]] = asked_of_checkpoint(path, rows, images, device)
         return of_checkpoint
     from pmclip_deploy.evaluate import about_bundle, asked_of_bundle
-    from pmclip_deploy.predictor import load
+    from pmclip_deploy.opening import load
 
     predictor = load(path, device)
     for note in dict.fromkeys(predictor.notes):

@@ -37,9 +37,9 @@ def infer(
     """
     images, questions = split_arguments(arguments)
 
-    from pmclip_deploy.predictor import load
+    from pmclip_deploy.opening import load
 
-    predictor = load(bundle, device)
+    predictor = load(bundle, device, once=len(images) == 1 and not images[0].is_dir())
     for note in dict.fromkeys(predictor.notes):
         print_note(note)
     if images[0].suffix.lower() not in PNG_AND_JPEG:

@@ -33,7 +33,9 @@ class Session(Protocol):
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]: ...
 
 
-def session_from_bundle(folder: Path, manifest: Manifest, name: str, device: str = "auto", notes: list[str] | None = None) -> Session:
+def session_from_bundle(
+    folder: Path, manifest: Manifest, name: str, device: str = "auto", notes: list[str] | None = None, once: bool = False
+) -> Session:
     """Opens the graph ``name`` of a bundle that was verified.
 
     "auto" is an engine that fits this machine, else onnxruntime's GPU, else its CPU; a bundle for the CPU stays on the CPU. Where there
@@ -56,26 +58,26 @@ def session_from_bundle(folder: Path, manifest: Manifest, name: str, device: str
         except DeviceError as error:
             if device != "auto":
                 raise
-            session = open_session(graph, integers=False)
+            session = open_session(graph, integers=False, once=once)
             if notes is not None:
                 notes.append(f"{error}; meanwhile onnxruntime runs on {session.device}")
             return session
     if device == "auto" and manifest.target == "cpu":
         device = "cpu"
     key = onnx_sha256({file: entry.sha256 for file, entry in manifest.files.items()}, graph.name)
-    return open_session(graph, device, key, manifest.target == "cpu")
+    return open_session(graph, device, key, manifest.target == "cpu", once)
 
 
-def open_session(path: Path, device: str = "auto", key: str | None = None, integers: bool = True) -> Session:
+def open_session(path: Path, device: str = "auto", key: str | None = None, integers: bool = True, once: bool = False) -> Session:
     """Loads the graph at ``path`` with onnxruntime. "auto" is the GPU where onnxruntime has one, else the CPU.
 
     What a provider compiles it keeps on disk under ``key``, the graph's hash, and not at all without one. Without ``integers`` a CPU
-    computes what is between Q/DQ in floats: weights made for TensorRT would saturate its integers (docs/export.md).
+    computes what is between Q/DQ in floats: weights made for TensorRT would saturate its integers (docs/export.md). ``once`` is load's.
     """
     _check_device(device, ("auto", *PROVIDERS))
     from pmclip_deploy.sessions.onnxruntime import OnnxRuntimeSession
 
-    return OnnxRuntimeSession(path, device, key, integers)
+    return OnnxRuntimeSession(path, device, key, integers, once)
 
 
 def onnx_sha256(hashes: Mapping[str, str], file: str) -> str:

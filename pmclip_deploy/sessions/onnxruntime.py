@@ -29,11 +29,13 @@ CACHES = {  # the options that name a folder; ort-tensorrt's precision flags sta
 }
 FLAGS = {"ort-tensorrt": {"trt_engine_cache_enable": "1", "trt_timing_cache_enable": "1"}}
 
+INTEGER_PRODUCT = b"MatMulInteger"  # gives the same numbers from weights that were not packed; other kernels, as that of blocks, do not
+
 
 class OnnxRuntimeSession:
     backend = "onnxruntime"
 
-    def __init__(self, path: Path, device: str, key: str | None = None, integers: bool = True) -> None:
+    def __init__(self, path: Path, device: str, key: str | None = None, integers: bool = True, once: bool = False) -> None:
         available = ort.get_available_providers()
         asked = device
         if asked == "auto":
@@ -50,8 +52,9 @@ class OnnxRuntimeSession:
         if device not in ("cpu", "openvino") and hasattr(ort, "preload_dlls"):
             ort.preload_dlls()  # CUDA and cuDNN from the NVIDIA wheels
         providers = [(wanted, _provider_options(device, key)), *((other, {}) for other in dict.fromkeys([*behind, CPU]) if other != wanted)]
+        unpacked = once and INTEGER_PRODUCT in path.read_bytes()
         try:
-            self._session = ort.InferenceSession(path, _options(integers or device != "cpu"), providers=providers)
+            self._session = ort.InferenceSession(path, _options(integers or device != "cpu", unpacked), providers=providers)
         except Exception as error:  # onnxruntime's exceptions have no common base below Exception
             raise BundleError(f"{path}: onnxruntime cannot load it ({_line(error)}); copy the bundle again") from error
         self.device = device if wanted in self._session.get_providers() else "cpu"
@@ -85,14 +88,17 @@ def _provider_options(device: str, key: str | None) -> dict[str, str]:
     return {**{option: str(folder) for option in CACHES[device]}, **FLAGS.get(device, {})} if folder else {}
 
 
-def _options(integers: bool) -> ort.SessionOptions:
+def _options(integers: bool, unpacked: bool) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.log_severity_level = ERROR
     options.intra_op_num_threads = cpu_threads()
     options.inter_op_num_threads = 1
     # Workers spin within a run, where they are needed again at once, and not after it: another graph or program wants the core.
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.add_session_config_entry("session.intra_op.spin_duration_us", "1000")  # nor while the other graphs are opened
     options.add_session_config_entry("session.disable_quant_qdq", "0" if integers else "1")
+    # Packing is a second copy of the weights, in the order in which kernels read them.
+    options.add_session_config_entry("session.disable_prepacking", "1" if unpacked else "0")
     return options
 
 
