@@ -7,9 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -218,18 +216,16 @@ def problems_in_bundle(path: Path, manifest: Manifest) -> list[str]:
             problems.append(f"{SEAL} is missing")
         elif seal.stat().st_size != len(expected_seal := _seal(path)) or seal.read_bytes() != expected_seal:
             problems.append(f"{MANIFEST} has changed (its sha256 is not the one in {SEAL})")
-        with ThreadPoolExecutor() as pool:  # hashes are taken outside the interpreter's lock
-            found = pool.map(partial(_problem_in_file, Path(path)), manifest.files.items())
-            problems += [problem for problem in found if problem]
+        found = (_problem_in_file(Path(path) / name, expected) for name, expected in manifest.files.items())
+        problems += [problem for problem in found if problem]
         extra = sorted(entry.name for entry in Path(path).iterdir() if entry.name not in (*manifest.files, MANIFEST, SEAL, SIGNATURE))
     except OSError as error:
         raise BundleError(f"{error.filename}: cannot be read ({error.strerror}); check its permissions") from error
     return problems + [f"{name!r} does not belong to the bundle" for name in extra]
 
 
-def _problem_in_file(folder: Path, entry: tuple[str, File]) -> str | None:
-    name, expected = entry
-    file = folder / name
+def _problem_in_file(file: Path, expected: File) -> str | None:
+    name = file.name
     if not file.is_file():
         return f"{name} is missing"
     if (size := file.stat().st_size) != expected.bytes:

@@ -40,6 +40,8 @@ def load(bundle: "str | os.PathLike[str] | None" = None, device: str = "auto", *
         tokenizers = Opened(lambda name: tokenizer_from_file(path / name), (TOKENIZER, WORDS))
         opening: list[Future[Any]] = [pool.submit(sessions.__getitem__, name) for name in graphs_of_ask(manifest)]
         opening.append(pool.submit(tokenizers.__getitem__, TOKENIZER if head is None or head.words is None else WORDS))
+        import PIL.Image  # noqa: F401  # for the first picture
+
         for future in opening if head else opening[:1]:
             future.result()
     finally:
