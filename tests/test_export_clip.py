@@ -20,6 +20,7 @@ pytest.importorskip("transformers")
 import tiny_clip
 from onnx import numpy_helper
 
+from pmclip_deploy.benchmarks.outliers import plant
 from pmclip_deploy.bundle import MANIFEST, WORDS, Manifest, manifest_from_bundle, verify_bundle, write_bundle
 from pmclip_deploy.errors import BundleError, InputError, ParityError
 from pmclip_deploy.evaluate import Row, asked_of_bundle, figures, pictures_of
@@ -27,7 +28,8 @@ from pmclip_deploy.export.onnx_from_checkpoint import modules_from_checkpoint, o
 from pmclip_deploy.export.pack import CALIBRATION, bundle_from_checkpoint, without_islands
 from pmclip_deploy.export.parity import gate, parity_of_bundle, sample_pictures
 from pmclip_deploy.opening import load
-from pmclip_deploy.pixels import picture_from_path
+from pmclip_deploy.pixels import picture_from_path, tensor_from_pixels
+from pmclip_deploy.spec import BACKBONES
 from pmclip_deploy.train.vqa_heads import asked_of_checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -150,6 +152,15 @@ def test_short_runs_between_two_convolutions_in_float_stay_in_float_too() -> Non
     name = "image/c{}".format
     assert set(without_islands(graphs, [name(4), name(7), name(12)])) == {name(i) for i in (1, 2, 3, 4, 5, 6, 7, 12)}
     assert without_islands(graphs, []) == []
+
+
+def test_planted_outliers_do_not_change_what_a_tower_computes() -> None:
+    tower, x = tiny_clip.lively("tiny").visual, tiny_clip.pictures(32, 3)
+    with torch.inference_mode():
+        before, largest = tower(x), tower.transformer.resblocks[0].ln_1.weight.abs().max()
+        plant(tower, 40)
+        torch.testing.assert_close(tower(x), before, rtol=1e-3, atol=1e-4)
+    assert tower.transformer.resblocks[0].ln_1.weight.abs().max() > 10 * largest
 
 
 @pytest.mark.parametrize("name", ["tiny", "tiny-resnet"])
@@ -340,7 +351,8 @@ def test_nothing_to_calibrate_on_is_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize("target", ["cpu", "rtx"])
 @pytest.mark.parametrize("name", ["RN50", "RN50x4", "ViT-B/32"])
 def test_the_real_backbones_export_at_every_precision(name: str, target: str, head: str, tmp_path: Path, pictures: Path) -> None:
-    folder, model = tmp_path / "checkpoint", tiny_clip.lively(name)
+    real = [tensor_from_pixels(picture_from_path(path).pixels, BACKBONES[name].preprocess) for path in sorted(pictures.glob("*.png"))]
+    folder, model = tmp_path / "checkpoint", tiny_clip.lively(name, torch.from_numpy(np.stack(real)))
     tiny_clip.head_checkpoint(folder, name, head, 1024, model) if head else tiny_clip.checkpoint(folder, name, model)
     for precision in PRECISIONS:
         made = exported(folder, tmp_path / "bundle", precision, target, pictures)

@@ -69,8 +69,11 @@ def head_checkpoint(folder: Path, name: str, kind: str, hidden: int = 24, model:
     return checkpoint(folder, name, model, head.eval(), head=about, dictionary=words, answers=answers, closed_answers=closed)
 
 
-def lively(name: str) -> CLIP:
-    """Random weights under which every layer matters: the usual ones leave residual branches at zero and attention flat."""
+def lively(name: str, shown: torch.Tensor | None = None) -> CLIP:
+    """Random weights under which every layer matters: the usual ones leave residual branches at zero and attention flat.
+
+    Batch norms take their statistics from ``shown``, else from noise.
+    """
     torch.manual_seed(0)
     model = towers_from_spec(BACKBONES[name]).eval().requires_grad_(False)
     model.token_embedding.weight.normal_()
@@ -90,7 +93,7 @@ def lively(name: str) -> CLIP:
             module.in_proj_bias.normal_(0, 0.2)
     if hasattr(model.visual, "attnpool"):  # norms that know their input (small, so quick), or ReLU on ReLU makes all pictures alike
         pool, model.visual.attnpool = model.visual.attnpool, torch.nn.Identity()
-        model.visual.train()(pictures(96, 8))
+        model.visual.train()(pictures(96, 8) if shown is None else shown)
         model.visual.eval().attnpool = pool
     return model
 
