@@ -47,7 +47,8 @@ def main() -> None:
     modules = modules_from_checkpoint(options.checkpoint)
     rows = rows_from_jsonl(options.data / "val.jsonl", images)
     reference = Reference(modules, rows, images)
-    assert reference.said is not None  # of the weights as they were trained
+    said = reference.said  # of the weights as they were trained
+    assert said is not None
     plant(modules.clip.visual, options.factor)
     graphs = onnx_from_modules(modules, dense=False)
     names = sorted({row.image for row in rows_from_jsonl(options.data / "train.jsonl", images)})[:: 1 + 3000 // IMAGES]
@@ -72,7 +73,7 @@ def main() -> None:
             predictor = Predictor(None, reference.predictor.manifest, mine, tokenizers_of(modules))
             embedded = np.concatenate([mine["image"].run({"pixels": x})["embedding"] for x in tensors])
             exact = embedded if exact is None else exact
-            answers = answer_parity(rows, reference.said, said_to(predictor, rows, images))
+            answers = answer_parity(rows, said, said_to(predictor, rows, images))
             kept = ("agreement", "accuracy_fp32", "accuracy", "difference_ci95")
             print(name, json.dumps({**tensor_difference(exact, embedded), **{key: answers[key] for key in kept}}), flush=True)
 

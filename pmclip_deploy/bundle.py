@@ -8,7 +8,6 @@ import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -18,6 +17,7 @@ from pmclip_deploy.spec import BUNDLE_SCHEMA, TARGETS, Preprocess, Resize
 MANIFEST = "manifest.json"
 SEAL = "manifest.sha256"  # as sha256sum writes it; the manifest holds the hashes of all other files
 SIGNATURE = "manifest.sig"  # signing.py's; a bundle may have one, and what is written anew has none
+BLOCK = 1 << 23  # bytes hashed at a time: between two of them a thread may wait for the interpreter's lock as long as others import
 TOKENIZER = "tokenizer.json"
 WORDS = "words.json"  # the tokenizer of a head that reads words
 GRAPHS = ("image", "text", "features", "head")  # the towers always; the others where there is a head that needs them
@@ -303,11 +303,11 @@ def _seal(folder: Path) -> bytes:
 
 
 def sha256_of_file(path: Path) -> str:
-    with path.open("rb") as content:
-        if not path.stat().st_size:
-            return hashlib.sha256().hexdigest()
-        with mmap(content.fileno(), 0, access=ACCESS_READ) as mapped:  # neither copied nor in need of the interpreter's lock midway
-            return hashlib.sha256(mapped).hexdigest()
+    digest, block = hashlib.sha256(), memoryview(bytearray(min(BLOCK, path.stat().st_size + 1)))
+    with path.open("rb", buffering=0) as content:
+        while size := content.readinto(block):
+            digest.update(block[:size])
+    return digest.hexdigest()
 
 
 def _line(error: BaseException) -> str:

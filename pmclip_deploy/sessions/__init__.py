@@ -44,6 +44,7 @@ def session_from_bundle(
     """
     _check_device(device, DEVICES)
     graph = folder / manifest.graphs[name].file
+    once = once and not manifest.graphs[name].float_layers  # their numbers would be others
     rows = [row for row in manifest.engines if row.graph == name and device in ("auto", row.backend)]
     if device in BACKENDS and not rows:
         target = next(name for name, backend in TARGETS.items() if backend == device)

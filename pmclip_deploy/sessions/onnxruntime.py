@@ -29,7 +29,7 @@ CACHES = {  # the options that name a folder; ort-tensorrt's precision flags sta
 }
 FLAGS = {"ort-tensorrt": {"trt_engine_cache_enable": "1", "trt_timing_cache_enable": "1"}}
 
-INTEGER_PRODUCT = b"MatMulInteger"  # gives the same numbers from weights that were not packed; other kernels, as that of blocks, do not
+INTEGER_PRODUCT = b"MatMulInteger"  # gives the same numbers from weights that were not packed; products of floats or of blocks do not
 
 
 class OnnxRuntimeSession:
@@ -52,8 +52,8 @@ class OnnxRuntimeSession:
         if device not in ("cpu", "openvino") and hasattr(ort, "preload_dlls"):
             ort.preload_dlls()  # CUDA and cuDNN from the NVIDIA wheels
         providers = [(wanted, _provider_options(device, key)), *((other, {}) for other in dict.fromkeys([*behind, CPU]) if other != wanted)]
-        unpacked = once and INTEGER_PRODUCT in path.read_bytes()
         try:
+            unpacked = once and INTEGER_PRODUCT in path.read_bytes()
             self._session = ort.InferenceSession(path, _options(integers or device != "cpu", unpacked), providers=providers)
         except Exception as error:  # onnxruntime's exceptions have no common base below Exception
             raise BundleError(f"{path}: onnxruntime cannot load it ({_line(error)}); copy the bundle again") from error
