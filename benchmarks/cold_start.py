@@ -133,7 +133,7 @@ def main() -> None:
             for name, command in jobs.items():
                 seconds, memory, out = run(command)
                 if repeat < 0:
-                    print(f"{name:28}  {out.strip()[:100]}")
+                    print(f"{name:28}  {' '.join(out.split())[:100]}")
                 else:
                     rows.append({"job": name, "repeat": repeat, "seconds": round(seconds, 4), "peak_mib": round(memory, 1)})
     medians = {name: [statistics.median(r[key] for r in rows if r["job"] == name) for key in ("seconds", "peak_mib")] for name in jobs}

@@ -17,7 +17,6 @@ from pmclip_deploy.spec import BUNDLE_SCHEMA, TARGETS, Preprocess, Resize
 MANIFEST = "manifest.json"
 SEAL = "manifest.sha256"  # as sha256sum writes it; the manifest holds the hashes of all other files
 SIGNATURE = "manifest.sig"  # signing.py's; a bundle may have one, and what is written anew has none
-BLOCK = 1 << 23  # bytes hashed at a time: between two of them a thread may wait for the interpreter's lock as long as others import
 TOKENIZER = "tokenizer.json"
 WORDS = "words.json"  # the tokenizer of a head that reads words
 GRAPHS = ("image", "text", "features", "head")  # the towers always; the others where there is a head that needs them
@@ -216,21 +215,18 @@ def problems_in_bundle(path: Path, manifest: Manifest) -> list[str]:
             problems.append(f"{SEAL} is missing")
         elif seal.stat().st_size != len(expected_seal := _seal(path)) or seal.read_bytes() != expected_seal:
             problems.append(f"{MANIFEST} has changed (its sha256 is not the one in {SEAL})")
-        found = (_problem_in_file(Path(path) / name, expected) for name, expected in manifest.files.items())
-        problems += [problem for problem in found if problem]
+        for name, expected in manifest.files.items():
+            file = Path(path) / name
+            if not file.is_file():
+                problems.append(f"{name} is missing")
+            elif file.stat().st_size != expected.bytes:
+                problems.append(f"{name} has changed ({file.stat().st_size} bytes, not {expected.bytes})")
+            elif sha256_of_file(file) != expected.sha256:
+                problems.append(f"{name} has changed (its sha256 differs)")
         extra = sorted(entry.name for entry in Path(path).iterdir() if entry.name not in (*manifest.files, MANIFEST, SEAL, SIGNATURE))
     except OSError as error:
         raise BundleError(f"{error.filename}: cannot be read ({error.strerror}); check its permissions") from error
     return problems + [f"{name!r} does not belong to the bundle" for name in extra]
-
-
-def _problem_in_file(file: Path, expected: File) -> str | None:
-    name = file.name
-    if not file.is_file():
-        return f"{name} is missing"
-    if (size := file.stat().st_size) != expected.bytes:
-        return f"{name} has changed ({size} bytes, not {expected.bytes})"
-    return None if sha256_of_file(file) == expected.sha256 else f"{name} has changed (its sha256 differs)"
 
 
 def refuse_foreign_folder(directory: Path) -> None:
@@ -300,6 +296,9 @@ def _sync(folder: Path) -> None:
 
 def _seal(folder: Path) -> bytes:
     return f"{sha256_of_file(Path(folder) / MANIFEST)}  {MANIFEST}\n".encode()
+
+
+BLOCK = 1 << 23  # bytes hashed at a time: between two of them a thread may wait for the interpreter's lock as long as others import
 
 
 def sha256_of_file(path: Path) -> str:

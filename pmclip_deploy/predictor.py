@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, Union
+from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
     from pmclip_deploy.pixels import Picture
 
-T = TypeVar("T")
 Floats: TypeAlias = NDArray[np.float32]
 Contract: TypeAlias = Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]
 Image: TypeAlias = Union[str, "os.PathLike[str]", "Dataset", NDArray[Any], "Picture"]

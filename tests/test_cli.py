@@ -14,9 +14,11 @@ import pytest
 from PIL import Image
 from tiny import KINDS, tiny_bundle
 
+from pmclip_deploy import opening
 from pmclip_deploy.bundle import verify_bundle
 from pmclip_deploy.cli import app, doctor, infer
 from pmclip_deploy.errors import InputError, UsageError
+from pmclip_deploy.opening import load
 
 FRACTURE = "is there a fracture?"
 MAIN = "from pmclip_deploy.cli.app import main; main()"
@@ -98,6 +100,15 @@ def test_infer_json_is_the_contract(run: Any, folder: Path) -> None:
         "note": "NoneType",
     }
     assert result.json["schema"] == "pmclip-deploy/answer/1" and result.json["image"]["modality"] == "CT"
+
+
+def test_one_picture_is_asked_about_once_and_several_are_not(run: Any, folder: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+    monkeypatch.setattr(opening, "load", lambda *given, once: (seen.append(once), load(*given, once=once))[1])
+    one, two = folder / "bright.png", folder / "ct.dcm"
+    for images in ([one], [one, two], [folder]):
+        run("infer", *images, FRACTURE, "--bundle", bundle)
+    assert seen == [True, False, False]
 
 
 def test_a_note_is_printed_once_below_the_table(run: Any, folder: Path, tmp_path: Path) -> None:

@@ -24,11 +24,14 @@ from pmclip_deploy.benchmarks.outliers import plant
 from pmclip_deploy.bundle import MANIFEST, WORDS, Manifest, manifest_from_bundle, verify_bundle, write_bundle
 from pmclip_deploy.errors import BundleError, InputError, ParityError
 from pmclip_deploy.evaluate import Row, asked_of_bundle, figures, pictures_of
+from pmclip_deploy.export import pack
 from pmclip_deploy.export.onnx_from_checkpoint import modules_from_checkpoint, onnx_from_modules
 from pmclip_deploy.export.pack import CALIBRATION, bundle_from_checkpoint, without_islands
 from pmclip_deploy.export.parity import gate, parity_of_bundle, sample_pictures
+from pmclip_deploy.export.sensitivity import effects_of_layers
 from pmclip_deploy.opening import load
 from pmclip_deploy.pixels import picture_from_path, tensor_from_pixels
+from pmclip_deploy.sessions import session_from_bundle
 from pmclip_deploy.spec import BACKBONES
 from pmclip_deploy.train.vqa_heads import asked_of_checkpoint
 
@@ -138,12 +141,20 @@ def test_layers_stay_in_float_until_the_gates_pass_and_stay_so(tmp_path: Path, p
     assert (tmp_path / "a" / MANIFEST).read_bytes() == (tmp_path / "b" / MANIFEST).read_bytes()
 
 
-def test_layers_that_no_answer_reads_are_ranked_last_and_not_run(tmp_path: Path, pictures: Path) -> None:
+def test_layers_that_no_answer_reads_are_ranked_last_and_not_run(tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run: list[str] = []
+
+    def effects(predictor_of: Any, sessions: Any, layers: Any, *others: Any, **more: Any) -> Any:
+        run.extend(layers)
+        return effects_of_layers(predictor_of, sessions, layers, *others, **more)
+
+    monkeypatch.setattr(pack, "effects_of_layers", effects)
     folder = tiny_clip.head_checkpoint(tmp_path / "checkpoint", "tiny", "mevf", model=tiny_clip.lively("tiny"))
     made = bundle_from_checkpoint(folder, tmp_path / "bundle", "int8", calibration_images=pictures, ranked=True)
     of_text = [e for e in made.effects if e.layer.startswith("text/")]
     assert of_text and made.effects[-len(of_text) :] == of_text and {e.effect for e in of_text} == {0.0}
     assert all(e.effect > 0 for e in made.effects[: -len(of_text)])
+    assert sorted(run) == sorted(e.layer for e in made.effects[: -len(of_text)])
 
 
 def test_short_runs_between_two_convolutions_in_float_stay_in_float_too() -> None:
@@ -158,16 +169,26 @@ def test_planted_outliers_do_not_change_what_a_tower_computes() -> None:
     tower, x = tiny_clip.lively("tiny").visual, tiny_clip.pictures(32, 3)
     with torch.inference_mode():
         before, largest = tower(x), tower.transformer.resblocks[0].ln_1.weight.abs().max()
-        plant(tower, 40)
+        plant(tower)
         torch.testing.assert_close(tower(x), before, rtol=1e-3, atol=1e-4)
     assert tower.transformer.resblocks[0].ln_1.weight.abs().max() > 10 * largest
 
 
-@pytest.mark.parametrize("name", ["tiny", "tiny-resnet"])
-def test_a_process_that_asks_once_gets_the_same_numbers(name: str, tmp_path: Path, pictures: Path) -> None:
+@pytest.mark.parametrize(("name", "strict", "unpacked"), [
+    ("tiny", False, {"image", "text"}), ("tiny-resnet", False, {"text"}), ("tiny", True, set()),
+])  # fmt: skip
+def test_a_process_that_asks_once_gets_the_same_numbers(
+    name: str, strict: bool, unpacked: set[str], tmp_path: Path, pictures: Path
+) -> None:
+    """Weights are left unpacked only where all of a graph is integer products; ``strict`` gates keep layers of both towers in float."""
     folder = tiny_clip.checkpoint(tmp_path / "checkpoint", name, tiny_clip.lively(name))
-    exported(folder, tmp_path / "bundle", "int8", "cpu", pictures)
-    assert b"MatMulInteger" in (tmp_path / "bundle" / "text.onnx").read_bytes()
+    gates = {"int8": {"cosine_mean": 0.99997 if strict else 0.99}}
+    made = bundle_from_checkpoint(folder, tmp_path / "bundle", "int8", calibration_images=pictures, gates=gates)
+    assert all(bool(graph.float_layers) == strict for graph in made.manifest.graphs.values())
+    for graph in ("image", "text"):
+        session = session_from_bundle(tmp_path / "bundle", made.manifest, graph, once=True)
+        options = session._session.get_session_options()
+        assert options.get_session_config_entry("session.disable_prepacking") == str(int(graph in unpacked))
     packed, once = (load(tmp_path / "bundle", once=once) for once in (False, True))
     picture = sorted(pictures.glob("*.png"))[0]
     np.testing.assert_array_equal(packed.embed_image(picture), once.embed_image(picture))

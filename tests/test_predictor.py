@@ -31,6 +31,7 @@ from pmclip_deploy.predictor import (
     graphs_of_ask,
     sigmoid,
 )
+from pmclip_deploy.sessions import session_from_bundle
 
 FRACTURE = "is there a fracture?"
 WORDS_HEADS = [name for name, head in HEADS.items() if head.words]
@@ -412,13 +413,10 @@ def test_what_a_question_needs_is_opened_at_once(tmp_path: Path, name: str) -> N
         pm.load(broken(tmp_path, {name: NO_GRAPH}, kind="mevf"))
 
 
-@pytest.mark.parametrize(
-    ("kind", "idle"), [("mevf", ["text.onnx", "tokenizer.json"]), ("blind", ["image.onnx", "text.onnx"]), (None, ["text.onnx"])]
-)
-def test_what_is_not_needed_is_not_opened(tmp_path: Path, kind: str | None, idle: list[str]) -> None:
+@pytest.mark.parametrize(("kind", "idle"), [("mevf", ["text.onnx", "tokenizer.json"]), ("blind", ["image.onnx", "text.onnx"])])
+def test_what_is_not_needed_is_not_opened(tmp_path: Path, kind: str, idle: list[str]) -> None:
     predictor = pm.load(broken(tmp_path, dict.fromkeys(idle, NO_GRAPH), kind=kind))
-    if kind is not None:
-        assert predictor.ask(picture(), FRACTURE).answer == "yes"
+    assert predictor.ask(picture(), FRACTURE).answer == "yes"
     if "image.onnx" not in idle:
         predictor.embed_image(picture())
     for _ in range(2):
@@ -427,6 +425,32 @@ def test_what_is_not_needed_is_not_opened(tmp_path: Path, kind: str | None, idle
     if "image.onnx" in idle:
         with pytest.raises(pm.BundleError, match=r"image\.onnx"):
             predictor.embed_image(picture())
+
+
+@pytest.mark.parametrize("broke", ["text.onnx", "tokenizer.json"])
+def test_what_opens_behind_towers_alone_fails_where_it_is_needed(tmp_path: Path, broke: str) -> None:
+    predictor = pm.load(broken(tmp_path, {broke: NO_GRAPH}, kind=None))
+    assert np.isfinite(predictor.embed_image(picture())).all()
+    for _ in range(2):
+        with pytest.raises(pm.BundleError, match=broke):
+            predictor.embed_text(FRACTURE)
+
+
+def test_towers_alone_open_both_and_wait_for_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    may_open, opened = Event(), list[str]()
+
+    def opens(path: Path, manifest: Any, name: str, *others: Any) -> Any:
+        if name == "text":
+            assert may_open.wait(20)
+        opened.append(name)
+        return session_from_bundle(path, manifest, name, *others)
+
+    monkeypatch.setattr("pmclip_deploy.sessions.session_from_bundle", opens)
+    predictor = pm.load(tiny_bundle(tmp_path / "bundle", None))
+    assert opened == ["image"]
+    may_open.set()
+    predictor.embed_text(FRACTURE)
+    assert opened == ["image", "text"]
 
 
 def test_what_is_opened_later_is_checked_like_the_rest(tmp_path: Path) -> None:

@@ -29,13 +29,11 @@ CACHES = {  # the options that name a folder; ort-tensorrt's precision flags sta
 }
 FLAGS = {"ort-tensorrt": {"trt_engine_cache_enable": "1", "trt_timing_cache_enable": "1"}}
 
-INTEGER_PRODUCT = b"MatMulInteger"  # gives the same numbers from weights that were not packed; products of floats or of blocks do not
-
 
 class OnnxRuntimeSession:
     backend = "onnxruntime"
 
-    def __init__(self, path: Path, device: str, key: str | None = None, integers: bool = True, once: bool = False) -> None:
+    def __init__(self, path: Path, device: str, key: str | None = None, integers: bool = True, packed: bool = True) -> None:
         available = ort.get_available_providers()
         asked = device
         if asked == "auto":
@@ -53,8 +51,7 @@ class OnnxRuntimeSession:
             ort.preload_dlls()  # CUDA and cuDNN from the NVIDIA wheels
         providers = [(wanted, _provider_options(device, key)), *((other, {}) for other in dict.fromkeys([*behind, CPU]) if other != wanted)]
         try:
-            unpacked = once and INTEGER_PRODUCT in path.read_bytes()
-            self._session = ort.InferenceSession(path, _options(integers or device != "cpu", unpacked), providers=providers)
+            self._session = ort.InferenceSession(path, _options(integers or device != "cpu", packed), providers=providers)
         except Exception as error:  # onnxruntime's exceptions have no common base below Exception
             raise BundleError(f"{path}: onnxruntime cannot load it ({_line(error)}); copy the bundle again") from error
         self.device = device if wanted in self._session.get_providers() else "cpu"
@@ -88,7 +85,7 @@ def _provider_options(device: str, key: str | None) -> dict[str, str]:
     return {**{option: str(folder) for option in CACHES[device]}, **FLAGS.get(device, {})} if folder else {}
 
 
-def _options(integers: bool, unpacked: bool) -> ort.SessionOptions:
+def _options(integers: bool, packed: bool) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.log_severity_level = ERROR
     options.intra_op_num_threads = cpu_threads()
@@ -97,8 +94,7 @@ def _options(integers: bool, unpacked: bool) -> ort.SessionOptions:
     options.add_session_config_entry("session.force_spinning_stop", "1")
     options.add_session_config_entry("session.intra_op.spin_duration_us", "1000")  # nor while the other graphs are opened
     options.add_session_config_entry("session.disable_quant_qdq", "0" if integers else "1")
-    # Packing is a second copy of the weights, in the order in which kernels read them.
-    options.add_session_config_entry("session.disable_prepacking", "1" if unpacked else "0")
+    options.add_session_config_entry("session.disable_prepacking", "0" if packed else "1")
     return options
 
 
