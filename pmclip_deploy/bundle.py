@@ -298,11 +298,8 @@ def _seal(folder: Path) -> bytes:
     return f"{sha256_of_file(Path(folder) / MANIFEST)}  {MANIFEST}\n".encode()
 
 
-BLOCK = 1 << 23  # bytes hashed at a time: between two of them a thread may wait for the interpreter's lock as long as others import
-
-
 def sha256_of_file(path: Path) -> str:
-    digest, block = hashlib.sha256(), memoryview(bytearray(min(BLOCK, path.stat().st_size + 1)))
+    digest, block = hashlib.sha256(), memoryview(bytearray(1 << 20))
     with path.open("rb", buffering=0) as content:
         while size := content.readinto(block):
             digest.update(block[:size])
