@@ -6,7 +6,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -195,19 +195,20 @@ def manifest_from_bundle(path: Path) -> Manifest:
     return manifest
 
 
-def verify_bundle(path: Path) -> Manifest:
+def verify_bundle(path: Path, manifest: Manifest | None = None, verified: Callable[[str], object] = len) -> Manifest:
     """Every file is there with its size and sha256, the manifest's too, and nothing more but a signature; else one BundleError says all.
 
-    A symbolic link is followed: what counts is the content, and the hash covers it.
+    A symbolic link is followed: what counts is the content, and the hash covers it. ``verified`` is told each file that may be parsed
+    already: it, those before it and the manifest are as they should be.
     """
-    manifest = manifest_from_bundle(path)
-    problems = problems_in_bundle(path, manifest)
+    manifest = manifest or manifest_from_bundle(path)
+    problems = problems_in_bundle(path, manifest, verified)
     if problems:
         raise BundleError(f"{path}: {', '.join(problems)}; {NEXT_STEP}")
     return manifest
 
 
-def problems_in_bundle(path: Path, manifest: Manifest) -> list[str]:
+def problems_in_bundle(path: Path, manifest: Manifest, verified: Callable[[str], object] = len) -> list[str]:
     problems = []
     try:
         seal = Path(path) / SEAL
@@ -215,7 +216,7 @@ def problems_in_bundle(path: Path, manifest: Manifest) -> list[str]:
             problems.append(f"{SEAL} is missing")
         elif seal.stat().st_size != len(expected_seal := _seal(path)) or seal.read_bytes() != expected_seal:
             problems.append(f"{MANIFEST} has changed (its sha256 is not the one in {SEAL})")
-        for name, expected in manifest.files.items():
+        for name, expected in sorted(manifest.files.items(), key=lambda item: item[1].bytes):  # so that most can be parsed soon
             file = Path(path) / name
             if not file.is_file():
                 problems.append(f"{name} is missing")
@@ -223,6 +224,8 @@ def problems_in_bundle(path: Path, manifest: Manifest) -> list[str]:
                 problems.append(f"{name} has changed ({file.stat().st_size} bytes, not {expected.bytes})")
             elif sha256_of_file(file) != expected.sha256:
                 problems.append(f"{name} has changed (its sha256 differs)")
+            elif not problems:
+                verified(name)
         extra = sorted(entry.name for entry in Path(path).iterdir() if entry.name not in (*manifest.files, MANIFEST, SEAL, SIGNATURE))
     except OSError as error:
         raise BundleError(f"{error.filename}: cannot be read ({error.strerror}); check its permissions") from error
@@ -299,7 +302,7 @@ def _seal(folder: Path) -> bytes:
 
 
 def sha256_of_file(path: Path) -> str:
-    digest, block = hashlib.sha256(), memoryview(bytearray(1 << 20))
+    digest, block = hashlib.sha256(), memoryview(bytearray(4 << 20))
     with path.open("rb", buffering=0) as content:
         while size := content.readinto(block):
             digest.update(block[:size])

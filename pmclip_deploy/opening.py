@@ -1,17 +1,20 @@
-"""From a folder to a Predictor: its files are hashed while numpy and onnxruntime are imported, and its graphs built side by side."""
+"""From a folder to a Predictor: its files are hashed while numpy and onnxruntime are imported, and each is opened once it is verified."""
 
 import os
+import sys
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pmclip_deploy.bundle import TOKENIZER, WORDS, Manifest, verify_bundle
+from pmclip_deploy.bundle import TOKENIZER, WORDS, Manifest, manifest_from_bundle, verify_bundle
 from pmclip_deploy.errors import BundleError
 from pmclip_deploy.models import DEFAULT_BUNDLE
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
     from pmclip_deploy.predictor import Predictor
     from pmclip_deploy.sessions import Session
 
@@ -23,25 +26,43 @@ def load(bundle: "str | os.PathLike[str] | None" = None, device: str = "auto", *
 
     Without a head it waits for the image tower alone: the text tower and the tokenizer go on opening behind. ``device`` is of
     ``sessions.DEVICES``; "auto" takes what runs here and says in ``Predictor.notes`` what does not. ``once`` is for a process that asks
-    about one picture and ends: INT8 transformers open sooner, run slower (docs/benchmarks.md), and say the same.
+    about one picture and ends: INT8 transformers open sooner, run slower (docs/benchmarks.md), and say the same; numpy gets one thread.
     """
     path = DEFAULT_BUNDLE if bundle is None else Path(bundle)
+    if once and "numpy" not in sys.modules:
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # its other threads spin as it is imported, on a core that hashing wants
     pool = ThreadPoolExecutor()  # hashing, like building a graph, is done outside the interpreter's lock
     try:
-        verified = pool.submit(verify_bundle, path)  # before anything of it is parsed, and so of what is opened later
+        manifest = manifest_from_bundle(path)
+        files: dict[str, Future[Any]] = {name: Future() for name in manifest.files}  # each is verified before it is parsed
+        verified: Future[Any] = pool.submit(verify_bundle, path, manifest, lambda name: files[name].set_result(None))
+
+        def verify(*names: str) -> None:
+            for name in names:
+                if name in files and files[name] in wait((files[name], verified), return_when=FIRST_COMPLETED).not_done:
+                    verified.result()
+
         import pmclip_deploy.pixels
         import pmclip_deploy.sessions.onnxruntime  # noqa: F401
         from pmclip_deploy.predictor import Predictor, graphs_of_ask
         from pmclip_deploy.tokens import tokenizer_from_file
 
-        manifest = verified.result()
+        def session(name: str) -> "Session":
+            file = manifest.graphs[name].file
+            verify(file, f"{file}.data", *(engine.file for engine in manifest.engines if engine.graph == name))
+            return _session(path, manifest, name, device, notes, once)
+
+        def tokenizer(name: str) -> "Tokenizer":
+            verify(name)
+            return tokenizer_from_file(path / name)
+
         head, notes = manifest.head, list[str]()
-        sessions = Opened(lambda name: _session(path, manifest, name, device, notes, once), manifest.graphs)
-        tokenizers = Opened(lambda name: tokenizer_from_file(path / name), (TOKENIZER, WORDS))
+        sessions, tokenizers = Opened(session, manifest.graphs), Opened(tokenizer, (TOKENIZER, WORDS))
         opening: list[Future[Any]] = [pool.submit(sessions.__getitem__, name) for name in graphs_of_ask(manifest)]
         opening.append(pool.submit(tokenizers.__getitem__, TOKENIZER if head is None or head.words is None else WORDS))
         import PIL.Image  # noqa: F401  # for the first picture
 
+        verified.result()
         for future in opening if head else opening[:1]:
             future.result()
     finally:

@@ -105,6 +105,22 @@ def test_a_changed_byte_is_named(bundle: Path, name: str) -> None:
         verify_bundle(bundle)
 
 
+def test_nothing_may_be_parsed_from_the_first_problem_on(bundle: Path) -> None:
+    told = list[str]()
+    manifest = verify_bundle(bundle, verified=told.append)
+    assert sorted(told) == sorted(manifest.files)
+    changed = told[2]
+    (bundle / changed).write_bytes(bytes(manifest.files[changed].bytes))
+    again = list[str]()
+    with pytest.raises(BundleError, match=f"{changed} has changed"):
+        verify_bundle(bundle, manifest, again.append)
+    assert again == told[:2]
+    (bundle / SEAL).unlink()
+    with pytest.raises(BundleError):
+        verify_bundle(bundle, manifest, again.append)
+    assert again == told[:2]
+
+
 def test_a_changed_threshold_answer_or_seal_is_refused(bundle: Path) -> None:
     verify_bundle(bundle)
     good = (bundle / MANIFEST).read_bytes()

@@ -15,7 +15,7 @@ from PIL import Image
 from tiny import ANSWERS, DIM, HEADS, KINDS, OUTSIDE, READS, tiny_bundle, tiny_files, tiny_manifest
 
 import pmclip_deploy as pm
-from pmclip_deploy.bundle import MANIFEST, Engine, Graph, write_bundle
+from pmclip_deploy.bundle import MANIFEST, Engine, Graph, manifest_from_bundle, sha256_of_file, write_bundle
 from pmclip_deploy.cli import app
 from pmclip_deploy.opening import Opened
 from pmclip_deploy.pixels import grey_from_pixels, picture_from_array
@@ -390,6 +390,38 @@ def test_a_changed_byte_is_refused_on_load(bundle: Path, tmp_path: Path) -> None
         file.write(bytes([file.read(1)[0] ^ 1]))
     with pytest.raises(pm.BundleError, match=r"head\.onnx has changed"):
         pm.load(tmp_path / "b")
+
+
+def test_a_graph_is_parsed_only_when_it_is_verified(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(bundle, tmp_path / "b")
+    manifest, opened = manifest_from_bundle(bundle), list[Any]()
+    for name in manifest.files:  # of the right size, and no graph or tokenizer
+        (tmp_path / "b" / name).write_bytes(bytes(manifest.files[name].bytes))
+    monkeypatch.setattr("pmclip_deploy.sessions.session_from_bundle", lambda *names: opened.append(names))
+    monkeypatch.setattr("pmclip_deploy.tokens.tokenizer_from_file", lambda *names: opened.append(names))
+    with pytest.raises(pm.BundleError, match="has changed"):
+        pm.load(tmp_path / "b")
+    assert not opened
+
+
+def test_a_graph_opens_while_others_are_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, opened = tiny_bundle(tmp_path / "bundle", None), Event()
+    largest = max(manifest_from_bundle(path).files.items(), key=lambda file: file[1].bytes)[0]
+    first = next(name for name in ("image", "text") if not largest.startswith(name))
+
+    def hashes(file: Path) -> str:
+        assert file.name != largest or opened.wait(20)
+        return sha256_of_file(file)
+
+    def opens(path: Path, manifest: Any, name: str, *others: Any) -> Any:
+        if name == first:
+            opened.set()
+        return session_from_bundle(path, manifest, name, *others)
+
+    monkeypatch.setattr("pmclip_deploy.bundle.sha256_of_file", hashes)
+    monkeypatch.setattr("pmclip_deploy.sessions.session_from_bundle", opens)
+    pm.load(path)
+    assert opened.is_set()
 
 
 NO_GRAPH = b"\x00 not what it says\n"
