@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import helper
+from onnx import TensorProto, helper
 
 from pmclip_deploy.export.calibration import CONNECTORS, Measured
-from pmclip_deploy.export.weights import Arrays, arrays, biases_of, copied, int8_from_weight, layers_of, rebuilt
+from pmclip_deploy.export.weights import SMALL, Arrays, arrays, biases_of, copied, int8_from_weight, layers_of, rebuilt
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,13 @@ def int8_static(
 ) -> onnx.ModelProto:
     """Activations one scale a tensor, weights int8 with a scale per channel; the bias takes up the mean error of rounded weights.
 
-    The layers in ``keep`` stay in float, and a connector whose layers all do.
+    The layers in ``keep`` stay in float, and a connector whose layers all do. For CPUs large kernels of those are int8 in the file all the
+    same, and fp32 once a session is open: it is small ones that rounding harms.
     """
-    weights, layers = arrays(model), set(layers_of(model)) - set(keep)
+    weights = arrays(model)
+    layers = set(layers_of(model)) - set(keep)
+    large = {n.output[0] for n in model.graph.node if n.op_type == "Conv" and n.output[0] in keep and weights[n.input[1]].size >= SMALL}
+    stored = large if scheme.pairs else set()
     connected = _connected(model, layers) if scheme.connectors else set()
     bias_of = biases_of(model)
     made: Arrays = {}
@@ -63,22 +67,39 @@ def int8_static(
             nodes.append(helper.make_node("DequantizeLinear", inputs, [f"{name}.dq"], f"{name}.dequantize", axis=axis))
         return f"{name}.dq"
 
+    def widened(name: str, q: NDArray[np.generic], scale: NDArray[np.float32]) -> str:
+        """By nodes that onnxruntime folds as a session opens; a DequantizeLinear would run with every picture."""
+        made[f"{name}.q"], made[f"{name}.scale"] = q, scale[:, None, None, None]
+        nodes.append(helper.make_node("Cast", [f"{name}.q"], [f"{name}.f32"], f"{name}.widened", to=TensorProto.FLOAT))
+        nodes.append(helper.make_node("Mul", [f"{name}.f32", f"{name}.scale"], [f"{name}.scaled"], f"{name}.scaled"))
+        return f"{name}.scaled"
+
     for original in model.graph.node:
         node, name = copied(original), original.output[0]
-        if name in layers and original.op_type == "Conv":
+        if name in layers | stored and original.op_type == "Conv":
             x, w, *b = original.input
-            node.input[0] = quantised(x)
             weight, mean = weights[w], np.array(tensors[x].means)  # (O, I / group, k, k), (I,)
             depthwise = weight.shape[1] == 1
-            summed = "none" if depthwise or not scheme.pairs else "neighbours" if weight.shape[2:] == (1, 1) else "any"
             bias = weights[b[0]] if b else np.zeros(len(weight), np.float32)
-            least = np.abs(bias) / (2**29 * made[f"{x}.scale"])  # int32 holds the bias of a channel that is all but dead
-            q, scale = int8_from_weight(weight, 0, summed, least if scheme.bias else 1e-14)
+            summed, least = "none", np.float32(0)
+            if name in layers:
+                node.input[0] = quantised(x)
+                if scheme.pairs and not depthwise:
+                    summed = "neighbours" if weight.shape[2:] == (1, 1) else "any"
+                if scheme.bias:
+                    least = np.abs(bias) / (2**29 * made[f"{x}.scale"])  # int32 holds the bias of a channel that is all but dead
+            q, scale = int8_from_weight(weight, 0, summed, least)
             lost = (weight - q * scale[:, None, None, None]).sum((2, 3), dtype=np.float64)  # (O, I / group)
             bias = bias + (lost[:, 0] * mean if depthwise else lost @ mean)
-            node.input[1] = dequantised(w, q, scale, 0)
             b = b or [f"{w}.bias"]
             del node.input[2:]
+            if name in stored:
+                node.input[1] = widened(w, q, scale)
+                made[b[0]] = bias.astype(np.float32)
+                node.input.append(b[0])
+                nodes.append(node)
+                continue
+            node.input[1] = dequantised(w, q, scale, 0)
             step = made[f"{x}.scale"] * scale  # what a fused convolution takes it for, whatever stands in the graph
             if scheme.bias:
                 node.input.append(dequantised(b[0], np.round(bias / step).astype(np.int32), step, 0))

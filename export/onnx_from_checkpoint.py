@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import torch
 from onnx import TensorProto
@@ -216,7 +217,7 @@ def _scattered(g: Graph, image: str, cases: int, slots: int, answers: int, head:
     """near (B, N) -> (B, A)."""
     batch = g.node("Shape", "batch", image, start=0, end=1)
     columns = g.node("Concat", "columns.shape", batch, g.ints("columns.count", [cases * slots]), axis=0)
-    column = g.node("Expand", "columns", g.constant("slots", head.slots.reshape(1, -1).numpy()), columns)
+    column = g.node("Expand", "columns", g.constant("slots", head.slots.reshape(1, -1).numpy().astype(np.int32)), columns)
     each = g.node("Unsqueeze", "near.each", "near", g.ints("last", [-1]))
     wide = g.node("Expand", "near.wide", each, g.ints("slots.count", [1, 1, slots]))
     spread = g.node("Reshape", "near.flat", wide, g.ints("flat", [0, -1]))

@@ -120,12 +120,19 @@ SMALL = 1 << 14  # values of a table or a matrix that is not worth the nodes
 
 
 def half_stored(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Float matrices and kernels stored as fp16, as the checkpoint has them, and computed in fp32: a session widens them once."""
+    """Float matrices and kernels stored as fp16, as the checkpoint has them, and computed in fp32: a session widens them once.
+
+    Vectors stay as they are, scales among them, which fp16 may be too narrow for.
+    """
     weights = arrays(model)
-    made = {name: w.astype(np.float16) for name, w in weights.items() if w.ndim > 1 and w.dtype == np.float32 and _fits_half(w)}
+    made = {name: w.astype(np.float16) for name, w in weights.items() if w.dtype == np.float32 and _is_wide(w) and _fits_half(w)}
     casts = [helper.make_node("Cast", [f"{name}.half"], [name], f"{name}.widened", to=TensorProto.FLOAT) for name in made]
     kept = {name: w for name, w in weights.items() if name not in made}
     return rebuilt(model, [*casts, *model.graph.node], {**kept, **{f"{name}.half": w for name, w in made.items()}})
+
+
+def _is_wide(w: NDArray[np.float32]) -> bool:
+    return w.size > max(w.shape, default=1)
 
 
 def _fits_half(w: NDArray[np.float32]) -> bool:
