@@ -201,6 +201,21 @@ def test_a_layer_that_is_kept_stays_float_and_its_neighbours_do_not() -> None:
     np.testing.assert_array_equal(run(whole, x), run(model, x))
 
 
+def test_large_kernels_of_layers_in_float_are_int8_in_the_file_for_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = convolutions(), pictures()
+    tensors, layers = measured(model, x), layers_of(model)
+    first, second = (next(n.input[1] for n in model.graph.node if n.output[0] == name) for name in layers)
+    monkeypatch.setattr("pmclip_deploy.export.int8_static.SMALL", 16 * 3 * 3 * 3)  # the first kernel's size; the second is smaller
+    for scheme, stored in ((CPU, {f"{first}.q"}), (TENSORRT, set())):
+        made = int8_static(model, tensors, ranges(tensors), scheme, layers)
+        assert {name for name, w in arrays(made).items() if w.dtype == np.int8} == stored
+        assert (first in arrays(made)) == (not stored) and second in arrays(made)
+        assert "QuantizeLinear" not in {n.op_type for n in made.graph.node}
+        np.testing.assert_allclose(run(made, x), run(model, x), atol=0.02 if stored else 1e-6)
+    mean = (run(int8_static(model, tensors, ranges(tensors), CPU, layers), x) - run(model, x)).mean((0, 2, 3))
+    assert np.abs(mean).max() < 1e-3  # the bias took it up
+
+
 def test_an_average_pool_between_integer_convolutions_becomes_one() -> None:
     torch.manual_seed(0)
     first, second = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 8, 1)
