@@ -3,6 +3,7 @@
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,7 +11,9 @@ torch = pytest.importorskip("torch", reason="training needs the extra `train`")
 
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from pmclip_deploy.train import contrastive
 from pmclip_deploy.train.contrastive import contrastive_loss, contrastive_loss_of_processes, in_pieces
 
 
@@ -34,6 +37,41 @@ def test_loss_and_gradients_equal_the_plain_computation(n: int, scale: float) ->
     assert ours.item() == pytest.approx(expected.item(), abs=1e-12)
     for a, b in zip(torch.autograd.grad(ours, inputs), torch.autograd.grad(expected, inputs), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("block", [1, 3, 11, 12])
+def test_loss_and_gradients_do_not_depend_on_the_block(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = [torch.randn(12, 5, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    inputs.append(torch.tensor(100.0, dtype=torch.float64, requires_grad=True))
+    expected = contrastive_loss(*inputs)
+    gradients = torch.autograd.grad(expected, inputs)
+    monkeypatch.setattr(contrastive, "BLOCK", block)
+    ours = contrastive_loss(*inputs)
+    assert ours.item() == pytest.approx(expected.item(), abs=1e-12)
+    for a, b in zip(torch.autograd.grad(ours, inputs), gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
+
+
+def test_no_tensor_is_as_large_as_the_square_of_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = func(*args, **(kwargs or {}))
+            made.extend(x.numel() for x in (out if isinstance(out, (tuple, list)) else (out,)) if isinstance(x, Tensor))
+            return out
+
+    def largest(block: int) -> int:
+        monkeypatch.setattr(contrastive, "BLOCK", block)
+        made.clear()
+        image, text = (torch.randn(96, 5, requires_grad=True) for _ in range(2))
+        with Watch():
+            contrastive_loss(image, text, torch.tensor(100.0)).backward()
+        assert image.grad is not None
+        return max(made)
+
+    assert largest(96) == 96 * 96
+    assert largest(8) == 8 * 96
 
 
 def test_pairs_that_all_look_alike_lose_the_logarithm_of_their_number() -> None:
