@@ -2,4 +2,8 @@
 
 from pmclip_deploy.kernels.reference import Similarity, contrastive_similarity
 
-__all__ = ["Similarity", "contrastive_similarity"]
+__all__ = ["Similarity", "contrastive_similarity", "implementation"]
+
+
+def implementation() -> str:
+    return "NumPy"

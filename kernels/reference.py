@@ -29,7 +29,9 @@ def contrastive_similarity(
     score[:, : order.shape[1]] = np.take_along_axis(scores, order, 1)
     index[:, : order.shape[1]] = order
     index[np.isneginf(score)] = -1
-    return Similarity(score.astype(np.float32), index.astype(np.int64), np.logaddexp.reduce(scores, axis=1, initial=-np.inf).astype(np.float32))
+    return Similarity(
+        score.astype(np.float32), index.astype(np.int64), np.logaddexp.reduce(scores, axis=1, initial=-np.inf).astype(np.float32)
+    )
 
 
 def _unit(rows: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from pmclip_deploy.spec import ANSWER_SCHEMA
+from pmclip_deploy.spec import ANSWER_SCHEMA, CLASSIFICATION_SCHEMA
 
 
 @dataclass(frozen=True)
@@ -56,3 +56,24 @@ class Answer:
 
     def to_json(self) -> dict[str, Any]:
         return {"schema": ANSWER_SCHEMA, **asdict(self)}
+
+
+@dataclass(frozen=True)
+class Label:
+    label: str
+    probability: float  # its share among the labels that were given: not calibrated, and 1 in all
+    score: float  # what the share was made of, in the units of the method
+
+
+@dataclass(frozen=True)
+class Classification:
+    """Labels for an image, the likeliest first."""
+
+    method: str  # of classify.METHODS
+    labels: tuple[Label, ...]
+    image: ImageInfo
+    model: ModelInfo
+    timings_ms: dict[str, float] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"schema": CLASSIFICATION_SCHEMA, **asdict(self)}

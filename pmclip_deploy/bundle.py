@@ -19,7 +19,8 @@ SEAL = "manifest.sha256"  # as sha256sum writes it; the manifest holds the hashe
 SIGNATURE = "manifest.sig"  # signing.py's; a bundle may have one, and what is written anew has none
 TOKENIZER = "tokenizer.json"
 WORDS = "words.json"  # the tokenizer of a head that reads words
-GRAPHS = ("image", "text", "features", "head")  # the towers always; the others where there is a head that needs them
+LABELS = "labels.npy"  # (N, D) f32, the embeddings of Manifest.labels
+GRAPHS = ("image", "text", "features", "head", "labels")  # the towers always; the others where a head or labels need them
 HEADS = ("lite", "mevf", "qcr")  # kinds of head
 BACKENDS = tuple(backend for backend in TARGETS.values() if backend)  # of engines
 MAX_MANIFEST_BYTES = 16 << 20
@@ -121,6 +122,7 @@ class Manifest:
     kinds: tuple[Kind, ...] = ()
     abstention: Abstention = Abstention(0.0, 0.0)
     engines: tuple[Engine, ...] = ()
+    labels: tuple[str, ...] = ()  # what ``classify`` chooses among where it is given none
     metrics: Mapping[str, Any] = field(default_factory=dict)
     parity: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -152,6 +154,7 @@ class Manifest:
             kinds=tuple(_kind(k, f"kinds[{i}]", len(answers)) for i, k in enumerate(_get(data, "kinds", list))),
             abstention=_abstention(_get(data, "abstention", dict)),
             engines=tuple(_engine(e, f"engines[{i}]", graphs) for i, e in enumerate(_get({"engines": [], **data}, "engines", list))),
+            labels=tuple(_is(x, str, f"labels[{i}]") for i, x in enumerate(_get({"labels": [], **data}, "labels", list))),
             metrics=_get(data, "metrics", dict),
             parity=_get(data, "parity", dict),
             provenance=_get(data, "provenance", dict),
@@ -160,14 +163,17 @@ class Manifest:
         if manifest.head is not None and not (manifest.answers and manifest.kinds):
             raise ValueError("it has a head, and no answers or no kinds of question")
         needed = set() if manifest.head is None else {"head", "features"} if manifest.head.grey else {"head"}
+        needed |= {"labels"} if manifest.labels else set()
         if missing := sorted(needed - set(graphs)):
-            raise ValueError(f"graphs.{missing[0]} is missing, which the head needs")
+            raise ValueError(f"graphs.{missing[0]} is missing, which the {'labels need' if missing[0] == 'labels' else 'head needs'}")
         if idle := sorted(set(graphs) - {"image", "text"} - needed):
-            raise ValueError(f"graphs.{idle[0]} is there, and no head that needs it")
+            raise ValueError(f"graphs.{idle[0]} is there, and {'no labels' if idle[0] == 'labels' else 'no head that needs it'}")
         return manifest
 
     def to_json(self) -> dict[str, Any]:
         data = asdict(self)
+        if not self.labels:
+            del data["labels"]
         text = {"context_length": data.pop("context_length"), "pad_id": data.pop("pad_id")}
         first = {key: data.pop(key) for key in ("name", "version", "precision", "target", "backbone", "preprocess")}
         return {"schema": BUNDLE_SCHEMA, **first, "text": text, **data}
@@ -184,8 +190,9 @@ def manifest_from_bundle(path: Path) -> Manifest:
         if file.stat().st_size > MAX_MANIFEST_BYTES:
             raise BundleError(f"{file}: larger than a manifest can be; {NEXT_STEP}")
         manifest = Manifest.from_json(json.loads(file.read_bytes(), parse_constant=_no_constant))
-        words = [WORDS] if manifest.head is not None and manifest.head.words is not None else []
-        for name in [*(g.file for g in manifest.graphs.values()), *(e.file for e in manifest.engines), TOKENIZER, *words]:
+        more = [WORDS] if manifest.head is not None and manifest.head.words is not None else []
+        more += [LABELS] if manifest.labels else []
+        for name in [*(g.file for g in manifest.graphs.values()), *(e.file for e in manifest.engines), TOKENIZER, *more]:
             if name not in manifest.files:
                 raise ValueError(f'"files" does not list {name}')
     except OSError as error:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, Union
 import numpy as np
 from numpy.typing import NDArray
 
-from pmclip_deploy.answer import Answer, Candidate, ModelInfo
+from pmclip_deploy.answer import Answer, Candidate, Classification, ModelInfo
 from pmclip_deploy.bundle import MANIFEST, TOKENIZER, WORDS, Head, Manifest
 from pmclip_deploy.errors import BundleError, UsageError
 from pmclip_deploy.sessions import Session
@@ -47,6 +47,8 @@ def contract_of(manifest: Manifest) -> Contract:
         contract["head"] = CONTRACT["head"] if head.words is None else (("image", "tokens"), ("answer", "kind"))
         if head.grey:
             contract["features"] = (tuple(head.grey), ("features",))
+    if manifest.labels:
+        contract["labels"] = (("image", "bank", "logit_scale"), ("score", "index", "log_sum_exp"))
     return contract
 
 
@@ -93,6 +95,7 @@ class Predictor:
         notes: Sequence[str] = (),
     ) -> None:
         """``tokenizers`` by the name of their file. ``path`` is None for a model that is no bundle."""
+        self.path = path
         self.manifest = manifest
         self.notes = notes  # what a person should know of how the graphs run, one line each; graphs that open later add to it
         self._contract = contract_of(manifest)
@@ -158,6 +161,31 @@ class Predictor:
             )
             for question, d in zip(questions, decisions, strict=True)
         ]
+
+    def classify(
+        self,
+        image: Image,
+        labels: Sequence[str] = (),
+        *,
+        examples: Mapping[str, Sequence[Image]] | None = None,
+        method: str | None = None,
+        templates: Sequence[str] | None = None,
+        frame: int | None = None,
+        window: tuple[float, float] | None = None,
+    ) -> Classification:
+        """Zero-shot among ``labels``, or among those the bundle was exported with; few-shot from ``examples``, images of each label.
+
+        ``method`` is "zero-shot", and with examples "cache" (the default) or "probe"; ``templates`` are prompts with {} for the label.
+        Raises UsageError where labels, examples and method do not go together, and InputError where an image cannot be read.
+        """
+        from pmclip_deploy.classify import TEMPLATES, classification
+
+        return classification(self, image, labels, examples, method, TEMPLATES if templates is None else templates, frame, window)
+
+    def similarity(self, image: Floats, bank: Floats) -> dict[str, NDArray[Any]]:
+        """(B, D), (N, D) -> score, index and log_sum_exp of the bundle's graph "labels", whose bank this is."""
+        scale = np.array(self.manifest.logit_scale, np.float32)
+        return self._sessions["labels"].run({"image": image, "bank": bank, "logit_scale": scale})
 
     def embed_image(self, image: Image, *, frame: int | None = None, window: tuple[float, float] | None = None) -> Floats:
         """(D,), not normalised."""

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pmclip_deploy.cli import bundle, doctor, evaluate, export, import_, infer, train
+from pmclip_deploy.cli import bundle, classify, doctor, evaluate, export, import_, infer, train
 from pmclip_deploy.cli.output import print_error
 from pmclip_deploy.errors import PmclipError
 
@@ -19,6 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("infer")(infer.infer)
+app.command("classify")(classify.classify)
 app.command("evaluate")(evaluate.evaluate)
 app.command("doctor")(doctor.doctor)
 app.add_typer(bundle.app, name="bundle")

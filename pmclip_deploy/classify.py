@@ -1,0 +1,162 @@
+"""Which of some labels an image shows: zero-shot from the labels' words, or from a few examples, on the towers' frozen embeddings."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pmclip_deploy.answer import Classification, Label
+from pmclip_deploy.bundle import LABELS
+from pmclip_deploy.errors import BundleError, UsageError
+from pmclip_deploy.kernels import contrastive_similarity, implementation
+from pmclip_deploy.predictor import Floats, Image, Predictor, picture_from_image, softmax
+
+METHODS = ("zero-shot", "cache", "probe")
+TEMPLATES = ("{}", "an image showing {}", "a radiology image of {}")  # a label's embedding is their mean (CLIP, section 3.1.4)
+SHARPNESS = 5.5  # beta of Tip-Adapter (Zhang et al., ECCV 2022, section 3.2); its alpha is 1
+STEPS, DECAY = 500, 1e-3  # of the probe
+
+
+def classification(
+    predictor: Predictor,
+    image: Image,
+    labels: Sequence[str] = (),
+    examples: Mapping[str, Sequence[Image]] | None = None,
+    method: str | None = None,
+    templates: Sequence[str] = TEMPLATES,
+    frame: int | None = None,
+    window: tuple[float, float] | None = None,
+) -> Classification:
+    """Predictor.classify."""
+    method = method or ("cache" if examples else "zero-shot")
+    if method not in METHODS or (method == "zero-shot") == bool(examples):
+        fits = "cache or probe with examples" if examples else "zero-shot without examples"
+        raise UsageError(f"method {method[:60]!r} does not fit; choose {fits}")
+    if examples and labels:
+        raise UsageError("the examples name the labels; leave out the others")
+    names = tuple(examples or labels or predictor.manifest.labels)
+    if not names:
+        raise UsageError("no labels given; pass two or more, or export the bundle with --labels FILE")
+    check_labels(names)
+    start = time.perf_counter()
+    picture = picture_from_image(image, frame, window)
+    read = time.perf_counter()
+    seen = predictor.embed_image(picture)  # (D,)
+    encoded = time.perf_counter()
+    if not labels and not examples:
+        scores = scores_from_bundle(predictor, seen)
+    elif examples:
+        scores = _few_shot(predictor, seen, examples, method, templates)
+    else:
+        scores = zero_shot_scores(seen, bank_from_labels(predictor.embed_texts, names, templates), predictor.manifest.logit_scale)
+    shares = softmax(scores)
+    best = np.argsort(-scores, kind="stable")
+    done = time.perf_counter()
+    timings = {"read": read - start, "encode": encoded - read, "classify": done - encoded, "total": done - start}
+    return Classification(
+        method=method,
+        labels=tuple(Label(names[i], float(shares[i]), float(scores[i])) for i in best),
+        image=picture.info,
+        model=predictor.model,
+        timings_ms={name: round(1e3 * seconds, 2) for name, seconds in timings.items()},
+    )
+
+
+def _few_shot(predictor: Predictor, seen: Floats, examples: Mapping[str, Sequence[Image]], method: str, templates: Sequence[str]) -> Floats:
+    if empty := next((name for name, of in examples.items() if not of), None):
+        raise UsageError(f"the label {empty[:60]!r} has no examples")
+    x = np.stack([predictor.embed_image(image) for of in examples.values() for image in of])
+    of = np.repeat(np.arange(len(examples)), [len(images) for images in examples.values()])
+    if method == "probe":
+        return scores_from_probe(seen, probe_from_examples(x, of, len(examples)))
+    bank = bank_from_labels(predictor.embed_texts, list(examples), templates)
+    return scores_from_cache(seen, x, of, zero_shot_scores(seen, bank, predictor.manifest.logit_scale))
+
+
+def bank_from_labels(embed: Callable[[Sequence[str]], Floats], labels: Sequence[str], templates: Sequence[str] = TEMPLATES) -> Floats:
+    """(N, D) f32 of unit length: of each label the mean direction of its prompts. Raises UsageError for a template without {}."""
+    for template in templates or ("",):
+        if "{}" not in template:
+            raise UsageError(f'a template holds {{}} where the label goes, as in "an image showing {{}}"; {template[:60]!r} does not')
+    prompts = [template.replace("{}", label) for label in labels for template in templates]
+    return _unit(_unit(embed(prompts)).reshape(len(labels), len(templates), -1).mean(1))
+
+
+def check_labels(labels: Sequence[str]) -> None:
+    if len(labels) < 2 or not all(label.strip() for label in labels):
+        raise UsageError("pass two labels or more, none of them empty")
+    if (twice := next((label for label in labels if list(labels).count(label) > 1), None)) is not None:
+        raise UsageError(f"the label {twice[:60]!r} is given twice")
+
+
+def zero_shot_scores(seen: Floats, bank: Floats, logit_scale: float) -> Floats:
+    """(D,), (N, D) -> (N,): the scaled cosines, in the labels' order."""
+    found = contrastive_similarity(seen[None], bank, logit_scale, len(bank))
+    return _in_order(found.score[0], found.index[0])
+
+
+def scores_from_bundle(predictor: Predictor, seen: Floats) -> Floats:
+    """(D,) -> (N,) for the labels of the bundle: by the compiled kernel, or by the graph, which says the same, where there is none."""
+    manifest = predictor.manifest
+    bank = _bank(predictor.path, (len(manifest.labels), manifest.embed_dim))
+    if implementation().startswith("C++"):
+        return zero_shot_scores(seen, bank, manifest.logit_scale)
+    found = predictor.similarity(seen[None], bank)
+    return _in_order(found["score"][0], found["index"][0])
+
+
+def _bank(folder: Path | None, shape: tuple[int, int]) -> Floats:
+    try:
+        bank = np.load(Path(folder or "", LABELS), allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{folder}: {LABELS} cannot be read ({type(error).__name__}); copy the bundle again") from error
+    if bank.shape != shape or bank.dtype != np.float32:
+        raise BundleError(f"{folder}: {LABELS} is not {shape[0]} x {shape[1]} numbers; export the bundle again")
+    return np.asarray(bank)
+
+
+def _in_order(score: Floats, index: NDArray[np.int64]) -> Floats:
+    """The k = N best, to the bank's order; what has no direction scores -inf."""
+    scores = np.full(len(score), -np.inf, np.float32)
+    scores[index[index >= 0]] = score[index >= 0]
+    if not np.isfinite(scores).any():
+        raise BundleError("the model computes no numbers for this image and these labels; export it again in a higher precision")
+    return scores
+
+
+def scores_from_cache(seen: Floats, examples: Floats, of: NDArray[np.int64], zero_shot: Floats) -> Floats:
+    """Tip-Adapter: (D,), (M, D), (M,) the examples' labels, (N,) zero-shot scores -> (N,); each example votes for its own label.
+
+    Votes are averaged, where the paper adds them up, so that a label does not win by having more examples.
+    """
+    near = np.exp(-SHARPNESS * (1 - _unit(examples) @ _unit(seen)))
+    votes = np.bincount(of, near, len(zero_shot)) / np.bincount(of, minlength=len(zero_shot))
+    return (zero_shot + votes).astype(np.float32)
+
+
+def probe_from_examples(examples: Floats, of: NDArray[np.int64], labels: int) -> Floats:
+    """(M, D), (M,) -> (D + 1, N): multinomial logistic regression on unit features, the last row the bias; every label weighs the same.
+
+    Gradient steps with Nesterov's momentum: the loss is convex, and its curvature at most half the squared length of a row, which is 2.
+    """
+    x = np.hstack([_unit(examples).astype(np.float64), np.ones((len(examples), 1))])
+    wanted, weight = np.eye(labels)[of], 1 / (labels * np.bincount(of, minlength=labels)[of])[:, None]
+    weights = before = np.zeros((x.shape[1], labels))
+    for i in range(STEPS):
+        ahead = weights + i / (i + 3) * (weights - before)
+        logits = x @ ahead
+        e = np.exp(logits - logits.max(1, keepdims=True))
+        gradient = x.T @ (weight * (e / e.sum(1, keepdims=True) - wanted)) + DECAY * ahead
+        before, weights = weights, ahead - gradient / (1 + DECAY)
+    return weights.astype(np.float32)
+
+
+def scores_from_probe(seen: Floats, probe: Floats) -> Floats:
+    return np.asarray(np.append(_unit(seen), np.float32(1)) @ probe)
+
+
+def _unit(x: NDArray[Any]) -> NDArray[Any]:
+    return np.asarray(x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), np.finfo(np.float32).tiny))
