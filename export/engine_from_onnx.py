@@ -218,6 +218,8 @@ def _profiles(builder: Any, network: Any, batch: Range, lengths: Range) -> list[
     for batches in [(1, 1, 1), batch] if batch[0] == 1 < batch[1] else [batch]:
         profile = builder.create_optimization_profile()
         for x in (network.get_input(i) for i in range(network.num_inputs)):
+            if -1 not in x.shape:  # a number, or of one shape
+                continue
             ranges = [(size,) * 3 if size >= 0 else batches if axis == 0 else lengths for axis, size in enumerate(x.shape)]
             profile.set_shape(x.name, *zip(*ranges, strict=True))
         profiles.append(profile)

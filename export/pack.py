@@ -1,5 +1,6 @@
 """From a checkpoint to a bundle that passed its parity gates, or to nothing."""
 
+import io
 import json
 import shlex
 import tempfile
@@ -17,6 +18,7 @@ import onnxruntime as ort
 from onnx.external_data_helper import set_external_data
 
 from pmclip_deploy.bundle import (
+    LABELS,
     MANIFEST,
     TOKENIZER,
     WORDS,
@@ -27,6 +29,7 @@ from pmclip_deploy.bundle import (
     write_bundle,
 )
 from pmclip_deploy.bundle import Graph as GraphFile
+from pmclip_deploy.classify import bank_from_labels, check_labels
 from pmclip_deploy.errors import BundleError, InputError, ParityError, UsageError
 from pmclip_deploy.evaluate import rows_from_jsonl
 from pmclip_deploy.export.calibration import Calibration, Measured, histograms_from_feeds, measured_from_feeds
@@ -48,6 +51,7 @@ from pmclip_deploy.export.parity import (
 )
 from pmclip_deploy.export.sensitivity import Effect, effects_of_layers
 from pmclip_deploy.export.weights import half_stored
+from pmclip_deploy.kernels.onnx_function import similarity_graph
 from pmclip_deploy.opening import load
 from pmclip_deploy.pixels import grey_from_pixels, picture_from_path, tensor_from_pixels
 from pmclip_deploy.predictor import Predictor, graphs_of_ask
@@ -94,6 +98,7 @@ def bundle_from_checkpoint(
     method: str = METHODS[0],
     data: Path | None = None,
     images: Path | None = None,
+    labels: Sequence[str] = (),
     shipped: Path | None = None,
     ranked: bool = False,
     engines: EngineOptions | None = None,
@@ -104,21 +109,24 @@ def bundle_from_checkpoint(
     """Raises ParityError, and writes nothing, where the precision costs too much.
 
     ``ranked`` ranks the layers even where nothing must stay in float. With ``engines`` an engine of each graph is built, and ``steps``
-    of a graph is told how far it is.
+    of a graph is told how far it is. ``labels`` are what the bundle's ``classify`` chooses among.
     """
     refuse_foreign_folder(output)
+    if labels:
+        check_labels(labels)
     modules = modules_from_checkpoint(checkpoint)
     graphs = onnx_from_modules(modules, dense=target != "cpu")
     rows = rows_from_jsonl(data, images) if data and images else None
     reference = Reference(modules, rows, images, progress=progress)
+    labelled = _files_from_labels(reference, labels) if labels else {}
     with tempfile.TemporaryDirectory(prefix="pmclip-export-") as scratch:
         work = _Work(reference, graphs, precision, target, method, calibration_images, Path(scratch), progress)
         trial, missed = Path(scratch, "bundle"), ParityError("")
         for recipe in work.recipes():
-            files = {**_tokenizers(modules), **_files_from_graphs(recipe.graphs)}
+            files = {**_tokenizers(modules), **_files_from_graphs(recipe.graphs), **labelled}
             if recipe.calibration is not None:
                 files[CALIBRATION] = _json(recipe.calibration.to_json())
-            manifest = write_bundle(trial, _manifest(reference, precision, target, method, recipe), files)
+            manifest = write_bundle(trial, _manifest(reference, precision, target, method, recipe, labels), files)
             measured = trial
             if target != "cpu" and precision != "fp32":  # onnxruntime's CPU leaves out roundings to fp16 that a GPU makes
                 measured = Path(scratch, "rounded")
@@ -378,6 +386,15 @@ def _tokenizers(modules: Modules) -> dict[str, bytes]:
     return {TOKENIZER: (modules.folder / TOKENIZER).read_bytes(), **({} if words is None else {WORDS: words.encode()})}
 
 
+def _files_from_labels(reference: Reference, labels: Sequence[str]) -> dict[str, bytes]:
+    """The labels' embeddings, by the fp32 text tower whatever the bundle's precision, and the graph that finds the nearest."""
+    bank = bank_from_labels(reference.predictor.embed_texts, labels)
+    content = io.BytesIO()
+    np.save(content, bank, allow_pickle=False)
+    graph = similarity_graph(*bank.shape, k=len(bank))
+    return {"labels.onnx": graph.SerializeToString(deterministic=True), LABELS: content.getvalue()}
+
+
 def _files_from_graphs(graphs: Graphs) -> dict[str, bytes]:
     """NAME.onnx and NAME.onnx.data: a session maps the weights instead of copying them twice.
 
@@ -399,7 +416,7 @@ def _files_from_graphs(graphs: Graphs) -> dict[str, bytes]:
     return files
 
 
-def _manifest(reference: Reference, precision: str, target: str, method: str, recipe: Recipe) -> Manifest:
+def _manifest(reference: Reference, precision: str, target: str, method: str, recipe: Recipe, labels: Sequence[str]) -> Manifest:
     base = reference.predictor.manifest
     floats = {name: tuple(x.partition("/")[2] for x in recipe.kept if x.startswith(f"{name}/")) for name in recipe.graphs}
     made: dict[str, Any] = {
@@ -414,7 +431,11 @@ def _manifest(reference: Reference, precision: str, target: str, method: str, re
         base,
         precision=precision,
         target=target,
-        graphs={name: GraphFile(f"{name}.onnx", recipe.precisions[name], floats[name]) for name in recipe.graphs},
+        graphs={
+            **{name: GraphFile(f"{name}.onnx", recipe.precisions[name], floats[name]) for name in recipe.graphs},
+            **({"labels": GraphFile("labels.onnx", "fp32")} if labels else {}),
+        },
+        labels=tuple(labels),
         provenance={**base.provenance, "export": made},
     )
 

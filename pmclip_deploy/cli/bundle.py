@@ -33,6 +33,7 @@ def show(folder: Folder = None, as_json: Json = False) -> None:
         f"image:    {manifest.preprocess.size} x {manifest.preprocess.size}, {manifest.preprocess.resize}",
         f"text:     up to {manifest.context_length} tokens",
         *_lines_of_head(manifest),
+        *([f"labels:   {', '.join(manifest.labels)}"] if manifest.labels else []),
         *(
             f"graph:    {name}, {graph.precision}, {graph.file}"
             + (f", layers in float: {len(kept)}" if (kept := graph.float_layers) else "")

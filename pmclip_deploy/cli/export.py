@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pmclip_deploy.cli.classify import labels_from_file
 from pmclip_deploy.cli.output import one_line, print_json, progress
 from pmclip_deploy.errors import UsageError
 from pmclip_deploy.spec import METHODS, PRECISIONS, TARGETS
@@ -39,6 +40,7 @@ def export(
     calibration_method: Annotated[str, typer.Option(help=f"int8: {', '.join(METHODS)}.")] = METHODS[0],
     data: Data = None,
     images: Images = None,
+    labels: Annotated[Path | None, typer.Option(help="A file with a label a line, for `classify` without any.", show_default=False)] = None,
     report: ReportFile = None,
     compute_capability: Annotated[
         list[str] | None, typer.Option(help="rtx: GPUs to build for; repeat. [8.6, 8.9, 12.0]", show_default=False)
@@ -84,6 +86,7 @@ def export(
         method=calibration_method,
         data=data,
         images=images,
+        labels=() if labels is None else labels_from_file(labels),
         shipped=DEFAULT_BUNDLE if source.resolve() == DEFAULT_CHECKPOINT.resolve() else None,
         ranked=report is not None,
         engines=engines,
@@ -122,7 +125,8 @@ def export(
 
     console = Console(highlight=False, soft_wrap=True)
     table = Table("graph", "precision", "bytes", "least cosine", "largest difference", "times fp32's speed")
-    for name, graph in manifest.graphs.items():
+    for name in manifest.parity["tensors"]:
+        graph = manifest.graphs[name]
         size = sum(file.bytes for file_name, file in manifest.files.items() if file_name.startswith(graph.file))
         figures, kept = manifest.parity["tensors"][name], len(graph.float_layers)
         speed = "not measured" if made.speed is None else f"{made.speed[name]:.2f}" if name in made.speed else "1"

@@ -1,0 +1,256 @@
+"""classify: zero-shot from words, few-shot from examples, the bundle's own labels, and the command."""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny import tiny_bundle
+
+import pmclip_deploy as pm
+from pmclip_deploy import classify
+from pmclip_deploy.classify import bank_from_labels, probe_from_examples, scores_from_cache, scores_from_probe, zero_shot_scores
+from pmclip_deploy.cli import app
+from pmclip_deploy.kernels import contrastive_similarity
+
+RNG = np.random.default_rng(0)
+LABELS = ["is there a fracture", "which plane", "the plane"]
+
+
+def picture(value: int = 128) -> Any:
+    return (RNG.integers(0, 40, (32, 32)) + value).clip(0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def towers(tmp_path_factory: pytest.TempPathFactory) -> pm.Predictor:
+    return pm.load(tiny_bundle(tmp_path_factory.mktemp("towers") / "bundle", None))
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Any]:
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["pmclip-deploy", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            app.main()
+        return (int(caught.value.code or 0), *capsys.readouterr())
+
+    yield run
+
+
+def unit(x: Any) -> Any:
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+# --- zero-shot -----------------------------------------------------------------------------------------------------------------
+
+
+def test_scores_are_scaled_cosines_with_the_mean_of_the_prompts(towers: pm.Predictor) -> None:
+    templates = ["{}", "is {} there"]
+    image = picture()
+    made = towers.classify(image, LABELS, templates=templates)
+    seen, scale = unit(towers.embed_image(image)), towers.manifest.logit_scale
+    expected = {
+        label: scale * seen @ unit(np.mean([unit(towers.embed_text(t.replace("{}", label))) for t in templates], 0)) for label in LABELS
+    }
+    assert {x.label: x.score for x in made.labels} == pytest.approx(expected, abs=1e-4)
+    assert [x.score for x in made.labels] == sorted((x.score for x in made.labels), reverse=True)
+    assert sum(x.probability for x in made.labels) == pytest.approx(1)
+    ratio = made.labels[0].probability / made.labels[-1].probability
+    assert np.log(ratio) == pytest.approx(made.labels[0].score - made.labels[-1].score, abs=1e-4)
+    document = made.to_json()
+    assert document["schema"] == "pmclip-deploy/classification/1" and document["method"] == "zero-shot"
+    json.dumps(document, allow_nan=False)
+
+
+def test_other_labels_do_not_change_a_score(towers: pm.Predictor) -> None:
+    image = picture()
+    few = {x.label: x.score for x in towers.classify(image, LABELS[:2]).labels}
+    many = {x.label: x.score for x in towers.classify(image, LABELS).labels}
+    assert few == pytest.approx({label: many[label] for label in few}, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("labels", "more", "said"),
+    [
+        ([], {}, "no labels given"),
+        (["a"], {}, "two labels or more"),
+        (["a", " "], {}, "none of them empty"),
+        (["a", "b", "a"], {}, "'a' is given twice"),
+        (["a", "b"], {"templates": ["no place"]}, "'no place' does not"),
+        (["a", "b"], {"templates": []}, "a template holds"),
+        (["a", "b"], {"method": "probe"}, "zero-shot without examples"),
+        ([], {"examples": {"a": [1], "b": [1]}, "method": "zero-shot"}, "cache or probe"),
+        (["a"], {"examples": {"a": [1], "b": [1]}}, "the examples name the labels"),
+        ([], {"examples": {"a": [picture()], "b": []}}, "'b' has no examples"),
+    ],
+)
+def test_what_does_not_go_together(towers: pm.Predictor, labels: list[str], more: dict[str, Any], said: str) -> None:
+    with pytest.raises(pm.UsageError, match=said):
+        towers.classify(picture(), labels, **more)
+
+
+def test_a_label_without_a_direction_comes_last() -> None:
+    bank = RNG.normal(size=(3, 8)).astype(np.float32)
+    bank[0] = 0
+    scores = zero_shot_scores(bank[1], bank, 100.0)
+    assert scores.argmax() == 1 and scores[0] == -np.inf
+    with pytest.raises(pm.BundleError, match="computes no numbers"):
+        zero_shot_scores(np.full(8, np.nan, np.float32), bank, 100.0)
+
+
+# --- few-shot ------------------------------------------------------------------------------------------------------------------
+
+
+def clusters(shots: list[int], spread: float = 0.4) -> tuple[Any, Any, Any]:
+    """(examples, their labels, the centres of the clusters)"""
+    centres = RNG.normal(size=(len(shots), 64)).astype(np.float32)
+    of = np.repeat(np.arange(len(shots)), shots)
+    return (centres[of] + spread * RNG.normal(size=(len(of), 64))).astype(np.float32), of, centres
+
+
+@pytest.mark.parametrize("shots", [[1, 1], [4, 4, 4], [1, 20, 3]])
+def test_both_methods_find_clusters_whatever_the_number_of_examples(shots: list[int]) -> None:
+    x, of, centres = clusters(shots)
+    probe, nothing = probe_from_examples(x, of, len(shots)), np.zeros(len(shots), np.float32)
+    for label, centre in enumerate(centres):
+        for _ in range(10):
+            seen = (centre + 0.4 * RNG.normal(size=64)).astype(np.float32)
+            assert scores_from_probe(seen, probe).argmax() == label
+            assert scores_from_cache(seen, x, of, nothing).argmax() == label
+
+
+def test_the_probe_is_the_minimum_of_its_loss() -> None:
+    torch = pytest.importorskip("torch")
+    x, of, _ = clusters([3, 9, 5], 1.5)
+    probe = probe_from_examples(x, of, 3)
+    features = torch.tensor(np.hstack([unit(x), np.ones((len(x), 1))]), dtype=torch.float64)
+    weights = torch.zeros(65, 3, dtype=torch.float64, requires_grad=True)
+    weight = torch.tensor(1 / (3 * np.bincount(of)[of]))
+    solver = torch.optim.LBFGS([weights], max_iter=500, tolerance_grad=1e-10, tolerance_change=1e-14, line_search_fn="strong_wolfe")
+
+    def loss() -> Any:
+        solver.zero_grad()
+        entropy = torch.nn.functional.cross_entropy(features @ weights, torch.tensor(of), reduction="none")
+        value = (weight * entropy).sum() + classify.DECAY / 2 * weights.square().sum()
+        value.backward()
+        return value
+
+    solver.step(loss)
+    np.testing.assert_allclose(probe, weights.detach().numpy(), atol=2e-3)
+
+
+def test_the_cache_adds_votes_to_the_words(towers: pm.Predictor) -> None:
+    image, examples = picture(30), {"fracture": [picture(30), picture(40)], "plane": [picture(200)]}
+    zero = {x.label: x.score for x in towers.classify(image, ["fracture", "plane"]).labels}
+    few = {x.label: x.score for x in towers.classify(image, examples=examples).labels}
+    for label, of in examples.items():
+        near = [np.exp(-5.5 * (1 - unit(towers.embed_image(x)) @ unit(towers.embed_image(image)))) for x in of]
+        assert few[label] - zero[label] == pytest.approx(np.mean(near), abs=1e-4)
+    assert towers.classify(image, examples=examples, method="probe").method == "probe"
+
+
+# --- the bundle's own labels ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """A bundle exported with labels, and the checkpoint's own embeddings of them."""
+    pytest.importorskip("onnx"), pytest.importorskip("open_clip")
+    import tiny_clip
+
+    from pmclip_deploy.export.pack import bundle_from_checkpoint
+
+    folder = tmp_path_factory.mktemp("labelled")
+    tiny_clip.add_tiny(folder)
+    try:
+        checkpoint = tiny_clip.checkpoint(folder / "checkpoint", "tiny", tiny_clip.lively("tiny"))
+        bundle_from_checkpoint(checkpoint, folder / "bundle", "fp32", labels=LABELS)
+        bundle_from_checkpoint(checkpoint, folder / "plain", "fp32")
+    finally:
+        tiny_clip.remove_tiny()
+    return folder / "bundle", bank_from_labels(pm.load(folder / "plain").embed_texts, LABELS)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_kernel_and_graph_give_the_same_answers(labelled: tuple[Path, Any], compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(classify, "implementation", lambda: "C++, for a test" if compiled else "NumPy")
+    path, bank = labelled
+    predictor = pm.load(path)
+    image = picture()
+    made = predictor.classify(image)
+    found = contrastive_similarity(predictor.embed_image(image)[None], bank, predictor.manifest.logit_scale, len(LABELS))
+    assert [x.label for x in made.labels] == [LABELS[i] for i in found.index[0]]
+    assert [x.score for x in made.labels] == pytest.approx(found.score[0].tolist(), abs=1e-3)
+    given = predictor.classify(image, LABELS)
+    assert [x.label for x in given.labels] == [x.label for x in made.labels]
+    assert ("labels" in predictor._sessions) == (not compiled)
+
+
+def test_a_bundles_labels_are_checked(labelled: tuple[Path, Any], tmp_path: Path) -> None:
+    from pmclip_deploy.bundle import LABELS as FILE
+    from pmclip_deploy.bundle import manifest_from_bundle, write_bundle
+
+    path, bank = labelled
+    manifest = manifest_from_bundle(path)
+    assert manifest.labels == tuple(LABELS) and manifest.graphs["labels"].precision == "fp32"
+    files: dict[str, Any] = {name: path / name for name in manifest.files}
+    for i, content in enumerate((b"none", bank[:2], bank.astype(np.float64))):
+        if isinstance(content, np.ndarray):
+            np.save(tmp_path / "bank.npy", content)
+            content = (tmp_path / "bank.npy").read_bytes()
+        write_bundle(tmp_path / str(i), manifest, {**files, FILE: content})
+        with pytest.raises(pm.BundleError, match=r"labels\.npy"):
+            pm.load(tmp_path / str(i)).classify(picture())
+
+
+# --- the command ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def there(tmp_path: Path) -> Path:
+    Image.fromarray(picture()).save(tmp_path / "scan.png")
+    tiny_bundle(tmp_path / "bundle")
+    (tmp_path / "labels.txt").write_text("fracture\n\n plane \n")
+    for label, value in (("dark", 10), ("bright", 210)):
+        (tmp_path / "shots" / label).mkdir(parents=True)
+        for i in range(2):
+            Image.fromarray(picture(value)).save(tmp_path / "shots" / label / f"{i}.png")
+    return tmp_path
+
+
+def test_the_command(there: Path, cli: Any) -> None:
+    code, out, err = cli("classify", there / "scan.png", "fracture", "plane", "--bundle", there / "bundle")
+    assert code == 0 and not err and "fracture" in out and "Research use only" in out and "no probability" in out
+    code, out, err = cli("classify", there / "scan.png", "--labels", there / "labels.txt", "--bundle", there / "bundle", "--json")
+    document = json.loads(out)
+    assert code == 0 and {x["label"] for x in document["labels"]} == {"fracture", "plane"} and document["image"]["format"] == "png"
+    for method in ("cache", "probe"):
+        code, out, err = cli(
+            "classify", there / "scan.png", "--examples", there / "shots", "--method", method, "--bundle", there / "bundle", "--json"
+        )
+        assert code == 0 and {x["label"] for x in json.loads(out)["labels"]} == {"dark", "bright"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["nowhere.png", "a", "b"], 3, "no such file"),
+        (["scan.png"], 2, "no labels given"),
+        (["scan.png", "a"], 2, "two labels"),
+        (["scan.png", "a", "b", "--labels", "labels.txt"], 2, "choose one"),
+        (["scan.png", "--labels", "none.txt"], 3, "none.txt"),
+        (["scan.png", "--examples", "bundle"], 3, "two folders or more"),
+        (["scan.png", "--examples", "nowhere"], 3, "cannot be read"),
+        (["labels.txt", "a", "b"], 3, "labels.txt"),
+    ],
+)
+def test_what_goes_wrong_is_one_line(
+    there: Path, cli: Any, monkeypatch: pytest.MonkeyPatch, arguments: list[str], code: int, said: str
+) -> None:
+    monkeypatch.chdir(there)
+    got, out, err = cli("classify", *arguments, "--bundle", "bundle")
+    assert got == code and said in err and err.count("\n") == 1 and not out
