@@ -209,6 +209,13 @@ WORDS_CHANGES: dict[str, tuple[Any, str]] = {
     "head without its graph": (lambda d: d["graphs"].pop("head"), "graphs.head is missing, which the head needs"),
     "features without their graph": (lambda d: d["graphs"].pop("features"), "graphs.features is missing, which the head needs"),
     "features that nothing needs": (lambda d: d["head"].update(grey={}), "graphs.features is there, and no head that needs it"),
+    "labels without their graph": (lambda d: d.update(labels=["a", "b"]), "graphs.labels is missing, which the labels need"),
+    "a graph of no labels": (lambda d: d["graphs"].update(labels=d["graphs"]["head"]), "graphs.labels is there, and no labels"),
+    "labels unlisted": (
+        lambda d: d.update(labels=["a", "b"], graphs={**d["graphs"], "labels": d["graphs"]["head"]}),
+        '"files" does not list labels.npy',
+    ),
+    "labels are numbers": (lambda d: d.update(labels=[1]), "labels[0] is not a str"),
     "unknown graph": (lambda d: d["graphs"].update(tail=d["graphs"]["head"]), "graphs.tail is unknown"),
     "words.json unlisted": (lambda d: d["files"].pop("words.json"), '"files" does not list words.json'),
     "engine unlisted": (lambda d: d["files"].pop(ENGINE.file), f'"files" does not list {ENGINE.file}'),
