@@ -60,19 +60,19 @@ def _compiled(
     knobs.compilation.disable_line_info = True  # it holds this machine's paths
     done = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": threads // 32, "num_stages": 3})
     if done.metadata.shared > MOST_SHARED:
-        raise ValueError(f"{file}: a program needs {done.metadata.shared} bytes of shared memory, more than {MOST_SHARED}; make its tile smaller")
+        raise ValueError(f"{file}: {done.metadata.shared} bytes of shared memory are more than {MOST_SHARED}; make its tile or k smaller")
     ptx = without_scratch(done.asm["ptx"], len(arguments))
     target = re.search(r"^\.target (\w+)", ptx, re.M)[1]  # type: ignore[index]
     (folder / f"{file}.ptx").write_text(ptx)
     assembler = (knobs.nvidia.ptxas_blackwell if capability >= 100 else knobs.nvidia.ptxas).path
     command = [assembler, "-v", "--regAllocOptLevel=2", f"--gpu-name={target}", f"{file}.ptx", "-o", f"{file}.cubin"]
     said = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stderr
-    registers, *spills = (int(re.search(rf"(\d+) {what}", said)[1]) for what in ("registers", "bytes spill stores", "bytes spill loads"))  # type: ignore[index]
+    figures = ("registers", "bytes spill stores", "bytes spill loads")
+    registers, *spills = (int(re.search(rf"(\d+) {what}", said)[1]) for what in figures)  # type: ignore[index]
     hashes = {f"{kind}_sha256": hashlib.sha256((folder / f"{file}.{kind}").read_bytes()).hexdigest() for kind in ("ptx", "cubin")}
-    return Kernel(
-        file, function.__name__, target, bank, scaled, aligned, constants["K"], tile, tuple(f"{name}: {kind}" for name, kind in arguments.items()),
-        threads, done.metadata.shared, registers, sum(spills), **hashes,
-    )  # fmt: skip
+    order, size, shared = tuple(f"{name}: {kind}" for name, kind in arguments.items()), constants["K"], done.metadata.shared
+    made = (file, function.__name__, target, bank, scaled, aligned, size, tile, order, threads, shared, registers, sum(spills))
+    return Kernel(*made, **hashes)
 
 
 def without_scratch(ptx: str, arguments: int) -> str:

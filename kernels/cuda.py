@@ -40,7 +40,7 @@ class Call:
 
     @classmethod
     def of(cls, arrays: Mapping[str, Array], kernels: Sequence[Kernel], capability: int, multiprocessors: int) -> "Call":
-        """``arrays`` by the names of the kernels' arguments, "scales" if there are any. Raises ValueError for shapes, types or a k that do not fit."""
+        """``arrays`` by the names of the kernels' arguments, "scales" if there are any. Raises ValueError for what does not fit."""
         (images, width), (rows, _), (_, k) = (arrays[name].shape for name in ("image", "bank", "score"))
         wanted = {"image": ((images, width), "float32"), "bank": ((rows, width), arrays["bank"].dtype), "scales": ((rows,), "float32")}
         wanted |= {"score": ((images, k), "float32"), "index": ((images, k), "int64"), "log_sum_exp": ((images,), "float32")}
@@ -62,9 +62,7 @@ class Call:
     def launches(self, keys: int, sums: int) -> tuple[Launch, Launch]:
         """``keys`` and ``sums`` are addresses of room for plan.keys and plan.sums."""
         values = {**self.values, "keys": keys, "sums": sums}
-        first, second = (
-            tuple(values[argument.partition(":")[0]] for argument in kernel.arguments) for kernel in (self.slices, self.merge)
-        )
+        first, second = (tuple(values[argument.partition(":")[0]] for argument in kernel.arguments) for kernel in (self.slices, self.merge))
         return Launch(self.slices, self.plan.grid, first), Launch(self.merge, self.plan.merge_grid, second)
 
 
@@ -86,7 +84,7 @@ class CudaSimilarity:
     ) -> None:
         """Enqueues the reference's results into ``score``, ``index`` and ``log_sum_exp``; their shapes say what B and k are.
 
-        Arrays are C-contiguous, on the GPU, and have DLPack or ``__cuda_array_interface__``; ``stream`` is cuda.core's, or has ``__cuda_stream__``.
+        Arrays are C-contiguous, on the GPU, with DLPack or ``__cuda_array_interface__``; ``stream`` is cuda.core's or has ``__cuda_stream__``.
         """
         stream = stream if hasattr(stream, "handle") else self._gpu.create_stream(stream)
         given = {"image": image, "bank": bank, "logit_scale": logit_scale, "score": score, "index": index, "log_sum_exp": log_sum_exp}

@@ -62,7 +62,7 @@ def chosen(
     ]
     if not fitting:
         what = f"{entry} for a bank of {bank}{' with scales' * scaled}" if bank else entry
-        raise ValueError(f"no kernel of {what}, k {k}, on compute capability {capability / 10}; compile with --arch sm_{capability} --k {k}")
+        raise ValueError(f"no kernel of {what}, k {k}, for compute capability {capability / 10}; compile --arch sm_{capability} --k {k}")
     return max(fitting, key=lambda kernel: (kernel.capability, kernel.aligned, -kernel.size))
 
 

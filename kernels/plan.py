@@ -15,7 +15,7 @@ class Tile(NamedTuple):
 
     @classmethod
     def of(cls, bank: str, capability: int) -> "Tile":
-        """Half the columns where 64 need more shared memory than a launch has unasked (f32), or more registers than there are (before 8.0)."""
+        """Half the columns where 64 take more shared memory than a launch has unasked (f32) or more registers than there are (before 8.0)."""
         return cls(columns=32 if bank == "f32" or capability < 80 else 64)
 
 
@@ -30,7 +30,7 @@ class Plan(NamedTuple):
 
 
 def plan_for(images: int, rows: int, size: int, tile: Tile, programs: int) -> Plan:
-    """As many slices as keep ``programs`` programs busy, and none without a tile; ``size`` is K, the keys that a slice leaves for an image."""
+    """As many slices as make ``programs`` programs, but none without a tile; ``size`` is K, the keys that a slice leaves for an image."""
     groups = -(-images // tile.images)
     slices = max(1, min(-(-programs // groups), -(-rows // tile.rows)))
     return Plan(slices, (groups, slices, 1), (images, 1, 1), (slices, images, size), (slices, images, 2))

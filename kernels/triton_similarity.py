@@ -1,4 +1,4 @@
-"""ContrastiveSimilarity as two Triton kernels: each program reduces a slice of the bank to its best k and its sum, then one merges the slices.
+"""ContrastiveSimilarity as two Triton kernels: programs reduce slices of the bank to their best k and a sum, then the slices are merged.
 
 Scores are never written: a slice leaves k keys and two floats an image. A key is a score and a row in one integer, so that the order of
 integers is the order of results: the larger score, of equal ones the lower row.
@@ -143,7 +143,7 @@ def _usable(square):
 
 @triton.jit
 def _best(best, key):
-    """Puts keys in the places of the least, one a round and image; all are different, and after the first tiles it is seldom that one gets in."""
+    """Puts keys in the places of the least, one a round and image. All are different; after the first tiles one seldom gets in."""
     least, largest = tl.min(best, 1), tl.max(key, 1)
     while tl.max((largest > least).to(tl.int32), 0) > 0:
         best = tl.where((best == least[:, None]) & (largest > least)[:, None], largest[:, None], best)
