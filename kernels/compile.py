@@ -69,10 +69,10 @@ def _compiled(
     said = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stderr
     figures = ("registers", "bytes spill stores", "bytes spill loads")
     registers, *spills = (int(re.search(rf"(\d+) {what}", said)[1]) for what in figures)  # type: ignore[index]
-    hashes = {f"{kind}_sha256": hashlib.sha256((folder / f"{file}.{kind}").read_bytes()).hexdigest() for kind in ("ptx", "cubin")}
+    hashes = [hashlib.sha256((folder / f"{file}.{kind}").read_bytes()).hexdigest() for kind in ("ptx", "cubin")]
     order, size, shared = tuple(f"{name}: {kind}" for name, kind in arguments.items()), constants["K"], done.metadata.shared
     made = (file, function.__name__, target, bank, scaled, aligned, size, tile, order, threads, shared, registers, sum(spills))
-    return Kernel(*made, **hashes)
+    return Kernel(*made, *hashes)
 
 
 def without_scratch(ptx: str, arguments: int) -> str:

@@ -15,7 +15,7 @@ class Tile(NamedTuple):
 
     @classmethod
     def of(cls, bank: str, capability: int) -> "Tile":
-        """Half the columns where 64 take more shared memory than a launch has unasked (f32) or more registers than there are (before 8.0)."""
+        """Half the columns where 64 take more shared memory than a launch has unasked (f32) or spill registers (before 8.0)."""
         return cls(columns=32 if bank == "f32" or capability < 80 else 64)
 
 
