@@ -84,7 +84,7 @@ class CudaSimilarity:
     ) -> None:
         """Enqueues the reference's results into ``score``, ``index`` and ``log_sum_exp``; their shapes say what B and k are.
 
-        Arrays are C-contiguous, on the GPU, and speak DLPack or ``__cuda_array_interface__``; a stream of cuda.core, or ``__cuda_stream__``.
+        Arrays are C-contiguous, on the GPU, with DLPack or ``__cuda_array_interface__``; a stream is cuda.core's or has ``__cuda_stream__``
         """
         stream = stream if hasattr(stream, "handle") else self._gpu.create_stream(stream)
         given = {"image": image, "bank": bank, "logit_scale": logit_scale, "score": score, "index": index, "log_sum_exp": log_sum_exp}

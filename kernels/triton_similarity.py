@@ -41,7 +41,7 @@ def similarity_slices(
     for start in range(0, width, COLUMNS):
         y = tl.load(mine + start, mask=(b < images)[:, None] & (start + d < width), other=0.0)
         y, square, power, _ = _squared(y, square, power)
-    known, unit = _usable(square), 1 / tl.sqrt_rn(square) * LENGTH
+    known, unit = _usable(square), tl.div_rn(tl.full([IMAGES], LENGTH, tl.float32), tl.sqrt_rn(square))
     scale = tl.load(logit_scale) / LENGTH
 
     best = tl.zeros([IMAGES, K], tl.int64) + (tl.arange(0, K).to(tl.int64) + NONE)
@@ -62,12 +62,12 @@ def similarity_slices(
                 squares += tl.sum(wide * wide, 1)
                 half, high = tl.trans(x.to(tl.float16)), y.to(tl.float16)
                 dot = tl.dot(high, half, tl.dot((y - high.to(tl.float32)).to(tl.float16), half, dot))
-        usable, length = _usable(squares), tl.sqrt_rn(squares)
+        usable, unit_rows = _usable(squares), tl.div_rn(tl.full([ROWS], 1.0, tl.float32), tl.sqrt_rn(squares))
         if scales is not None:  # of a row's scale a cosine keeps the sign
             factor = tl.load(scales + n, mask=n < rows, other=0.0)
             usable &= (factor != 0) & (tl.abs(factor) < float("inf"))
-            length = tl.where(factor < 0, -length, length)
-        score = tl.where(known[:, None] & usable[None, :], dot * scale / length[None, :], float("-inf")) + 0.0  # -0 is 0
+            unit_rows = tl.where(factor < 0, -unit_rows, unit_rows)
+        score = tl.where(known[:, None] & usable[None, :], dot * scale * unit_rows[None, :], float("-inf")) + 0.0  # -0 is 0
 
         largest = tl.maximum(top, tl.max(score, 1))
         base = tl.where(largest > float("-inf"), largest, 0.0)  # -inf - -inf is no number
@@ -131,7 +131,7 @@ def _squared(x, square, power):
     """
     exponent = tl.max(x.to(tl.int32, bitcast=True) & 0x7FFFFFFF, 1) >> 23
     less = tl.minimum(power, ((254 - tl.minimum(tl.maximum(exponent, 1), 253)) << 23).to(tl.float32, bitcast=True))
-    shrink, x = less / power, x * less[:, None]
+    shrink, x = tl.div_rn(less, power), x * less[:, None]  # a plain division may be an ulp off, even of equal numbers
     return x, square * shrink * shrink + tl.sum(x * x, 1), less, shrink
 
 

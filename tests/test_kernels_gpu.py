@@ -67,7 +67,8 @@ def given(bank: str, images: int, rows: int, width: int, k: int, edge: str) -> G
             logit_scale = -3.5
         elif edge == "scales":
             scales = rng.normal(size=rows).astype(np.float32)
-            scales[:5] = 0, np.inf, np.nan, -np.inf, 1e-42
+            scales[:6] = 0, np.inf, np.nan, 1e-42, -np.inf, -1
+            image[:], logit_scale = made[[0, 1, 5]], 2.0  # rows that would be the first, and show in the sum
     return Given(image, made, logit_scale, k, scales)
 
 
