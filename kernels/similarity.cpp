@@ -21,11 +21,12 @@
 
 namespace {
 
-constexpr int TILE = 48;            // rows; a multiple of the rows of every block (3, 4) and of the lanes of every vector (4, 8, 16)
-constexpr int GROUP = 4;            // images that share one reading of a tile
+constexpr int TILE = 48;            // rows; a multiple of the rows taken at a time (3, 4) and of the lanes of every vector (4, 8, 16)
+constexpr int GROUP = 4, ROWS = 3;  // images and packed rows that are multiplied at a time: 12 sums of 16 registers
 constexpr float SMALLEST = 0x1p-90f, LARGEST = 0x1p100f;  // squared lengths between which f32 has neither lost nor overflowed anything
 constexpr double WORK = 1 << 20;    // multiply-adds that pay for starting a thread, about 30 microseconds
 constexpr int64_t AHEAD = 4096;     // bytes between what is read and what is fetched
+constexpr int64_t CACHE = 96 << 10; // bytes of packed rows: with the next tile's they fit the second level
 constexpr int64_t BLOCK = 1 << 20;  // bytes of the bank that a thread takes at a time
 
 // Packed, for arrays may stand at any address.
@@ -58,6 +59,9 @@ struct Running {
     int64_t count = 0;        // kept, as a heap with the worst on top
 };
 
+// No vector of them straddles two lines of the cache.
+struct alignas(64) Line { float x[16]; };
+
 struct Tile {
     alignas(64) float dot[GROUP][TILE];
     float square[TILE];
@@ -68,14 +72,16 @@ struct Worker {
     Tile tile{};
     std::vector<Running> running;
     std::vector<Candidate> best;  // (B, k)
+    std::vector<Line> packed;     // (tile, stride)
 };
 
 struct Call {
-    const float *unit;  // (B, stride) images of length 1, with zeros from D on
-    const char *known;  // (B,) whether it has a direction
+    const F32 *image;
+    const double *length;  // (B,) of the images, 0 where it has no direction
+    const float *unit;     // images of length 1, interleaved by `interleave`
     const void *bank;
     const F32 *scales;
-    int64_t B, N, D, stride, k, lines_ahead;
+    int64_t B, N, D, stride, k, tile, lines_ahead;
     float logit_scale;
 };
 
@@ -101,10 +107,10 @@ double length_of(const T *row, int64_t D) {
 }
 
 template <class T>
-float cosine_of(const float *unit, const T *row, int64_t D, double length) {
+float cosine_of(const F32 *image, const T *row, int64_t D, double lengths) {
     double dot = 0;
-    for (int64_t d = 0; d < D; ++d) dot += double(unit[d]) * number(row[d]);
-    return float(dot / length);
+    for (int64_t d = 0; d < D; ++d) dot += double(image[d].x) * number(row[d]);
+    return float(dot / lengths);
 }
 
 float sign(float scale) { return !std::isfinite(scale) || scale == 0 ? 0.f : scale < 0 ? -1.f : 1.f; }
@@ -160,6 +166,7 @@ using TileOf = void (*)(const Call &, int64_t row, int n, bool last, Worker &);
 
 struct Path {
     const char *name;
+    int lanes;
     TileOf tile[3];  // by dtype
     bool (*here)();
 };
@@ -168,35 +175,37 @@ struct Path {
 
 const Path PATHS[] = {  // the best first
 #if defined(__x86_64__)
-    {"AVX-512", TILES(avx512), [] { return bool(__builtin_cpu_supports("avx512f")); }},
-    {"AVX2", TILES(avx2), [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); }},
+    {"AVX-512", 16, TILES(avx512), [] { return bool(__builtin_cpu_supports("avx512f")); }},
+    {"AVX2", 8, TILES(avx2), [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); }},
 #elif defined(__aarch64__)
-    {"NEON", TILES(neon), [] { return true; }},
+    {"NEON", 4, TILES(neon), [] { return true; }},
 #endif
-    {"plain", TILES(plain), [] { return true; }},
+    {"plain", 4, TILES(plain), [] { return true; }},
 };
 
 std::atomic<const Path *> chosen{nullptr};
 
-const Path &path() {
+const Path &best_path() {
     if (!chosen) pmclip_similarity_use(nullptr);
     return *chosen;
 }
 
-// `unit` (B, stride) from image (B, D); in double, in which no square of an f32 overflows.
-void normalise(const F32 *image, int64_t B, int64_t D, int64_t stride, float *unit, char *known) {
+// Images of length 1 in f32: of each group, a vector of the first, of the second, ..., then their next vectors; zeros from D on.
+void interleave(const F32 *image, const double *length, int64_t B, int64_t D, int64_t stride, int lanes, float *unit) {
     for (int64_t q = 0; q < B; ++q) {
-        const double length = length_of(image + q * D, D);
-        known[q] = length > 0;
-        for (int64_t d = 0; d < D; ++d) unit[q * stride + d] = known[q] ? float(image[q * D + d].x / length) : 0;
+        const int64_t group = q / GROUP * GROUP, count = std::min<int64_t>(GROUP, B - group);
+        const double by = length[q] > 0 ? 1 / length[q] : 0;
+        for (int64_t d = 0; by != 0 && d < D; d += lanes)
+            for (int64_t i = d; i < std::min(d + lanes, D); ++i)
+                unit[group * stride + d * count + (q - group) * lanes + i - d] = float(image[q * D + i].x * by);
     }
 }
 
 // Blocks come to each thread in rising order, which `keep` counts on.
 void work(const Call &call, TileOf tile, int64_t block, std::atomic<int64_t> &next, Worker &worker) {
     for (int64_t begin; (begin = next.fetch_add(block)) < call.N;)
-        for (int64_t row = begin, end = std::min(begin + block, call.N); row < end; row += TILE)
-            tile(call, row, int(std::min<int64_t>(TILE, end - row)), row + TILE + TILE > end, worker);
+        for (int64_t row = begin, end = std::min(begin + block, call.N); row < end; row += call.tile)
+            tile(call, row, int(std::min(call.tile, end - row)), row + call.tile >= end, worker);
 }
 
 // The last rows of `score` and `index` stay as they are where there are fewer than k.
@@ -225,28 +234,29 @@ int similarity(const F32 *image, int64_t B, const void *bank, int dtype, const F
     const double most = 1 + double(N) * double(D) * double(B) / WORK;
     if (threads == 0) threads = most < 2 ? 1 : std::max(1, int(std::thread::hardware_concurrency()));
     threads = int(std::min<double>(threads, most));
+    const Path &path = best_path();
     const int64_t kept = std::min(k, N), stride = (D + 63) / 64 * 64, bytes = D * (dtype == PMCLIP_F32 ? 4 : dtype == PMCLIP_F16 ? 2 : 1);
 
-    std::vector<float> unit(size_t(B * stride) + 15);
-    std::vector<char> known(B);
-    void *aligned = unit.data();
-    size_t space = unit.size() * sizeof(float);
-    std::align(64, size_t(B * stride) * sizeof(float), aligned, space);
-    normalise(image, B, D, stride, static_cast<float *>(aligned), known.data());
+    std::vector<Line> unit(B * stride / 16);
+    std::vector<double> length(B);
+    for (int64_t q = 0; q < B; ++q) length[q] = length_of(image + q * D, D);
+    interleave(image, length.data(), B, D, stride, path.lanes, unit.data()->x);
 
-    const int64_t passes = B / GROUP * (TILE / 3), lines = passes ? (TILE * bytes / 64 + passes - 1) / passes : 0;
-    const Call call{static_cast<float *>(aligned), known.data(), bank, scales, B, N, D, stride, kept, lines, logit_scale};
+    const int64_t rows = std::max<int64_t>(12, std::min<int64_t>(TILE, CACHE / (stride * 4) / 12 * 12));
+    const int64_t products = B < GROUP ? 0 : (B + GROUP - 1) / GROUP * rows / ROWS, lines = products ? (rows * bytes / 64 + products) / products : 0;
+    const Call call{image, length.data(), unit.data()->x, bank, scales, B, N, D, stride, kept, rows, lines, logit_scale};
     const int64_t share = std::min(N / threads / 4, BLOCK / bytes);  // small enough that no thread ends long after the others
-    const int64_t block = std::max<int64_t>(1, share / TILE) * TILE;
+    const int64_t block = std::max<int64_t>(1, share / rows) * rows;
 
     std::vector<Worker> workers(threads);
     for (Worker &worker : workers) {
         worker.running.resize(B);
         worker.best.resize(B * kept);
+        if (B >= GROUP) worker.packed.resize(rows * stride / 16);
         if (!kept)
             for (Running &running : worker.running) running.worst = INFINITY;
     }
-    const TileOf tile = path().tile[dtype];
+    const TileOf tile = path.tile[dtype];
     std::atomic<int64_t> next{0};
     std::vector<std::thread> others;
     others.reserve(threads);
@@ -272,7 +282,7 @@ int pmclip_similarity(const float *image, int64_t B, const void *bank, int dtype
     return PMCLIP_OUT_OF_MEMORY;
 }
 
-const char *pmclip_similarity_isa(void) { return path().name; }
+const char *pmclip_similarity_isa(void) { return best_path().name; }
 
 int pmclip_similarity_use(const char *isa) {
     for (const Path &path : PATHS) {

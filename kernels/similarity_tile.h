@@ -17,11 +17,11 @@ INLINE To as(const From *p) {  // from any address
 INLINE V load(const float *p) { return as<V>(p); }
 LOADS
 
-template <class T>
-INLINE V load(const T *p, int64_t n) {  // n of them, then zeros
-    T part[L] = {};
-    if (n > 0) std::memcpy(part, p, size_t(n < L ? n : L) * sizeof(T));
-    return load(part);
+// The last numbers of a row, from `full` on, and zeros. Copied before the loop, for a call inside it would put all its sums into memory.
+template <int n, class T>
+INLINE void copy_edge(const T *row, int64_t full, int64_t D, T *edge) {
+    std::memset(edge, 0, n * sizeof(T));
+    std::memcpy(edge, row + full, size_t(D - full) * sizeof(T));
 }
 
 INLINE V larger(V a, V b) { return a > b ? a : b; }
@@ -50,58 +50,95 @@ INLINE V exponential(V x) {
     return (V)((I)p + ((I)shifted << 23));
 }
 
-// How many rows a block has, and how many vectors of each it takes at a time. R x U x (Q + 1) sums hide an addition's latency and fit 16
-// registers. One stream, which the processor's own prefetcher follows best, where memory is the limit; else rows that share each image's load.
+// Q images and their rows' squared lengths, straight from the bank: what bounds it is the reading. f32 comes one row at a time, for the
+// processor's own prefetcher follows one stream best; narrower rows come several at a time, to share the images' loads, and are fetched as
+// one stream by hand. At most 12 sums: enough to hide an addition's latency, few enough for 16 registers.
 template <int Q, class T>
-struct Block {
-    static constexpr int R = Q > 1 ? 3 : sizeof(T) < 4 ? 4 : 1, U = R == 1 ? 4 : 1;
-};
-
-template <bool whole, int Q, bool first, int R, int U, class T>
-INLINE void step(const float *image, int64_t stride, const T *const *row, int64_t d, int64_t D, V (*dot)[R * U]) {
-    V b[R * U];
-#pragma GCC unroll 4
-    for (int j = 0; j < R * U; ++j) {
-        const int64_t at = d + j / R * L;
-        b[j] = whole ? load(row[j % R] + at) : load(row[j % R] + at, D - at);
-    }
-#pragma GCC unroll 4
-    for (int q = 0; q < Q; ++q)
-#pragma GCC unroll 4
-        for (int j = 0; j < R * U; ++j) dot[q][j] += load(image + q * stride + d + j / R * L) * b[j];
-    if (first)
-#pragma GCC unroll 4
-        for (int j = 0; j < R * U; ++j) dot[Q][j] += b[j] * b[j];
-}
-
-// Dot products of Q images with n rows; `first` takes the rows' squared lengths along as though each row were one image more.
-template <int Q, bool first, class T>
-TARGET static void dots(const Call &call, int64_t image, const T *bank, int n, const char *ahead, Tile &tile) {
-    constexpr int R = Block<Q, T>::R, U = Block<Q, T>::U, A = Q + first;
-    const int64_t D = call.D;
-    const float *a = call.unit + image * call.stride;
+TARGET static void stream(const Call &call, const T *bank, int n, Tile &tile) {
+    constexpr int R = Q > 1 ? 3 : sizeof(T) < 4 ? 4 : 1, U = R == 1 ? 4 : 1;  // rows, and vectors of each, at a time
+    const int64_t D = call.D, full = D / (L * U) * (L * U);
+    const float *unit = call.unit;
     for (int i = 0; i < n; i += R) {
         const T *row[R];
-        for (int r = 0; r < R; ++r) row[r] = bank + std::min(i + r, n - 1) * D;  // past the end the last row again, overwritten or unread
-        V dot[A][R * U] = {};
-        int64_t d = 0;
-        for (; d + L * U <= D; d += L * U) {
-            if (first && R > 1)  // several streams are too short for the processor's own prefetcher: as one stream, and far enough ahead
+        T edge[R][L * U];
+        for (int r = 0; r < R; ++r) {
+            row[r] = bank + std::min(i + r, n - 1) * D;  // past the end the last again, and never looked at
+            if (full < D) copy_edge<L * U>(row[r], full, D, edge[r]);
+        }
+        V dot[Q][R * U] = {}, square[R * U] = {};
+        for (int64_t d = 0; d < D; d += L * U) {
+            if (R > 1)
                 for (int64_t byte = 0; byte < R * L * int64_t(sizeof(T)); byte += 64)
                     __builtin_prefetch(reinterpret_cast<const char *>(row[0]) + R * d * int64_t(sizeof(T)) + byte + AHEAD);
-            step<true, Q, first, R, U>(a, call.stride, row, d, D, dot);
+            V b[R * U];
+#pragma GCC unroll 4
+            for (int j = 0; j < R * U; ++j) b[j] = load((d < full ? row[j % R] + d : edge[j % R]) + j / R * L);
+#pragma GCC unroll 4
+            for (int j = 0; j < R * U; ++j) square[j] += b[j] * b[j];
+#pragma GCC unroll 4
+            for (int q = 0; q < Q; ++q)
+#pragma GCC unroll 4
+                for (int j = 0; j < R * U; ++j) dot[q][j] += load(unit + (d + j / R * L) * Q + q * L) * b[j];
         }
-        if (d < D) step<false, Q, first, R, U>(a, call.stride, row, d, D, dot);
 #pragma GCC unroll 4
-        for (int q = 0; q < A; ++q)
+        for (int j = R; j < R * U; ++j) {
+            square[j % R] += square[j];
 #pragma GCC unroll 4
-            for (int r = 0; r < R; ++r) {
-                V total = dot[q][r];
-                for (int u = 1; u < U; ++u) total += dot[q][u * R + r];
-                (first && q == Q ? tile.square : tile.dot[q])[i + r] = sum(total);
+            for (int q = 0; q < Q; ++q) dot[q][j % R] += dot[q][j];
+        }
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r) {
+            tile.square[i + r] = sum(square[r]);
+#pragma GCC unroll 4
+            for (int q = 0; q < Q; ++q) tile.dot[q][i + r] = sum(dot[q][r]);
+        }
+    }
+}
+
+// Rows and their squared lengths from the bank into `packed`, as f32 and ROWS by ROWS so that `product` reads one stream.
+template <class T>
+TARGET static void pack(const Call &call, const T *bank, int n, Tile &tile, float *packed) {
+    constexpr int U = 4;
+    const int64_t D = call.D, full = D / (L * U) * (L * U);
+    for (int i = 0; i < n; ++i) {
+        float *to = packed + i / ROWS * ROWS * call.stride + i % ROWS * L;
+        T edge[L * U];
+        if (full < D) copy_edge<L * U>(bank + i * D, full, D, edge);
+        V square[U] = {};
+        for (int64_t d = 0; d < D; d += L * U) {
+            const T *at = d < full ? bank + i * D + d : edge;
+#pragma GCC unroll 4
+            for (int u = 0; u < U; ++u) {
+                const V b = load(at + u * L);
+                std::memcpy(to + (d + u * L) * ROWS, &b, sizeof b);
+                square[u] += b * b;
             }
-        if (!first)
-            for (int64_t line = 0; line < call.lines_ahead; ++line, ahead += 64) __builtin_prefetch(ahead, 0, 2);
+        }
+        tile.square[i] = sum((square[0] + square[1]) + (square[2] + square[3]));
+    }
+}
+
+// Q images and packed rows, while the next tile comes from memory.
+template <int Q>
+TARGET static void product(const Call &call, const float *unit, const float *packed, int n, const char *&ahead, Tile &tile) {
+    for (int i = 0; i < n; i += ROWS, packed += ROWS * call.stride) {
+        V dot[Q][ROWS] = {};
+        for (int64_t d = 0; d < call.stride; d += L) {
+            V b[ROWS];
+#pragma GCC unroll 4
+            for (int r = 0; r < ROWS; ++r) b[r] = load(packed + d * ROWS + r * L);
+#pragma GCC unroll 4
+            for (int q = 0; q < Q; ++q) {
+                const V a = load(unit + d * Q + q * L);
+#pragma GCC unroll 4
+                for (int r = 0; r < ROWS; ++r) dot[q][r] += a * b[r];
+            }
+        }
+#pragma GCC unroll 4
+        for (int q = 0; q < Q; ++q)
+#pragma GCC unroll 4
+            for (int r = 0; r < ROWS; ++r) tile.dot[q][i + r] = sum(dot[q][r]);
+        for (int64_t line = 0; line < call.lines_ahead; ++line, ahead += 64) __builtin_prefetch(ahead, 0, 2);
     }
 }
 
@@ -132,35 +169,44 @@ TARGET static void scores(const Call &call, int64_t image, int n, int64_t row, c
 template <class T>
 TARGET static void tile(const Call &call, int64_t row, int n, bool last, Worker &worker) {
     const T *bank = static_cast<const T *>(call.bank) + row * call.D;
-    const char *ahead = reinterpret_cast<const char *>(last ? bank : bank + TILE * call.D);
+    const char *ahead = reinterpret_cast<const char *>(last ? bank : bank + n * call.D);
     Tile &of = worker.tile;
-    int64_t image = call.B % GROUP;  // the squares ride with those, so that all other groups are full
-    if (image == 0) dots<0, true>(call, 0, bank, n, ahead, of);
-    if (image == 1) dots<1, true>(call, 0, bank, n, ahead, of);
-    if (image == 2) dots<2, true>(call, 0, bank, n, ahead, of);
-    if (image == 3) dots<3, true>(call, 0, bank, n, ahead, of);
-    int doubtful[TILE], doubts = 0;
+    float *packed = worker.packed.data()->x;
+    if (call.B == 1) stream<1>(call, bank, n, of);
+    else if (call.B == 2) stream<2>(call, bank, n, of);
+    else if (call.B == 3) stream<3>(call, bank, n, of);
+    else pack(call, bank, n, of, packed);
+
     for (int i = 0; i < TILE; ++i) of.inverse[i] = 1 / std::sqrt(of.square[i]);
-    for (int i = 0; i < n; ++i)
-        if (!(of.square[i] >= SMALLEST && of.square[i] <= LARGEST)) doubtful[doubts++] = i;
     for (int i = n; i < TILE; ++i) of.inverse[i] = 0;
+    int doubtful[TILE], doubts = 0;
     double length[TILE];
-    for (int j = 0; j < doubts; ++j) {
-        length[j] = length_of(bank + doubtful[j] * call.D, call.D);
-        of.inverse[doubtful[j]] = length[j] > 0;
+    for (int i = 0; i < n; ++i) {
+        if (of.square[i] >= SMALLEST && of.square[i] <= LARGEST) continue;
+        length[doubts] = length_of(bank + i * call.D, call.D);
+        of.inverse[i] = length[doubts] > 0;
+        doubtful[doubts++] = i;
     }
     if (call.scales)
         for (int i = 0; i < n; ++i) of.inverse[i] *= sign(call.scales[row + i].x);
-    for (int64_t begin = 0, end = image;; begin = end, end += GROUP) {
-        for (int j = 0; j < doubts; ++j)
-            if (of.inverse[doubtful[j]] != 0)
-                for (int64_t q = begin; q < end; ++q)
-                    of.dot[q - begin][doubtful[j]] = cosine_of(call.unit + q * call.stride, bank + doubtful[j] * call.D, call.D, length[j]);
-        for (int64_t q = begin; q < end; ++q)
-            if (call.known[q]) scores(call, q, n, row, of.inverse, of.dot[q - begin], worker);
-        if (end == call.B) break;
-        dots<GROUP, false>(call, end, bank, n, ahead, of);
-        ahead += (n + 2) / 3 * call.lines_ahead * 64;
+
+    for (int64_t begin = 0, end; begin < call.B; begin = end) {
+        end = std::min(begin + GROUP, call.B);
+        const float *unit = call.unit + begin * call.stride;
+        if (call.B >= GROUP) {
+            if (end - begin == 4) product<4>(call, unit, packed, n, ahead, of);
+            else if (end - begin == 3) product<3>(call, unit, packed, n, ahead, of);
+            else if (end - begin == 2) product<2>(call, unit, packed, n, ahead, of);
+            else product<1>(call, unit, packed, n, ahead, of);
+        }
+        for (int64_t q = begin; q < end; ++q) {
+            if (!call.length[q]) continue;
+            float *dot = of.dot[q - begin];
+            for (int j = 0; j < doubts; ++j)
+                if (const int i = doubtful[j]; of.inverse[i] != 0)
+                    dot[i] = cosine_of(call.image + q * call.D, bank + i * call.D, call.D, call.length[q] * length[j]);
+            scores(call, q, n, row, of.inverse, dot, worker);
+        }
     }
 }
 
