@@ -6,10 +6,7 @@
 #include <atomic>
 #include <cmath>
 #include <cstring>
-#include <limits>
-#include <memory>
-#include <new>
-#include <system_error>
+#include <exception>
 #include <thread>
 #include <vector>
 
@@ -208,7 +205,7 @@ void work(const Call &call, TileOf tile, int64_t block, std::atomic<int64_t> &ne
             tile(call, row, int(std::min(call.tile, end - row)), row + call.tile >= end, worker);
 }
 
-// The last rows of `score` and `index` stay as they are where there are fewer than k.
+// What is left of `score` and `index` where there are fewer than k stays as it is.
 void merge(std::vector<Worker> &workers, int64_t image, int64_t k, float *score, int64_t *index, float *log_sum_exp) {
     float largest = -INFINITY;
     for (const Worker &worker : workers) largest = std::max(largest, worker.running[image].largest);
@@ -262,7 +259,7 @@ int similarity(const F32 *image, int64_t B, const void *bank, int dtype, const F
     others.reserve(threads);
     try {
         for (int i = 1; i < threads; ++i) others.emplace_back([&, i] { work(call, tile, block, next, workers[i]); });
-    } catch (const std::system_error &) {  // no thread to be had: those there are do the work
+    } catch (const std::exception &) {  // no thread or no memory for one: those there are do the work
     }
     work(call, tile, block, next, workers[0]);
     for (std::thread &other : others) other.join();

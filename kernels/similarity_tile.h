@@ -171,7 +171,7 @@ TARGET static void tile(const Call &call, int64_t row, int n, bool last, Worker 
     const T *bank = static_cast<const T *>(call.bank) + row * call.D;
     const char *ahead = reinterpret_cast<const char *>(last ? bank : bank + n * call.D);
     Tile &of = worker.tile;
-    float *packed = worker.packed.data()->x;
+    float *packed = worker.packed.empty() ? nullptr : worker.packed[0].x;
     if (call.B == 1) stream<1>(call, bank, n, of);
     else if (call.B == 2) stream<2>(call, bank, n, of);
     else if (call.B == 3) stream<3>(call, bank, n, of);
