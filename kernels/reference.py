@@ -22,19 +22,18 @@ def contrastive_similarity(
     images, rows = image.astype(np.float64), bank.astype(np.float64)
     if scales is not None:
         rows = rows * scales.astype(np.float64)[:, None]
-    (a, known), (b, usable) = _unit(images), _unit(rows)
+    (a, known), (b, usable) = unit(images), unit(rows)
     scores = np.where(known[:, None] & usable, float(logit_scale) * (a @ b.T), -np.inf)  # (B, N)
-    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-    score, index = np.full((len(image), k), -np.inf), np.full((len(image), k), -1)
-    score[:, : order.shape[1]] = np.take_along_axis(scores, order, 1)
+    given = scores.astype(np.float32)  # ranked as they are given, for the last bits of a double differ between equal rows
+    order = np.argsort(-given, axis=1, kind="stable")[:, :k]
+    score, index = np.full((len(image), k), -np.inf, np.float32), np.full((len(image), k), -1)
+    score[:, : order.shape[1]] = np.take_along_axis(given, order, 1)
     index[:, : order.shape[1]] = order
     index[np.isneginf(score)] = -1
-    return Similarity(
-        score.astype(np.float32), index.astype(np.int64), np.logaddexp.reduce(scores, axis=1, initial=-np.inf).astype(np.float32)
-    )
+    return Similarity(score, index.astype(np.int64), np.logaddexp.reduce(scores, axis=1, initial=-np.inf).astype(np.float32))
 
 
-def _unit(rows: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+def unit(rows: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """(rows of length 1, or zeros; which have a direction)"""
     largest = np.abs(rows).max(1, initial=0)
     usable = np.isfinite(largest) & (largest > 0)

@@ -1,0 +1,291 @@
+// The fused contrastive-similarity kernel on CPUs: threads take blocks of the bank, and pass each tile of it through all images in cache.
+
+#include "similarity.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstring>
+#include <exception>
+#include <thread>
+#include <vector>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+namespace {
+
+constexpr int TILE = 48;            // rows; a multiple of the rows taken at a time (3, 4) and of the lanes of every vector (4, 8, 16)
+constexpr int GROUP = 4, ROWS = 3;  // images and packed rows that are multiplied at a time: 12 sums of 16 registers
+constexpr float SMALLEST = 0x1p-90f, LARGEST = 0x1p100f;  // squared lengths between which f32 has neither lost nor overflowed anything
+constexpr double WORK = 1 << 20;    // multiply-adds that pay for starting a thread, about 30 microseconds
+constexpr int64_t AHEAD = 4096;     // bytes between what is read and what is fetched
+constexpr int64_t CACHE = 96 << 10; // bytes of packed rows: with the next tile's they fit the second level
+constexpr int64_t BLOCK = 1 << 20;  // bytes of the bank that a thread takes at a time
+
+// Packed, for arrays may stand at any address.
+struct __attribute__((packed)) F32 { float x; };
+struct __attribute__((packed)) F16 { uint16_t bits; };
+struct I8 { int8_t x; };
+
+float number(F32 value) { return value.x; }
+float number(I8 value) { return value.x; }
+
+float number(F16 value) {
+    const uint32_t exponent = value.bits >> 10 & 31, fraction = value.bits & 1023;
+    const float size = exponent == 31 ? (fraction ? NAN : INFINITY)
+                                      : std::ldexp(float(exponent ? fraction | 1024 : fraction), int(exponent ? exponent : 1) - 25);
+    return value.bits >> 15 ? -size : size;
+}
+
+struct Candidate {
+    float score;
+    int64_t row;
+};
+
+bool before(const Candidate &a, const Candidate &b) { return a.score > b.score || (a.score == b.score && a.row < b.row); }
+
+// What a thread knows of one image so far.
+struct Running {
+    float largest = -INFINITY;
+    float worst = -INFINITY;  // what a score must exceed to be kept
+    double sum = 0;           // of exp(score - largest)
+    int64_t count = 0;        // kept, as a heap with the worst on top
+};
+
+// No vector of them straddles two lines of the cache.
+struct alignas(64) Line { float x[16]; };
+
+struct Tile {
+    alignas(64) float dot[GROUP][TILE];
+    float square[TILE];
+    float inverse[TILE];  // 1 / length, with the sign of the scale; 0 where there is no direction
+};
+
+struct Worker {
+    Tile tile{};
+    std::vector<Running> running;
+    std::vector<Candidate> best;  // (B, k)
+    std::vector<Line> packed;     // (tile, stride)
+};
+
+struct Call {
+    const F32 *image;
+    const double *length;  // (B,) of the images, 0 where it has no direction
+    const float *unit;     // images of length 1, interleaved by `interleave`
+    const void *bank;
+    const F32 *scales;
+    int64_t B, N, D, stride, k, tile, lines_ahead;
+    float logit_scale;
+};
+
+void keep(Running &to, Candidate *best, int64_t k, const float *score, int n, int64_t row) {
+    for (int i = 0; i < n; ++i) {
+        if (!(score[i] > to.worst)) continue;  // rows come in order, so of equal ones the first stays
+        if (to.count == k)
+            std::pop_heap(best, best + k, before);
+        else
+            ++to.count;
+        best[to.count - 1] = {score[i], row + i};
+        std::push_heap(best, best + to.count, before);
+        if (to.count == k) to.worst = best[0].score;
+    }
+}
+
+// In double precision, for rows whose squares f32 cannot hold: no f32, squared and summed, comes near the ends of a double.
+template <class T>
+double length_of(const T *row, int64_t D) {
+    double square = 0;
+    for (int64_t d = 0; d < D; ++d) square += double(number(row[d])) * number(row[d]);
+    return std::isfinite(square) ? std::sqrt(square) : 0;
+}
+
+template <class T>
+float cosine_of(const F32 *image, const T *row, int64_t D, double lengths) {
+    double dot = 0;
+    for (int64_t d = 0; d < D; ++d) dot += double(image[d].x) * number(row[d]);
+    return float(dot / lengths);
+}
+
+float sign(float scale) { return !std::isfinite(scale) || scale == 0 ? 0.f : scale < 0 ? -1.f : 1.f; }
+
+}  // namespace
+
+#define ISA plain
+#define TARGET
+#define LANES 4
+#define LOADS \
+    INLINE V load(const F32 *p) { return as<V>(p); } \
+    template <class T> INLINE V load(const T *p) { return V{number(p[0]), number(p[1]), number(p[2]), number(p[3])}; }
+#include "similarity_tile.h"
+
+#if defined(__x86_64__)
+
+#define ISA avx2
+#define TARGET __attribute__((target("avx2,fma,f16c")))
+#define LANES 8
+#define LOADS \
+    INLINE V load(const F32 *p) { return as<V>(p); } \
+    INLINE V load(const F16 *p) { return (V)_mm256_cvtph_ps(as<__m128i>(p)); } \
+    INLINE V load(const I8 *p) { return (V)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_cvtsi64_si128(as<int64_t>(p)))); }
+#include "similarity_tile.h"
+
+#define ISA avx512
+#define TARGET __attribute__((target("avx512f,avx2,fma,f16c")))
+#define LANES 16
+#define LOADS \
+    INLINE V load(const F32 *p) { return as<V>(p); } \
+    INLINE V load(const F16 *p) { return (V)_mm512_cvtph_ps(as<__m256i>(p)); } \
+    INLINE V load(const I8 *p) { return (V)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(as<__m128i>(p))); }
+#include "similarity_tile.h"
+
+#elif defined(__aarch64__)
+
+#define ISA neon
+#define TARGET
+#define LANES 4
+#define LOADS \
+    INLINE V load(const F32 *p) { return as<V>(p); } \
+    INLINE V load(const F16 *p) { return (V)vcvt_f32_f16(vreinterpret_f16_u16(as<uint16x4_t>(p))); } \
+    INLINE V load(const I8 *p) { \
+        return (V)vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vcreate_s8(uint64_t(as<uint32_t>(p))))))); \
+    }
+#include "similarity_tile.h"
+
+#endif
+
+namespace {
+
+using TileOf = void (*)(const Call &, int64_t row, int n, bool last, Worker &);
+
+struct Path {
+    const char *name;
+    int lanes;
+    TileOf tile[3];  // by dtype
+    bool (*here)();
+};
+
+#define TILES(isa) {isa::tile<F32>, isa::tile<F16>, isa::tile<I8>}
+
+const Path PATHS[] = {  // the best first
+#if defined(__x86_64__)
+    {"AVX-512", 16, TILES(avx512), [] { return bool(__builtin_cpu_supports("avx512f")); }},
+    {"AVX2", 8, TILES(avx2), [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); }},
+#elif defined(__aarch64__)
+    {"NEON", 4, TILES(neon), [] { return true; }},
+#endif
+    {"plain", 4, TILES(plain), [] { return true; }},
+};
+
+std::atomic<const Path *> chosen{nullptr};
+
+const Path &best_path() {
+    if (!chosen) pmclip_similarity_use(nullptr);
+    return *chosen;
+}
+
+// Images of length 1 in f32: of each group, a vector of the first, of the second, ..., then their next vectors; zeros from D on.
+void interleave(const F32 *image, const double *length, int64_t B, int64_t D, int64_t stride, int lanes, float *unit) {
+    for (int64_t q = 0; q < B; ++q) {
+        const int64_t group = q / GROUP * GROUP, count = std::min<int64_t>(GROUP, B - group);
+        const double by = length[q] > 0 ? 1 / length[q] : 0;
+        for (int64_t d = 0; by != 0 && d < D; d += lanes)
+            for (int64_t i = d; i < std::min(d + lanes, D); ++i)
+                unit[group * stride + d * count + (q - group) * lanes + i - d] = float(image[q * D + i].x * by);
+    }
+}
+
+// Blocks come to each thread in rising order, which `keep` counts on.
+void work(const Call &call, TileOf tile, int64_t block, std::atomic<int64_t> &next, Worker &worker) {
+    for (int64_t begin; (begin = next.fetch_add(block)) < call.N;)
+        for (int64_t row = begin, end = std::min(begin + block, call.N); row < end; row += call.tile)
+            tile(call, row, int(std::min(call.tile, end - row)), row + call.tile >= end, worker);
+}
+
+// What is left of `score` and `index` where there are fewer than k stays as it is.
+void merge(std::vector<Worker> &workers, int64_t image, int64_t k, float *score, int64_t *index, float *log_sum_exp) {
+    float largest = -INFINITY;
+    for (const Worker &worker : workers) largest = std::max(largest, worker.running[image].largest);
+    double sum = 0;
+    std::vector<Candidate> best;
+    for (const Worker &worker : workers) {
+        const Running &of = worker.running[image];
+        if (of.sum > 0) sum += of.sum * std::exp(double(of.largest) - largest);
+        best.insert(best.end(), worker.best.data() + image * k, worker.best.data() + image * k + of.count);
+    }
+    *log_sum_exp = sum > 0 ? float(largest + std::log(sum)) : -INFINITY;
+    std::sort(best.begin(), best.end(), before);
+    for (size_t i = 0; i < std::min(best.size(), size_t(k)); ++i) score[i] = best[i].score, index[i] = best[i].row;
+}
+
+int similarity(const F32 *image, int64_t B, const void *bank, int dtype, const F32 *scales, int64_t N, int64_t D, float logit_scale,
+               int64_t k, int threads, float *score, int64_t *index, float *log_sum_exp) {
+    std::fill_n(score, B * k, -INFINITY);
+    std::fill_n(index, B * k, -1);
+    std::fill_n(log_sum_exp, B, -INFINITY);
+    if (!B || !N || !D) return PMCLIP_OK;
+
+    const double most = 1 + double(N) * double(D) * double(B) / WORK;
+    if (threads == 0) threads = most < 2 ? 1 : std::max(1, int(std::thread::hardware_concurrency()));
+    threads = int(std::min<double>(threads, most));
+    const Path &path = best_path();
+    const int64_t kept = std::min(k, N), stride = (D + 63) / 64 * 64, bytes = D * (dtype == PMCLIP_F32 ? 4 : dtype == PMCLIP_F16 ? 2 : 1);
+
+    std::vector<Line> unit(B * stride / 16);
+    std::vector<double> length(B);
+    for (int64_t q = 0; q < B; ++q) length[q] = length_of(image + q * D, D);
+    interleave(image, length.data(), B, D, stride, path.lanes, unit.data()->x);
+
+    const int64_t rows = std::max<int64_t>(12, std::min<int64_t>(TILE, CACHE / (stride * 4) / 12 * 12));
+    const int64_t products = B < GROUP ? 0 : (B + GROUP - 1) / GROUP * rows / ROWS, lines = products ? (rows * bytes / 64 + products) / products : 0;
+    const Call call{image, length.data(), unit.data()->x, bank, scales, B, N, D, stride, kept, rows, lines, logit_scale};
+    const int64_t share = std::min(N / threads / 4, BLOCK / bytes);  // small enough that no thread ends long after the others
+    const int64_t block = std::max<int64_t>(1, share / rows) * rows;
+
+    std::vector<Worker> workers(threads);
+    for (Worker &worker : workers) {
+        worker.running.resize(B);
+        worker.best.resize(B * kept);
+        if (B >= GROUP) worker.packed.resize(rows * stride / 16);
+        if (!kept)
+            for (Running &running : worker.running) running.worst = INFINITY;
+    }
+    const TileOf tile = path.tile[dtype];
+    std::atomic<int64_t> next{0};
+    std::vector<std::thread> others;
+    others.reserve(threads);
+    try {
+        for (int i = 1; i < threads; ++i) others.emplace_back([&, i] { work(call, tile, block, next, workers[i]); });
+    } catch (const std::exception &) {  // no thread or no memory for one: those there are do the work
+    }
+    work(call, tile, block, next, workers[0]);
+    for (std::thread &other : others) other.join();
+    for (int64_t q = 0; q < B; ++q) merge(workers, q, kept, score + q * k, index + q * k, log_sum_exp + q);
+    return PMCLIP_OK;
+}
+
+}  // namespace
+
+int pmclip_similarity(const float *image, int64_t B, const void *bank, int dtype, const float *scales, int64_t N, int64_t D,
+                      float logit_scale, int64_t k, int threads, float *score, int64_t *index, float *log_sum_exp) try {
+    if (B < 0 || N < 0 || D < 0 || k < 0 || threads < 0 || dtype < PMCLIP_F32 || dtype > PMCLIP_INT8 || !std::isfinite(logit_scale))
+        return PMCLIP_BAD_ARGUMENT;
+    return similarity(reinterpret_cast<const F32 *>(image), B, bank, dtype, reinterpret_cast<const F32 *>(scales), N, D, logit_scale, k,
+                      threads, score, index, log_sum_exp);
+} catch (const std::exception &) {  // bad_alloc, length_error
+    return PMCLIP_OUT_OF_MEMORY;
+}
+
+const char *pmclip_similarity_isa(void) { return best_path().name; }
+
+int pmclip_similarity_use(const char *isa) {
+    for (const Path &path : PATHS) {
+        if ((isa && std::strcmp(isa, path.name) != 0) || !path.here()) continue;
+        chosen = &path;
+        return PMCLIP_OK;
+    }
+    return PMCLIP_BAD_ARGUMENT;
+}
