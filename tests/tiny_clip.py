@@ -97,7 +97,7 @@ def lively(name: str, shown: torch.Tensor | None = None) -> CLIP:
         model.visual.eval().attnpool = pool
         for module in model.visual.modules() if shown is not None else ():  # a channel that few pictures stir would blow up rounding errors
             if isinstance(module, torch.nn.BatchNorm2d):
-                module.running_var.clamp_(min=0.5 * float(module.running_var.mean()))
+                module.running_var.clamp_(min=0.8 * float(module.running_var.mean()))
     return model
 
 
