@@ -348,7 +348,7 @@ def test_doctor_says_how_to_get_the_gpu(
 
 
 def test_doctor(run: Any, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pmclip_deploy import models
+    from pmclip_deploy import kernels, models
     from pmclip_deploy.decoders import CODECS
 
     monkeypatch.setattr(models, "DEFAULT_BUNDLE", bundle)
@@ -356,6 +356,7 @@ def test_doctor(run: Any, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert result.code == 0 and result.json["ok"] and result.json["bundle"]["verified"]
     assert {d["uid"] for d in result.json["dicom"]} > set(CODECS) and all(d["readable"] for d in result.json["dicom"])
     assert "infer works here" in run("doctor").out
+    assert result.json["similarity"] == kernels.implementation() and f"similarity in {kernels.implementation()}" in run("doctor").out
     monkeypatch.setattr(models, "DEFAULT_BUNDLE", bundle / "nowhere")
     result = run("doctor", "--json")
     assert result.code == 4 and not result.json["ok"] and "no such bundle" in result.json["bundle"]["problem"]

@@ -42,6 +42,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON 
         "packages": packages,
         "backend": {**backend, "advice": _advice(packages, gpu, backend["providers"])},
         "engines": _engines(),
+        "similarity": _similarity(),
         "dicom": _decoders(),
         "bundle": bundle,
     }
@@ -62,6 +63,16 @@ def _backend() -> tuple[dict[str, Any], int]:
     except Exception as error:
         problem = f"onnxruntime cannot be imported ({type(error).__name__}); install it with `pip install onnxruntime`"
         return {"name": "onnxruntime", "providers": [], "threads": None, "problem": problem}, DeviceError.exit_code
+
+
+def _similarity() -> str:
+    """Which code finds what is most alike."""
+    try:
+        from pmclip_deploy.kernels import implementation
+
+        return implementation()
+    except Exception as error:  # numpy may be what is broken
+        return type(error).__name__
 
 
 def _engines() -> list[dict[str, Any]]:
@@ -169,6 +180,7 @@ def _print(document: dict[str, Any]) -> None:
             f"engines  {e['backend']}: {e['problem'] or 'run here, compute capability ' + e['compute_capability']}"
             for e in document["engines"]
         ),
+        f"search   similarity in {document['similarity']}",
         *(f"dicom    {d['name']}: {d['library'] or 'built in'}" for d in document["dicom"] if d["readable"]),
         *(f"dicom    not readable here: {name}" for name in unreadable),
         f"bundle   {bundle['problem'] or '{name} {version} {precision}, verified'.format(**bundle)}",
