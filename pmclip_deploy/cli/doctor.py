@@ -70,7 +70,7 @@ def _similarity() -> str:
     try:
         from pmclip_deploy.kernels import implementation
 
-        return implementation()
+        return str(implementation())
     except Exception as error:  # numpy may be what is broken
         return type(error).__name__
 
