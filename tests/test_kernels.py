@@ -293,7 +293,8 @@ def test_sanitizers(sanitizer: str, tmp_path: Path) -> None:
     compiler = shutil.which("g++") or shutil.which("clang++")
     if not compiler:
         pytest.skip("needs a C++ compiler")
-    command = [compiler, f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all", "-O1", "-g", "-std=c++17", "-pthread", "-ffp-contract=fast"]
+    command = [compiler, f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all"]
+    command += ["-O1", "-g", "-std=c++17", "-pthread", "-ffp-contract=fast"]
     program, empty = tmp_path / "driver", tmp_path / "empty.cpp"
     empty.write_text("int main() {}")
     if subprocess.run([*command, str(empty), "-o", str(program)], capture_output=True).returncode or subprocess.run([program]).returncode:
