@@ -3,7 +3,7 @@
     8 bytes, little-endian: the length of the header | header, JSON filled up with spaces to 4096 bytes in all
     embeddings F16 (N, D) | id_ends I64 (N,): where each id ends | ids U8: UTF-8, one after the other
 
-The metadata's ``checksum`` is the sha256 of the first 4096 bytes, with zeros for its own 64 digits, and of the sha256 of each MiB after them.
+The metadata's ``checksum`` is the sha256 of the first 4096 bytes, zeros in place of its own 64 digits, and of the sha256 of each MiB after.
 """
 
 import json
