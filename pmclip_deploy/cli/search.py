@@ -75,7 +75,8 @@ def index(
         print_json({"schema": INDEXING_SCHEMA, "index": str(output), **asdict(report)})
     else:
         kind = "pictures" if salt is None else "DICOM pictures"
-        print(f"{one_line(str(output))}: {report.embedded} embedded, {report.known} there already, {report.other} no {kind}")
+        others = f", {report.other} no {kind}" if source.is_dir() else ""
+        print(f"{one_line(str(output))}: {report.embedded} embedded, {report.known} there already{others}")
 
 
 @app.command()
