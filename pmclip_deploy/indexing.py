@@ -113,7 +113,7 @@ def build_index(path: Path, source: Source[T]) -> Report:
                 kept = iter(()) if index is None else index.chunks()
                 del index  # see write_index
                 write_index(path, source.about, journal.dim, chain(kept, journal.chunks(without=indexed)))
-        journal.path.unlink()
+        journal.path.unlink(missing_ok=True)
     return Report(**counts, first_broken=first_broken)
 
 
@@ -161,6 +161,8 @@ class Journal:
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
+        if not self.ids:  # nothing to go on with, for any bundle
+            self.path.unlink()
 
     def add(self, id: str, row: Halves) -> None:
         embedding = base64.b64encode(row.astype("<f2").tobytes()).decode()

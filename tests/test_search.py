@@ -321,12 +321,22 @@ def test_any_torn_end_of_a_journal_is_cut_off(predictor: pm.Predictor, folder: P
 
 
 def test_a_journal_of_another_run_is_refused(predictor: pm.Predictor, folder: Path, index: Path) -> None:
-    with Journal(beside(index, "part"), images_of_folder(predictor, folder, SALT).about):
-        pass
+    with Journal(beside(index, "part"), images_of_folder(predictor, folder, SALT).about) as journal:
+        journal.add("a", np.eye(8, dtype=np.float16)[0])
     before = beside(index, "part").read_bytes()
     with pytest.raises(BundleError, match=r"x\.index\.part: an unfinished run with another bundle or other settings"):
         build_index(index, images_of_folder(predictor, folder))
     assert beside(index, "part").read_bytes() == before and not index.exists()
+
+
+def test_a_journal_without_rows_does_not_stay(predictor: pm.Predictor, folder: Path, index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(predictor, "embed_image", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        build_index(index, images_of_folder(predictor, folder))
+    assert names(index.parent) == ["study"]
 
 
 def test_a_journal_that_outlived_its_index_is_harmless(predictor: pm.Predictor, folder: Path, index: Path, monkeypatch: Any) -> None:
