@@ -40,6 +40,17 @@ class Candidate:
 
 
 @dataclass(frozen=True)
+class Match:
+    """A row of an index, and the cosine of its embedding with what was searched for."""
+
+    id: str
+    score: float
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
 class Answer:
     """``answer`` is None where the model abstains; ``reason`` then says why."""
 

@@ -264,7 +264,7 @@ def write_bundle(directory: Path, manifest: Manifest, files: Mapping[str, Path |
         _write(new / MANIFEST, (json.dumps(hashed.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
         _write(new / SEAL, _seal(new))
         verify_bundle(new)  # what is written can be read
-        _sync(new)
+        sync_folder(new)
         if directory.exists():
             directory.rename(old)
         try:
@@ -273,7 +273,7 @@ def write_bundle(directory: Path, manifest: Manifest, files: Mapping[str, Path |
             if old.exists():
                 old.rename(directory)
             raise
-        _sync(directory.parent)
+        sync_folder(directory.parent)
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         raise BundleError(f"{directory}: cannot be written ({error.strerror}); check the space left and the permissions") from error
@@ -295,7 +295,8 @@ def _write(path: Path, source: Path | bytes) -> None:
         os.fsync(out.fileno())
 
 
-def _sync(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """So that a rename in it outlasts a power cut."""
     if os.name == "posix":  # Windows cannot open a folder
         handle = os.open(folder, os.O_RDONLY)
         try:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from pmclip_deploy.answer import ImageInfo
 from pmclip_deploy.decoders import CODECS, Layout, Refused, native_samples, samples_from_codestream
-from pmclip_deploy.errors import InputError, PmclipError
+from pmclip_deploy.errors import InputError, NoPictureError, PmclipError
 from pmclip_deploy.pixels import MAX_PIXELS, automatic_window, head_of_file
 from pmclip_deploy.pixels import Picture as Picture  # re-exported
 
@@ -68,10 +68,25 @@ def picture_from_dicom(source: str | PathLike[str] | Dataset, frame: int | None 
     where = fspath(source) if is_path else "dataset"
     if window is not None and not (len(window) == 2 and all(map(math.isfinite, window)) and window[1] > 0):
         raise InputError(f"{where}: the window asked for has no positive width; give a center and a width above 0")
+    with _reading(where) as stack:
+        image = _image_from_file(where, stack) if is_path else _image_from_dataset(source)
+        return _picture(where, image, frame, None if window is None else (float(window[0]), float(window[1])))
+
+
+def uid_from_dicom(path: str | PathLike[str]) -> str:
+    """The SOP Instance UID (PS3.3 C.12.1): it names the image, and is as identifying as a name; never print or store it."""
+    where = fspath(path)
+    with _reading(where) as stack:
+        if uid := _text(_image_from_file(where, stack).dataset, "SOPInstanceUID"):
+            return uid
+        raise Refused("it has no SOP Instance UID (0008,0018)")
+
+
+@contextmanager
+def _reading(where: str) -> Iterator[ExitStack]:
     try:
         with _quiet(), ExitStack() as stack:
-            image = _image_from_file(where, stack) if is_path else _image_from_dataset(source)
-            return _picture(where, image, frame, None if window is None else (float(window[0]), float(window[1])))
+            yield stack
     except PmclipError:
         raise
     except Refused as error:
@@ -128,7 +143,7 @@ def _image_from_file(where: str, stack: ExitStack) -> _Image:
     head = head_of_file(where)
     # Without the preamble (PS3.10 7.1) a file starts with group 0002 or, with no file meta, with a low group of either byte order.
     if head[128:] != b"DICM" and head[:2] not in (b"\x02\x00", b"\x08\x00", b"\x00\x08", b"\x00\x02"):
-        raise InputError(f"{where}: is not a DICOM, PNG or JPEG file; give one of these")
+        raise NoPictureError(f"{where}: is not a DICOM, PNG or JPEG file; give one of these")
 
     from pydicom import dcmread
     from pydicom.filereader import read_file_meta_info
@@ -143,7 +158,7 @@ def _image_from_file(where: str, stack: ExitStack) -> _Image:
     tag = file.read(4)
     if tag not in (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10"):
         if not len(dataset) or (head[128:] != b"DICM" and "SOPClassUID" not in dataset and "Rows" not in dataset):
-            raise InputError(f"{where}: is not a DICOM, PNG or JPEG file; give one of these")
+            raise NoPictureError(f"{where}: is not a DICOM, PNG or JPEG file; give one of these")
         kind = "float" if tag in (b"\xe0\x7f\x08\x00", b"\xe0\x7f\x09\x00", b"\x7f\xe0\x00\x08", b"\x7f\xe0\x00\x09") else ""
         return _Image(dataset, _syntax(dataset), little, None, 0, 0, kind)
     vr, field = "OW", file.read(4)
@@ -207,11 +222,12 @@ def _picture(where: str, image: _Image, frame: int | None, window: Window | None
     modality = _text(dataset, "Modality")
     for name in (modality, _text(dataset, "SOPClassUID"), _text(getattr(dataset, "file_meta", {}), "MediaStorageSOPClassUID")):
         if name in NOT_PICTURES:
-            raise InputError(f"{where}: is {NOT_PICTURES[name]}, not a picture; give the image it belongs to")
+            raise NoPictureError(f"{where}: is {NOT_PICTURES[name]}, not a picture; give the image it belongs to")
     if image.vr == "float":  # (7FE0,0008) Float or (7FE0,0009) Double Float Pixel Data
-        raise InputError(f"{where}: has floating-point pixels, a parametric map, not a picture; give the image it was made from")
+        raise NoPictureError(f"{where}: has floating-point pixels, a parametric map, not a picture; give the image it was made from")
     if image.file is None:
-        raise InputError(f"{where}: has no pixel data; give a DICOM image")
+        cut_short = "Rows" in dataset
+        raise (InputError if cut_short else NoPictureError)(f"{where}: has no pixel data; give a DICOM image")
     if image.syntax not in NATIVE and image.syntax not in CODECS:
         raise InputError(f"{where}: transfer syntax {_safe(image.syntax)} is not supported; store it as Explicit VR Little Endian")
 

@@ -3,6 +3,7 @@
     PmclipError                  1  a bug of ours if it is none of the following
     ├── UsageError               2  the command line or an argument is wrong
     ├── InputError               3  the image or question file cannot be read
+    │   └── NoPictureError          the file may be whole, and holds no picture
     ├── BundleError              4  a bundle or checkpoint is missing, broken or tampered with
     ├── ParityError              5  a parity gate failed
     ├── DeviceError              6  the device or backend asked for is not there
@@ -22,6 +23,10 @@ class UsageError(PmclipError):
 
 class InputError(PmclipError):
     exit_code = 3
+
+
+class NoPictureError(InputError):
+    pass
 
 
 class BundleError(PmclipError):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, Union
 import numpy as np
 from numpy.typing import NDArray
 
-from pmclip_deploy.answer import Answer, Candidate, Classification, ModelInfo
+from pmclip_deploy.answer import Answer, Candidate, Classification, Match, ModelInfo
 from pmclip_deploy.bundle import MANIFEST, TOKENIZER, WORDS, Head, Manifest
 from pmclip_deploy.errors import BundleError, UsageError
 from pmclip_deploy.sessions import Session
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pydicom import Dataset
     from tokenizers import Tokenizer
 
+    from pmclip_deploy.index import Index
     from pmclip_deploy.pixels import Picture
 
 Floats: TypeAlias = NDArray[np.float32]
@@ -203,6 +204,30 @@ class Predictor:
         """(N, D), not normalised."""
         _check_questions(texts)
         return np.concatenate([self._text_embedding(text) for text in texts])
+
+    def search(
+        self,
+        index: "Index | str | os.PathLike[str]",
+        *,
+        image: Image | None = None,
+        text: str | None = None,
+        k: int = 10,
+        frame: int | None = None,
+        window: tuple[float, float] | None = None,
+    ) -> list[Match]:
+        """The k rows of an index that are nearest to an image or a text, the nearest first.
+
+        ``index`` is what ``index_from_file`` opens, or a path, which is read and verified anew each time. Raises BundleError where another
+        bundle made it.
+        """
+        from pmclip_deploy.index import Index, index_from_file, unit
+
+        if (image is None) == (text is None) or k < 1:
+            raise UsageError("search for an image or for a text, one of them, and for 1 or more rows")
+        opened = index if isinstance(index, Index) else index_from_file(index)
+        opened.refuse_other_bundle(self.model.bundle, self.model.sha256)
+        embedding = self.embed_text(text) if text is not None else self.embed_image(image, frame=frame, window=window)  # type: ignore[arg-type]
+        return opened.matches(unit(embedding, "the query").astype(np.float32), k)
 
     def _embedding_from_text(self, text: str) -> Floats:
         """(1, D). Alone: a dynamically quantised tower takes its scales from the batch, and an answer must not depend on

@@ -8,6 +8,10 @@ BUNDLE_SCHEMA = "pmclip-deploy/bundle/1"
 ANSWER_SCHEMA = "pmclip-deploy/answer/1"
 CLASSIFICATION_SCHEMA = "pmclip-deploy/classification/1"
 EVALUATION_SCHEMA = "pmclip-deploy/evaluation/1"
+INDEX_SCHEMA = "pmclip-deploy/index/1"
+INDEXING_SCHEMA = "pmclip-deploy/indexing/1"
+DELETION_SCHEMA = "pmclip-deploy/deletion/1"
+SEARCH_SCHEMA = "pmclip-deploy/search/1"
 
 Resize = Literal["shortest", "squash"]
 PRECISIONS = ("fp32", "fp16", "int8")

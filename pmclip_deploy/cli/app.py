@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pmclip_deploy.cli import bundle, classify, doctor, evaluate, export, import_, infer, train
+from pmclip_deploy.cli import bundle, classify, doctor, evaluate, export, import_, infer, search, train
 from pmclip_deploy.cli.output import print_error
 from pmclip_deploy.errors import PmclipError
 
@@ -23,6 +23,7 @@ app.command("classify")(classify.classify)
 app.command("evaluate")(evaluate.evaluate)
 app.command("doctor")(doctor.doctor)
 app.add_typer(bundle.app, name="bundle")
+app.add_typer(search.app, name="search")
 app.add_typer(train.app, name="train")
 app.command("import")(import_.import_)
 app.command("export")(export.export)

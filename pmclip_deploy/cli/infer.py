@@ -75,29 +75,29 @@ def infer(
 def split_arguments(arguments: list[str]) -> tuple[list[Path], list[str]]:
     """Images come first: the first argument always, the later ones as long as they exist. The rest are questions."""
     count = 1
-    while count < len(arguments) and _exists(arguments[count]):
+    while count < len(arguments) and exists(arguments[count]):
         count += 1
     images, questions = [Path(a) for a in arguments[:count]], arguments[count:]
     for question in questions:
-        if _looks_like_a_path(question):
-            if _exists(question):
+        if looks_like_a_path(question):
+            if exists(question):
                 raise UsageError(f"{question}: images come before questions; put it first")
             raise InputError(f"{question}: no such file; check the path")
-    if not _exists(arguments[0]):
+    if not exists(arguments[0]):
         raise InputError(f"{arguments[0]}: no such file or folder; check the path")
     if not questions or not all(question.strip() for question in questions):
         raise UsageError('no question given; add one, for example "is there a fracture?"')
     return images, questions
 
 
-def _exists(argument: str) -> bool:
+def exists(argument: str) -> bool:
     try:
         return bool(argument.strip()) and Path(argument).exists()
     except (OSError, ValueError):  # a question may be too long for a file's name
         return False
 
 
-def _looks_like_a_path(argument: str) -> bool:
+def looks_like_a_path(argument: str) -> bool:
     return argument.lower().endswith(SUFFIXES) or (("/" in argument or os.sep in argument) and " " not in argument)
 
 

@@ -1,0 +1,201 @@
+"""`pmclip-deploy search index | query | delete | show`: images or captions to one file, and what in it is near an image or a text."""
+
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pmclip_deploy.cli.infer import PNG_AND_JPEG, RESEARCH_ONLY, exists, looks_like_a_path
+from pmclip_deploy.cli.output import one_line, print_json, print_note, progress
+from pmclip_deploy.errors import InputError, UsageError
+from pmclip_deploy.spec import DELETION_SCHEMA, INDEX_SCHEMA, INDEXING_SCHEMA, SEARCH_SCHEMA
+
+if TYPE_CHECKING:
+    from pmclip_deploy.answer import Match
+    from pmclip_deploy.index import Index
+    from pmclip_deploy.indexing import Source
+    from pmclip_deploy.predictor import Predictor
+
+app = typer.Typer(help="Find similar images and captions.", no_args_is_help=True)
+
+CAPTIONS = (".txt", ".jsonl")
+
+IndexFile = Annotated[Path, typer.Argument(metavar="INDEX", help="What `search index` wrote.", show_default=False)]
+Bundle = Annotated[Path | None, typer.Option(help="Bundle folder. Default: the embedded model.", show_default=False)]
+Device = Annotated[str, typer.Option(help="As for infer.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+
+
+@app.command()
+def index(
+    source: Annotated[Path, typer.Argument(metavar="FOLDER|CAPTIONS", help="Images, or a .txt or .jsonl file.", show_default=False)],
+    output: Annotated[Path, typer.Option(metavar="INDEX", help="Made, or added to.", show_default=False)],
+    bundle: Bundle = None,
+    device: Device = "auto",
+    ids: Annotated[
+        str, typer.Option(metavar="path|uid", help="What an image is found by: its path, or its salted SOP Instance UID.")
+    ] = "path",
+    salt_file: Annotated[Path | None, typer.Option(help="For --ids uid: 16 bytes or more, which you keep.", show_default=False)] = None,
+    as_json: Json = False,
+) -> None:
+    """Embed a folder of images, or captions. Cut off, it goes on where it was; run again, it adds what is new.
+
+    pmclip-deploy search index archive/ --output archive.index
+    """
+    salt = _salt(ids, salt_file)
+    if not source.exists():
+        raise InputError(f"{source}: no such file or folder; check the path")
+    if not source.is_dir() and source.suffix.lower() not in CAPTIONS:
+        raise UsageError(f"{source}: is neither a folder nor a .txt or .jsonl file; give one of these")
+    if salt is not None and not source.is_dir():
+        raise UsageError(f"{source}: captions have no UID; leave out --ids uid")
+
+    from pmclip_deploy.dicom import import_pydicom_lean
+    from pmclip_deploy.indexing import build_index, captions_of_file, images_of_folder
+
+    import_pydicom_lean()
+    predictor = _predictor(bundle, device)
+    embedded: Source[Any] = images_of_folder(predictor, source, salt) if source.is_dir() else captions_of_file(predictor, source)
+    items = list(embedded.items)
+    try:
+        report = build_index(output, replace(embedded, items=progress(items, "Embedding")))
+    except KeyboardInterrupt:
+        print_note(f"{output}: stopped; the same command goes on from here")
+        raise
+    broken = f"; the first: {report.first_broken}" if report.first_broken else ""
+    if not report.embedded and not report.known:
+        raise InputError(
+            f"{source}: nothing in it could be read ({len(items)} looked at{broken}); give DICOM, PNG or JPEG files, or captions"
+        )
+    if report.broken:
+        print_note(f"left out {report.broken} that cannot be read{broken}")
+    if as_json:
+        print_json({"schema": INDEXING_SCHEMA, "index": str(output), **asdict(report)})
+    else:
+        kind = "pictures" if salt is None else "DICOM pictures"
+        others = f", {report.other} no {kind}" if source.is_dir() else ""
+        print(f"{one_line(str(output))}: {report.embedded} embedded, {report.known} there already{others}")
+
+
+@app.command()
+def query(
+    index: IndexFile,
+    wanted: Annotated[str, typer.Argument(metavar="TEXT|IMAGE", help="A file that exists is an image.", show_default=False)],
+    k: Annotated[int, typer.Option("--k", min=1, help="How many to find.")] = 10,
+    bundle: Bundle = None,
+    device: Device = "auto",
+    frame: Annotated[int | None, typer.Option(min=0, help="Frame of a multi-frame file, from 0. Default: the middle one.")] = None,
+    window: Annotated[tuple[float, float] | None, typer.Option(metavar="CENTER WIDTH", help="In modality units, HU for CT.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Find what is nearest to an image or a text.
+
+    pmclip-deploy search query archive.index scan.dcm
+    """
+    is_image = exists(wanted)
+    if not is_image and looks_like_a_path(wanted):
+        raise InputError(f"{wanted}: no such file; check the path")
+    if not is_image and (frame is not None or window is not None):
+        raise UsageError("--frame and --window are for an image; leave them out")
+
+    from pmclip_deploy.index import index_from_file
+
+    predictor = _predictor(bundle, device, once=True)
+    if is_image and not wanted.lower().endswith(PNG_AND_JPEG):
+        from pmclip_deploy.dicom import import_pydicom_lean
+
+        import_pydicom_lean()
+    start = time.perf_counter()
+    opened = index_from_file(index)
+    verified = time.perf_counter()
+    matches = predictor.search(opened, **{"image" if is_image else "text": wanted}, k=k, frame=frame, window=window)
+    done = time.perf_counter()
+    steps = {"index": verified - start, "search": done - verified, "total": done - start}
+    timings = {name: round(1e3 * seconds, 2) for name, seconds in steps.items()}
+    if as_json:
+        document = {
+            "schema": SEARCH_SCHEMA,
+            "query": {"image" if is_image else "text": wanted},
+            "matches": [match.to_json() for match in matches],
+            "index": _document(opened),
+            "model": asdict(predictor.model),
+            "timings_ms": timings,
+        }
+        print_json(document)
+    else:
+        _print_matches(matches)
+        print("time:  " + ", ".join(f"{name} {ms:.0f} ms" for name, ms in timings.items()))
+        print(RESEARCH_ONLY)
+
+
+@app.command()
+def delete(
+    index: IndexFile,
+    ids: Annotated[list[str], typer.Argument(metavar="ID...", help="As `search query` prints them.", show_default=False)],
+    as_json: Json = False,
+) -> None:
+    """Take rows out. Where one of them is not there, none is."""
+    from pmclip_deploy.indexing import delete_rows
+
+    delete_rows(index, ids)
+    if as_json:
+        print_json({"schema": DELETION_SCHEMA, "index": str(index), "deleted": len(set(ids))})
+    else:
+        print(f"{one_line(str(index))}: {len(set(ids))} deleted")
+
+
+@app.command()
+def show(index: IndexFile, as_json: Json = False) -> None:
+    """Verify an index, and say what it holds."""
+    from pmclip_deploy.index import index_from_file
+
+    opened = index_from_file(index)
+    if as_json:
+        print_json({"schema": INDEX_SCHEMA, **_document(opened)})
+        return
+    about = opened.about
+    print(f"{one_line(str(index))}: {len(opened):,} {about.embedded}s, {opened.dim} numbers each, {opened.bytes:,} bytes, verified")
+    print(f"bundle: {one_line(about.bundle)}, sha256 {about.bundle_sha256}")
+    print(f"ids:    {about.ids}")
+    print(f"checksum: {opened.checksum}")
+
+
+def _salt(ids: str, file: Path | None) -> bytes | None:
+    if ids not in ("path", "uid"):
+        raise UsageError(f"--ids is path or uid, not {ids}")
+    if (ids == "uid") != (file is not None):
+        raise UsageError("--ids uid and --salt-file FILE go together; `head -c 32 /dev/urandom > FILE` makes one, which you keep")
+    try:
+        return None if file is None else file.read_bytes()
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror}); check --salt-file") from None
+
+
+def _predictor(bundle: Path | None, device: str, once: bool = False) -> "Predictor":
+    from pmclip_deploy.opening import load
+
+    predictor = load(bundle, device, once=once)
+    for note in dict.fromkeys(predictor.notes):
+        print_note(note)
+    return predictor
+
+
+def _document(index: "Index") -> dict[str, Any]:
+    size = {"rows": len(index), "dim": index.dim, "bytes": index.bytes}
+    return {"path": str(index.path), **size, **asdict(index.about), "checksum": index.checksum, "verified": True}
+
+
+def _print_matches(matches: "list[Match]") -> None:
+    from rich.console import Console
+    from rich.table import Column, Table
+    from rich.text import Text
+
+    table = Table("Rank", "Score", Column("Id", overflow="fold"))
+    for rank, match in enumerate(matches, 1):
+        table.add_row(str(rank), f"{match.score:.3f}", Text(one_line(match.id)))
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 120
+    console.print(table)

@@ -1,0 +1,252 @@
+"""A folder of images, or a file of captions, to an index; journalled, so that a run that was cut off goes on with its next row."""
+
+import base64
+import hmac
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Generic, TypeAlias, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pmclip_deploy.errors import BundleError, InputError, NoPictureError, UsageError
+from pmclip_deploy.index import ROWS, About, Chunk, Halves, Index, beside, index_from_file, locked, unit, write_index
+from pmclip_deploy.predictor import Predictor
+
+JOURNAL_SCHEMA = "pmclip-deploy/index-journal/1"
+SALT_BYTES = 16  # at least: a short salt can be guessed, and with it the UIDs
+
+T = TypeVar("T")
+Line: TypeAlias = tuple[int, str]  # its number and text
+
+
+@dataclass(frozen=True)
+class Source(Generic[T]):
+    """What is to be embedded, and how an item is named for a message."""
+
+    about: About
+    items: Iterable[T]
+    id: Callable[[T], str]
+    embed: Callable[[T], NDArray[np.float32]]
+    name: Callable[[T], str]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What became of the items."""
+
+    embedded: int = 0
+    known: int = 0  # their id is there already, from this run or an earlier one
+    other: int = 0  # files that are no pictures
+    broken: int = 0
+    first_broken: str | None = None
+
+
+def images_of_folder(predictor: Predictor, folder: Path, salt: bytes | None = None) -> Source[Path]:
+    """Every file below ``folder``. Ids are paths relative to it or, with ``salt``, HMACs of SOP Instance UIDs, which DICOM alone has."""
+    if salt is not None and len(salt) < SALT_BYTES:
+        raise UsageError(f"the salt has {len(salt)} bytes; give {SALT_BYTES} or more, for example `head -c 32 /dev/urandom > salt`")
+    found = sorted(Path(parent) / name for parent, _, names in os.walk(folder) for name in names)
+    return Source(
+        about=_about(predictor, "image", "path" if salt is None else "uid", salt),
+        items=[path for path in found if path.is_file()],  # no pipes, no broken links
+        id=partial(_id_from_path, folder) if salt is None else partial(_id_from_uid, salt),
+        embed=predictor.embed_image,
+        name=str,
+    )
+
+
+def captions_of_file(predictor: Predictor, file: Path) -> Source[Line]:
+    """A caption a line or, in .jsonl, {"caption", "id"}; where there is no id, the caption is."""
+    try:
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror}); check the path") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{file}: is not UTF-8; save it as that") from None
+    name = partial(_name_of_line, file)
+    caption = _caption_from_json if file.suffix.lower() == ".jsonl" else _caption_from_text
+
+    def id_and_caption(line: Line) -> tuple[str, str]:
+        try:
+            return caption(line[1])
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            raise InputError(f'{name(line)}: is no {{"caption": "...", "id": "..."}} with text in both; mend the line') from None
+
+    return Source(
+        about=_about(predictor, "text", "caption"),
+        items=[(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()],
+        id=lambda line: id_and_caption(line)[0],
+        embed=lambda line: predictor.embed_text(id_and_caption(line)[1]),
+        name=name,
+    )
+
+
+def build_index(path: Path, source: Source[T]) -> Report:
+    """Makes the index at ``path``, or adds to it. A row whose id is there stays as it is."""
+    path = path.resolve()
+    counts, first_broken = dict.fromkeys(("embedded", "known", "other", "broken"), 0), None
+    with locked(path):
+        index = index_from_file(path) if path.exists() else None
+        if index is not None:
+            _refuse_other(index, source.about)
+        indexed = frozenset(() if index is None else index.ids())
+        with Journal(beside(path, "part"), source.about) as journal:
+            for item in source.items:
+                try:
+                    if (id := source.id(item)) in indexed or id in journal.ids:
+                        counts["known"] += 1
+                        continue
+                    journal.add(id, unit(source.embed(item), source.name(item)))
+                    counts["embedded"] += 1
+                except NoPictureError:
+                    counts["other"] += 1
+                except InputError as error:
+                    counts["broken"] += 1
+                    first_broken = first_broken or str(error)
+            if journal.ids - indexed:  # of this run, or of one that was cut off
+                kept = iter(()) if index is None else index.chunks()
+                del index  # see write_index
+                write_index(path, source.about, journal.dim, chain(kept, journal.chunks(without=indexed)))
+        journal.path.unlink(missing_ok=True)
+    return Report(**counts, first_broken=first_broken)
+
+
+def delete_rows(path: Path, ids: Sequence[str]) -> None:
+    """All of them, or none where one is unknown."""
+    path = path.resolve()
+    with locked(path):
+        index = index_from_file(path)
+        indexed = frozenset(index.ids())
+        for each in ids:
+            if each not in indexed:
+                raise UsageError(f"{path}: has no row with the id {each}, so nothing was deleted; check the ids")
+        about, dim, kept = index.about, index.dim, index.chunks(without=frozenset(ids))
+        del index  # see write_index
+        write_index(path, about, dim, kept)
+
+
+class Journal:
+    """INDEX.part: a line on what all rows share, then a line a row, {"id", "embedding": base64 of (D,) f16}. A torn end is cut off."""
+
+    def __init__(self, path: Path, about: About) -> None:
+        self.path, self.ids, self.dim = path, set[str](), 0
+        head = json.dumps({"schema": JOURNAL_SCHEMA, **asdict(about)}).encode() + b"\n"
+        self._start = end = len(head)
+        try:
+            path.touch()
+            with path.open("rb") as file:
+                first = file.readline()
+            if first != head:
+                if not head.startswith(first):
+                    raise BundleError(
+                        f"{path}: an unfinished run with another bundle or other settings; finish that, or give it up and delete the file"
+                    )
+                path.write_bytes(head)
+            for id, _, after in self._rows():
+                self.ids.add(id)
+                end = after
+            os.truncate(path, end)
+            self._file = path.open("ab", buffering=0)  # a row is in the system's hands once it is written
+        except OSError as error:
+            raise self._unwritable(error.strerror) from error
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        if not self.ids:  # nothing to go on with, for any bundle
+            self.path.unlink()
+
+    def add(self, id: str, row: Halves) -> None:
+        embedding = base64.b64encode(row.astype("<f2").tobytes()).decode()
+        line = json.dumps({"id": id, "embedding": embedding}).encode() + b"\n"
+        try:
+            written = self._file.write(line)
+        except OSError as error:
+            raise self._unwritable(error.strerror) from error
+        if written != len(line):
+            raise self._unwritable("no space is left")
+        self.ids.add(id)
+        self.dim = len(row)
+
+    def chunks(self, without: frozenset[str]) -> Iterator[Chunk]:
+        ids, rows = list[str](), list[Halves]()
+        for id, row, _ in self._rows():
+            if id not in without:
+                ids.append(id)
+                rows.append(row)
+            if len(rows) == ROWS:
+                yield np.stack(rows), ids
+                ids, rows = [], []
+        if rows:
+            yield np.stack(rows), ids
+
+    def _rows(self) -> Iterator[tuple[str, Halves, int]]:
+        """Each id and row, and where its line ends, up to the first line that is none."""
+        with self.path.open("rb") as file:
+            file.seek(end := self._start)
+            for line in file:
+                try:
+                    data = json.loads(line)
+                    id, row = data["id"], np.frombuffer(base64.b64decode(data["embedding"], validate=True), "<f2")
+                except (ValueError, KeyError, TypeError, RecursionError):
+                    return
+                if not line.endswith(b"\n") or not isinstance(id, str) or not row.size or len(row) != (self.dim or len(row)):
+                    return
+                self.dim, end = len(row), end + len(line)
+                yield id, row, end
+
+    def _unwritable(self, reason: str | None) -> BundleError:
+        return BundleError(f"{self.path}: cannot be written ({reason}); check the space left and the permissions, then run it again")
+
+
+def _about(predictor: Predictor, embedded: str, ids: str, salt: bytes | None = None) -> About:
+    check = "" if salt is None else hmac.digest(salt, JOURNAL_SCHEMA.encode(), "sha256").hex()[:8]
+    return About(predictor.model.bundle, predictor.model.sha256, embedded, ids, check)
+
+
+def _refuse_other(index: Index, about: About) -> None:
+    index.refuse_other_bundle(about.bundle, about.bundle_sha256)
+    if (index.about.embedded, index.about.ids) != (about.embedded, about.ids):
+        raise UsageError(
+            f"{index.path}: holds {index.about.embedded}s with ids of kind {index.about.ids}, and these are {about.embedded}s with ids "
+            f"of kind {about.ids}; choose another --output"
+        )
+    if index.about.salt_check != about.salt_check:
+        raise UsageError(f"{index.path}: its ids were made with another salt; give that one with --salt-file, or choose another --output")
+
+
+def _id_from_path(folder: Path, path: Path) -> str:
+    """What is no Unicode in a name becomes \\x and its digits."""
+    return os.fsencode(path.relative_to(folder).as_posix()).decode(errors="backslashreplace")
+
+
+def _id_from_uid(salt: bytes, path: Path) -> str:
+    from pmclip_deploy.dicom import uid_from_dicom
+
+    return hmac.digest(salt, uid_from_dicom(path).encode(), "sha256").hex()
+
+
+def _name_of_line(file: Path, line: Line) -> str:
+    return f"{file}, line {line[0]}"
+
+
+def _caption_from_text(line: str) -> tuple[str, str]:
+    return line, line
+
+
+def _caption_from_json(line: str) -> tuple[str, str]:
+    """-> id and caption. Raises ValueError or what indexing into something else raises."""
+    data = json.loads(line)
+    caption, id = data["caption"].strip(), data.get("id", data["caption"]).strip()
+    caption.encode(), id.encode()  # JSON can spell what is no Unicode
+    if not caption or not id:
+        raise ValueError
+    return id, caption
