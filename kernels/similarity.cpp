@@ -35,10 +35,11 @@ float number(F32 value) { return value.x; }
 float number(I8 value) { return value.x; }
 
 float number(F16 value) {
-    const uint32_t exponent = value.bits >> 10 & 31, fraction = value.bits & 1023;
-    const float size = exponent == 31 ? (fraction ? NAN : INFINITY)
-                                      : std::ldexp(float(exponent ? fraction | 1024 : fraction), int(exponent ? exponent : 1) - 25);
-    return value.bits >> 15 ? -size : size;
+    const uint32_t size = (value.bits & 0x7fffu) << 13;  // as an f32, 2^112 times too small
+    const uint32_t bits = size | (size >= 0x7c00u << 13 ? 0x7f800000u : 0) | uint32_t(value.bits & 0x8000u) << 16;
+    float result;
+    std::memcpy(&result, &bits, sizeof result);
+    return result * 0x1p112f;
 }
 
 struct Candidate {
@@ -282,6 +283,9 @@ int pmclip_similarity(const float *image, int64_t B, const void *bank, int dtype
 const char *pmclip_similarity_isa(void) { return best_path().name; }
 
 int pmclip_similarity_use(const char *isa) {
+#if defined(__x86_64__)
+    __builtin_cpu_init();  // not every compiler's runtime has done it by itself
+#endif
     for (const Path &path : PATHS) {
         if ((isa && std::strcmp(isa, path.name) != 0) || !path.here()) continue;
         chosen = &path;
