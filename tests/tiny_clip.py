@@ -85,7 +85,7 @@ def lively(name: str, shown: torch.Tensor | None = None) -> CLIP:
         elif isinstance(module, torch.nn.LayerNorm):
             module.weight.uniform_(0.5, 1.5), module.bias.normal_(0, 0.2)
         elif isinstance(module, AttentionPool2d):
-            module.q_proj.weight *= 512 / module.q_proj.in_features  # a wide tower's scores are large already, and one of them takes all
+            module.q_proj.weight *= 2
             for part in (module.q_proj, module.k_proj, module.v_proj, module.c_proj):
                 part.bias.normal_(0, 0.2)
         elif isinstance(module, torch.nn.MultiheadAttention):
@@ -95,9 +95,11 @@ def lively(name: str, shown: torch.Tensor | None = None) -> CLIP:
         pool, model.visual.attnpool = model.visual.attnpool, torch.nn.Identity()
         model.visual.train()(pictures(96, 8) if shown is None else shown)
         model.visual.eval().attnpool = pool
-        for module in model.visual.modules() if shown is not None else ():  # a channel that few pictures stir would blow up rounding errors
-            if isinstance(module, torch.nn.BatchNorm2d):
-                module.running_var.clamp_(min=0.8 * float(module.running_var.mean()))
+        if shown is not None:  # what would blow up rounding errors: a score that takes all, and channels that few pictures stir
+            pool.q_proj.weight *= 0.1
+            for module in model.visual.modules():
+                if isinstance(module, torch.nn.BatchNorm2d):
+                    module.running_var.clamp_(min=0.8 * float(module.running_var.mean()))
     return model
 
 
