@@ -3,13 +3,18 @@
 import ctypes
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .reference import Similarity
 
-DTYPES = {np.dtype(np.float32): 0, np.dtype(np.float16): 1, np.dtype(np.int8): 2}  # as enum pmclip_dtype in similarity.h
+DTYPES: dict[np.dtype[Any], int] = {
+    np.dtype(np.float32): 0,
+    np.dtype(np.float16): 1,
+    np.dtype(np.int8): 2,
+}  # as enum pmclip_dtype in similarity.h
 OUT_OF_MEMORY = 1
 
 
@@ -60,4 +65,4 @@ def isa() -> str:
 def use(name: str | None) -> bool:
     """Takes another instruction set from now on, None the best again; whether this processor has it. For tests."""
     assert library
-    return library.pmclip_similarity_use(name and name.encode()) == 0
+    return bool(library.pmclip_similarity_use(name and name.encode()) == 0)
