@@ -43,7 +43,8 @@ def contrastive_similarity(
         raise ValueError(f"logit_scale: {logit_scale} is not a finite 32-bit float")
     if k < 0 or threads < 0:
         raise ValueError(f"k and threads: {k} and {threads}; neither can be negative")
-    return (cpu if cpu.library else numpy_path).contrastive_similarity(image, bank, logit_scale, k, scales, threads)
+    run = cpu.contrastive_similarity if cpu.library else numpy_path.contrastive_similarity
+    return run(image, bank, logit_scale, k, scales, threads)
 
 
 def implementation() -> str:

@@ -3,14 +3,20 @@
 import ctypes
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .reference import Similarity
 
-DTYPES = {np.dtype(np.float32): 0, np.dtype(np.float16): 1, np.dtype(np.int8): 2}  # as enum pmclip_dtype in similarity.h
+DTYPES: dict[np.dtype[Any], int] = {
+    np.dtype(np.float32): 0,
+    np.dtype(np.float16): 1,
+    np.dtype(np.int8): 2,
+}  # as enum pmclip_dtype in similarity.h
 OUT_OF_MEMORY = 1
+MOST_THREADS = 1 << 16  # more would not fit a C int, nor any machine
 
 
 def _load() -> ctypes.CDLL | None:
@@ -42,7 +48,7 @@ def contrastive_similarity(
     score, index, log_sum_exp = np.empty((B, k), np.float32), np.empty((B, k), np.int64), np.empty(B, np.float32)
     status = library.pmclip_similarity(
         image.ctypes.data, B, bank.ctypes.data, DTYPES[bank.dtype], None if scales is None else scales.ctypes.data, len(bank), D,
-        logit_scale, k, threads, score.ctypes.data, index.ctypes.data, log_sum_exp.ctypes.data,
+        logit_scale, k, min(threads, MOST_THREADS), score.ctypes.data, index.ctypes.data, log_sum_exp.ctypes.data,
     )  # fmt: skip
     if status == OUT_OF_MEMORY:
         raise MemoryError(f"similarity: no memory for the best {k} of {B} images; ask for fewer")
@@ -60,4 +66,4 @@ def isa() -> str:
 def use(name: str | None) -> bool:
     """Takes another instruction set from now on, None the best again; whether this processor has it. For tests."""
     assert library
-    return library.pmclip_similarity_use(name and name.encode()) == 0
+    return bool(library.pmclip_similarity_use(name and name.encode()) == 0)

@@ -25,15 +25,14 @@ def contrastive_similarity(
         total = np.logaddexp(total, _log_sum_exp(scores))
         worst = best[:, -1:] if k else np.full((len(image), 1), np.inf, np.float32)
         rows = start + np.flatnonzero((scores > worst - MARGIN * abs(logit_scale)).any(0))  # a later row must exceed what it displaces
-        of_rows = None if scales is None else scales[rows]
-        found = reference.contrastive_similarity(image, bank[rows], logit_scale, min(k, len(rows)), of_rows)
+        found = reference.contrastive_similarity(
+            image, bank[rows], logit_scale, min(k, len(rows)), None if scales is None else scales[rows]
+        )
         best, index = np.hstack([best, found.score]), np.hstack([index, np.append(rows, -1)[found.index]])
         order = np.argsort(-best, 1, kind="stable")[:, :k]
         best, index = np.take_along_axis(best, order, 1), np.take_along_axis(index, order, 1)
     missing = ((0, 0), (0, k_all - k))
-    return Similarity(
-        np.pad(best, missing, constant_values=-np.inf), np.pad(index, missing, constant_values=-1), total.astype(np.float32)
-    )
+    return Similarity(np.pad(best, missing, constant_values=-np.inf), np.pad(index, missing, constant_values=-1), total.astype(np.float32))
 
 
 def _scores(

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 class Similarity(NamedTuple):
     score: NDArray[np.float32]  # (B, k), the largest first, of equal ones the lowest index; -inf where there are fewer than k
-    index: NDArray[np.int64]  # (B, k) rows of the bank; -1 where there are fewer than k
+    index: NDArray[np.int64]  # type: ignore[assignment]  # (B, k) rows of the bank; -1 where there are fewer than k
     log_sum_exp: NDArray[np.float32]  # (B,) over all scores, not only those given; -inf where there is none
 
 

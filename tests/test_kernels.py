@@ -45,9 +45,7 @@ def embeddings(rng: np.random.Generator, rows: int, D: int, dtype: str = "float3
     return np.clip(np.rint(values), -128, 127).astype(np.int8) if dtype == "int8" else values.astype(dtype)
 
 
-def check(
-    kernel: Kernel, image: Any, bank: Any, logit_scale: float = 1.0, k: int = 10, scales: Any = None, threads: int = 0
-) -> Similarity:
+def check(kernel: Kernel, image: Any, bank: Any, logit_scale: float = 1.0, k: int = 10, scales: Any = None, threads: int = 0) -> Similarity:
     """Runs the kernel, and compares all that it says with the reference."""
     got = kernel(image, bank, logit_scale, k, scales, threads)
     want = reference.contrastive_similarity(image, bank, logit_scale, k, scales)
@@ -293,8 +291,16 @@ def test_sanitizers(sanitizer: str, tmp_path: Path) -> None:
     compiler = shutil.which("g++") or shutil.which("clang++")
     if not compiler:
         pytest.skip("needs a C++ compiler")
-    command = [compiler, f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all"]
-    command += ["-O1", "-g", "-std=c++17", "-pthread", "-ffp-contract=fast"]
+    command = [
+        compiler,
+        f"-fsanitize={sanitizer}",
+        "-fno-sanitize-recover=all",
+        "-O1",
+        "-g",
+        "-std=c++17",
+        "-pthread",
+        "-ffp-contract=fast",
+    ]
     program, empty = tmp_path / "driver", tmp_path / "empty.cpp"
     empty.write_text("int main() {}")
     if subprocess.run([*command, str(empty), "-o", str(program)], capture_output=True).returncode or subprocess.run([program]).returncode:

@@ -1,5 +1,7 @@
 """The wheel: small enough to carry to a workstation, complete, and free of what the runtime must not need."""
 
+import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -13,9 +15,8 @@ MODELS = ROOT / "pmclip_deploy" / "models"
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
-    source = folder / "source"  # a copy, so that the build leaves nothing in the checkout
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    source = tmp_path_factory.mktemp("source")  # a copy, so that the build leaves nothing in the checkout
     names = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
     if names.returncode:
         pytest.skip("needs a git checkout")
@@ -23,6 +24,12 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if (ROOT / name).is_file():
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             (source / name).symlink_to(ROOT / name)
+    return source
+
+
+@pytest.fixture(scope="module")
+def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(source)]
     done = subprocess.run([*command, "--no-build-isolation"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -36,10 +43,39 @@ def test_wheel_is_under_80_mb(wheel: Path) -> None:
 
 def test_wheel_holds_the_runtime_its_model_and_the_mapped_packages(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
-    assert {f"pmclip_deploy/{n}/__init__.py" for n in ("cli", "sessions", "models", "train", "export", "benchmarks")} <= names
+    assert {f"pmclip_deploy/{n}/__init__.py" for n in ("cli", "sessions", "models", "train", "export", "benchmarks", "kernels")} <= names
     assert {f"pmclip_deploy/models/{p.relative_to(MODELS)}" for p in MODELS.rglob("pmclip-lite/*/*")} <= names
     assert "pmclip_deploy/train/phrases/out_of_scope.txt" in names
-    assert not [n for n in names if n.startswith(("tests/", "train/", "export/"))]
+    assert not [n for n in names if n.startswith(("tests/", "train/", "export/", "kernels/"))]
+
+
+def test_wheel_holds_the_kernel_compiled_where_a_compiler_is(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "pmclip_deploy/kernels/similarity_tile.h" in names  # and its sources, to read and to build again
+    if shutil.which("g++"):
+        assert [n for n in names if n.startswith("pmclip_deploy/kernels/_similarity") and n.endswith((".so", ".pyd"))]
+
+
+def test_installs_without_a_compiler(source: Path, tmp_path: Path) -> None:
+    missing = os.environ | {"CC": "/bin/false", "CXX": "/bin/false"}
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--target",
+        str(tmp_path),
+        str(source),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, env=missing)
+    assert done.returncode == 0, done.stderr
+    code = "import pmclip_deploy.kernels as k; print(k.__file__); print(k.implementation())"
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert str(tmp_path) in told.stdout and "NumPy" in told.stdout, told.stdout + told.stderr
 
 
 def test_base_install_needs_neither_torch_nor_gpl_code(wheel: Path) -> None:
