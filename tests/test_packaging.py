@@ -59,8 +59,8 @@ def test_wheel_holds_the_kernel_compiled_where_a_compiler_is(wheel: Path) -> Non
 def test_installs_without_a_compiler(source: Path, tmp_path: Path) -> None:
     missing = os.environ | {"CC": "/bin/false", "CXX": "/bin/false"}
     shutil.rmtree(source / "build", ignore_errors=True)  # what the wheel's build compiled
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--target", str(tmp_path), str(source)]
-    done = subprocess.run(command, capture_output=True, text=True, env=missing)
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
+    done = subprocess.run([*command, "--target", str(tmp_path), str(source)], capture_output=True, text=True, env=missing)
     assert done.returncode == 0, done.stderr
     code = "import pmclip_deploy.kernels as k; print(k.__file__); print(k.implementation())"
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
