@@ -1,12 +1,15 @@
 """Fixtures that every test folder shares."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 SHARED = Path(os.environ.get("PMCLIP_SHARED", ROOT.parent / "shared" / "data"))
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts the tests in the background has them ignore Ctrl-C
 
 
 @pytest.fixture(scope="session")
