@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from pmclip_deploy.bundle import TOKENIZER, WORDS, Abstention, Graph, Head, Kind, Manifest, Words
+from pmclip_deploy.classify import scores_from_bundle
 from pmclip_deploy.errors import BundleError, ParityError, PmclipError
 from pmclip_deploy.evaluate import Bootstrap, Row, mcnemar, normalised, pictures_of
 from pmclip_deploy.export.onnx_from_checkpoint import Modules, functions_of
@@ -33,6 +34,7 @@ TENSOR_GATES = {"fp32": {"cosine": 0.9999, "max_abs": 1e-3}, "fp16": {"cosine": 
 PIXELS = 1e-5  # largest difference of a normalised pixel, every precision; tokens must be equal
 # Of answers, every precision. Near-ties among 1,500 names of abnormalities, which are never given as answers, flip: hence two agreements.
 AGREEMENT, CANDIDATE_AGREEMENT, ACCURACY_LOSS = 0.99, 0.97, 0.01
+LABELLED = 100  # pictures, fewer of which cannot tell whether labels agree on 99%
 
 # Real CT, MR, US and secondary captures inside pydicom's own wheel.
 SAMPLES = (
@@ -66,7 +68,8 @@ def parity_of_bundle(
     pictures: Sequence[Path] | None = None,
     progress: Progress = lambda items, what: items,
 ) -> tuple[str, dict[str, Any]]:
-    """(the bundle's precision, {"stages": ..., "tensors": ..., "answers": ... or None}); tensors over ``pictures``, or pydicom's."""
+    """(the bundle's precision, {"stages": ..., "tensors": ..., "answers": ... or None, "labels": ... where it has some}); tensors over
+    ``pictures``, or pydicom's."""
     return Reference(modules, rows, images, pictures, progress).parity_of(load(bundle, "cpu"))
 
 
@@ -80,17 +83,24 @@ class Reference:
     pictures: Sequence[Path] | None = None
     progress: Progress = lambda items, what: items
 
-    def parity_of(self, predictor: Predictor) -> tuple[str, dict[str, Any]]:
-        """Raises BundleError where the bundle is of another model, and ParityError where it computes what is no number."""
+    def parity_of(self, predictor: Predictor, answers: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+        """Raises BundleError where the bundle is of another model, and ParityError where it computes what is no number.
+
+        ``answers`` that are known are not measured again.
+        """
         theirs, ours = predictor.manifest, self.predictor.manifest
         if (theirs.backbone, theirs.head, theirs.answers) != (ours.backbone, ours.head, ours.answers):
             raise BundleError(f"bundle {theirs.name} is not of checkpoint {self.modules.folder}; pass the one it was made from")
-        reference, said = self.predictor, self.said
+        reference, pictures = self.predictor, self.pictures or sample_pictures()
         try:
-            measured = {**tensor_parity(reference, predictor, self.pictures or sample_pictures(), self.progress), "answers": None}
+            measured = {**tensor_parity(reference, predictor, pictures, self.progress), "answers": answers}
             finite = all(f["cosine"] is not None for f in measured["tensors"].values())  # else the gate fails, whatever is answered
-            if finite and said is not None:
+            if finite and answers is None and (said := self.said) is not None:
                 measured["answers"] = answer_parity(self.rows, said, said_to(predictor, self.rows, self.images, self.progress))
+            if finite and theirs.labels:
+                if self.rows and self.images is not None:
+                    pictures = [self.images / name for name in pictures_of(self.rows)[0]]
+                measured["labels"] = label_parity(reference, predictor, self.progress(pictures, "Classifying"))
         except BundleError as error:  # the head gives what is no number
             raise ParityError(f"{theirs.precision} misses parity with fp32 PyTorch: {error}") from None
         return theirs.precision, measured
@@ -245,6 +255,15 @@ def said_to(predictor: Predictor, rows: Sequence[Row], images: Path, progress: P
     return Said(np.array([_best(d) for d in decisions]), np.array([_best(d) if d.reason is None else "" for d in decisions]))
 
 
+def label_parity(reference: Predictor, predictor: Predictor, pictures: Iterable[Path]) -> dict[str, Any]:
+    """How often both name the same of the bundle's labels, whose embeddings are fp32's."""
+    same = []
+    for path in pictures:
+        scores = [scores_from_bundle(predictor, p.embed_image(path)) for p in (reference, predictor)]
+        same.append(bool(scores[0].argmax() == scores[1].argmax()))
+    return {"n": len(same), "agreement": float(np.mean(same))}
+
+
 def answer_parity(rows: Sequence[Row], reference: Said, other: Said) -> dict[str, Any]:
     """Over real questions: how often both say the same, and the difference in accuracy with a paired 95% interval and McNemar's test.
 
@@ -309,6 +328,8 @@ def gate(precision: str, parity: Mapping[str, Any], gates: Mapping[str, Mapping[
             misses.append(f"best candidates agree on {answers['candidate_agreement']:.2%} (limit {CANDIDATE_AGREEMENT:.0%})")
         if answers["difference"] < -ACCURACY_LOSS:
             misses.append(f"accuracy changes by {100 * answers['difference']:.2f} points (limit -{100 * ACCURACY_LOSS:g})")
+    if (labels := parity.get("labels")) and labels["n"] >= LABELLED and labels["agreement"] < AGREEMENT:
+        misses.append(f"labels agree on {labels['agreement']:.2%} of {labels['n']} pictures (limit {AGREEMENT:.0%})")
     if misses:
         raise ParityError(
             f"{precision} misses parity with fp32 PyTorch: {'; '.join(misses)}; use a higher precision or other calibration images"

@@ -38,6 +38,7 @@ def html_from_report(report: Report) -> str:
     tensors, answers = report.parity.get("tensors") or {}, report.parity.get("answers") or {}
     sections = {
         "Answers": _answers(answers),
+        **({"Labels": _labels(labels)} if (labels := report.parity.get("labels")) else {}),
         "Tensors": _stages(report.parity.get("stages") or {}) + _tensors(tensors),
         "Layers": _layers(report.layers, report.effect),
         "Ranges": _histograms(report.histograms),
@@ -53,6 +54,10 @@ def html_from_report(report: Report) -> str:
         f'<meta name="viewport" content="width=device-width"/>\n<style>{STYLE}</style></head><body>\n'
         f"<h1>{_text(report.title)}</h1>{gate}\n{body}<footer>Research use only; not a medical device.</footer></body></html>\n"
     )
+
+
+def _labels(labels: Figures) -> str:
+    return _table(["pictures", "get the same label as in fp32"], [[str(labels["n"]), _percent(labels["agreement"])]])
 
 
 def _answers(answers: Figures) -> str:

@@ -190,6 +190,25 @@ def test_kernel_and_graph_give_the_same_answers(labelled: tuple[Path, Any], comp
     assert ("labels" in predictor._sessions) == (not compiled)
 
 
+def test_export_says_whether_labels_survive(labelled: tuple[Path, Any]) -> None:
+    from pmclip_deploy.bundle import manifest_from_bundle
+    from pmclip_deploy.errors import ParityError
+    from pmclip_deploy.export.parity import gate, label_parity, sample_pictures
+
+    path, _ = labelled
+    assert manifest_from_bundle(path).parity["labels"] == {"n": len(sample_pictures()), "agreement": 1.0}
+    predictor, pictures = pm.load(path), sample_pictures()
+    chosen = [predictor.classify(x).labels[0].label for x in pictures]
+    turned = pm.load(path)
+    turned.embed_image = lambda image, **_: -predictor.embed_image(image)  # type: ignore[method-assign]
+    least = [predictor.classify(x).labels[-1].label for x in pictures]
+    assert label_parity(predictor, turned, pictures) == {"n": len(pictures), "agreement": np.mean([a == b for a, b in zip(chosen, least, strict=True)])}
+    measured = {"tensors": {}, "answers": None, "labels": {"n": 100, "agreement": 0.98}}
+    with pytest.raises(ParityError, match=r"labels agree on 98\.00% of 100 pictures"):
+        gate("int8", measured)
+    gate("int8", {**measured, "labels": {"n": 99, "agreement": 0.5}})
+
+
 def test_a_bundles_labels_are_checked(labelled: tuple[Path, Any], tmp_path: Path) -> None:
     from pmclip_deploy.bundle import LABELS as FILE
     from pmclip_deploy.bundle import manifest_from_bundle, write_bundle

@@ -2,7 +2,7 @@
 
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -133,7 +133,7 @@ def export(
         said = graph.precision + (f", {kept} layers above it" if kept else "")
         table.add_row(name, said, f"{size:,}", f"{figures['cosine']:.5f}", f"{figures['max_abs']:g}", speed)
     console.print(table)
-    _print_answers(manifest.parity["answers"], manifest.head is not None)
+    _print_answers(manifest.parity, manifest.head is not None)
     for name, built in made.built.items():
         layers_said = ", ".join(f"{count} {kind}" for kind, count in (built["layers"] or {}).items()) or "not inspected"
         took = "taken from the bundle that stood here" if built["seconds"] is None else f"built in {built['seconds']:.0f} s"
@@ -185,12 +185,14 @@ def parity(
             specs = {"cosine": ".5f", "cosine_mean": ".5f", "max_abs": "g", "largest": "g"}
             table.add_row(name, str(f["n"]), *("no number" if f[key] is None else format(f[key], spec) for key, spec in specs.items()))
         Console(highlight=False).print(table)
-        _print_answers(measured["answers"], modules.head is not None)
+        _print_answers(measured, modules.head is not None)
     gate(precision, measured)
 
 
-def _print_answers(answers: dict[str, Any] | None, has_head: bool) -> None:
-    if answers is None:
+def _print_answers(measured: Mapping[str, Any], has_head: bool) -> None:
+    if labels := measured.get("labels"):
+        print(f"labels: {labels['agreement']:.2%} of {labels['n']} pictures get the same as in fp32")
+    if (answers := measured["answers"]) is None:
         print(f"answers: not measured ({'pass --data FILE --images FOLDER' if has_head else 'there is no head'})")
         return
     low, high = (100 * x for x in answers["difference_ci95"])
