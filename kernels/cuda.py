@@ -48,7 +48,7 @@ class Call:
             shape, dtype = wanted.get(name, ((1,) if array.shape == (1,) else (), "float32"))  # logit_scale
             if array.shape != shape or array.dtype != dtype:
                 raise ValueError(f"{name} is {array.shape} {array.dtype}, and should be {shape} {dtype}")
-        if arrays["bank"].dtype not in BANKS or not k or max(images, rows, width) >= 2**31:
+        if arrays["bank"].dtype not in BANKS or not k or max(images, rows, width) >= 2**31 - 4096:  # room to round up
             raise ValueError(f"a bank of {rows} x {width} {arrays['bank'].dtype}, k {k}: it should be of {', '.join(BANKS)}, k at least 1")
         aligned = width % ALIGNED == 0 and all(arrays[name].address % 16 == 0 for name in ("image", "bank"))
         bank, scaled = BANKS[arrays["bank"].dtype], "scales" in arrays

@@ -7,7 +7,7 @@ from . import reference
 from .reference import Similarity
 
 BLOCK = 1 << 20  # numbers of the bank at a time: 4 MiB in f32
-MARGIN = 1e-5  # of a cosine: what f32 can be wrong by, and more
+MARGIN, A_NUMBER = 1e-5, 1e-8  # of a cosine: what f32 can be wrong by, and more; it grows with the numbers of a row
 
 
 def contrastive_similarity(
@@ -18,13 +18,15 @@ def contrastive_similarity(
     images, k_all, k = unit.astype(np.float32), k, min(k, len(bank))
     best, index = np.full((len(image), k), -np.inf, np.float32), np.full((len(image), k), -1, np.int64)
     total = np.full(len(image), -np.inf)
+    margin = MARGIN + A_NUMBER * bank.shape[1]
     step = max(1, BLOCK // max(1, bank.shape[1]))
     for start in range(0, len(bank), step):
         block = slice(start, start + step)
         scores = _scores(images, known, bank[block], logit_scale, None if scales is None else scales[block])
         total = np.logaddexp(total, _log_sum_exp(scores))
         worst = best[:, -1:] if k else np.full((len(image), 1), np.inf, np.float32)
-        rows = start + np.flatnonzero((scores > worst - MARGIN * abs(logit_scale)).any(0))  # a later row must exceed what it displaces
+        least = worst - margin * abs(logit_scale)
+        rows = start + np.flatnonzero((scores > least).any(0))  # a later row must exceed what it displaces
         found = reference.contrastive_similarity(
             image, bank[rows], logit_scale, min(k, len(rows)), None if scales is None else scales[rows]
         )

@@ -31,7 +31,7 @@ class Plan(NamedTuple):
 
 def plan_for(images: int, rows: int, size: int, tile: Tile, programs: int) -> Plan:
     """As many slices as make ``programs`` programs, but none without a tile; ``size`` is K, the keys that a slice leaves for an image."""
-    groups = -(-images // tile.images)
+    groups = max(1, -(-images // tile.images))
     slices = max(1, min(-(-programs // groups), -(-rows // tile.rows)))
     return Plan(slices, (groups, slices, 1), (images, 1, 1), (slices, images, size), (slices, images, 2))
 

@@ -10,6 +10,9 @@
 #include <thread>
 #include <vector>
 
+#if defined(__linux__)
+#include <sched.h>
+#endif
 #if defined(__x86_64__)
 #include <immintrin.h>
 #elif defined(__aarch64__)
@@ -199,6 +202,14 @@ const Path &best_path() {
     return *chosen;
 }
 
+int processors() {
+#if defined(__linux__)
+    cpu_set_t allowed;  // under taskset and in containers fewer than the machine has
+    if (sched_getaffinity(0, sizeof allowed, &allowed) == 0) return CPU_COUNT(&allowed);
+#endif
+    return int(std::thread::hardware_concurrency());
+}
+
 // Images of length 1 in P: of each group, a vector of the first, of the second, ..., then their next vectors; zeros from D on. In 16 bits the
 // largest number becomes 32767 and the others are rounded.
 template <class P>
@@ -253,7 +264,7 @@ int similarity(const F32 *image, int64_t B, const void *bank, int dtype, const F
     if (!B || !N || !D) return PMCLIP_OK;
 
     const double most = double(N) * double(D) * double(B + READING) / WORK;
-    if (threads == 0) threads = most < 2 ? 1 : int(std::thread::hardware_concurrency());
+    if (threads == 0) threads = most < 2 ? 1 : processors();
     threads = std::max(1, int(std::min<double>(threads, most)));
     const Path &path = best_path();
     const bool integers = dtype == PMCLIP_INT8 && path.tile[3] && B >= GROUP && D <= WIDEST;

@@ -264,6 +264,13 @@ def test_a_call_of_the_compiled_kernels(folder: Path) -> None:
         assert not Call.of(ARRAYS | {name: array}, rows, 89, 108).slices.aligned
 
 
+def test_a_call_without_images_and_one_with_too_many_rows(folder: Path) -> None:
+    none = {name: Array(1024, (0, *ARRAYS[name].shape[1:]), ARRAYS[name].dtype) for name in ("image", "score", "index", "log_sum_exp")}
+    assert Call.of(ARRAYS | none, kernels_from_manifest(folder), 89, 108).plan.merge_grid == (0, 1, 1)
+    with pytest.raises(ValueError, match="2147483640 x 32"):
+        Call.of(ARRAYS | {"bank": Array(512, (2**31 - 8, 32), "float16")}, kernels_from_manifest(folder), 89, 108)
+
+
 @pytest.mark.parametrize(
     ("name", "array", "why"),
     [
