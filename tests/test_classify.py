@@ -204,8 +204,8 @@ def test_export_says_whether_labels_survive(labelled: tuple[Path, Any]) -> None:
     least = [predictor.classify(x).labels[-1].label for x in pictures]
     same = np.mean([a == b for a, b in zip(chosen, least, strict=True)])
     assert label_parity(predictor, turned, pictures) == {"n": len(pictures), "agreement": same}
-    measured = {"tensors": {}, "answers": None, "labels": {"n": 100, "agreement": 0.98}}
-    with pytest.raises(ParityError, match=r"labels agree on 98\.00% of 100 pictures"):
+    measured = {"tensors": {}, "answers": None, "labels": {"n": 100, "agreement": 0.96}}
+    with pytest.raises(ParityError, match=r"labels agree on 96\.00% of 100 pictures"):
         gate("int8", measured)
     gate("int8", {**measured, "labels": {"n": 99, "agreement": 0.5}})
 
