@@ -7,6 +7,7 @@ what the protocol costs stays out of them. A scenario makes a `Measurement` of i
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -126,6 +127,33 @@ class Worker:
         self._stderr.seek(0)
         lines = self._stderr.read().decode(errors="replace").split("\n")
         return next((f"its last line: {line.strip()[:200]}" for line in reversed(lines) if line.strip()), "it said nothing")
+
+
+def process(command: Sequence[str]) -> tuple[float, float | None, str]:
+    """(wall seconds, peak resident MiB where the kernel counts it, stdout) of one new process, which begins with this one's peak.
+
+    Where it fails, SystemFailed has its last line and its exit code.
+    """
+    with tempfile.TemporaryFile() as stderr:
+        start, peak = time.perf_counter(), None
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True)
+        assert child.stdout
+        with child.stdout:
+            out = child.stdout.read()
+        if hasattr(os, "wait4"):
+            _, status, usage = os.wait4(child.pid, 0)
+            child.returncode = os.waitstatus_to_exitcode(status)
+            peak = usage.ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)
+        else:
+            child.wait()
+        seconds = time.perf_counter() - start
+        if child.returncode:
+            stderr.seek(0)
+            said = stderr.read().decode(errors="replace").strip().rpartition("\n")[2].removeprefix("error: ")
+            failed = SystemFailed(said or f"{Path(command[0]).name}: a new process ended with status {child.returncode}")
+            failed.exit_code = max(child.returncode, 1)
+            raise failed
+    return seconds, peak, out
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ def ours(opened):
     import onnxruntime
     from pmclip_deploy.opening import load
     from pmclip_deploy.sessions import open_session  # noqa: F401
-    from pmclip_deploy.sessions import onnxruntime as backend
+    import pmclip_deploy.sessions.onnxruntime as backend
 
     backend.cpu_threads = lambda: opened["threads"]
     predictor = load(opened["weights"], opened["device"])
@@ -31,6 +31,7 @@ def ours(opened):
 
     def infer(rows):
         for path, question in rows:
+            predictor._text_embedding.cache_clear()
             predictor.ask(str(path), str(question))
 
     return {"image": image, "text": text, "infer": infer}, {"onnxruntime": onnxruntime.__version__}
