@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from pmclip_deploy.answer import ImageInfo
 from pmclip_deploy.decoders import CODECS, Layout, Refused, native_samples, samples_from_codestream
 from pmclip_deploy.errors import InputError, NoPictureError, PmclipError
-from pmclip_deploy.pixels import MAX_PIXELS, automatic_window, head_of_file
+from pmclip_deploy.pixels import LARGE, MAX_PIXELS, automatic_window, head_of_file
 from pmclip_deploy.pixels import Picture as Picture  # re-exported
 
 if TYPE_CHECKING:
@@ -427,6 +427,12 @@ def _through(stored: NDArray[Any], modality: _Modality, voi: _Voi, inverse: bool
     table = np.zeros(1 << (8 * stored.dtype.itemsize), np.uint8)
     table[values.astype(unsigned)] = rendered(values)  # a negative value stands at its two's complement
     stored = np.ascontiguousarray(stored).view(unsigned)
+    if stored.itemsize == 2 and stored.size >= LARGE:
+        from pmclip_deploy.kernels.pixels import look_up
+
+        looked_up: Gray | None = look_up(stored, table)
+        if looked_up is not None:
+            return looked_up
     for block in blocks:
         np.take(table, stored[block], out=out[block], mode="clip")
     return out
