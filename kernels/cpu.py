@@ -35,6 +35,7 @@ def _load() -> ctypes.CDLL | None:
             found.pmclip_look_up.argtypes, found.pmclip_look_up.restype = [address, i64, address, ctypes.c_int, address], None
             found.pmclip_resample.argtypes = [address, i64, i64, address, address, ctypes.c_int, address, address]
             found.pmclip_resample.restype = None
+            found.pmclip_unpack_bits.argtypes = [address, i64, address, i64, i64]
             return found
     return None
 

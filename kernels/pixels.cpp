@@ -1,4 +1,4 @@
-// From a radiograph's stored values to the few pixels that a tower sees: a table look-up, and Pillow's antialiased resampling, bit for bit.
+// From a radiograph's stored values to the few pixels that a tower sees: RLE, a table look-up, and Pillow's resampling, bit for bit.
 #include "pixels.h"
 
 #include <algorithm>
@@ -104,6 +104,25 @@ extern "C" {
 
 void pmclip_look_up(const uint16_t *values, int64_t n, const uint8_t *table, int threads, uint8_t *out) {
     shared(n, n, threads, [=](int64_t from, int64_t to) { look_up(values + from, to - from, table, out + from); });
+}
+
+int pmclip_unpack_bits(const uint8_t *in, int64_t size, uint8_t *out, int64_t count, int64_t stride) {
+    const uint8_t *const end = in + size;
+    for (int64_t done = 0; done < count;) {
+        if (end - in < 2) return 1;
+        const int head = *in++;
+        if (head == 128) continue;  // nothing, PS3.5 G.3.1
+        const int64_t length = head < 128 ? head + 1 : 257 - head, n = std::min(length, count - done);
+        if (head < 128 && end - in < length) return 1;
+        uint8_t *to = out + done * stride;
+        if (head < 128)
+            for (int64_t i = 0; i < n; ++i) to[i * stride] = in[i];
+        else
+            for (int64_t i = 0; i < n; ++i) to[i * stride] = *in;
+        in += head < 128 ? length : 1;
+        done += n;
+    }
+    return 0;
 }
 
 void pmclip_resample(const uint8_t *in, int64_t height, int64_t width, const pmclip_taps *across, const pmclip_taps *down, int threads,

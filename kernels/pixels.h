@@ -1,4 +1,4 @@
-/* From a radiograph's stored values to the few pixels that a tower sees: a table look-up, and Pillow's resampling, bit for bit. */
+/* From a radiograph's stored values to the few pixels that a tower sees: RLE, a table look-up, and Pillow's resampling, bit for bit. */
 #ifndef PMCLIP_PIXELS_H
 #define PMCLIP_PIXELS_H
 
@@ -20,6 +20,10 @@ typedef struct {
 
 /* out[i] = table[values[i]], of 65,536 entries. At most `threads` threads, 0 for as many as there are cores; fewer for little work. */
 PMCLIP_API void pmclip_look_up(const uint16_t *values, int64_t n, const uint8_t *table, int threads, uint8_t *out);
+
+/* PackBits, as DICOM's RLE has it: `count` bytes from `size` of them, each `stride` after the last; more than that is padding, and left.
+ * 0, or 1 where it ends too soon. */
+PMCLIP_API int pmclip_unpack_bits(const uint8_t *in, int64_t size, uint8_t *out, int64_t count, int64_t stride);
 
 /* One channel (height, width) to (down->size, across->size): across first, to `between` (height, across->size), rounded, then down. */
 PMCLIP_API void pmclip_resample(const uint8_t *in, int64_t height, int64_t width, const pmclip_taps *across, const pmclip_taps *down,

@@ -1,7 +1,6 @@
-"""Large grey pictures made small, as Pillow does it, and stored values through a table, as NumPy does it: in C++, bit for bit and faster."""
+"""What large pictures wait for, in C++: RLE, stored values through a table, and Pillow's bicubic of a grey picture, all bit for bit."""
 
 import ctypes
-import math
 from functools import lru_cache
 from typing import Any
 
@@ -25,6 +24,13 @@ def look_up(values: NDArray[np.uint16], table: NDArray[np.uint8], threads: int =
     out = np.empty(values.shape, np.uint8)
     library.pmclip_look_up(values.ctypes.data, values.size, table.ctypes.data, threads, out.ctypes.data)
     return out
+
+
+def unpack_bits(data: NDArray[np.uint8], out: NDArray[np.uint8]) -> bool | None:
+    """DICOM's RLE, one byte plane: fills ``out``, 1-dimensional of any stride. Whether there was enough; None without a compiled kernel."""
+    if library is None:
+        return None
+    return bool(library.pmclip_unpack_bits(data.ctypes.data, data.size, out.ctypes.data, out.size, out.strides[0]) == 0)
 
 
 def bicubic(pixels: NDArray[np.uint8], height: int, width: int, threads: int = 0) -> NDArray[np.uint8] | None:
@@ -53,10 +59,10 @@ def _taps(inputs: int, outputs: int) -> tuple[NDArray[np.int64], NDArray[np.int3
     """
     scale = inputs / outputs
     support = 2.0 * scale
-    taps = -(-(2 * math.ceil(support) + 1) // LANES) * LANES
     center = (np.arange(outputs) + 0.5) * scale
     low = np.maximum(np.trunc(center - support + 0.5), 0).astype(np.int64)
     high = np.minimum(np.trunc(center + support + 0.5), inputs).astype(np.int64)
+    taps = -(-int((high - low).max()) // LANES) * LANES
     first = np.minimum(low, inputs - taps)
     place = first[:, None] + np.arange(taps)  # (outputs, taps)
     share = _cubic((place - center[:, None] + 0.5) * (1.0 / scale))

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pmclip_deploy.answer import ImageInfo
+from pmclip_deploy.decoders import LARGE
 from pmclip_deploy.errors import InputError, PmclipError
 from pmclip_deploy.spec import Preprocess
 
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
 MAX_PIXELS = 1 << 26  # 8192 x 8192, twice the largest mammogram: more is a mistake or an attack
-
-LARGE = 1 << 18  # pixels from which on loading kernels/pixels.py pays
 
 MAX_SCANS = 200  # of a progressive JPEG and its thumbnails: each passes over the whole picture
 PNG = b"\x89PNG\r\n\x1a\n"
