@@ -1,10 +1,10 @@
-"""How fast a radiograph becomes a tower's input, beside open_clip's path, and how fast its compressed frames are decoded, beside other decoders.
+"""How fast a radiograph becomes a tower's input, beside open_clip's path, and how fast it is decoded, beside other decoders.
 
     python -m pmclip_deploy.benchmarks.preprocessing [--picture FILE.dcm] [--repeats 15] [--output FILE.jsonl]
 
-Without a picture it is a synthetic one of 2048 x 2500 and 12 of 16 bits: a CT scaled up, with noise. Whatever is timed was compared first: the
-tensors may not differ by one grey level, nor the decoded samples at all. torch gets one thread, with which its little work is done soonest.
-Decoders not installed are named and left out; what each is compiled with is its wheel's.
+Without a picture it is a synthetic one of 2048 x 2500 and 12 of 16 bits: a CT scaled up, with noise. Whatever is timed was compared first:
+the tensors may not differ by one grey level, nor the decoded samples at all. torch gets one thread, with which its little work is done
+soonest. Decoders not installed are named and left out; what each is compiled with is its wheel's.
 """
 
 import argparse
@@ -68,7 +68,12 @@ def compare(run: Run, model: str, part: str, jobs: Mapping[str, Job], repeats: i
         all_of, ratio = harness.pooled(of), harness.ratio(of, ours)
         print(f"  {name:44} {all_of.figures['p50_ms']:9.2f} ms  {ratio['ratio']:6.2f} times ours "
               f"({ratio['ratio_p25']:.2f} to {ratio['ratio_p75']:.2f})")  # fmt: skip
-        figures = {**all_of.figures, "times_ours": ratio["ratio"], "times_ours_p25": ratio["ratio_p25"], "times_ours_p75": ratio["ratio_p75"]}
+        figures = {
+            **all_of.figures,
+            "times_ours": ratio["ratio"],
+            "times_ours_p25": ratio["ratio_p25"],
+            "times_ours_p75": ratio["ratio_p75"],
+        }
         rows.append(run.row(model, name, part, "stage", figures, threads=cpu_threads(), samples=all_of.samples))
     return rows
 
@@ -209,7 +214,9 @@ def stored_from_dicom(path: Path) -> Array:
         image = dicom._image_from_file(str(path), stack)
         layout = dicom._layout(image.dataset)
         stored, _ = dicom._stored_values(image, layout, 0, 1)
-    assert stored.ndim == 2 and stored.dtype.itemsize == 2 and int(stored.min()) >= 0, "give a grey picture of 16 bits without negative values"
+    assert stored.ndim == 2 and stored.dtype.itemsize == 2 and int(stored.min()) >= 0, (
+        "give a grey picture of 16 bits without negative values"
+    )
     return np.ascontiguousarray(stored).astype(np.uint16)
 
 

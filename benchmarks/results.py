@@ -42,7 +42,13 @@ class Run:
     ) -> Row:
         """Figures are rounded to six digits. Without any, ``not_measured`` says why."""
         kept = {name: float(f"{value:.6g}") if isinstance(value, float) else value for name, value in figures.items()}
-        shared = {"schema": BENCH_SCHEMA, "run": self.run, "time": self.time, "command": self.command, "environment": dict(self.environment)}
+        shared = {
+            "schema": BENCH_SCHEMA,
+            "run": self.run,
+            "time": self.time,
+            "command": self.command,
+            "environment": dict(self.environment),
+        }
         about = {"model": model, "system": system, "part": part, "scenario": scenario, "threads": threads}
         return {**shared, **about, "figures": kept, "samples": samples, "not_measured": not_measured}
 

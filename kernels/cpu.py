@@ -32,10 +32,6 @@ def _load() -> ctypes.CDLL | None:
                                                 address, address, address]  # fmt: skip
             found.pmclip_similarity_isa.restype = ctypes.c_char_p
             found.pmclip_similarity_use.argtypes = [ctypes.c_char_p]
-            found.pmclip_look_up.argtypes, found.pmclip_look_up.restype = [address, i64, address, ctypes.c_int, address], None
-            found.pmclip_resample.argtypes = [address, i64, i64, address, address, ctypes.c_int, address, address]
-            found.pmclip_resample.restype = None
-            found.pmclip_unpack_bits.argtypes = [address, i64, address, i64, i64]
             return found
     return None
 

@@ -7,10 +7,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .cpu import library
+from . import cpu
 
 FRACTION = 22  # bits of a weight: PRECISION_BITS in Pillow's Resample.c
 LANES = 8  # taps are filled up to a multiple of it
+
+
+def _load() -> ctypes.CDLL | None:
+    found = cpu.library
+    if found is None or not hasattr(found, "pmclip_resample"):  # built before there was one
+        return None
+    address, i64 = ctypes.c_void_p, ctypes.c_int64
+    found.pmclip_look_up.argtypes, found.pmclip_look_up.restype = [address, i64, address, ctypes.c_int, address], None
+    found.pmclip_unpack_bits.argtypes = [address, i64, address, i64, i64]
+    found.pmclip_resample.argtypes = [address, i64, i64, address, address, ctypes.c_int, address, address]
+    found.pmclip_resample.restype = None
+    return found
+
+
+library = _load()
 
 
 class Taps(ctypes.Structure):
@@ -36,8 +51,8 @@ def unpack_bits(data: NDArray[np.uint8], out: NDArray[np.uint8]) -> bool | None:
 def bicubic(pixels: NDArray[np.uint8], height: int, width: int, threads: int = 0) -> NDArray[np.uint8] | None:
     """(H, W) -> (height, width), as Pillow's ``resize`` with BICUBIC does it, across and then down.
 
-    None where Pillow must do it: without a compiled kernel, where a side grows or ends below 16, and where the height loses more than twice what
-    the width loses: there Pillow goes down first since version 13, and did not before.
+    None where Pillow must do it: without a compiled kernel, where a side grows or ends below 16, and where the height loses more than
+    twice what the width loses: there Pillow goes down first since version 13, and did not before.
     """
     lost = pixels.shape[0] - height, pixels.shape[1] - width
     if library is None or min(lost) < 1 or min(height, width) < 16 or lost[0] > 2 * lost[1]:

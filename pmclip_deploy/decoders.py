@@ -123,7 +123,7 @@ def _rle(frame: bytes, layout: Layout, header: Header | None) -> tuple[Samples, 
 
 
 def _unpack_bits(frame: bytes, start: int, end: int, plane: NDArray[np.uint8]) -> bool:
-    """Fills the plane; bytes after its last pixel are padding (PS3.5 G.3.1). Pillow's decoder, or where it is large one without its copies."""
+    """Fills the plane; bytes after its last pixel are padding (PS3.5 G.3.1). Pillow's decoder, or for much one without its copies."""
     if plane.size >= LARGE:
         from pmclip_deploy.kernels.pixels import unpack_bits
 

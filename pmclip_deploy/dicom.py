@@ -415,7 +415,7 @@ def _is_flat(pixels: Gray) -> bool:
 
 
 def _through(stored: NDArray[Any], modality: _Modality, voi: _Voi, inverse: bool, ends: tuple[int, int]) -> Gray:
-    """Stored values between ``ends`` to 0..255, by blocks that fit the cache: 32 bits by arithmetic, up to 16 through a table of the values there can be."""
+    """Stored values between ``ends`` to 0..255: 32 bits by arithmetic, in blocks that fit the cache, up to 16 through a table."""
 
     def rendered(values: NDArray[Any]) -> Gray:
         gray = np.floor(voi(modality(values)) * 255 + 0.5).astype(np.uint8)
