@@ -117,3 +117,13 @@ def test_stored_bits_alone_count() -> None:
     clean, overlaid = np.array([[0, 1], [2, 4095]], "<u2"), np.array([[0, 1], [2, 0xF000 | 4095]], "<u2")
     np.testing.assert_array_equal(decoders.native_samples(clean, layout), clean)
     np.testing.assert_array_equal(decoders.native_samples(overlaid, layout), clean)
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.binary(max_size=60), st.integers(1, 300))
+def test_broken_runs_are_taken_as_pillow_takes_them(code: bytes, count: int) -> None:
+    ours, pillows = np.zeros(count, np.uint8), np.zeros(count, np.uint8)
+    enough = kernels.unpack_bits(np.frombuffer(code, np.uint8), ours)
+    assert enough == decoders._unpack_bits(code, 0, len(code), pillows)
+    if enough:
+        np.testing.assert_array_equal(ours, pillows)
