@@ -211,10 +211,9 @@ def test_rows_are_appended_and_read_back(tmp_path: Path) -> None:
 
 
 def test_a_command_line_has_no_paths(tmp_path: Path) -> None:
-    given = ["bench", "--bundle", str(tmp_path), f"--output={tmp_path}/x.jsonl", "--seconds", "1.5", "--device", "cpu", "--json", "a\\b"]
-    assert results.command_line("pmclip-deploy", given) == (
-        "pmclip-deploy bench --bundle FOLDER --output=FILE --seconds 1.5 --device cpu --json FILE"
-    )
+    given = ["bench", "--bundle", "smith", "--output=smith", f"--other={tmp_path}", "--seconds", "1.5", "--device", "cpu", "--json", "a\\b"]
+    told = "pmclip-deploy bench --bundle PATH --output=PATH --other=PATH --seconds 1.5 --device cpu --json PATH"
+    assert results.command_line("pmclip-deploy", given) == told
 
 
 def test_a_jetson_and_its_power_mode(monkeypatch: pytest.MonkeyPatch) -> None:
