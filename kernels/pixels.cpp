@@ -2,6 +2,7 @@
 #include "pixels.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <exception>
 #include <thread>
@@ -78,23 +79,23 @@ struct Avx2 : Plain {
 };
 #endif
 
-// work(from, to) over [0, n) on at most `threads` threads.
+// work(from, to) over [0, n), each of `weight` pixels, on at most `threads` threads: each takes the next block, so that one whose core is busy
+// with something else holds up no more than that.
 template <class Work>
-void shared(int64_t n, int64_t pixels, int threads, Work work) {
+void shared(int64_t n, int64_t weight, int threads, Work work) {
     const int64_t cores = std::max(1u, std::thread::hardware_concurrency());
-    const int64_t parts = std::max<int64_t>(1, std::min({threads ? int64_t(threads) : cores, pixels / SHARE, n}));
+    const int64_t most = std::min(threads ? int64_t(threads) : cores, n * weight / SHARE);
+    const int64_t block = std::max<int64_t>(1, SHARE / 4 / weight);
+    std::atomic<int64_t> next{0};
+    const auto take = [&] {
+        for (int64_t from; (from = next.fetch_add(block)) < n;) work(from, std::min(from + block, n));
+    };
     std::vector<std::thread> others;
-    int64_t begun = parts;  // parts from here on are left to this thread
-    for (int64_t i = 1; i < parts; ++i) {
-        try {
-            others.emplace_back([=] { work(n * i / parts, n * (i + 1) / parts); });
-        } catch (const std::exception &) {  // no thread or no memory for one
-            begun = i;
-            break;
-        }
+    try {
+        for (int64_t i = 1; i < most; ++i) others.emplace_back(take);
+    } catch (const std::exception &) {  // no thread or no memory for one: those there are do the work
     }
-    work(0, n / parts);
-    if (begun < parts) work(n * begun / parts, n);
+    take();
     for (std::thread &other : others) other.join();
 }
 
@@ -103,7 +104,7 @@ void shared(int64_t n, int64_t pixels, int threads, Work work) {
 extern "C" {
 
 void pmclip_look_up(const uint16_t *values, int64_t n, const uint8_t *table, int threads, uint8_t *out) {
-    shared(n, n, threads, [=](int64_t from, int64_t to) { look_up(values + from, to - from, table, out + from); });
+    shared(n, 1, threads, [=](int64_t from, int64_t to) { look_up(values + from, to - from, table, out + from); });
 }
 
 int pmclip_unpack_bits(const uint8_t *in, int64_t size, uint8_t *out, int64_t count, int64_t stride) {
@@ -129,7 +130,7 @@ void pmclip_resample(const uint8_t *in, int64_t height, int64_t width, const pmc
                      uint8_t *between, uint8_t *out) {
     const int64_t size = across->size;
     const auto resample = [=](auto isa) {
-        shared(height, height * width, threads, [=](int64_t from, int64_t to) {
+        shared(height, width, threads, [=](int64_t from, int64_t to) {
             for (int64_t y = from; y < to; ++y) isa.across(in + y * width, *across, between + y * size);
         });
         for (int64_t y = 0; y < down->size; ++y)
