@@ -1,5 +1,6 @@
 // The fused contrastive-similarity kernel on CPUs: threads take blocks of the bank, and pass each tile of it through all images in cache.
 
+#include "processors.h"
 #include "similarity.h"
 
 #include <algorithm>
@@ -10,9 +11,6 @@
 #include <thread>
 #include <vector>
 
-#if defined(__linux__)
-#include <sched.h>
-#endif
 #if defined(__x86_64__)
 #include <immintrin.h>
 #elif defined(__aarch64__)
@@ -202,14 +200,6 @@ const Path &best_path() {
     return *chosen;
 }
 
-int processors() {
-#if defined(__linux__)
-    cpu_set_t allowed;  // under taskset and in containers fewer than the machine has
-    if (sched_getaffinity(0, sizeof allowed, &allowed) == 0) return CPU_COUNT(&allowed);
-#endif
-    return int(std::thread::hardware_concurrency());
-}
-
 // Images of length 1 in P: of each group, a vector of the first, of the second, ..., then their next vectors; zeros from D on. In 16 bits the
 // largest number becomes 32767 and the others are rounded.
 template <class P>
@@ -264,7 +254,7 @@ int similarity(const F32 *image, int64_t B, const void *bank, int dtype, const F
     if (!B || !N || !D) return PMCLIP_OK;
 
     const double most = double(N) * double(D) * double(B + READING) / WORK;
-    if (threads == 0) threads = most < 2 ? 1 : processors();
+    if (threads == 0) threads = most < 2 ? 1 : pmclip::processors();
     threads = std::max(1, int(std::min<double>(threads, most)));
     const Path &path = best_path();
     const bool integers = dtype == PMCLIP_INT8 && path.tile[3] && B >= GROUP && D <= WIDEST;
