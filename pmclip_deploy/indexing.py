@@ -139,7 +139,7 @@ class Journal:
         head = json.dumps({"schema": JOURNAL_SCHEMA, **asdict(about)}).encode() + b"\n"
         self._start = end = len(head)
         try:
-            path.touch()
+            path.touch(0o600)
             with path.open("rb") as file:
                 first = file.readline()
             if first != head:

@@ -320,6 +320,12 @@ def test_any_torn_end_of_a_journal_is_cut_off(predictor: pm.Predictor, folder: P
                 assert names == [*IDS[:count], "new"] and np.array_equal(rows, np.eye(8)[[*range(count), 7]])
 
 
+@pytest.mark.skipif(os.name != "posix", reason="needs permissions")
+def test_a_journal_is_private(predictor: pm.Predictor, folder: Path, index: Path) -> None:
+    with Journal(beside(index, "part"), images_of_folder(predictor, folder).about):
+        assert beside(index, "part").stat().st_mode & 0o777 == 0o600
+
+
 def test_a_journal_of_another_run_is_refused(predictor: pm.Predictor, folder: Path, index: Path) -> None:
     with Journal(beside(index, "part"), images_of_folder(predictor, folder, SALT).about) as journal:
         journal.add("a", np.eye(8, dtype=np.float16)[0])
