@@ -18,6 +18,7 @@ METHODS = ("zero-shot", "cache", "probe")
 TEMPLATES = ("{}", "an image showing {}", "a radiology image of {}")  # a label's embedding is their mean (CLIP, section 3.1.4)
 SHARPNESS = 5.5  # beta of Tip-Adapter (Zhang et al., ECCV 2022, section 3.2); its alpha is 1
 STEPS, DECAY = 500, 1e-3  # of the probe
+NO_NUMBERS = "the model computes no numbers for these images and labels; export it again in a higher precision"
 
 
 def classification(
@@ -44,7 +45,7 @@ def classification(
     start = time.perf_counter()
     picture = picture_from_image(image, frame, window)
     read = time.perf_counter()
-    seen = predictor.embed_image(picture)  # (D,)
+    seen = _numbers(predictor.embed_image(picture))  # (D,)
     encoded = time.perf_counter()
     if not labels and not examples:
         scores = scores_from_bundle(predictor, seen)
@@ -68,7 +69,7 @@ def classification(
 def _few_shot(predictor: Predictor, seen: Floats, examples: Mapping[str, Sequence[Image]], method: str, templates: Sequence[str]) -> Floats:
     if empty := next((name for name, of in examples.items() if not of), None):
         raise UsageError(f"the label {empty[:60]!r} has no examples")
-    x = np.stack([predictor.embed_image(image) for of in examples.values() for image in of])
+    x = _numbers(np.stack([predictor.embed_image(image) for of in examples.values() for image in of]))
     of = np.repeat(np.arange(len(examples)), [len(images) for images in examples.values()])
     if method == "probe":
         return scores_from_probe(seen, probe_from_examples(x, of, len(examples)))
@@ -118,12 +119,18 @@ def _bank(folder: Path | None, shape: tuple[int, int]) -> Floats:
     return np.asarray(bank)
 
 
+def _numbers(embeddings: Floats) -> Floats:
+    if not np.isfinite(embeddings).all():
+        raise BundleError(NO_NUMBERS)
+    return embeddings
+
+
 def _in_order(score: Floats, index: NDArray[np.int64]) -> Floats:
     """The k = N best, to the bank's order; what has no direction scores -inf."""
     scores = np.full(len(score), -np.inf, np.float32)
     scores[index[index >= 0]] = score[index >= 0]
     if not np.isfinite(scores).any():
-        raise BundleError("the model computes no numbers for this image and these labels; export it again in a higher precision")
+        raise BundleError(NO_NUMBERS)
     return scores
 
 

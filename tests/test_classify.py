@@ -16,6 +16,7 @@ from pmclip_deploy import classify
 from pmclip_deploy.classify import bank_from_labels, probe_from_examples, scores_from_cache, scores_from_probe, zero_shot_scores
 from pmclip_deploy.cli import app
 from pmclip_deploy.kernels import contrastive_similarity
+from pmclip_deploy.pixels import picture_from_array
 
 RNG = np.random.default_rng(0)
 LABELS = ["is there a fracture", "which plane", "the plane"]
@@ -58,8 +59,8 @@ def test_scores_are_scaled_cosines_with_the_mean_of_the_prompts(towers: pm.Predi
     }
     assert {x.label: x.score for x in made.labels} == pytest.approx(expected, abs=1e-4)
     assert [x.score for x in made.labels] == sorted((x.score for x in made.labels), reverse=True)
-    assert sum(x.probability for x in made.labels) == pytest.approx(1)
-    ratio = made.labels[0].probability / made.labels[-1].probability
+    assert sum(x.share for x in made.labels) == pytest.approx(1)
+    ratio = made.labels[0].share / made.labels[-1].share
     assert np.log(ratio) == pytest.approx(made.labels[0].score - made.labels[-1].score, abs=1e-4)
     document = made.to_json()
     assert document["schema"] == "pmclip-deploy/classification/1" and document["method"] == "zero-shot"
@@ -100,6 +101,26 @@ def test_a_label_without_a_direction_comes_last() -> None:
     assert scores.argmax() == 1 and scores[0] == -np.inf
     with pytest.raises(pm.BundleError, match="computes no numbers"):
         zero_shot_scores(np.full(8, np.nan, np.float32), bank, 100.0)
+
+
+def test_a_label_without_a_direction_has_no_score(towers: pm.Predictor) -> None:
+    made = towers.classify(picture(), ["the", "fracture", "plane"], templates=["{}"])  # the tiny text tower has nothing for "the"
+    assert [x["score"] is None for x in made.to_json()["labels"]] == [False, False, True] and made.labels[-1].share == 0
+    json.dumps(made.to_json(), allow_nan=False)
+
+
+@pytest.mark.parametrize("method", ["zero-shot", "cache", "probe"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_an_image_or_an_example_without_numbers_is_refused(
+    towers: pm.Predictor, monkeypatch: pytest.MonkeyPatch, method: str, bad: float
+) -> None:
+    image, examples = picture_from_array(picture(0)), {"plane": [picture(10)], "fracture": [picture(200)]}
+    embed = towers.embed_image
+    given: dict[str, Any] = {"labels": list(examples)} if method == "zero-shot" else {"examples": examples}
+    for broken in [image] if method == "zero-shot" else [image, examples["fracture"][0]]:
+        monkeypatch.setattr(towers, "embed_image", lambda x, wrong=broken, **_: np.full_like(embed(x), bad) if x is wrong else embed(x))
+        with pytest.raises(pm.BundleError, match="computes no numbers"):
+            towers.classify(image, method=method, **given)
 
 
 # --- few-shot ------------------------------------------------------------------------------------------------------------------
@@ -202,7 +223,8 @@ def test_export_says_whether_labels_survive(labelled: tuple[Path, Any]) -> None:
     turned = pm.load(path)
     turned.embed_image = lambda image, **_: -predictor.embed_image(image)  # type: ignore[method-assign]
     least = [predictor.classify(x).labels[-1].label for x in pictures]
-    assert label_parity(predictor, turned, pictures) == {"n": len(pictures), "agreement": np.mean([a == b for a, b in zip(chosen, least, strict=True)])}
+    agreement = np.mean([a == b for a, b in zip(chosen, least, strict=True)])
+    assert label_parity(predictor, turned, pictures) == {"n": len(pictures), "agreement": agreement}
     measured = {"tensors": {}, "answers": None, "labels": {"n": 100, "agreement": 0.98}}
     with pytest.raises(ParityError, match=r"labels agree on 98\.00% of 100 pictures"):
         gate("int8", measured)

@@ -82,7 +82,7 @@ def _print(made: "Classification") -> None:
 
     table = Table("Label", "Share", "Score", title=Text(one_line(made.image.source)), title_justify="left")
     for label in made.labels:
-        table.add_row(Text(one_line(label.label)), f"{label.probability:.0%}", f"{label.score:.2f}")
+        table.add_row(Text(one_line(label.label)), f"{label.share:.0%}", f"{label.score:.2f}")
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 120
