@@ -27,11 +27,13 @@ def classification(
     labels: Sequence[str] = (),
     examples: Mapping[str, Sequence[Image]] | None = None,
     method: str | None = None,
-    templates: Sequence[str] = TEMPLATES,
+    templates: Sequence[str] | None = None,
     frame: int | None = None,
     window: tuple[float, float] | None = None,
 ) -> Classification:
     """Predictor.classify."""
+    if any(isinstance(given, str) for given in (labels, templates, *(examples or {}).values())):
+        raise UsageError("labels, templates and the examples of a label are lists, not a text; put it in one")
     method = method or ("cache" if examples else "zero-shot")
     if method not in METHODS or (method == "zero-shot") == bool(examples):
         fits = "cache or probe with examples" if examples else "zero-shot without examples"
@@ -42,6 +44,11 @@ def classification(
     if not names:
         raise UsageError("no labels given; pass two or more, or export the bundle with --labels FILE")
     check_labels(names)
+    if templates is not None and method == "probe":
+        raise UsageError("the probe reads no words; leave out the templates")
+    if templates is not None and not labels and not examples:
+        raise UsageError("the bundle's labels were embedded when it was exported; leave out the templates, or pass the labels")
+    prompts = TEMPLATES if templates is None else templates
     start = time.perf_counter()
     picture = picture_from_image(image, frame, window)
     read = time.perf_counter()
@@ -50,9 +57,9 @@ def classification(
     if not labels and not examples:
         scores = scores_from_bundle(predictor, seen)
     elif examples:
-        scores = _few_shot(predictor, seen, examples, method, templates)
+        scores = _few_shot(predictor, seen, examples, method, prompts)
     else:
-        scores = zero_shot_scores(seen, bank_from_labels(predictor.embed_texts, names, templates), predictor.manifest.logit_scale)
+        scores = zero_shot_scores(seen, bank_from_labels(predictor.embed_texts, names, prompts), predictor.manifest.logit_scale)
     shares = softmax(scores)
     best = np.argsort(-scores, kind="stable")
     done = time.perf_counter()

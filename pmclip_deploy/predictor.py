@@ -176,12 +176,13 @@ class Predictor:
     ) -> Classification:
         """Zero-shot among ``labels``, or among those the bundle was exported with; few-shot from ``examples``, images of each label.
 
-        ``method`` is "zero-shot", and with examples "cache" (the default) or "probe"; ``templates`` are prompts with {} for the label.
+        ``method`` is "zero-shot", and with examples "cache" (the default) or "probe"; ``templates`` are prompts with {} for the label,
+        and for neither the probe nor the bundle's labels.
         Raises UsageError where labels, examples and method do not go together, and InputError where an image cannot be read.
         """
-        from pmclip_deploy.classify import TEMPLATES, classification
+        from pmclip_deploy.classify import classification
 
-        return classification(self, image, labels, examples, method, TEMPLATES if templates is None else templates, frame, window)
+        return classification(self, image, labels, examples, method, templates, frame, window)
 
     def similarity(self, image: Floats, bank: Floats) -> dict[str, NDArray[Any]]:
         """(B, D), (N, D) -> score, index and log_sum_exp of the bundle's graph "labels", whose bank this is."""

@@ -15,6 +15,7 @@ import pmclip_deploy as pm
 from pmclip_deploy import classify
 from pmclip_deploy.classify import bank_from_labels, probe_from_examples, scores_from_cache, scores_from_probe, zero_shot_scores
 from pmclip_deploy.cli import app
+from pmclip_deploy.cli.classify import labels_from_file
 from pmclip_deploy.kernels import contrastive_similarity
 from pmclip_deploy.pixels import picture_from_array
 
@@ -84,6 +85,11 @@ def test_other_labels_do_not_change_a_score(towers: pm.Predictor) -> None:
         (["a", "b"], {"templates": ["no place"]}, "'no place' does not"),
         (["a", "b"], {"templates": []}, "a template holds"),
         (["a", "b"], {"method": "probe"}, "zero-shot without examples"),
+        ("ab", {}, "not a text"),
+        (["a", "b"], {"templates": "{}"}, "not a text"),
+        ([], {"examples": {"a": "a.png", "b": "b.png"}}, "not a text"),
+        ([], {"examples": {"a": [1], "b": [1]}, "method": "probe", "templates": ["{}"]}, "the probe reads no words"),
+        ([], {"templates": ["{}"]}, "no labels given"),
         ([], {"examples": {"a": [1], "b": [1]}, "method": "zero-shot"}, "cache or probe"),
         (["a"], {"examples": {"a": [1], "b": [1]}}, "the examples name the labels"),
         ([], {"examples": {"a": [picture()], "b": []}}, "'b' has no examples"),
@@ -209,6 +215,8 @@ def test_kernel_and_graph_give_the_same_answers(labelled: tuple[Path, Any], comp
     given = predictor.classify(image, LABELS)
     assert [x.label for x in given.labels] == [x.label for x in made.labels]
     assert ("labels" in predictor._sessions) == (not compiled)
+    with pytest.raises(pm.UsageError, match="were embedded when it was exported"):
+        predictor.classify(image, templates=["{}"])
 
 
 def test_export_says_whether_labels_survive(labelled: tuple[Path, Any]) -> None:
@@ -256,6 +264,7 @@ def there(tmp_path: Path) -> Path:
     Image.fromarray(picture()).save(tmp_path / "scan.png")
     tiny_bundle(tmp_path / "bundle")
     (tmp_path / "labels.txt").write_text("fracture\n\n plane \n")
+    (tmp_path / "empty.txt").write_text("\ufeff\n \n", encoding="utf-8")
     for label, value in (("dark", 10), ("bright", 210)):
         (tmp_path / "shots" / label).mkdir(parents=True)
         for i in range(2):
@@ -276,6 +285,11 @@ def test_the_command(there: Path, cli: Any) -> None:
         assert code == 0 and {x["label"] for x in json.loads(out)["labels"]} == {"dark", "bright"}
 
 
+def test_labels_are_lines_and_a_byte_order_mark_is_none(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes("\ufefffracture\r\n\nupper\x0blobe\u2028left\n".encode())
+    assert labels_from_file(tmp_path / "x") == ["fracture", "upper\x0blobe\u2028left"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
@@ -284,6 +298,8 @@ def test_the_command(there: Path, cli: Any) -> None:
         (["scan.png", "a"], 2, "two labels"),
         (["scan.png", "a", "b", "--labels", "labels.txt"], 2, "choose one"),
         (["scan.png", "--labels", "none.txt"], 3, "none.txt"),
+        (["scan.png", "--labels", "empty.txt"], 3, "empty.txt: holds no label"),
+        (["scan.png", "--examples", "shots", "--method", "probe", "--template", "{}"], 2, "leave out the templates"),
         (["scan.png", "--examples", "bundle"], 3, "two folders or more"),
         (["scan.png", "--examples", "nowhere"], 3, "cannot be read"),
         (["labels.txt", "a", "b"], 3, "labels.txt"),

@@ -58,10 +58,12 @@ def classify(
 
 def labels_from_file(path: Path) -> list[str]:
     try:
-        lines = path.read_text("utf-8").splitlines()
+        lines = [line.strip() for line in path.read_text("utf-8-sig").split("\n")]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a readable UTF-8 file ({type(error).__name__}); give one with a label a line") from error
-    return [line.strip() for line in lines if line.strip()]
+    if not any(lines):
+        raise InputError(f"{path}: holds no label; write one a line")
+    return [line for line in lines if line]
 
 
 def examples_from_folder(folder: Path) -> dict[str, list[Path]]:
