@@ -1,7 +1,7 @@
 """Which of some labels an image shows: zero-shot from the labels' words, or from a few examples, on the towers' frozen embeddings."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ def classification(
     predictor: Predictor,
     image: Image,
     labels: Sequence[str] = (),
-    examples: Mapping[str, Sequence[Image]] | None = None,
+    examples: Mapping[str, Iterable[Image]] | None = None,
     method: str | None = None,
     templates: Sequence[str] | None = None,
     frame: int | None = None,
@@ -73,11 +73,12 @@ def classification(
     )
 
 
-def _few_shot(predictor: Predictor, seen: Floats, examples: Mapping[str, Sequence[Image]], method: str, templates: Sequence[str]) -> Floats:
-    if empty := next((name for name, of in examples.items() if not of), None):
+def _few_shot(predictor: Predictor, seen: Floats, examples: Mapping[str, Iterable[Image]], method: str, templates: Sequence[str]) -> Floats:
+    rows = {name: [predictor.embed_image(image) for image in images] for name, images in examples.items()}
+    if (empty := next((name for name in rows if not rows[name]), None)) is not None:
         raise UsageError(f"the label {empty[:60]!r} has no examples")
-    x = _numbers(np.stack([predictor.embed_image(image) for of in examples.values() for image in of]))
-    of = np.repeat(np.arange(len(examples)), [len(images) for images in examples.values()])
+    x = _numbers(np.concatenate(list(rows.values())))
+    of = np.repeat(np.arange(len(rows)), [len(each) for each in rows.values()])
     if method == "probe":
         return scores_from_probe(seen, probe_from_examples(x, of, len(examples)))
     bank = bank_from_labels(predictor.embed_texts, list(examples), templates)

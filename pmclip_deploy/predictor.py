@@ -3,7 +3,7 @@
 import hashlib
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -168,7 +168,7 @@ class Predictor:
         image: Image,
         labels: Sequence[str] = (),
         *,
-        examples: Mapping[str, Sequence[Image]] | None = None,
+        examples: Mapping[str, Iterable[Image]] | None = None,
         method: str | None = None,
         templates: Sequence[str] | None = None,
         frame: int | None = None,

@@ -93,6 +93,7 @@ def test_other_labels_do_not_change_a_score(towers: pm.Predictor) -> None:
         ([], {"examples": {"a": [1], "b": [1]}, "method": "zero-shot"}, "cache or probe"),
         (["a"], {"examples": {"a": [1], "b": [1]}}, "the examples name the labels"),
         ([], {"examples": {"a": [picture()], "b": []}}, "'b' has no examples"),
+        ([], {"examples": {"a": [picture()], "b": iter([])}}, "'b' has no examples"),
     ],
 )
 def test_what_does_not_go_together(towers: pm.Predictor, labels: list[str], more: dict[str, Any], said: str) -> None:
@@ -283,6 +284,30 @@ def test_the_command(there: Path, cli: Any) -> None:
             "classify", there / "scan.png", "--examples", there / "shots", "--method", method, "--bundle", there / "bundle", "--json"
         )
         assert code == 0 and {x["label"] for x in json.loads(out)["labels"]} == {"dark", "bright"}
+
+
+@pytest.mark.parametrize("method", ["cache", "probe"])
+def test_what_is_no_picture_is_no_example(there: Path, cli: Any, method: str) -> None:
+    given = ("classify", there / "scan.png", "--examples", there / "shots", "--method", method, "--bundle", there / "bundle", "--json")
+    scores = json.loads(cli(*given)[1])["labels"]
+    (there / "shots" / ".git").mkdir()
+    for name in (".DS_Store", "notes.txt", "read me"):
+        (there / "shots" / "dark" / name).write_text("no picture")
+    code, out, err = cli(*given)
+    assert code == 0 and json.loads(out)["labels"] == scores
+    assert err.startswith(f"left out 2 of 6 examples that are no pictures; the first: {there / 'shots' / 'dark' / 'notes.txt'}: ")
+    assert err.count("\n") == 1
+    for path in (there / "shots" / "dark").glob("*.png"):
+        path.unlink()
+    code, out, err = cli(*given)
+    assert code == 3 and not out and err.startswith(f"error: {there / 'shots' / 'dark'}: holds no picture") and err.count("\n") == 1
+
+
+def test_examples_have_a_bar(there: Path, cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    bars: list[Any] = []
+    monkeypatch.setattr("pmclip_deploy.cli.classify.progress", lambda items, what: bars.append((len(items), what)) or items)
+    assert cli("classify", there / "scan.png", "--examples", there / "shots", "--bundle", there / "bundle")[0] == 0
+    assert bars == [(4, "Embedding")]
 
 
 def test_labels_are_lines_and_a_byte_order_mark_is_none(tmp_path: Path) -> None:
