@@ -1,5 +1,6 @@
 """What a question about an image comes back as: frozen data, and its JSON form. Standard library only."""
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -72,8 +73,11 @@ class Answer:
 @dataclass(frozen=True)
 class Label:
     label: str
-    probability: float  # its share among the labels that were given: not calibrated, and 1 in all
-    score: float  # what the share was made of, in the units of the method
+    share: float  # among the labels that were given, 1 in all: no probability
+    score: float  # what the share was made of, in the units of the method; -inf where the label's embedding has no direction
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "score": self.score if math.isfinite(self.score) else None}
 
 
 @dataclass(frozen=True)
@@ -87,4 +91,4 @@ class Classification:
     timings_ms: dict[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        return {"schema": CLASSIFICATION_SCHEMA, **asdict(self)}
+        return {"schema": CLASSIFICATION_SCHEMA, **asdict(self), "labels": [label.to_json() for label in self.labels]}

@@ -1,7 +1,7 @@
 """Which of some labels an image shows: zero-shot from the labels' words, or from a few examples, on the towers' frozen embeddings."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +18,22 @@ METHODS = ("zero-shot", "cache", "probe")
 TEMPLATES = ("{}", "an image showing {}", "a radiology image of {}")  # a label's embedding is their mean (CLIP, section 3.1.4)
 SHARPNESS = 5.5  # beta of Tip-Adapter (Zhang et al., ECCV 2022, section 3.2); its alpha is 1
 STEPS, DECAY = 500, 1e-3  # of the probe
+NO_NUMBERS = "the model computes no numbers for these images and labels; export it again in a higher precision"
 
 
 def classification(
     predictor: Predictor,
     image: Image,
     labels: Sequence[str] = (),
-    examples: Mapping[str, Sequence[Image]] | None = None,
+    examples: Mapping[str, Iterable[Image]] | None = None,
     method: str | None = None,
-    templates: Sequence[str] = TEMPLATES,
+    templates: Sequence[str] | None = None,
     frame: int | None = None,
     window: tuple[float, float] | None = None,
 ) -> Classification:
     """Predictor.classify."""
+    if any(isinstance(given, str) for given in (labels, templates, *(examples or {}).values())):
+        raise UsageError("labels, templates and the examples of a label are lists, not a text; put it in one")
     method = method or ("cache" if examples else "zero-shot")
     if method not in METHODS or (method == "zero-shot") == bool(examples):
         fits = "cache or probe with examples" if examples else "zero-shot without examples"
@@ -41,17 +44,22 @@ def classification(
     if not names:
         raise UsageError("no labels given; pass two or more, or export the bundle with --labels FILE")
     check_labels(names)
+    if templates is not None and method == "probe":
+        raise UsageError("the probe reads no words; leave out the templates")
+    if templates is not None and not labels and not examples:
+        raise UsageError("the bundle's labels were embedded when it was exported; leave out the templates, or pass the labels")
+    prompts = TEMPLATES if templates is None else templates
     start = time.perf_counter()
     picture = picture_from_image(image, frame, window)
     read = time.perf_counter()
-    seen = predictor.embed_image(picture)  # (D,)
+    seen = _numbers(predictor.embed_image(picture))  # (D,)
     encoded = time.perf_counter()
     if not labels and not examples:
         scores = scores_from_bundle(predictor, seen)
     elif examples:
-        scores = _few_shot(predictor, seen, examples, method, templates)
+        scores = _few_shot(predictor, seen, examples, method, prompts)
     else:
-        scores = zero_shot_scores(seen, bank_from_labels(predictor.embed_texts, names, templates), predictor.manifest.logit_scale)
+        scores = zero_shot_scores(seen, bank_from_labels(predictor.embed_texts, names, prompts), predictor.manifest.logit_scale)
     shares = softmax(scores)
     best = np.argsort(-scores, kind="stable")
     done = time.perf_counter()
@@ -65,11 +73,12 @@ def classification(
     )
 
 
-def _few_shot(predictor: Predictor, seen: Floats, examples: Mapping[str, Sequence[Image]], method: str, templates: Sequence[str]) -> Floats:
-    if empty := next((name for name, of in examples.items() if not of), None):
+def _few_shot(predictor: Predictor, seen: Floats, examples: Mapping[str, Iterable[Image]], method: str, templates: Sequence[str]) -> Floats:
+    rows = {name: [predictor.embed_image(image) for image in images] for name, images in examples.items()}
+    if (empty := next((name for name in rows if not rows[name]), None)) is not None:
         raise UsageError(f"the label {empty[:60]!r} has no examples")
-    x = np.stack([predictor.embed_image(image) for of in examples.values() for image in of])
-    of = np.repeat(np.arange(len(examples)), [len(images) for images in examples.values()])
+    x = _numbers(np.concatenate(list(rows.values())))
+    of = np.repeat(np.arange(len(rows)), [len(each) for each in rows.values()])
     if method == "probe":
         return scores_from_probe(seen, probe_from_examples(x, of, len(examples)))
     bank = bank_from_labels(predictor.embed_texts, list(examples), templates)
@@ -118,12 +127,18 @@ def _bank(folder: Path | None, shape: tuple[int, int]) -> Floats:
     return np.asarray(bank)
 
 
+def _numbers(embeddings: Floats) -> Floats:
+    if not np.isfinite(embeddings).all():
+        raise BundleError(NO_NUMBERS)
+    return embeddings
+
+
 def _in_order(score: Floats, index: NDArray[np.int64]) -> Floats:
     """The k = N best, to the bank's order; what has no direction scores -inf."""
     scores = np.full(len(score), -np.inf, np.float32)
     scores[index[index >= 0]] = score[index >= 0]
     if not np.isfinite(scores).any():
-        raise BundleError("the model computes no numbers for this image and these labels; export it again in a higher precision")
+        raise BundleError(NO_NUMBERS)
     return scores
 
 

@@ -9,6 +9,7 @@ The metadata's ``checksum`` is the sha256 of the first 4096 bytes, zeros in plac
 import json
 import mmap
 import os
+import shutil
 import sys
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
@@ -187,13 +188,14 @@ def _checksum(file: FileIO | BufferedRandom, head: bytes, checksum: str) -> str:
 
 
 def write_index(path: Path, about: About, dim: int, chunks: Iterable[Chunk]) -> int:
-    """Streams ``chunks`` to a file that takes the place of ``path`` when it is whole. -> the number of rows
+    """Streams ``chunks`` to a file that takes the place of ``path``, and its permissions, when it is whole. -> the number of rows
 
     Hold the lock. On Windows a file that is mapped cannot be replaced: keep no Index of ``path`` beside ``chunks``.
     """
     new, ends, ids = beside(path, "new"), array("q"), bytearray()
     try:
-        with new.open("w+b") as file:
+        new.unlink(missing_ok=True)  # of a process that died, with whatever permissions
+        with open(new, "w+b", opener=_private) as file:
             file.seek(HEADER)
             for embeddings, names in chunks:
                 file.write(np.ascontiguousarray(embeddings, "<f2").data)
@@ -209,6 +211,8 @@ def write_index(path: Path, about: About, dim: int, chunks: Iterable[Chunk]) -> 
             file.write(head)
             file.flush()
             os.fsync(file.fileno())
+        if os.name == "posix" and path.exists():
+            shutil.copymode(path, new)
         new.replace(path)
         sync_folder(path.parent)
     except OSError as error:
@@ -216,6 +220,10 @@ def write_index(path: Path, about: About, dim: int, chunks: Iterable[Chunk]) -> 
     finally:
         new.unlink(missing_ok=True)
     return len(ends)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def _header(about: About, rows: int, dim: int, id_bytes: int) -> bytes:

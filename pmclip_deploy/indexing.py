@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pmclip_deploy.errors import BundleError, InputError, NoPictureError, UsageError
+from pmclip_deploy.files import files_below
 from pmclip_deploy.index import ROWS, About, Chunk, Halves, Index, beside, index_from_file, locked, unit, write_index
 from pmclip_deploy.predictor import Predictor
 
@@ -34,6 +35,7 @@ class Source(Generic[T]):
     id: Callable[[T], str]
     embed: Callable[[T], NDArray[np.float32]]
     name: Callable[[T], str]
+    broken: Sequence[InputError] = ()  # what could not even be looked into
 
 
 @dataclass(frozen=True)
@@ -51,13 +53,14 @@ def images_of_folder(predictor: Predictor, folder: Path, salt: bytes | None = No
     """Every file below ``folder``. Ids are paths relative to it or, with ``salt``, HMACs of SOP Instance UIDs, which DICOM alone has."""
     if salt is not None and len(salt) < SALT_BYTES:
         raise UsageError(f"the salt has {len(salt)} bytes; give {SALT_BYTES} or more, for example `head -c 32 /dev/urandom > salt`")
-    found = sorted(Path(parent) / name for parent, _, names in os.walk(folder) for name in names)
+    files, unlisted = files_below(folder)
     return Source(
         about=_about(predictor, "image", "path" if salt is None else "uid", salt),
-        items=[path for path in found if path.is_file()],  # no pipes, no broken links
+        items=files,
         id=partial(_id_from_path, folder) if salt is None else partial(_id_from_uid, salt),
         embed=predictor.embed_image,
         name=str,
+        broken=unlisted,
     )
 
 
@@ -90,7 +93,8 @@ def captions_of_file(predictor: Predictor, file: Path) -> Source[Line]:
 def build_index(path: Path, source: Source[T]) -> Report:
     """Makes the index at ``path``, or adds to it. A row whose id is there stays as it is."""
     path = path.resolve()
-    counts, first_broken = dict.fromkeys(("embedded", "known", "other", "broken"), 0), None
+    counts = {"embedded": 0, "known": 0, "other": 0, "broken": len(source.broken)}
+    first_broken = next(map(str, source.broken), None)
     with locked(path):
         index = index_from_file(path) if path.exists() else None
         if index is not None:
@@ -139,7 +143,7 @@ class Journal:
         head = json.dumps({"schema": JOURNAL_SCHEMA, **asdict(about)}).encode() + b"\n"
         self._start = end = len(head)
         try:
-            path.touch()
+            path.touch(0o600)
             with path.open("rb") as file:
                 first = file.readline()
             if first != head:

@@ -3,7 +3,7 @@
 import hashlib
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -168,7 +168,7 @@ class Predictor:
         image: Image,
         labels: Sequence[str] = (),
         *,
-        examples: Mapping[str, Sequence[Image]] | None = None,
+        examples: Mapping[str, Iterable[Image]] | None = None,
         method: str | None = None,
         templates: Sequence[str] | None = None,
         frame: int | None = None,
@@ -176,12 +176,13 @@ class Predictor:
     ) -> Classification:
         """Zero-shot among ``labels``, or among those the bundle was exported with; few-shot from ``examples``, images of each label.
 
-        ``method`` is "zero-shot", and with examples "cache" (the default) or "probe"; ``templates`` are prompts with {} for the label.
+        ``method`` is "zero-shot", and with examples "cache" (the default) or "probe"; ``templates`` are prompts with {} for the label,
+        and for neither the probe nor the bundle's labels.
         Raises UsageError where labels, examples and method do not go together, and InputError where an image cannot be read.
         """
-        from pmclip_deploy.classify import TEMPLATES, classification
+        from pmclip_deploy.classify import classification
 
-        return classification(self, image, labels, examples, method, TEMPLATES if templates is None else templates, frame, window)
+        return classification(self, image, labels, examples, method, templates, frame, window)
 
     def similarity(self, image: Floats, bank: Floats) -> dict[str, NDArray[Any]]:
         """(B, D), (N, D) -> score, index and log_sum_exp of the bundle's graph "labels", whose bank this is."""

@@ -15,7 +15,9 @@ import pmclip_deploy as pm
 from pmclip_deploy import classify
 from pmclip_deploy.classify import bank_from_labels, probe_from_examples, scores_from_cache, scores_from_probe, zero_shot_scores
 from pmclip_deploy.cli import app
+from pmclip_deploy.cli.classify import labels_from_file
 from pmclip_deploy.kernels import contrastive_similarity
+from pmclip_deploy.pixels import picture_from_array
 
 RNG = np.random.default_rng(0)
 LABELS = ["is there a fracture", "which plane", "the plane"]
@@ -58,8 +60,8 @@ def test_scores_are_scaled_cosines_with_the_mean_of_the_prompts(towers: pm.Predi
     }
     assert {x.label: x.score for x in made.labels} == pytest.approx(expected, abs=1e-4)
     assert [x.score for x in made.labels] == sorted((x.score for x in made.labels), reverse=True)
-    assert sum(x.probability for x in made.labels) == pytest.approx(1)
-    ratio = made.labels[0].probability / made.labels[-1].probability
+    assert sum(x.share for x in made.labels) == pytest.approx(1)
+    ratio = made.labels[0].share / made.labels[-1].share
     assert np.log(ratio) == pytest.approx(made.labels[0].score - made.labels[-1].score, abs=1e-4)
     document = made.to_json()
     assert document["schema"] == "pmclip-deploy/classification/1" and document["method"] == "zero-shot"
@@ -83,9 +85,15 @@ def test_other_labels_do_not_change_a_score(towers: pm.Predictor) -> None:
         (["a", "b"], {"templates": ["no place"]}, "'no place' does not"),
         (["a", "b"], {"templates": []}, "a template holds"),
         (["a", "b"], {"method": "probe"}, "zero-shot without examples"),
+        ("ab", {}, "not a text"),
+        (["a", "b"], {"templates": "{}"}, "not a text"),
+        ([], {"examples": {"a": "a.png", "b": "b.png"}}, "not a text"),
+        ([], {"examples": {"a": [1], "b": [1]}, "method": "probe", "templates": ["{}"]}, "the probe reads no words"),
+        ([], {"templates": ["{}"]}, "no labels given"),
         ([], {"examples": {"a": [1], "b": [1]}, "method": "zero-shot"}, "cache or probe"),
         (["a"], {"examples": {"a": [1], "b": [1]}}, "the examples name the labels"),
         ([], {"examples": {"a": [picture()], "b": []}}, "'b' has no examples"),
+        ([], {"examples": {"a": [picture()], "b": iter([])}}, "'b' has no examples"),
     ],
 )
 def test_what_does_not_go_together(towers: pm.Predictor, labels: list[str], more: dict[str, Any], said: str) -> None:
@@ -100,6 +108,26 @@ def test_a_label_without_a_direction_comes_last() -> None:
     assert scores.argmax() == 1 and scores[0] == -np.inf
     with pytest.raises(pm.BundleError, match="computes no numbers"):
         zero_shot_scores(np.full(8, np.nan, np.float32), bank, 100.0)
+
+
+def test_a_label_without_a_direction_has_no_score(towers: pm.Predictor) -> None:
+    made = towers.classify(picture(), ["the", "fracture", "plane"], templates=["{}"])  # the tiny text tower has nothing for "the"
+    assert [x["score"] is None for x in made.to_json()["labels"]] == [False, False, True] and made.labels[-1].share == 0
+    json.dumps(made.to_json(), allow_nan=False)
+
+
+@pytest.mark.parametrize("method", ["zero-shot", "cache", "probe"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_an_image_or_an_example_without_numbers_is_refused(
+    towers: pm.Predictor, monkeypatch: pytest.MonkeyPatch, method: str, bad: float
+) -> None:
+    image, examples = picture_from_array(picture(0)), {"plane": [picture(10)], "fracture": [picture(200)]}
+    embed = towers.embed_image
+    given: dict[str, Any] = {"labels": list(examples)} if method == "zero-shot" else {"examples": examples}
+    for broken in [image] if method == "zero-shot" else [image, examples["fracture"][0]]:
+        monkeypatch.setattr(towers, "embed_image", lambda x, wrong=broken, **_: np.full_like(embed(x), bad) if x is wrong else embed(x))
+        with pytest.raises(pm.BundleError, match="computes no numbers"):
+            towers.classify(image, method=method, **given)
 
 
 # --- few-shot ------------------------------------------------------------------------------------------------------------------
@@ -188,6 +216,8 @@ def test_kernel_and_graph_give_the_same_answers(labelled: tuple[Path, Any], comp
     given = predictor.classify(image, LABELS)
     assert [x.label for x in given.labels] == [x.label for x in made.labels]
     assert ("labels" in predictor._sessions) == (not compiled)
+    with pytest.raises(pm.UsageError, match="were embedded when it was exported"):
+        predictor.classify(image, templates=["{}"])
 
 
 def test_export_says_whether_labels_survive(labelled: tuple[Path, Any]) -> None:
@@ -235,6 +265,7 @@ def there(tmp_path: Path) -> Path:
     Image.fromarray(picture()).save(tmp_path / "scan.png")
     tiny_bundle(tmp_path / "bundle")
     (tmp_path / "labels.txt").write_text("fracture\n\n plane \n")
+    (tmp_path / "empty.txt").write_text("\ufeff\n \n", encoding="utf-8")
     for label, value in (("dark", 10), ("bright", 210)):
         (tmp_path / "shots" / label).mkdir(parents=True)
         for i in range(2):
@@ -255,6 +286,35 @@ def test_the_command(there: Path, cli: Any) -> None:
         assert code == 0 and {x["label"] for x in json.loads(out)["labels"]} == {"dark", "bright"}
 
 
+@pytest.mark.parametrize("method", ["cache", "probe"])
+def test_what_is_no_picture_is_no_example(there: Path, cli: Any, method: str) -> None:
+    given = ("classify", there / "scan.png", "--examples", there / "shots", "--method", method, "--bundle", there / "bundle", "--json")
+    scores = json.loads(cli(*given)[1])["labels"]
+    (there / "shots" / ".git").mkdir()
+    for name in (".DS_Store", "notes.txt", "read me"):
+        (there / "shots" / "dark" / name).write_text("no picture")
+    code, out, err = cli(*given)
+    assert code == 0 and json.loads(out)["labels"] == scores
+    assert err.startswith(f"left out 2 of 6 examples that are no pictures; the first: {there / 'shots' / 'dark' / 'notes.txt'}: ")
+    assert err.count("\n") == 1
+    for path in (there / "shots" / "dark").glob("*.png"):
+        path.unlink()
+    code, out, err = cli(*given)
+    assert code == 3 and not out and err.startswith(f"error: {there / 'shots' / 'dark'}: holds no picture") and err.count("\n") == 1
+
+
+def test_examples_have_a_bar(there: Path, cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    bars: list[Any] = []
+    monkeypatch.setattr("pmclip_deploy.cli.classify.progress", lambda items, what: bars.append((len(items), what)) or items)
+    assert cli("classify", there / "scan.png", "--examples", there / "shots", "--bundle", there / "bundle")[0] == 0
+    assert bars == [(4, "Embedding")]
+
+
+def test_labels_are_lines_and_a_byte_order_mark_is_none(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes("\ufefffracture\r\n\nupper\x0blobe\u2028left\n".encode())
+    assert labels_from_file(tmp_path / "x") == ["fracture", "upper\x0blobe\u2028left"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
@@ -263,6 +323,8 @@ def test_the_command(there: Path, cli: Any) -> None:
         (["scan.png", "a"], 2, "two labels"),
         (["scan.png", "a", "b", "--labels", "labels.txt"], 2, "choose one"),
         (["scan.png", "--labels", "none.txt"], 3, "none.txt"),
+        (["scan.png", "--labels", "empty.txt"], 3, "empty.txt: holds no label"),
+        (["scan.png", "--examples", "shots", "--method", "probe", "--template", "{}"], 2, "leave out the templates"),
         (["scan.png", "--examples", "bundle"], 3, "two folders or more"),
         (["scan.png", "--examples", "nowhere"], 3, "cannot be read"),
         (["labels.txt", "a", "b"], 3, "labels.txt"),

@@ -79,6 +79,18 @@ def is_one_line(err: str) -> bool:
     return err.startswith("error: ") and err.count("\n") == 1 and err.endswith("\n")
 
 
+def unlisted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As without permission to read it, which root always has."""
+    scandir = os.scandir
+
+    def refuses(path: Any = ".") -> Any:
+        if os.fspath(path) == str(folder):
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuses)
+
+
 # --- infer ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -163,6 +175,15 @@ def test_a_folder_is_all_its_images_and_says_what_it_skipped(run: Any, folder: P
     assert result.code == 0
     assert [Path(a["image"]["source"]).name for a in result.json] == ["bright.png", "ct.dcm", "dark.jpg"]
     assert result.err.startswith("skipped 1 of 4 files") and result.err.count("\n") == 1
+
+
+def test_a_folder_that_cannot_be_listed_is_skipped_and_said(run: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unlisted(folder / "sub", monkeypatch)
+    result = run("infer", folder, FRACTURE, "--json")
+    assert result.code == 0 and [Path(a["image"]["source"]).name for a in result.json] == ["bright.png", "ct.dcm"]
+    assert result.err.startswith("skipped 2 of 4 files") and f"{folder / 'sub'}: a folder that cannot be listed" in result.err
+    result = run("infer", folder / "sub", FRACTURE)
+    assert result.code == 3 and is_one_line(result.err) and "cannot be listed" in result.err
 
 
 def test_a_folder_of_one_image_is_still_a_list(run: Any, folder: Path) -> None:

@@ -257,6 +257,23 @@ def test_another_bundle(file: Path) -> None:
 # --- writing is all or nothing -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.skipif(os.name != "posix", reason="needs permissions")
+def test_an_index_is_private_and_keeps_the_permissions_it_is_given(file: Path) -> None:
+    """While it is written, too, and where a process that died left a file that all may read."""
+    seen = list[int]()
+
+    def chunks() -> Iterator[Chunk]:
+        seen.append(beside(file, "new").stat().st_mode & 0o777)
+        yield rows(1), ["p"]
+
+    assert file.stat().st_mode & 0o777 == 0o600
+    for mode in (0o600, 0o640, 0o664):
+        file.chmod(mode)
+        beside(file, "new").touch(0o644)
+        write_index(file, ABOUT, DIM, chunks())
+        assert file.stat().st_mode & 0o777 == mode and seen.pop() == 0o600
+
+
 def test_a_failed_write_keeps_the_old_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = file.read_bytes()
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from test_cli import MAIN, PATIENT, Result, is_one_line, process
+from test_cli import MAIN, PATIENT, Result, is_one_line, process, unlisted
 from test_imports import HEAVY, loaded, run_cli
 from tiny import tiny_bundle
 
@@ -162,6 +162,33 @@ def test_what_is_whole_and_no_picture_is_not_broken(predictor: pm.Predictor, tmp
     assert (report.embedded, report.other, report.broken) == (1, 1, 2)
     with pytest.raises(NoPictureError):
         predictor.embed_image(study / "report.dcm")
+
+
+def test_a_folder_that_cannot_be_listed_is_broken(
+    predictor: pm.Predictor, folder: Path, index: Path, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unlisted(folder / "sub dir", monkeypatch)
+    report = build_index(index, images_of_folder(predictor, folder))
+    assert (report.embedded, report.other, report.broken) == (4, 1, 2)
+    assert str(report.first_broken).startswith(f"{folder / 'sub dir'}: a folder that cannot be listed (Permission denied); check")
+    result = run("index", folder / "sub dir", "--output", index)
+    assert result.code == 3 and is_one_line(result.err) and "cannot be listed" in result.err
+
+
+def test_a_file_that_may_not_be_looked_at_is_broken(
+    predictor: pm.Predictor, folder: Path, index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a folder that can be listed and not entered."""
+    stat = Path.stat
+
+    def refuses(path: Path, **how: Any) -> os.stat_result:
+        if path.parent == folder / "sub dir":
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, **how)
+
+    monkeypatch.setattr(Path, "stat", refuses)
+    report = build_index(index, images_of_folder(predictor, folder))
+    assert (report.embedded, report.broken) == (4, 3) and "permission" in str(report.first_broken)
 
 
 # --- uids ------------------------------------------------------------------------------------------------------------------------
@@ -320,6 +347,12 @@ def test_any_torn_end_of_a_journal_is_cut_off(predictor: pm.Predictor, folder: P
                 assert names == [*IDS[:count], "new"] and np.array_equal(rows, np.eye(8)[[*range(count), 7]])
 
 
+@pytest.mark.skipif(os.name != "posix", reason="needs permissions")
+def test_a_journal_is_private(predictor: pm.Predictor, folder: Path, index: Path) -> None:
+    with Journal(beside(index, "part"), images_of_folder(predictor, folder).about):
+        assert beside(index, "part").stat().st_mode & 0o777 == 0o600
+
+
 def test_a_journal_of_another_run_is_refused(predictor: pm.Predictor, folder: Path, index: Path) -> None:
     with Journal(beside(index, "part"), images_of_folder(predictor, folder, SALT).about) as journal:
         journal.add("a", np.eye(8, dtype=np.float16)[0])
@@ -455,10 +488,12 @@ def test_exit_codes(run: Any, folder: Path, index: Path, tmp_path: Path) -> None
         (2, ["index", folder / "ct.dcm", "--output", tmp_path / "e"]),
         (2, ["index", folder]),
         (4, ["index", folder, "--output", tmp_path / "no" / "folder"]),
-        (4, ["index", folder, "--output", tmp_path]),
+        (2, ["index", folder, "--output", tmp_path]),
         (4, ["index", folder, "--output", tmp_path / "cut.index"]),
         (3, ["query", index, "nowhere.dcm"]),
         (3, ["query", index, "scans/nowhere"]),
+        (3, ["query", index, "ct/mri"]),
+        (2, ["query", index, folder / "ct.dcm", "--text", "--frame", "0"]),
         (3, ["query", index, folder]),
         (3, ["query", index, folder / "zz.png"]),
         (2, ["query", index, ""]),
@@ -477,6 +512,17 @@ def test_exit_codes(run: Any, folder: Path, index: Path, tmp_path: Path) -> None
         result = run(*arguments)
         assert (result.code, result.out) == (code, "") and is_one_line(result.err), (arguments, result.err)
     assert names(tmp_path) == before
+
+
+def test_a_text_may_look_like_a_file(run: Any, folder: Path, index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run("index", folder, "--output", index)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "plane").mkdir()
+    assert run("query", index, "plane", "--json").json["query"] == {"text": "plane"}
+    picture(tmp_path / "fracture.png", 1).rename("fracture")
+    assert run("query", index, "fracture", "--json").json["query"] == {"image": "fracture"}
+    for text in ("fracture", "ct/mri", "plane.png"):
+        assert run("query", index, text, "--text", "--json").json["query"] == {"text": text}
 
 
 def test_control_characters_in_an_id_do_not_reach_the_terminal(run: Any, tmp_path: Path, index: Path) -> None:

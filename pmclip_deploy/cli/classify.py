@@ -1,16 +1,19 @@
 """`pmclip-deploy classify`: which of some labels a picture shows, from the labels' words or from a few examples."""
 
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pmclip_deploy.cli.infer import RESEARCH_ONLY
-from pmclip_deploy.cli.output import one_line, print_json, print_note
-from pmclip_deploy.errors import InputError, UsageError
+from pmclip_deploy.cli.output import one_line, print_json, print_note, progress
+from pmclip_deploy.errors import InputError, NoPictureError, UsageError
 
 if TYPE_CHECKING:
     from pmclip_deploy.answer import Classification
+    from pmclip_deploy.pixels import Picture
 
 
 def classify(
@@ -42,14 +45,21 @@ def classify(
     if sum((bool(labels), labels_file is not None, examples is not None)) > 1:
         raise UsageError("labels, --labels and --examples are three ways to say the same; choose one")
     names = labels_from_file(labels_file) if labels_file is not None else labels or []
-    shots = None if examples is None else examples_from_folder(examples)
+    files = {} if examples is None else examples_from_folder(examples)
+    every = [file for of in files.values() for file in of]
+    skipped: list[NoPictureError] = []
 
     from pmclip_deploy.opening import load
 
-    predictor = load(bundle, device, once=shots is None)
-    made = predictor.classify(image, names, examples=shots, method=method, templates=template or None, frame=frame, window=window)
+    predictor = load(bundle, device, once=not files)
+    bar = iter(progress(every, "Embedding"))
+    shots = {of.name: pictures_of_label(of, islice(bar, len(those)), skipped) for of, those in files.items()}
+    made = predictor.classify(image, names, examples=shots or None, method=method, templates=template or None, frame=frame, window=window)
+    next(bar, None)  # takes it from the terminal
     for note in dict.fromkeys(predictor.notes):
         print_note(note)
+    if skipped:
+        print_note(f"left out {len(skipped)} of {len(every)} examples that are no pictures; the first: {skipped[0]}")
     if as_json:
         print_json(made.to_json())
     else:
@@ -58,21 +68,44 @@ def classify(
 
 def labels_from_file(path: Path) -> list[str]:
     try:
-        lines = path.read_text("utf-8").splitlines()
+        lines = [line.strip() for line in path.read_text("utf-8-sig").split("\n")]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a readable UTF-8 file ({type(error).__name__}); give one with a label a line") from error
-    return [line.strip() for line in lines if line.strip()]
+    if not any(lines):
+        raise InputError(f"{path}: holds no label; write one a line")
+    return [line for line in lines if line]
 
 
-def examples_from_folder(folder: Path) -> dict[str, list[Path]]:
-    """label to its images, of FOLDER/LABEL/IMAGE."""
+def examples_from_folder(folder: Path) -> dict[Path, list[Path]]:
+    """Each label's folder to its files, of FOLDER/LABEL/IMAGE, but for names that begin with a dot."""
     try:
-        found = {of.name: sorted(x for x in of.iterdir() if x.is_file()) for of in sorted(folder.iterdir()) if of.is_dir()}
+        found = {of: [x for x in _seen(of) if x.is_file()] for of in _seen(folder) if of.is_dir()}
     except OSError as error:
         raise InputError(f"{folder}: cannot be read ({error.strerror}); give a folder with a folder of images for each label") from error
     if len(found) < 2 or not all(found.values()):
         raise InputError(f"{folder}: needs two folders or more, each named for a label and with images in it")
     return found
+
+
+def _seen(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def pictures_of_label(folder: Path, files: Iterator[Path], skipped: list[NoPictureError]) -> "Iterator[Picture]":
+    """One at a time, as they are embedded. Raises InputError where none of its files is a picture."""
+    from pmclip_deploy.predictor import picture_from_image
+
+    count = 0
+    for file in files:
+        try:
+            picture = picture_from_image(file)
+        except NoPictureError as error:
+            skipped.append(error)
+            continue
+        yield picture
+        count += 1
+    if not count:
+        raise InputError(f"{folder}: holds no picture; put DICOM, PNG or JPEG files of the label there")
 
 
 def _print(made: "Classification") -> None:
@@ -82,7 +115,7 @@ def _print(made: "Classification") -> None:
 
     table = Table("Label", "Share", "Score", title=Text(one_line(made.image.source)), title_justify="left")
     for label in made.labels:
-        table.add_row(Text(one_line(label.label)), f"{label.probability:.0%}", f"{label.score:.2f}")
+        table.add_row(Text(one_line(label.label)), f"{label.share:.0%}", f"{label.score:.2f}")
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 120

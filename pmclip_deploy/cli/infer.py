@@ -105,19 +105,20 @@ def _answers(ask: Ask, image: Path, bar: bool) -> "Iterator[list[Answer]]":
     if not image.is_dir():
         yield ask(image)
         return
-    found = sorted(Path(folder) / name for folder, _, names in os.walk(image) for name in names)
-    files = [file for file in found if file.is_file()]  # no pipes, no broken links
-    skipped: list[InputError] = []
+    from pmclip_deploy.files import files_below
+
+    files, skipped = files_below(image)
+    count = len(files) + len(skipped)
     for file in progress(files, "Asking") if bar else files:
         try:
             yield ask(file)
         except InputError as error:
             skipped.append(error)
-    if len(skipped) == len(files):
+    if len(skipped) == count:
         first = f"; the first: {skipped[0]}" if skipped else ""
-        raise InputError(f"{image}: a folder without readable images ({len(files)} files{first}); pass DICOM, PNG or JPEG files")
+        raise InputError(f"{image}: a folder without readable images ({count} files{first}); pass DICOM, PNG or JPEG files")
     if skipped:
-        print_note(f"skipped {len(skipped)} of {len(files)} files in {image} that hold no readable image; the first: {skipped[0]}")
+        print_note(f"skipped {len(skipped)} of {count} files in {image} that hold no readable image; the first: {skipped[0]}")
 
 
 def _print_answers(answers: "list[Answer]") -> None:

@@ -1,5 +1,6 @@
 """`pmclip-deploy search index | query | delete | show`: images or captions to one file, and what in it is near an image or a text."""
 
+import os
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pmclip_deploy.cli.infer import PNG_AND_JPEG, RESEARCH_ONLY, exists, looks_like_a_path
+from pmclip_deploy.cli.infer import PNG_AND_JPEG, RESEARCH_ONLY, looks_like_a_path
 from pmclip_deploy.cli.output import one_line, print_json, print_note, progress
 from pmclip_deploy.errors import InputError, UsageError
 from pmclip_deploy.spec import DELETION_SCHEMA, INDEX_SCHEMA, INDEXING_SCHEMA, SEARCH_SCHEMA
@@ -51,6 +52,8 @@ def index(
         raise UsageError(f"{source}: is neither a folder nor a .txt or .jsonl file; give one of these")
     if salt is not None and not source.is_dir():
         raise UsageError(f"{source}: captions have no UID; leave out --ids uid")
+    if output.is_dir():
+        raise UsageError(f"{output}: is a folder; name a file")
 
     from pmclip_deploy.dicom import import_pydicom_lean
     from pmclip_deploy.indexing import build_index, captions_of_file, images_of_folder
@@ -83,6 +86,7 @@ def index(
 def query(
     index: IndexFile,
     wanted: Annotated[str, typer.Argument(metavar="TEXT|IMAGE", help="A file that exists is an image.", show_default=False)],
+    text: Annotated[bool, typer.Option("--text", help="A text, even where it looks like a file.")] = False,
     k: Annotated[int, typer.Option("--k", min=1, help="How many to find.")] = 10,
     bundle: Bundle = None,
     device: Device = "auto",
@@ -94,9 +98,9 @@ def query(
 
     pmclip-deploy search query archive.index scan.dcm
     """
-    is_image = exists(wanted)
-    if not is_image and looks_like_a_path(wanted):
-        raise InputError(f"{wanted}: no such file; check the path")
+    is_image = not text and os.path.isfile(wanted)  # noqa: PTH113  # Path's raises where a text is too long for a name
+    if not text and not is_image and looks_like_a_path(wanted):
+        raise InputError(f"{wanted}: no such file; check the path, or say with --text that it is none")
     if not is_image and (frame is not None or window is not None):
         raise UsageError("--frame and --window are for an image; leave them out")
 
