@@ -1,0 +1,364 @@
+"""Each system under test as a worker: one process, a line of JSON each way on stdin and stdout. `harness.Worker` starts it.
+
+Run by path with any environment's Python: it needs numpy, and each function what its system needs; only our own imports pmclip_deploy.
+What each reads lies in one folder of a model, written by weights.py. Inputs are pixels (N, 3, S, S) f32 and tokens (N, T) i64, padded with
+0; what a system does to them before it computes is timed with it.
+
+A system is a function of what was asked, which returns its parts, its versions and the files it reads; ``prepare`` writes those of them
+that its own tools make, once.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Asked = dict[str, Any]
+Part = Callable[[Any], Any]
+Opened = tuple[dict[str, Part], dict[str, str], Iterable[Path]]
+
+CONTEXT = {"pmclip-lite": 64}  # tokens that open_clip pads a text to; all others CLIP's 77
+OPEN_CLIP = {"ViT-B/32": "ViT-B-32-quickgelu", "RN50": "RN50-quickgelu"}
+
+
+def null(asked: Asked) -> Opened:
+    """Does nothing: what is measured of it is the harness's own."""
+    return {"image": lambda x: x[:, :1], "text": lambda x: x[:, :1], "infer": len}, {}, ()
+
+
+# --- ours -----------------------------------------------------------------------------------------------------------------------
+
+
+def ours(asked: Asked) -> Opened:
+    """A bundle, opened and run as the runtime does: on a CPU one picture or text at a time, a text at its own length.
+
+    "pmclip-deploy" takes the folder for the bundle, "pmclip-deploy NAME" that of this name in it. "infer" takes (path of a picture, question).
+    """
+    folder = Path(asked["weights"], asked["system"].partition(" ")[2])
+    if asked["device"] == "cpu" and hasattr(os, "sched_getaffinity") and asked["threads"] != len(os.sched_getaffinity(0)):
+        from pmclip_deploy.sessions import onnxruntime as backend
+
+        backend.cpu_threads = lambda: asked["threads"]  # the runtime has no setting: it takes the cores that it may use
+    from pmclip_deploy.opening import load
+
+    predictor = load(folder, asked["device"], once=bool(asked.get("once")))
+    together = predictor.model.device != "cpu"
+
+    def tower(name: str, inputs: str, rows: Any) -> Any:
+        if together:
+            return predictor._sessions[name].run({inputs: rows})["embedding"]
+        return np.concatenate([predictor._sessions[name].run({inputs: row})["embedding"] for row in rows])
+
+    def image(pixels: Any) -> Any:
+        return tower("image", "pixels", pixels if together else pixels[:, None])
+
+    def text(tokens: Any) -> Any:
+        return tower("text", "tokens", _own_length(tokens) if together else [_own_length(row[None]) for row in tokens])
+
+    def infer(rows: Any) -> None:
+        for path, question in rows:
+            predictor.ask(str(path), str(question))
+
+    return {"image": image, "text": text, "infer": infer}, _versions("pmclip-deploy", "onnxruntime"), folder.iterdir()
+
+
+# --- open_clip ------------------------------------------------------------------------------------------------------------------
+
+
+def open_clip_eager(asked: Asked) -> Opened:
+    """What open_clip's README writes, texts padded as its tokenizer does."""
+    model, files = _open_clip(asked)
+    return _torch_parts(asked, model.encode_image, model.encode_text), _versions("open_clip_torch", "torch"), files
+
+
+def open_clip_compiled(asked: Asked) -> Opened:
+    """`torch.compile` with its defaults; compiled for one picture and one text as it opens, for a batch when one comes."""
+    import torch
+
+    model, files = _open_clip(asked)
+    parts = _torch_parts(asked, torch.compile(model.encode_image, dynamic=False), torch.compile(model.encode_text, dynamic=False))
+    for part, of in parts.items():
+        of(np.load(Path(asked["weights"], f"calibration-{part}.npy"))[:1])
+    return parts, _versions("open_clip_torch", "torch"), files
+
+
+def open_clip_int8(asked: Asked) -> Opened:
+    """PyTorch's dynamic quantisation of linear layers."""
+    import torch
+    from torch.ao.quantization import quantize_dynamic
+
+    model, files = _open_clip(asked)
+    model = quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
+    return _torch_parts(asked, model.encode_image, model.encode_text), _versions("open_clip_torch", "torch"), files
+
+
+def _open_clip(asked: Asked) -> tuple[Any, list[Path]]:
+    import open_clip
+    import torch
+
+    torch.set_num_threads(asked["threads"])
+    folder = Path(asked["weights"], "open_clip")
+    weights = folder / "model.safetensors"
+    if asked["model"] in OPEN_CLIP:
+        return open_clip.create_model(OPEN_CLIP[asked["model"]], pretrained=str(weights)).eval(), [weights]
+    from safetensors.torch import load_file
+
+    config = json.loads((folder / "config.json").read_text())
+    config["text_cfg"]["hf_model_name"] = str(folder / "text")  # open_clip reads the text tower's shape from a folder
+    model = open_clip.CustomTextCLIP(**config)
+    model.load_state_dict(load_file(weights))
+    return model.eval(), [weights]
+
+
+def _torch_parts(asked: Asked, encode_image: Any, encode_text: Any) -> dict[str, Part]:
+    import torch
+
+    length = CONTEXT.get(asked["model"], 77)
+
+    @torch.inference_mode()
+    def image(pixels: Any) -> Any:
+        return encode_image(torch.from_numpy(pixels)).numpy()
+
+    @torch.inference_mode()
+    def text(tokens: Any) -> Any:
+        return encode_text(torch.from_numpy(_padded(tokens, length))).numpy()
+
+    return {"image": image, "text": text}
+
+
+# --- transformers and fastembed: the graphs that optimum exports ----------------------------------------------------------------
+
+
+def export_with_optimum(asked: Asked) -> None:
+    """Both towers with their projections, as CLIP's ONNX exports on the hub have them; optimum's own configuration has no projection."""
+    import shutil
+
+    from optimum.exporters.onnx import onnx_export_from_model
+    from optimum.exporters.onnx.model_configs import CLIPTextWithProjectionOnnxConfig, CLIPVisionModelOnnxConfig
+    from transformers import CLIPTextModelWithProjection, CLIPVisionModelWithProjection
+
+    class Vision(CLIPVisionModelOnnxConfig):  # type: ignore[misc]
+        @property
+        def outputs(self) -> dict[str, dict[int, str]]:
+            return {"image_embeds": {0: "batch_size"}}
+
+    class Text(CLIPTextWithProjectionOnnxConfig):  # type: ignore[misc]
+        @property
+        def inputs(self) -> dict[str, dict[int, str]]:
+            both = {0: "batch_size", 1: "sequence_length"}
+            return {"input_ids": both, "attention_mask": both}
+
+        @property
+        def outputs(self) -> dict[str, dict[int, str]]:
+            return {"text_embeds": {0: "batch_size"}}
+
+    source = Path(asked["weights"], "transformers")
+    for part, kind, config in (("image", CLIPVisionModelWithProjection, Vision), ("text", CLIPTextModelWithProjection, Text)):
+        target = Path(asked["weights"], "optimum", part)
+        if (target / "model.onnx").is_file():
+            continue
+        model = kind.from_pretrained(source, local_files_only=True).eval()
+        made = target.with_name(f"{part}.part")
+        shutil.rmtree(made, ignore_errors=True)
+        onnx_export_from_model(
+            model, made, opset=18, task="feature-extraction", do_validation=False,
+            custom_onnx_configs={"model": config(model.config, task="feature-extraction")},
+        )  # fmt: skip
+        for name in ("preprocessor_config.json", "tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(source / name, made)
+        made.rename(target)
+
+
+def transformers_onnx(asked: Asked) -> Opened:
+    """optimum-onnx's ORTModel; texts padded to the longest of a batch, as the processor does with padding=True."""
+    import onnxruntime
+    from optimum.onnxruntime import ORTModelForCustomTasks
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = asked["threads"]
+    folder = Path(asked["weights"], "optimum")
+    vision, words = (
+        ORTModelForCustomTasks.from_pretrained(folder / part, session_options=options, local_files_only=True) for part in ("image", "text")
+    )
+
+    def image(pixels: Any) -> Any:
+        return vision(pixel_values=pixels)["image_embeds"]
+
+    def text(tokens: Any) -> Any:
+        return words(**_with_mask(tokens))["text_embeds"]
+
+    return {"image": image, "text": text}, _versions("optimum-onnx", "transformers", "onnxruntime"), folder.glob("*/model.onnx*")
+
+
+def fastembed(asked: Asked) -> Opened:
+    """The sessions of fastembed's own CLIP classes, with the same graphs as transformers; texts padded to the longest of a batch.
+
+    What they do to pictures and strings before that, and to the embeddings after it, is left out.
+    """
+    from fastembed import ImageEmbedding, TextEmbedding
+
+    folder, given = Path(asked["weights"], "optimum"), {"threads": asked["threads"], "local_files_only": True}
+    vision = ImageEmbedding("Qdrant/clip-ViT-B-32-vision", specific_model_path=str(folder / "image"), **given).model
+    words = TextEmbedding("Qdrant/clip-ViT-B-32-text", specific_model_path=str(folder / "text"), **given).model
+
+    def image(pixels: Any) -> Any:
+        return vision.model.run(None, vision._build_onnx_input(pixels))[0]
+
+    def text(tokens: Any) -> Any:
+        return words._run_model(_with_mask(tokens))
+
+    return {"image": image, "text": text}, _versions("fastembed", "onnxruntime"), folder.glob("*/model.onnx*")
+
+
+# --- OpenVINO: from our fp32 graphs -----------------------------------------------------------------------------------------------
+
+
+def quantise_with_nncf(asked: Asked) -> None:
+    """NNCF's post-training quantisation, its defaults for each kind of tower, calibrated on the pictures and texts that ours was."""
+    import nncf
+    import openvino
+
+    target = Path(asked["weights"], "openvino-int8")
+    for part, inputs in (("image", "pixels"), ("text", "tokens")):
+        if (target / f"{part}.xml").is_file():
+            continue
+        graph = openvino.Core().read_model(Path(asked["weights"], "fp32", f"{part}.onnx"))
+        feeds = [{inputs: row[None]} for row in np.load(Path(asked["weights"], f"calibration-{part}.npy"))]
+        if part == "text":
+            feeds = [{inputs: _own_length(feed[inputs])} for feed in feeds]
+        kind = None if part == "image" and asked["model"] != "ViT-B/32" else nncf.ModelType.TRANSFORMER
+        made = nncf.quantize(graph, nncf.Dataset(feeds), subset_size=len(feeds), model_type=kind)
+        openvino.save_model(made, target / f"{part}.part.xml", compress_to_fp16=False)
+        for suffix in ("bin", "xml"):
+            (target / f"{part}.part.{suffix}").rename(target / f"{part}.{suffix}")
+
+
+def openvino(asked: Asked) -> Opened:
+    """fp32 from our graphs, INT8 from NNCF's. Pictures in graphs of one shape, which OpenVINO runs best; a text at its own length."""
+    import openvino as ov
+
+    core, kind = ov.Core(), asked["system"].partition("-")[2]
+    folder = Path(asked["weights"], "fp32" if kind == "fp32" else "openvino-int8")
+    suffix = "onnx" if kind == "fp32" else "xml"
+    options = {"INFERENCE_NUM_THREADS": asked["threads"], "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    compiled: dict[tuple[int, ...], Any] = {}
+
+    def image(pixels: Any) -> Any:
+        if pixels.shape not in compiled:
+            graph = core.read_model(folder / f"image.{suffix}")
+            graph.reshape(list(pixels.shape))
+            compiled[pixels.shape] = core.compile_model(graph, "CPU", options)
+        return compiled[pixels.shape](pixels)[0]
+
+    words = core.compile_model(folder / f"text.{suffix}", "CPU", options)
+    image(np.load(Path(asked["weights"], "calibration-image.npy"))[:1])
+    files = [file for file in folder.iterdir() if file.name.startswith(("image.", "text."))]
+    return {"image": image, "text": lambda tokens: words(_own_length(tokens))[0]}, _versions("openvino"), files
+
+
+# --- what they share --------------------------------------------------------------------------------------------------------------
+
+
+def _own_length(tokens: Any) -> Any:
+    """(N, T) -> (N, the longest of them)"""
+    return np.ascontiguousarray(tokens[:, : np.flatnonzero(tokens.any(0))[-1] + 1])
+
+
+def _padded(tokens: Any, length: int) -> Any:
+    tokens = tokens[:, :length]
+    return np.pad(tokens, ((0, 0), (0, length - tokens.shape[1])))
+
+
+def _with_mask(tokens: Any) -> dict[str, Any]:
+    tokens = _own_length(tokens)
+    return {"input_ids": tokens, "attention_mask": (tokens != 0).astype(np.int64)}
+
+
+def _versions(*names: str) -> dict[str, str]:
+    return {name: version(name) for name in names}
+
+
+SYSTEMS: dict[str, Callable[[Asked], Opened]] = {
+    "null": null,
+    "pmclip-deploy": ours,
+    "open_clip-eager": open_clip_eager,
+    "open_clip-compiled": open_clip_compiled,
+    "open_clip-int8": open_clip_int8,
+    "transformers-onnx": transformers_onnx,
+    "openvino-fp32": openvino,
+    "openvino-int8": openvino,
+    "fastembed": fastembed,
+}
+PREPARE = {"transformers-onnx": export_with_optimum, "openvino-int8": quantise_with_nncf}
+
+
+# --- the protocol -----------------------------------------------------------------------------------------------------------------
+
+
+def main() -> None:
+    """Answers {"open"}, {"embed"}, {"run"}, {"memory"}, and {"prepare"}, which takes what "open" takes."""
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # what a system prints
+    parts: dict[str, Part] = {}
+    inputs: dict[str, Any] = {}
+    for line in sys.stdin:
+        try:
+            ((what, asked),) = json.loads(line).items()
+            if what == "open":
+                start = time.perf_counter()
+                parts, versions, files = SYSTEMS[asked["system"].partition(" ")[0]](asked)
+                seconds = time.perf_counter() - start
+                size = sum(file.stat().st_size for file in files)
+                answer: dict[str, Any] = {"ready": {"versions": versions, "open_seconds": seconds, "bytes": size}}
+            elif what == "prepare":
+                PREPARE.get(asked["system"], lambda _: None)(asked)
+                answer = {"prepared": {}}
+            elif what == "embed":
+                np.save(asked["output"], parts[asked["part"]](np.load(asked["input"])))
+                answer = {"embed": {}}
+            elif what == "run":
+                if asked["input"] not in inputs:
+                    inputs = {asked["input"]: np.load(asked["input"])}
+                answer = {"times": run(parts[asked["part"]], inputs[asked["input"]], asked["batch"], asked["count"], asked["starts"])}
+            elif what == "memory":
+                answer = {"memory": peak_mib()}
+            else:
+                answer = {"error": f"unknown request {what!r}"}
+        except Exception as error:
+            answer = {"error": " ".join(f"{type(error).__name__}: {error}".split())[:500]}
+        answers.write(json.dumps(answer) + "\n")
+
+
+def run(part: Part, rows: Any, batch: int, count: int, starts: list[float] | None) -> list[tuple[float, float]]:
+    """Batches of the rows in turn; with ``starts`` none begins before its time."""
+    times = []
+    if len(rows) < batch:
+        rows = np.concatenate([rows] * -(-batch // len(rows)))
+    batches = [rows[i : i + batch] for i in range(0, len(rows) - batch + 1, batch)]
+    zero = time.perf_counter()
+    for i in range(count):
+        if starts is not None and (wait := zero + starts[i] - time.perf_counter()) > 0:
+            time.sleep(wait)
+        begin = time.perf_counter()
+        part(batches[i % len(batches)])
+        times.append((begin - zero, time.perf_counter() - zero))
+    return times
+
+
+def peak_mib() -> float:
+    if Path("/proc/self/status").is_file():
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)
+
+
+if __name__ == "__main__":
+    main()
