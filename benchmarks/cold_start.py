@@ -9,16 +9,14 @@ printed, with the peak resident memory that the kernel counted.
 
 import argparse
 import csv
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
+from pmclip_deploy.benchmarks.harness import process
 from pmclip_deploy.models import DEFAULT_CHECKPOINT
 from pmclip_deploy.spec import BACKBONES
 
@@ -95,19 +93,6 @@ def embedding_jobs(folder: Path, backbone: str, image: str) -> dict[str, list[st
     }
 
 
-def run(command: list[str]) -> tuple[float, float, str]:
-    """(wall seconds, peak resident MiB, stdout) of one new process."""
-    start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    assert process.stdout
-    out = process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    seconds = time.perf_counter() - start
-    if status:
-        sys.exit(f"error: {' '.join(command[:4])} ... ended with status {status}")
-    return seconds, usage.ru_maxrss / 1024, out
-
-
 def main() -> None:
     from pydicom.data import get_testdata_file
 
@@ -131,11 +116,11 @@ def main() -> None:
         rows = []
         for repeat in range(-1, options.repeats):  # the first round warms the file cache
             for name, command in jobs.items():
-                seconds, memory, out = run(command)
+                seconds, memory, out = process(command)
                 if repeat < 0:
                     print(f"{name:28}  {' '.join(out.split())[:100]}")
                 else:
-                    rows.append({"job": name, "repeat": repeat, "seconds": round(seconds, 4), "peak_mib": round(memory, 1)})
+                    rows.append({"job": name, "repeat": repeat, "seconds": round(seconds, 4), "peak_mib": round(memory or 0, 1)})
     medians = {name: [statistics.median(r[key] for r in rows if r["job"] == name) for key in ("seconds", "peak_mib")] for name in jobs}
     for name, (seconds, memory) in medians.items():
         print(f"{name:28}  {seconds:6.2f} s  {memory:7.0f} MiB")

@@ -1,6 +1,5 @@
 """How far a bundle is from the fp32 PyTorch checkpoint it was made from: on pixels and tokens, on tensors, and on answers."""
 
-import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,11 +13,12 @@ from tokenizers import Tokenizer
 
 from pmclip_deploy.bundle import TOKENIZER, WORDS, Abstention, Graph, Head, Kind, Manifest, Words
 from pmclip_deploy.errors import BundleError, ParityError, PmclipError
-from pmclip_deploy.evaluate import Bootstrap, Row, mcnemar, normalised, pictures_of
+from pmclip_deploy.evaluate import Bootstrap, Row, mcnemar, normalised, pictures_of, sha256_of_rows
 from pmclip_deploy.export.onnx_from_checkpoint import Modules, functions_of
 from pmclip_deploy.opening import load
 from pmclip_deploy.pixels import picture_from_path, tensor_from_pixels
 from pmclip_deploy.predictor import Decision, Predictor, contract_of, decision_from_heads
+from pmclip_deploy.spec import ACCURACY_LOSS, AGREEMENT, CANDIDATE_AGREEMENT, TENSOR_GATES
 from pmclip_deploy.tokens import tokenizer_from_file
 from pmclip_deploy.train.heads.lite import LiteHead
 from pmclip_deploy.train.heads.qcr import QCR
@@ -28,11 +28,7 @@ from pmclip_deploy.train.heads.words import LENGTH, Dictionary, words_tokenizer_
 Progress = Callable[[Sequence[Any], str], Iterable[Any]]
 Floats = NDArray[np.float32]
 
-# Least cosine and largest absolute difference of any row (fp32); least cosine (fp16); mean cosine, where the answers decide (int8).
-TENSOR_GATES = {"fp32": {"cosine": 0.9999, "max_abs": 1e-3}, "fp16": {"cosine": 0.999}, "int8": {"cosine_mean": 0.99}}
 PIXELS = 1e-5  # largest difference of a normalised pixel, every precision; tokens must be equal
-# Of answers, every precision. Near-ties among 1,500 names of abnormalities, which are never given as answers, flip: hence two agreements.
-AGREEMENT, CANDIDATE_AGREEMENT, ACCURACY_LOSS = 0.99, 0.97, 0.01
 
 # Real CT, MR, US and secondary captures inside pydicom's own wheel.
 SAMPLES = (
@@ -282,10 +278,6 @@ def answer_parity(rows: Sequence[Row], reference: Said, other: Said) -> dict[str
             if set(labels) != {"none"}
         },
     }
-
-
-def sha256_of_rows(rows: Sequence[Row]) -> str:
-    return hashlib.sha256("\n".join(f"{r.image}\t{r.question}\t{r.answer}" for r in rows).encode()).hexdigest()
 
 
 def gate(precision: str, parity: Mapping[str, Any], gates: Mapping[str, Mapping[str, float]] = TENSOR_GATES) -> None:

@@ -3,6 +3,7 @@
 Questions about one image are correlated, so every interval comes from resampling images, not rows.
 """
 
+import hashlib
 import json
 import math
 from collections import Counter
@@ -231,6 +232,10 @@ def rows_from_jsonl(path: Path, images: Path | None = None) -> list[Row]:
     if not rows:
         raise InputError(f"{path}: holds no rows; pass a file of JSON lines {{image, question, answer}}")
     return rows
+
+
+def sha256_of_rows(rows: Sequence[Row]) -> str:
+    return hashlib.sha256("\n".join(f"{r.image}\t{r.question}\t{r.answer}" for r in rows).encode()).hexdigest()
 
 
 class Bootstrap:

@@ -12,11 +12,18 @@ INDEX_SCHEMA = "pmclip-deploy/index/1"
 INDEXING_SCHEMA = "pmclip-deploy/indexing/1"
 DELETION_SCHEMA = "pmclip-deploy/deletion/1"
 SEARCH_SCHEMA = "pmclip-deploy/search/1"
+BENCH_SCHEMA = "pmclip-deploy/bench/1"
 
 Resize = Literal["shortest", "squash"]
 PRECISIONS = ("fp32", "fp16", "int8")
 TARGETS = {"cpu": None, "rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}  # where a bundle is to run, and what builds its engines
 METHODS = ("percentile", "max", "entropy", "mse")  # of calibration: how a tensor's range follows from its values; the first is the default
+
+# The parity gates. Least cosine and largest absolute difference of any row (fp32); least cosine (fp16); mean cosine, where the answers
+# decide (int8).
+TENSOR_GATES = {"fp32": {"cosine": 0.9999, "max_abs": 1e-3}, "fp16": {"cosine": 0.999}, "int8": {"cosine_mean": 0.99}}
+# Of answers, every precision. Near-ties among 1,500 names of abnormalities, which are never given as answers, flip: hence two agreements.
+AGREEMENT, CANDIDATE_AGREEMENT, ACCURACY_LOSS = 0.99, 0.97, 0.01
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from tiny import KINDS, tiny_bundle
 
 from pmclip_deploy import opening
 from pmclip_deploy.bundle import verify_bundle
+from pmclip_deploy.benchmarks import environment
 from pmclip_deploy.cli import app, doctor, infer
 from pmclip_deploy.errors import InputError, UsageError
 from pmclip_deploy.opening import load
@@ -340,7 +341,7 @@ def test_evaluate(run: Any, folder: Path, tmp_path: Path) -> None:
 def test_doctor_says_how_to_get_the_gpu(
     run: Any, monkeypatch: pytest.MonkeyPatch, installed: tuple[str, ...], driver: str | None, providers: list[str], said: str | None
 ) -> None:
-    monkeypatch.setattr(doctor, "_version", lambda name: "1.0" if name in installed else None)
+    monkeypatch.setattr(environment, "version", lambda name: "1.0" if name in installed else None)
     monkeypatch.setattr(doctor, "_gpu", lambda: {"nvidia_driver": driver, "nvidia_smi": None})
     monkeypatch.setattr(doctor, "_backend", lambda: ({"name": "onnxruntime", "providers": providers, "threads": 1, "problem": None}, 0))
     advice, printed = run("doctor", "--json").json["backend"]["advice"], run("doctor").out

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pmclip_deploy.cli import bundle, classify, doctor, evaluate, export, import_, infer, search, train
+from pmclip_deploy.cli import bench, bundle, classify, doctor, evaluate, export, import_, infer, search, train
 from pmclip_deploy.cli.output import print_error
 from pmclip_deploy.errors import PmclipError
 
@@ -21,6 +21,7 @@ app = typer.Typer(
 app.command("infer")(infer.infer)
 app.command("classify")(classify.classify)
 app.command("evaluate")(evaluate.evaluate)
+app.command("bench")(bench.bench)
 app.command("doctor")(doctor.doctor)
 app.add_typer(bundle.app, name="bundle")
 app.add_typer(search.app, name="search")

@@ -1,19 +1,13 @@
 """`pmclip-deploy doctor`: what this machine has, and whether `infer` can work on it."""
 
-import os
 import platform
 import shutil
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from pmclip_deploy.cli.output import print_json
 from pmclip_deploy.errors import GPU_STEPS, BundleError, DeviceError
-
-PACKAGES = ("pmclip-deploy", "numpy", "onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "pillow", "pydicom", "python-gdcm",
-            "pylibjpeg-openjpeg", "pyjpegls", "tokenizers", "tensorrt_rtx", "tensorrt", "cuda-core", "cuda-bindings")  # fmt: skip
-CPU_FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm", "sve")
 
 LIBRARIES = {  # of decoders.CODECS, by the start of the transfer syntax
     "1.2.840.10008.1.2.4.50": "PIL",
@@ -28,16 +22,18 @@ LIBRARIES = {  # of decoders.CODECS, by the start of the transfer syntax
 
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False) -> int:
     """Say what backends, decoders and devices this machine has; exits with 0 if `infer` can work."""
+    from pmclip_deploy.benchmarks.environment import cpu
+
     backend, backend_code = _backend()
     bundle, bundle_code = _bundle()
     code = bundle_code or backend_code
-    packages, gpu = {name: _version(name) for name in PACKAGES}, _gpu()
+    packages, gpu = _packages(), _gpu()
     document = {
         "schema": "pmclip-deploy/doctor/1",
         "ok": not code,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "cpu": _cpu(),
+        "cpu": cpu(),
         "gpu": gpu,
         "packages": packages,
         "backend": {**backend, "advice": _advice(packages, gpu, backend["providers"])},
@@ -63,6 +59,18 @@ def _backend() -> tuple[dict[str, Any], int]:
     except Exception as error:
         problem = f"onnxruntime cannot be imported ({type(error).__name__}); install it with `pip install onnxruntime`"
         return {"name": "onnxruntime", "providers": [], "threads": None, "problem": problem}, DeviceError.exit_code
+
+
+def _packages() -> dict[str, str | None]:
+    from pmclip_deploy.benchmarks.environment import PACKAGES, version
+
+    return {name: version(name) for name in PACKAGES}
+
+
+def _gpu() -> dict[str, Any]:
+    from pmclip_deploy.benchmarks.environment import nvidia_driver
+
+    return {"nvidia_driver": nvidia_driver(), "nvidia_smi": shutil.which("nvidia-smi")}
 
 
 def _similarity() -> str:
@@ -130,40 +138,6 @@ def _decoders() -> list[dict[str, Any]]:
 
     libraries = {**dict.fromkeys(NATIVE), **{uid: next(v for start, v in LIBRARIES.items() if uid.startswith(start)) for uid in CODECS}}
     return [{"uid": uid, "name": UID(uid).name, "library": library, "readable": readable(library)} for uid, library in libraries.items()]
-
-
-def _cpu() -> dict[str, Any]:
-    info = dict(
-        (key.strip(), value.strip()) for key, _, value in (line.partition(":") for line in reversed(_text("/proc/cpuinfo").splitlines()))
-    )
-    flags = (info.get("flags") or info.get("Features") or "").split()
-    return {
-        "name": info.get("model name") or platform.processor() or platform.machine(),
-        "logical": os.cpu_count(),
-        "usable": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "flags": [flag for flag in CPU_FLAGS if flag in flags],
-    }
-
-
-def _gpu() -> dict[str, Any]:
-    driver = _text("/proc/driver/nvidia/version").partition("\n")[0]
-    return {"nvidia_driver": driver or None, "nvidia_smi": shutil.which("nvidia-smi")}
-
-
-def _version(name: str) -> str | None:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
-def _text(path: str) -> str:
-    try:
-        return Path(path).read_text(errors="replace")
-    except OSError:
-        return ""
 
 
 def _print(document: dict[str, Any]) -> None:

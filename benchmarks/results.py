@@ -1,0 +1,86 @@
+"""Results as JSON lines: one row per run, model, system, part and scenario. Rows of one run compare as ratios, those of two never do."""
+
+from __future__ import annotations
+
+import json
+import sys
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from pmclip_deploy.errors import InputError, UsageError
+from pmclip_deploy.spec import BENCH_SCHEMA
+
+KEYS = ("run", "time", "command", "environment", "model", "system", "part", "scenario", "threads", "figures", "samples", "not_measured")
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the rows of one run share."""
+
+    command: str
+    environment: Mapping[str, Any]
+    run: str = field(default_factory=lambda: uuid.uuid4().hex)
+    time: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
+
+    def row(
+        self,
+        model: str,
+        system: str,
+        part: str,
+        scenario: str,
+        figures: Mapping[str, Any],
+        *,
+        threads: int | None,
+        samples: int = 0,
+        not_measured: str | None = None,
+    ) -> Row:
+        """Figures are rounded to six digits. Without any, ``not_measured`` says why."""
+        kept = {name: float(f"{value:.6g}") if isinstance(value, float) else value for name, value in figures.items()}
+        shared = {"schema": BENCH_SCHEMA, "run": self.run, "time": self.time, "command": self.command, "environment": dict(self.environment)}
+        about = {"model": model, "system": system, "part": part, "scenario": scenario, "threads": threads}
+        return {**shared, **about, "figures": kept, "samples": samples, "not_measured": not_measured}
+
+
+def command_line(program: str, arguments: Sequence[str] | None = None) -> str:
+    """The command that runs now, without any path of this machine: an argument that names one is told as FILE or FOLDER."""
+    given = sys.argv[1:] if arguments is None else arguments
+    return " ".join([program, *(_without_path(argument) for argument in given)])
+
+
+def _without_path(argument: str) -> str:
+    option, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
+    if value and ("/" in value or "\\" in value or "." in value.strip(".0123456789") or Path(value).exists()):
+        value = "FOLDER" if Path(value).is_dir() else "FILE"
+    return option + equals + value
+
+
+def append(path: Path, rows: Iterable[Row]) -> None:
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+    except OSError as error:
+        raise UsageError(f"{path}: the results cannot be written ({error.strerror}); give another --output") from None
+
+
+def read(path: Path) -> list[Row]:
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({type(error).__name__}); give a file that `bench --output` wrote") from None
+    return [_row(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def _row(line: str, where: str) -> Row:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        row = None
+    if not isinstance(row, dict) or row.get("schema") != BENCH_SCHEMA or not set(KEYS) <= set(row):
+        raise InputError(f"{where}: no row of {BENCH_SCHEMA}; give a file that `bench --output` wrote")
+    return row

@@ -1,0 +1,131 @@
+"""`pmclip-deploy bench`: what this machine can do with a bundle, and whether the bundle is still right here."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pmclip_deploy.cli.output import one_line, print_json, print_note
+from pmclip_deploy.errors import ParityError, UsageError
+
+if TYPE_CHECKING:
+    from pmclip_deploy.bundle import Manifest
+
+SCENARIOS = ("single-stream", "multi-stream", "offline", "server")
+
+
+def bench(
+    bundle: Annotated[Path | None, typer.Option(help="Bundle folder. Default: the embedded model.", show_default=False)] = None,
+    device: Annotated[str, typer.Option(help="As for infer.")] = "auto",
+    scenario: Annotated[
+        list[str] | None, typer.Option(help=f"{', '.join(SCENARIOS)}; repeat. Default: all of them.", show_default=False)
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=1, max=86400, help="About how long to measure.")] = 100,
+    latency_bound: Annotated[float, typer.Option(min=0.001, help="server: milliseconds in which 99% must be answered.")] = 100,
+    data: Annotated[
+        Path | None, typer.Option(help="JSON lines {image, question, answer}: accuracy and its baselines too.", show_default=False)
+    ] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder of the images that --data names.", show_default=False)] = None,
+    output: Annotated[Path | None, typer.Option(help="JSON lines to append the rows to.", show_default=False)] = None,
+    submit_file: Annotated[
+        Path | None, typer.Option(help="One JSON file to hand in: no host, user, path or patient in it.", show_default=False)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> int:
+    """Measure latency, throughput, cold start, memory and energy here, and check the answers; a failed check exits with 5.
+
+    pmclip-deploy bench --device cuda --submit-file bench.json
+    """
+    if (data is None) != (images is None):
+        raise UsageError("--data and --images go together: the questions, and the folder of their images")
+    chosen = [name for name in SCENARIOS if name in (scenario or SCENARIOS)]
+    if unknown := [name for name in scenario or () if name not in SCENARIOS]:
+        raise UsageError(f"no --scenario {unknown[0][:60]}; choose among {', '.join(SCENARIOS)}")
+    for file in (output, submit_file):
+        if file is not None and (file.is_dir() or not file.absolute().parent.is_dir()):
+            raise UsageError(f"{file}: cannot be written; give a file in a folder that exists")
+
+    from pmclip_deploy.benchmarks.environment import stamp
+    from pmclip_deploy.benchmarks.results import Run, append, command_line
+    from pmclip_deploy.bundle import MANIFEST, sha256_of_file, verify_bundle
+    from pmclip_deploy.models import DEFAULT_BUNDLE
+    from pmclip_deploy.sessions.onnxruntime import cpu_threads
+
+    path, threads = bundle or DEFAULT_BUNDLE, cpu_threads()
+    manifest = verify_bundle(path)
+    about = {"name": manifest.name, "version": manifest.version, "precision": manifest.precision, "target": manifest.target,
+             "sha256": sha256_of_file(path / MANIFEST)}  # fmt: skip
+    run = Run(command_line("pmclip-deploy"), {**stamp(threads), "device": device, "bundle": about})
+    if not as_json:
+        _print_stamp(run.environment)
+    rows, missed = [], list[str]()
+    for found in _found(path, manifest, device, chosen, seconds, latency_bound / 1e3, threads, data, images, missed):
+        system = found.system or f"pmclip-deploy {manifest.precision}"
+        rows.append(run.row(manifest.backbone, system, found.part, found.scenario, found.figures,
+                            threads=threads, samples=found.samples, not_measured=found.not_measured))  # fmt: skip
+        if not as_json:
+            _print_row(rows[-1])
+    document = {"schema": "pmclip-deploy/bench-run/1", "environment": run.environment, "check": {"passed": not missed, "missed": missed},
+                "rows": [{key: value for key, value in row.items() if key != "environment"} for row in rows]}  # fmt: skip
+    if output is not None:
+        append(output, rows)
+    if submit_file is not None:
+        try:
+            submit_file.write_text(json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise UsageError(f"{submit_file}: cannot be written ({error.strerror}); give another --submit-file") from None
+    if as_json:
+        print_json(document)
+    if missed:
+        raise ParityError(f"the bundle is not what it was when it was exported: {'; '.join(missed)}; see `pmclip-deploy bundle verify` and `doctor`")
+    return 0
+
+
+def _found(
+    path: Path, manifest: "Manifest", device: str, chosen: list[str], seconds: float, bound: float, threads: int,
+    data: Path | None, images: Path | None, missed: list[str],
+) -> Iterator[Any]:  # fmt: skip
+    """Every row in turn; new processes first, before this one grows, whose peak they begin with."""
+    from pmclip_deploy.benchmarks import stages
+
+    yield from stages.cold_start(path, manifest, device)
+    yield stages.size_on_disk(path, manifest)
+    yield from stages.scenarios(path, manifest, device, chosen, (1 - stages.STAGES) * seconds, bound, threads)
+
+    from pmclip_deploy.opening import load
+
+    predictor = load(path, device)
+    for note in dict.fromkeys(predictor.notes):
+        print_note(note)
+    yield from stages.stages(predictor, stages.STAGES * seconds)
+    if data is None or images is None:
+        found, misses = stages.agreement(predictor)
+    else:
+        found, misses = stages.accuracy(predictor, data, images)
+    missed += misses
+    yield found
+
+
+def _print_stamp(environment: Any) -> None:
+    cpu, bundle = environment["cpu"], environment["bundle"]
+    gpus = [f"{gpu['name']}, driver {gpu['driver_version']}, {gpu['power.limit']}" for gpu in environment["gpus"]]
+    jetson = environment["jetson"]
+    lines = [
+        f"machine  {environment['platform']}, Python {environment['python']}",
+        f"cpu      {cpu['name']}, {cpu['usable']} of {cpu['logical']} usable, {environment['threads']} threads, {' '.join(cpu['flags'])}",
+        *(f"gpu      {gpu}" for gpu in gpus or ["none that nvidia-smi knows"]),
+        *([f"jetson   {', '.join(f'{name} {value}' for name, value in jetson.items() if value)}"] if jetson else []),
+        f"versions {', '.join(f'{name} {version}' for name, version in environment['packages'].items())}",
+        f"bundle   {bundle['name']} {bundle['version']} {bundle['precision']} for {bundle['target']}, {bundle['sha256'][:16]}",
+    ]
+    for line in lines:
+        print(one_line(line))
+
+
+def _print_row(row: dict[str, Any]) -> None:
+    figures = {name: value for name, value in row["figures"].items() if value is not None and not name.startswith(("p25", "p75"))}
+    said = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in figures.items())
+    reason = f"not measured: {row['not_measured']}" if row["not_measured"] else ""
+    print(one_line(f"{row['system']:20} {row['part']:34} {row['scenario']:14} {'; '.join(filter(None, [said, reason]))}"), flush=True)
