@@ -38,7 +38,7 @@ def null(asked: Asked) -> Opened:
 def ours(asked: Asked) -> Opened:
     """A bundle, opened and run as the runtime does: on a CPU one picture or text at a time, a text at its own length.
 
-    "pmclip-deploy" takes the folder for the bundle, "pmclip-deploy NAME" that of this name in it. "infer" takes (path of a picture, question).
+    "pmclip-deploy" takes the folder for the bundle, "pmclip-deploy NAME" that of this name in it. "infer" takes rows (picture, question).
     """
     folder = Path(asked["weights"], asked["system"].partition(" ")[2])
     if asked["device"] == "cpu" and hasattr(os, "sched_getaffinity") and asked["threads"] != len(os.sched_getaffinity(0)):
@@ -63,6 +63,7 @@ def ours(asked: Asked) -> Opened:
 
     def infer(rows: Any) -> None:
         for path, question in rows:
+            predictor._text_embedding.cache_clear()  # a question that was not asked before
             predictor.ask(str(path), str(question))
 
     return {"image": image, "text": text, "infer": infer}, _versions("pmclip-deploy", "onnxruntime"), folder.iterdir()
@@ -121,13 +122,13 @@ def _torch_parts(asked: Asked, encode_image: Any, encode_text: Any) -> dict[str,
 
     length = CONTEXT.get(asked["model"], 77)
 
-    @torch.inference_mode()
     def image(pixels: Any) -> Any:
-        return encode_image(torch.from_numpy(pixels)).numpy()
+        with torch.inference_mode():
+            return encode_image(torch.from_numpy(pixels)).numpy()
 
-    @torch.inference_mode()
     def text(tokens: Any) -> Any:
-        return encode_text(torch.from_numpy(_padded(tokens, length))).numpy()
+        with torch.inference_mode():
+            return encode_text(torch.from_numpy(_padded(tokens, length))).numpy()
 
     return {"image": image, "text": text}
 

@@ -140,7 +140,7 @@ def _transformers(tensors: dict[str, Tensor], backbone: Backbone, checkpoint: Pa
     save_file(transformers_from_open_clip(tensors), folder / "model.safetensors", metadata={"format": "pt"})
     shutil.copy(checkpoint / "tokenizer.json", folder)
     preprocess, size = backbone.preprocess, {"height": backbone.preprocess.size, "width": backbone.preprocess.size}
-    width = {"hidden_act": "quick_gelu", "projection_dim": backbone.embed_dim}  # the rest of both towers is CLIPConfig's default, this model
+    width = {"hidden_act": "quick_gelu", "projection_dim": backbone.embed_dim}  # the rest is CLIPConfig's default: this model
     files: dict[str, Any] = {
         "config.json": {
             "model_type": "clip", "architectures": ["CLIPModel"], "projection_dim": backbone.embed_dim,
