@@ -96,6 +96,8 @@ def open_clip_int8(asked: Asked) -> Opened:
 
     model, files = _open_clip(asked)
     model = quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
+    for module in model.modules():
+        module.int8_original_dtype = torch.float32  # where open_clip looks, since such a layer's weight has no dtype
     return _torch_parts(asked, model.encode_image, model.encode_text), _versions("open_clip_torch", "torch"), files
 
 
