@@ -45,6 +45,7 @@ HAS_NOT = {  # models a peer has no class for
     "transformers-onnx": "transformers' CLIPModel has no such towers, a vision transformer is all it knows",
     "fastembed": "fastembed's image path takes no model but those it lists, of CLIP ViT-B/32 alone",
 }
+PREPARED_BY = {"fastembed": "transformers-onnx"}  # whose graphs it reads
 TO_77 = {name for name, environment in environments.OF.items() if environment == "open_clip"}  # what pads texts to all that there may be
 
 
@@ -87,8 +88,9 @@ class Comparison:
                 system.refuse(HAS_NOT[name])
                 continue
             try:
-                with self.worker(name) as worker:
-                    worker.ask({"prepare": self.asked(name)})
+                maker = PREPARED_BY.get(name, name)
+                with self.worker(maker) as worker:
+                    worker.ask({"prepare": self.asked(maker)})
             except PmclipError as error:
                 system.refuse(_reason(error, name))
         return out

@@ -222,47 +222,47 @@ def fastembed(asked: Asked) -> Opened:
 # --- OpenVINO: from our fp32 graphs -----------------------------------------------------------------------------------------------
 
 
-def quantise_with_nncf(asked: Asked) -> None:
-    """NNCF's post-training quantisation, its defaults for each kind of tower, calibrated on the pictures and texts that ours was."""
-    import nncf
-    import openvino
+def convert_to_openvino(asked: Asked) -> None:
+    """OpenVINO's own files of our graphs; for INT8 by NNCF's post-training quantisation, its defaults for each kind of tower, calibrated on
+    the pictures and texts that ours was."""
+    import openvino as ov
 
-    target = Path(asked["weights"], "openvino-int8")
+    target = Path(asked["weights"], asked["system"])
     for part, inputs in (("image", "pixels"), ("text", "tokens")):
         if (target / f"{part}.xml").is_file():
             continue
-        graph = openvino.Core().read_model(Path(asked["weights"], "fp32", f"{part}.onnx"))
-        feeds = [{inputs: row[None]} for row in np.load(Path(asked["weights"], f"calibration-{part}.npy"))]
-        if part == "text":
-            feeds = [{inputs: _own_length(feed[inputs])} for feed in feeds]
-        kind = None if part == "image" and asked["model"] != "ViT-B/32" else nncf.ModelType.TRANSFORMER
-        made = nncf.quantize(graph, nncf.Dataset(feeds), subset_size=len(feeds), model_type=kind)
-        openvino.save_model(made, target / f"{part}.part.xml", compress_to_fp16=False)
+        graph = ov.Core().read_model(Path(asked["weights"], "fp32", f"{part}.onnx"))
+        if asked["system"].endswith("int8"):
+            import nncf
+
+            feeds = [{inputs: row[None]} for row in np.load(Path(asked["weights"], f"calibration-{part}.npy"))]
+            if part == "text":
+                feeds = [{inputs: _own_length(feed[inputs])} for feed in feeds]
+            kind = None if part == "image" and asked["model"] != "ViT-B/32" else nncf.ModelType.TRANSFORMER
+            graph = nncf.quantize(graph, nncf.Dataset(feeds), subset_size=len(feeds), model_type=kind)
+        ov.save_model(graph, target / f"{part}.part.xml", compress_to_fp16=False)
         for suffix in ("bin", "xml"):
             (target / f"{part}.part.{suffix}").rename(target / f"{part}.{suffix}")
 
 
 def openvino(asked: Asked) -> Opened:
-    """fp32 from our graphs, INT8 from NNCF's. Pictures in graphs of one shape, which OpenVINO runs best; a text at its own length."""
+    """Pictures in graphs of one shape, which OpenVINO runs best; a text at its own length."""
     import openvino as ov
 
-    core, kind = ov.Core(), asked["system"].partition("-")[2]
-    folder = Path(asked["weights"], "fp32" if kind == "fp32" else "openvino-int8")
-    suffix = "onnx" if kind == "fp32" else "xml"
+    core, folder = ov.Core(), Path(asked["weights"], asked["system"])
     options = {"INFERENCE_NUM_THREADS": asked["threads"], "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
     compiled: dict[tuple[int, ...], Any] = {}
 
     def image(pixels: Any) -> Any:
         if pixels.shape not in compiled:
-            graph = core.read_model(folder / f"image.{suffix}")
+            graph = core.read_model(folder / "image.xml")
             graph.reshape(list(pixels.shape))
             compiled[pixels.shape] = core.compile_model(graph, "CPU", options)
         return compiled[pixels.shape](pixels)[0]
 
-    words = core.compile_model(folder / f"text.{suffix}", "CPU", options)
+    words = core.compile_model(folder / "text.xml", "CPU", options)
     image(np.load(Path(asked["weights"], "calibration-image.npy"))[:1])
-    files = [file for file in folder.iterdir() if file.name.startswith(("image.", "text."))]
-    return {"image": image, "text": lambda tokens: words(_own_length(tokens))[0]}, _versions("openvino"), files
+    return {"image": image, "text": lambda tokens: words(_own_length(tokens))[0]}, _versions("openvino"), folder.iterdir()
 
 
 # --- what they share --------------------------------------------------------------------------------------------------------------
@@ -298,7 +298,11 @@ SYSTEMS: dict[str, Callable[[Asked], Opened]] = {
     "openvino-int8": openvino,
     "fastembed": fastembed,
 }
-PREPARE = {"transformers-onnx": export_with_optimum, "openvino-int8": quantise_with_nncf}
+PREPARE = {
+    "transformers-onnx": export_with_optimum,
+    "openvino-fp32": convert_to_openvino,
+    "openvino-int8": convert_to_openvino,
+}
 
 
 # --- the protocol -----------------------------------------------------------------------------------------------------------------
