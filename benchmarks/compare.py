@@ -127,7 +127,8 @@ class Comparison:
                 for scenario in ("cold", "size") if not runs else ():
                     yield self.row(system.name, "both", scenario, {}, 0, next(iter(system.why_not.values())))
                 continue
-            low, median, high = np.percentile([run["seconds"] for run in runs], (25, 50, 75))
+            quartiles: list[float] = np.percentile([run["seconds"] for run in runs], (25, 50, 75)).tolist()
+            low, median, high = quartiles
             opened, peak = (statistics.median(run[name] for run in runs) for name in ("open", "peak"))
             figures = {"p50_ms": 1e3 * median, "p25_ms": 1e3 * low, "p75_ms": 1e3 * high, "open_ms": 1e3 * opened, "peak_mib": peak}
             yield self.row(system.name, "both", "cold", {**figures, "versions": _said(about[system.name]["versions"])}, len(runs))
