@@ -6,6 +6,7 @@ what the protocol costs stays out of them. A scenario makes a `Measurement` of i
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -33,7 +34,7 @@ WARM_UP = 0.5  # seconds of queries that are not counted
 CHUNK = 0.5  # seconds of queries that are asked for at a time
 PAUSE = 0.05  # seconds, until threads of the system before have stopped spinning
 ANSWER = 600.0  # seconds beyond its own work after which a worker is given up
-TRIES = 3  # rates that the server scenario measures, at most
+RATES = (0.9, 0.75, 0.6)  # of the rate at which the simulated queue still holds: what the server scenario measures, until one holds
 
 
 class SystemFailed(PmclipError):
@@ -67,10 +68,8 @@ class Worker:
         self._process.kill()
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout, self._stderr):
-            try:
+            with contextlib.suppress(BrokenPipeError):  # what was not read of it any more
                 stream.close()  # type: ignore[union-attr]
-            except BrokenPipeError:  # what was not read of it any more
-                pass
         self._folder.cleanup()
 
     def open(self, model: str, weights: Path | str, threads: int, device: str = "cpu") -> Worker:
@@ -218,8 +217,7 @@ def server(
 ) -> Measurement:
     """Poisson arrivals, one queue: the highest rate tried at which ``percentile`` of the queries take at most ``bound`` seconds.
 
-    ``service`` are single-stream latencies: from them the queue is simulated, and the rate at which it still holds is measured, then lower
-    ones until one holds too. A try takes at most ``seconds``.
+    ``service`` are single-stream latencies: from them a queue is simulated, which says where to begin. A try takes at most ``seconds``.
     """
     nothing = Measurement("server", 1, np.empty(0), 0.0, {"bound_ms": 1e3 * bound, "queries_per_s": None})
     if float(np.median(service)) >= bound:
@@ -237,7 +235,7 @@ def server(
     if low == 0:
         return _refused(nothing, f"its slowest queries take longer than the bound of {1e3 * bound:g} ms")
     _warm(worker, part, inputs, 1, WARM_UP)
-    for rate in (low * 0.85**i for i in range(TRIES)):
+    for rate in (low * share for share in RATES):
         starts = arrivals[arrivals < seconds * rate] / rate
         if overs_allowed(len(starts), percentile) < 0:
             least = least_queries(percentile, over=0)

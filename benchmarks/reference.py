@@ -1,4 +1,4 @@
-"""Whether a bundle says on this machine what its checkpoint says in fp32 PyTorch, without PyTorch: against a file made once, where that was.
+"""Whether a bundle says on this machine what its checkpoint says in fp32 PyTorch, without PyTorch: against a file made where that was.
 
     python -m pmclip_deploy.benchmarks.reference          # makes it anew, for the embedded checkpoint (needs the extra `export`)
 
@@ -67,8 +67,10 @@ def agreement(predictor: Predictor, file: Path = DEFAULT_REFERENCE) -> tuple[dic
 
 
 def misses(precision: str, figures: dict[str, Any]) -> list[str]:
-    """Every figure of ``agreement`` outside the gates that export holds. So few pairs cannot show 99%: as many may differ as chance lets."""
-    limits = {"pixels_equal": 1.0} | {f"{tower}_{name}": limit for tower in ("image", "text") for name, limit in TENSOR_GATES[precision].items()}
+    """Every figure of ``agreement`` outside export's gates. So few pairs cannot show 99%: as many may differ as chance lets."""
+    limits = {"pixels_equal": 1.0} | {
+        f"{tower}_{name}": limit for tower in ("image", "text") for name, limit in TENSOR_GATES[precision].items()
+    }
     missed = [
         f"{name} {figures[name]:.6g} (limit {limit:g})"
         for name, limit in limits.items()
@@ -116,7 +118,9 @@ def main() -> None:
         questions=np.array(QUESTIONS),
         **said(predictor_from_modules(modules_from_checkpoint(DEFAULT_CHECKPOINT)), pictures, QUESTIONS),
     )
-    print(f"wrote {DEFAULT_REFERENCE.name}: {DEFAULT_REFERENCE.stat().st_size:,} bytes, {len(pictures)} pictures, {len(QUESTIONS)} questions")
+    print(
+        f"wrote {DEFAULT_REFERENCE.name}: {DEFAULT_REFERENCE.stat().st_size:,} bytes, {len(pictures)} pictures, {len(QUESTIONS)} questions"
+    )
 
 
 if __name__ == "__main__":

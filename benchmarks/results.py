@@ -15,6 +15,7 @@ from pmclip_deploy.errors import InputError, UsageError
 from pmclip_deploy.spec import BENCH_SCHEMA
 
 KEYS = ("run", "time", "command", "environment", "model", "system", "part", "scenario", "threads", "figures", "samples", "not_measured")
+PATHS = ("--bundle", "--data", "--images", "--output", "--picture", "--submit-file")  # options that name one
 
 Row = dict[str, Any]
 
@@ -42,22 +43,25 @@ class Run:
     ) -> Row:
         """Figures are rounded to six digits. Without any, ``not_measured`` says why."""
         kept = {name: float(f"{value:.6g}") if isinstance(value, float) else value for name, value in figures.items()}
-        shared = {"schema": BENCH_SCHEMA, "run": self.run, "time": self.time, "command": self.command, "environment": dict(self.environment)}
+        shared = {
+            "schema": BENCH_SCHEMA,
+            "run": self.run,
+            "time": self.time,
+            "command": self.command,
+            "environment": dict(self.environment),
+        }
         about = {"model": model, "system": system, "part": part, "scenario": scenario, "threads": threads}
         return {**shared, **about, "figures": kept, "samples": samples, "not_measured": not_measured}
 
 
 def command_line(program: str, arguments: Sequence[str] | None = None) -> str:
-    """The command that runs now, without any path of this machine: an argument that names one is told as FILE or FOLDER."""
-    given = sys.argv[1:] if arguments is None else arguments
-    return " ".join([program, *(_without_path(argument) for argument in given)])
-
-
-def _without_path(argument: str) -> str:
-    option, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
-    if value and ("/" in value or "\\" in value or "." in value.strip(".0123456789") or Path(value).exists()):
-        value = "FOLDER" if Path(value).is_dir() else "FILE"
-    return option + equals + value
+    """The command that runs now, without any path of this machine: what names one is told as PATH."""
+    given, told = sys.argv[1:] if arguments is None else arguments, [program]
+    for before, argument in zip(["", *given], given, strict=False):
+        option, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
+        is_path = (option or before) in PATHS or "/" in value or "\\" in value or (bool(value) and Path(value).exists())
+        told.append(option + equals + ("PATH" if value and is_path else value))
+    return " ".join(told)
 
 
 def append(path: Path, rows: Iterable[Row]) -> None:

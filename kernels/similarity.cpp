@@ -21,9 +21,10 @@ namespace {
 constexpr int TILE = 48;            // rows; a multiple of the rows taken at a time (3, 4) and of the lanes of every vector (4, 8, 16)
 constexpr int GROUP = 4, ROWS = 3;  // images and packed rows that are multiplied at a time: 12 sums of 16 registers
 constexpr float SMALLEST = 0x1p-90f, LARGEST = 0x1p100f;  // squared lengths between which f32 has neither lost nor overflowed anything
-constexpr double WORK = 1 << 20;    // multiply-adds that pay for starting a thread, about 30 microseconds
+constexpr double WORK = 6 << 20, READING = 4;  // multiply-adds that pay for a thread, about 150 us; reading a number costs as many as this
 constexpr int64_t AHEAD = 4096;     // bytes between what is read and what is fetched
 constexpr int64_t CACHE = 96 << 10; // bytes of packed rows: with the next tile's they fit the second level
+constexpr int64_t WIDEST = 4096;    // numbers whose products, in 16 and 8 bits, eight int32 can sum
 constexpr int64_t BLOCK = 1 << 20;  // bytes of the bank that a thread takes at a time
 
 // Packed, for arrays may stand at any address.
@@ -76,7 +77,8 @@ struct Worker {
 struct Call {
     const F32 *image;
     const double *length;  // (B,) of the images, 0 where it has no direction
-    const float *unit;     // images of length 1, interleaved by `interleave`
+    const void *unit;      // images of length 1, interleaved by `interleave`
+    const float *step;     // (B,) what 1 in `unit` stands for
     const void *bank;
     const F32 *scales;
     int64_t B, N, D, stride, k, tile, lines_ahead;
@@ -99,8 +101,11 @@ void keep(Running &to, Candidate *best, int64_t k, const float *score, int n, in
 // In double precision, for rows whose squares f32 cannot hold: no f32, squared and summed, comes near the ends of a double.
 template <class T>
 double length_of(const T *row, int64_t D) {
+    double squares[8] = {};  // so that additions need not wait for each other
+    for (int64_t d = 0; d < D; d += 8)
+        for (int64_t i = d; i < std::min(d + 8, D); ++i) squares[i - d] += double(number(row[i])) * number(row[i]);
     double square = 0;
-    for (int64_t d = 0; d < D; ++d) square += double(number(row[d])) * number(row[d]);
+    for (const double part : squares) square += part;
     return std::isfinite(square) ? std::sqrt(square) : 0;
 }
 
@@ -132,15 +137,21 @@ float sign(float scale) { return !std::isfinite(scale) || scale == 0 ? 0.f : sca
     INLINE V load(const F32 *p) { return as<V>(p); } \
     INLINE V load(const F16 *p) { return (V)_mm256_cvtph_ps(as<__m128i>(p)); } \
     INLINE V load(const I8 *p) { return (V)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_cvtsi64_si128(as<int64_t>(p)))); }
+#define PRODUCTS \
+    INLINE W load16(const I8 *p) { return (W)_mm256_cvtepi8_epi16(as<__m128i>(p)); } \
+    INLINE I multiply(W a, W b, I sums) { return sums + (I)_mm256_madd_epi16((__m256i)a, (__m256i)b); }
 #include "similarity_tile.h"
 
 #define ISA avx512
-#define TARGET __attribute__((target("avx512f,avx2,fma,f16c")))
+#define TARGET __attribute__((target("avx512f,avx512bw,avx2,fma,f16c")))
 #define LANES 16
 #define LOADS \
     INLINE V load(const F32 *p) { return as<V>(p); } \
     INLINE V load(const F16 *p) { return (V)_mm512_cvtph_ps(as<__m256i>(p)); } \
     INLINE V load(const I8 *p) { return (V)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(as<__m128i>(p))); }
+#define PRODUCTS \
+    INLINE W load16(const I8 *p) { return (W)_mm512_cvtepi8_epi16(as<__m256i>(p)); } \
+    INLINE I multiply(W a, W b, I sums) { return sums + (I)_mm512_madd_epi16((__m512i)a, (__m512i)b); }
 #include "similarity_tile.h"
 
 #elif defined(__aarch64__)
@@ -165,20 +176,20 @@ using TileOf = void (*)(const Call &, int64_t row, int n, bool last, Worker &);
 struct Path {
     const char *name;
     int lanes;
-    TileOf tile[3];  // by dtype
+    TileOf tile[4];  // by dtype, and int8 rows with images in 16 bits where there are integer products
     bool (*here)();
 };
 
-#define TILES(isa) {isa::tile<F32>, isa::tile<F16>, isa::tile<I8>}
+#define TILES(isa) isa::tile<F32>, isa::tile<F16>, isa::tile<I8>
 
 const Path PATHS[] = {  // the best first
 #if defined(__x86_64__)
-    {"AVX-512", 16, TILES(avx512), [] { return bool(__builtin_cpu_supports("avx512f")); }},
-    {"AVX2", 8, TILES(avx2), [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); }},
+    {"AVX-512", 16, {TILES(avx512), avx512::tile<I8, int16_t>}, [] { return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw"); }},
+    {"AVX2", 8, {TILES(avx2), avx2::tile<I8, int16_t>}, [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); }},
 #elif defined(__aarch64__)
-    {"NEON", 4, TILES(neon), [] { return true; }},
+    {"NEON", 4, {TILES(neon), nullptr}, [] { return true; }},
 #endif
-    {"plain", 4, TILES(plain), [] { return true; }},
+    {"plain", 4, {TILES(plain), nullptr}, [] { return true; }},
 };
 
 std::atomic<const Path *> chosen{nullptr};
@@ -188,14 +199,26 @@ const Path &best_path() {
     return *chosen;
 }
 
-// Images of length 1 in f32: of each group, a vector of the first, of the second, ..., then their next vectors; zeros from D on.
-void interleave(const F32 *image, const double *length, int64_t B, int64_t D, int64_t stride, int lanes, float *unit) {
-    for (int64_t q = 0; q < B; ++q) {
+// Images of length 1 in P: of each group, a vector of the first, of the second, ..., then their next vectors; zeros from D on. In 16 bits the
+// largest number becomes 32767 and the others are rounded.
+template <class P>
+void interleave(const F32 *image, const double *length, int64_t B, int64_t D, int64_t stride, int lanes, P *unit, float *step) {
+    for (int64_t q = 0; q < B; ++q, image += D) {
+        if (!(length[q] > 0)) continue;
         const int64_t group = q / GROUP * GROUP, count = std::min<int64_t>(GROUP, B - group);
-        const double by = length[q] > 0 ? 1 / length[q] : 0;
-        for (int64_t d = 0; by != 0 && d < D; d += lanes)
-            for (int64_t i = d; i < std::min(d + lanes, D); ++i)
-                unit[group * stride + d * count + (q - group) * lanes + i - d] = float(image[q * D + i].x * by);
+        double one = length[q];
+        if constexpr (sizeof(P) == 2) {
+            float largest = 0;
+            for (int64_t d = 0; d < D; ++d) largest = std::max(largest, std::fabs(image[d].x));
+            one = double(largest) / 32767;
+        }
+        step[q] = float(one / length[q]);
+        const double by = 1 / one;
+        for (int64_t d = 0; d < D; d += lanes) {
+            P *to = unit + group * stride + d * count + (q - group) * lanes;
+            for (int64_t i = 0; i < std::min<int64_t>(lanes, D - d); ++i)
+                to[i] = sizeof(P) == 2 ? P(std::lrint(image[d + i].x * by)) : P(image[d + i].x * by);
+        }
     }
 }
 
@@ -229,20 +252,24 @@ int similarity(const F32 *image, int64_t B, const void *bank, int dtype, const F
     std::fill_n(log_sum_exp, B, -INFINITY);
     if (!B || !N || !D) return PMCLIP_OK;
 
-    const double most = 1 + double(N) * double(D) * double(B) / WORK;
-    if (threads == 0) threads = most < 2 ? 1 : std::max(1, int(std::thread::hardware_concurrency()));
-    threads = int(std::min<double>(threads, most));
+    const double most = double(N) * double(D) * double(B + READING) / WORK;
+    if (threads == 0) threads = most < 2 ? 1 : int(std::thread::hardware_concurrency());
+    threads = std::max(1, int(std::min<double>(threads, most)));
     const Path &path = best_path();
+    const bool integers = dtype == PMCLIP_INT8 && path.tile[3] && B >= GROUP && D <= WIDEST;
+    const int64_t size = integers ? 2 : 4;  // of a number, packed
     const int64_t kept = std::min(k, N), stride = (D + 63) / 64 * 64, bytes = D * (dtype == PMCLIP_F32 ? 4 : dtype == PMCLIP_F16 ? 2 : 1);
 
-    std::vector<Line> unit(B * stride / 16);
+    std::vector<Line> unit(B * stride * size / 64);
     std::vector<double> length(B);
+    std::vector<float> step(B);
     for (int64_t q = 0; q < B; ++q) length[q] = length_of(image + q * D, D);
-    interleave(image, length.data(), B, D, stride, path.lanes, unit.data()->x);
+    if (integers) interleave(image, length.data(), B, D, stride, 2 * path.lanes, reinterpret_cast<int16_t *>(unit.data()), step.data());
+    else interleave(image, length.data(), B, D, stride, path.lanes, unit.data()->x, step.data());
 
-    const int64_t rows = std::max<int64_t>(12, std::min<int64_t>(TILE, CACHE / (stride * 4) / 12 * 12));
+    const int64_t rows = std::max<int64_t>(12, std::min<int64_t>(TILE, CACHE / (stride * size) / 12 * 12));
     const int64_t products = B < GROUP ? 0 : (B + GROUP - 1) / GROUP * rows / ROWS, lines = products ? (rows * bytes / 64 + products) / products : 0;
-    const Call call{image, length.data(), unit.data()->x, bank, scales, B, N, D, stride, kept, rows, lines, logit_scale};
+    const Call call{image, length.data(), unit.data(), step.data(), bank, scales, B, N, D, stride, kept, rows, lines, logit_scale};
     const int64_t share = std::min(N / threads / 4, BLOCK / bytes);  // small enough that no thread ends long after the others
     const int64_t block = std::max<int64_t>(1, share / rows) * rows;
 
@@ -250,20 +277,20 @@ int similarity(const F32 *image, int64_t B, const void *bank, int dtype, const F
     for (Worker &worker : workers) {
         worker.running.resize(B);
         worker.best.resize(B * kept);
-        if (B >= GROUP) worker.packed.resize(rows * stride / 16);
+        if (B >= GROUP) worker.packed.resize(rows * stride * size / 64);
         if (!kept)
             for (Running &running : worker.running) running.worst = INFINITY;
     }
-    const TileOf tile = path.tile[dtype];
+    const TileOf tile = path.tile[integers ? 3 : dtype];
     std::atomic<int64_t> next{0};
-    std::vector<std::thread> others;
-    others.reserve(threads);
-    try {
-        for (int i = 1; i < threads; ++i) others.emplace_back([&, i] { work(call, tile, block, next, workers[i]); });
-    } catch (const std::exception &) {  // no thread or no memory for one: those there are do the work
-    }
-    work(call, tile, block, next, workers[0]);
-    for (std::thread &other : others) other.join();
+    std::vector<std::thread> started;  // all of them, while this one sleeps: where it works on, the system may leave a new one waiting behind it
+    if (threads > 1) try {
+            started.reserve(threads);
+            for (int i = 0; i < threads; ++i) started.emplace_back([&, i] { work(call, tile, block, next, workers[i]); });
+        } catch (const std::exception &) {  // no more to be had: those there do the work
+        }
+    if (started.empty()) work(call, tile, block, next, workers[0]);
+    for (std::thread &thread : started) thread.join();
     for (int64_t q = 0; q < B; ++q) merge(workers, q, kept, score + q * k, index + q * k, log_sum_exp + q);
     return PMCLIP_OK;
 }

@@ -19,6 +19,9 @@ enum pmclip_status { PMCLIP_OK = 0, PMCLIP_OUT_OF_MEMORY = 1, PMCLIP_BAD_ARGUMEN
  * the sum, and is never given. Arrays are dense and row-major and may stand at any address; nothing is kept after the call. Callers on
  * several threads do not disturb each other.
  *
+ * Everything is computed in f32: a score is right within 1e-6 of the scale. Only where four images or more meet int8 rows (of 4096 numbers
+ * at most, on x86) is each image rounded to 16 bits, and a score right within about 1e-5, at worst 1.6e-5 x sqrt(D).
+ *
  *   image        (B, D) f32, of any length
  *   bank         (N, D) of `dtype`, of any length; each row is read once, whatever B is
  *   scales       (N,) f32, or NULL for ones: the row stands for bank[i] x scales[i]

@@ -1,4 +1,5 @@
-// One tile of bank rows against every image; similarity.cpp includes it once per instruction set, which gives ISA, TARGET, LANES and loads.
+// One tile of bank rows against every image; similarity.cpp includes it once per instruction set, which gives ISA, TARGET, LANES, LOADS
+// and, where it has them, integer PRODUCTS.
 
 namespace ISA {
 
@@ -17,6 +18,21 @@ INLINE To as(const From *p) {  // from any address
 INLINE V load(const float *p) { return as<V>(p); }
 LOADS
 
+// What rows are packed as, how many numbers a vector of them has, and how they are multiplied.
+template <class P> struct Packed { typedef V Vector; typedef V Sums; };
+INLINE V multiply(V a, V b, V sums) { return sums + a * b; }
+#ifdef PRODUCTS
+typedef int16_t W __attribute__((vector_size(4 * LANES)));
+template <> struct Packed<int16_t> { typedef W Vector; typedef I Sums; };
+PRODUCTS
+#endif
+
+template <class P, class T>
+INLINE typename Packed<P>::Vector numbers(const T *p) {
+    if constexpr (sizeof(P) == 2) return load16(p);
+    else return load(p);
+}
+
 // The last numbers of a row, from `full` on, and zeros. Copied before the loop, for a call inside it would put all its sums into memory.
 template <int n, class T>
 INLINE void copy_edge(const T *row, int64_t full, int64_t D, T *edge) {
@@ -34,6 +50,8 @@ INLINE float sum(V v) {
         for (int i = 0; i < n; ++i) x[i] += x[i + n];
     return x[0];
 }
+
+INLINE float sum(I v) { return sum(__builtin_convertvector(v, V)); }  // all of them would not fit an int32
 
 // exp of x <= 0 within 2 ulp; what is under the smallest normal number comes out as that, which no sum with a 1 in it sees.
 INLINE V exponential(V x) {
@@ -57,7 +75,7 @@ template <int Q, class T>
 TARGET static void stream(const Call &call, const T *bank, int n, Tile &tile) {
     constexpr int R = Q > 1 ? 3 : sizeof(T) < 4 ? 4 : 1, U = R == 1 ? 4 : 1;  // rows, and vectors of each, at a time
     const int64_t D = call.D, full = D / (L * U) * (L * U);
-    const float *unit = call.unit;
+    const float *unit = static_cast<const float *>(call.unit);
     for (int i = 0; i < n; i += R) {
         const T *row[R];
         T edge[R][L * U];
@@ -95,23 +113,23 @@ TARGET static void stream(const Call &call, const T *bank, int n, Tile &tile) {
     }
 }
 
-// Rows and their squared lengths from the bank into `packed`, as f32 and ROWS by ROWS so that `product` reads one stream.
-template <class T>
-TARGET static void pack(const Call &call, const T *bank, int n, Tile &tile, float *packed) {
-    constexpr int U = 4;
-    const int64_t D = call.D, full = D / (L * U) * (L * U);
+// Rows and their squared lengths from the bank into `packed`, as P and ROWS by ROWS so that `product` reads one stream.
+template <class P, class T>
+TARGET static void pack(const Call &call, const T *bank, int n, Tile &tile, P *packed) {
+    constexpr int U = sizeof(P), W = 4 * L / sizeof(P);
+    const int64_t D = call.D, full = D / (W * U) * (W * U);
     for (int i = 0; i < n; ++i) {
-        float *to = packed + i / ROWS * ROWS * call.stride + i % ROWS * L;
-        T edge[L * U];
-        if (full < D) copy_edge<L * U>(bank + i * D, full, D, edge);
-        V square[U] = {};
-        for (int64_t d = 0; d < D; d += L * U) {
+        P *to = packed + i / ROWS * ROWS * call.stride + i % ROWS * W;
+        T edge[W * U];
+        if (full < D) copy_edge<W * U>(bank + i * D, full, D, edge);
+        typename Packed<P>::Sums square[4] = {};
+        for (int64_t d = 0; d < D; d += W * U) {
             const T *at = d < full ? bank + i * D + d : edge;
 #pragma GCC unroll 4
             for (int u = 0; u < U; ++u) {
-                const V b = load(at + u * L);
-                std::memcpy(to + (d + u * L) * ROWS, &b, sizeof b);
-                square[u] += b * b;
+                const auto b = numbers<P>(at + u * W);
+                std::memcpy(to + (d + u * W) * ROWS, &b, sizeof b);
+                square[u] = multiply(b, b, square[u]);
             }
         }
         tile.square[i] = sum((square[0] + square[1]) + (square[2] + square[3]));
@@ -119,25 +137,27 @@ TARGET static void pack(const Call &call, const T *bank, int n, Tile &tile, floa
 }
 
 // Q images and packed rows, while the next tile comes from memory.
-template <int Q>
-TARGET static void product(const Call &call, const float *unit, const float *packed, int n, const char *&ahead, Tile &tile) {
+template <int Q, class P>
+TARGET static void product(const Call &call, int64_t image, const P *packed, int n, const char *&ahead, Tile &tile) {
+    constexpr int W = 4 * L / sizeof(P);
+    const P *unit = static_cast<const P *>(call.unit) + image * call.stride;
     for (int i = 0; i < n; i += ROWS, packed += ROWS * call.stride) {
-        V dot[Q][ROWS] = {};
-        for (int64_t d = 0; d < call.stride; d += L) {
-            V b[ROWS];
+        typename Packed<P>::Sums dot[Q][ROWS] = {};
+        for (int64_t d = 0; d < call.stride; d += W) {
+            typename Packed<P>::Vector b[ROWS];
 #pragma GCC unroll 4
-            for (int r = 0; r < ROWS; ++r) b[r] = load(packed + d * ROWS + r * L);
+            for (int r = 0; r < ROWS; ++r) b[r] = as<typename Packed<P>::Vector>(packed + d * ROWS + r * W);
 #pragma GCC unroll 4
             for (int q = 0; q < Q; ++q) {
-                const V a = load(unit + d * Q + q * L);
+                const auto a = as<typename Packed<P>::Vector>(unit + d * Q + q * W);
 #pragma GCC unroll 4
-                for (int r = 0; r < ROWS; ++r) dot[q][r] += a * b[r];
+                for (int r = 0; r < ROWS; ++r) dot[q][r] = multiply(a, b[r], dot[q][r]);
             }
         }
 #pragma GCC unroll 4
         for (int q = 0; q < Q; ++q)
 #pragma GCC unroll 4
-            for (int r = 0; r < ROWS; ++r) tile.dot[q][i + r] = sum(dot[q][r]);
+            for (int r = 0; r < ROWS; ++r) tile.dot[q][i + r] = sum(dot[q][r]) * call.step[image + q];
         for (int64_t line = 0; line < call.lines_ahead; ++line, ahead += 64) __builtin_prefetch(ahead, 0, 2);
     }
 }
@@ -166,16 +186,16 @@ TARGET static void scores(const Call &call, int64_t image, int n, int64_t row, c
     if (largest > to.worst) keep(to, worker.best.data() + image * call.k, call.k, dot, n, row);
 }
 
-template <class T>
+template <class T, class P = float>
 TARGET static void tile(const Call &call, int64_t row, int n, bool last, Worker &worker) {
     const T *bank = static_cast<const T *>(call.bank) + row * call.D;
     const char *ahead = reinterpret_cast<const char *>(last ? bank : bank + n * call.D);
     Tile &of = worker.tile;
-    float *packed = worker.packed.empty() ? nullptr : worker.packed[0].x;
-    if (call.B == 1) stream<1>(call, bank, n, of);
+    P *packed = worker.packed.empty() ? nullptr : reinterpret_cast<P *>(worker.packed[0].x);
+    if (call.B >= GROUP) pack(call, bank, n, of, packed);
+    else if (call.B == 1) stream<1>(call, bank, n, of);
     else if (call.B == 2) stream<2>(call, bank, n, of);
-    else if (call.B == 3) stream<3>(call, bank, n, of);
-    else pack(call, bank, n, of, packed);
+    else stream<3>(call, bank, n, of);
 
     for (int i = 0; i < TILE; ++i) of.inverse[i] = 1 / std::sqrt(of.square[i]);
     for (int i = n; i < TILE; ++i) of.inverse[i] = 0;
@@ -192,12 +212,11 @@ TARGET static void tile(const Call &call, int64_t row, int n, bool last, Worker 
 
     for (int64_t begin = 0, end; begin < call.B; begin = end) {
         end = std::min(begin + GROUP, call.B);
-        const float *unit = call.unit + begin * call.stride;
         if (call.B >= GROUP) {
-            if (end - begin == 4) product<4>(call, unit, packed, n, ahead, of);
-            else if (end - begin == 3) product<3>(call, unit, packed, n, ahead, of);
-            else if (end - begin == 2) product<2>(call, unit, packed, n, ahead, of);
-            else product<1>(call, unit, packed, n, ahead, of);
+            if (end - begin == 4) product<4>(call, begin, packed, n, ahead, of);
+            else if (end - begin == 3) product<3>(call, begin, packed, n, ahead, of);
+            else if (end - begin == 2) product<2>(call, begin, packed, n, ahead, of);
+            else product<1>(call, begin, packed, n, ahead, of);
         }
         for (int64_t q = begin; q < end; ++q) {
             if (!call.length[q]) continue;
@@ -216,3 +235,4 @@ TARGET static void tile(const Call &call, int64_t row, int n, bool last, Worker 
 #undef TARGET
 #undef LANES
 #undef LOADS
+#undef PRODUCTS

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+LARGE = 1 << 18  # pixels from which on loading kernels/pixels.py pays
 MAX_SCANS = 100  # of a progressive JPEG: each passes over the whole picture
 Samples = NDArray[Any]  # (H, W) or (H, W, 3) integers
 
@@ -107,9 +108,7 @@ def _rle_header(frame: bytes, layout: Layout) -> None:
 
 
 def _rle(frame: bytes, layout: Layout, header: Header | None) -> tuple[Samples, str]:
-    """Each segment is one PackBits run over a byte plane, most significant byte first: Pillow's decoder, thirty times as fast as a loop."""
-    from PIL import Image
-
+    """Each segment is one PackBits run over a byte plane, most significant byte first."""
     width = max(layout.allocated // 8, 1)
     count = layout.samples * width
     starts = [*unpack_from(f"<{count}L", frame, 4), len(frame)]
@@ -117,13 +116,27 @@ def _rle(frame: bytes, layout: Layout, header: Header | None) -> tuple[Samples, 
         raise Refused("its RLE segments are out of order")
     planes = np.empty((layout.samples, layout.pixels, width), np.uint8)
     for index in range(count):
-        try:  # bytes after the last pixel are padding (PS3.5 G.3.1), and Pillow leaves them
-            image = Image.frombytes("L", (layout.pixels, 1), frame[starts[index] : starts[index + 1]], "packbits", "L")
-        except ValueError:
-            raise Refused("its compressed data is cut short or broken") from None
-        planes[index // width, :, width - 1 - index % width] = np.frombuffer(image.tobytes(), np.uint8)
+        if not _unpack_bits(frame, starts[index], starts[index + 1], planes[index // width, :, width - 1 - index % width]):
+            raise Refused("its compressed data is cut short or broken")
     values = planes.view(layout.dtype)[:, :, 0]  # (samples, pixels)
     return _significant_bits(np.ascontiguousarray(values.T), layout), layout.photometric
+
+
+def _unpack_bits(frame: bytes, start: int, end: int, plane: NDArray[np.uint8]) -> bool:
+    """Fills the plane; bytes after its last pixel are padding (PS3.5 G.3.1). Pillow's decoder, or for much one without its copies."""
+    if plane.size >= LARGE:
+        from pmclip_deploy.kernels.pixels import unpack_bits
+
+        enough: bool | None = unpack_bits(np.frombuffer(frame, np.uint8)[start:end], plane)
+        if enough is not None:
+            return enough
+    from PIL import Image
+
+    try:
+        plane[:] = np.frombuffer(Image.frombytes("L", (plane.size, 1), frame[start:end], "packbits", "L").tobytes(), np.uint8)
+    except ValueError:
+        return False
+    return True
 
 
 # --- JPEG, PS3.5 A.4.1 to A.4.3 ----------------------------------------------------------------------------------------------
@@ -360,6 +373,8 @@ def _significant_bits(samples: Samples, layout: Layout) -> Samples:
     beside = layout.allocated - layout.stored
     if beside == 0 or layout.allocated == 1:
         return samples
+    if above == beside and samples.dtype.kind == "u" and int(samples.max(initial=0)) >> layout.stored == 0:
+        return samples  # nothing stands there, as in most files
     return np.right_shift(np.left_shift(samples, above), beside)
 
 

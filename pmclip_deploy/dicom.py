@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pmclip_deploy.answer import ImageInfo
-from pmclip_deploy.decoders import CODECS, Layout, Refused, native_samples, samples_from_codestream
+from pmclip_deploy.decoders import CODECS, LARGE, Layout, Refused, native_samples, samples_from_codestream
 from pmclip_deploy.errors import InputError, NoPictureError, PmclipError
 from pmclip_deploy.pixels import MAX_PIXELS, automatic_window, head_of_file
 from pmclip_deploy.pixels import Picture as Picture  # re-exported
@@ -394,39 +394,52 @@ def _gray_from_stored(
     dataset = image.dataset
     modality = _Modality.of(image, layout, index, notes)
     kept = _padding_left_out(dataset, layout, stored)
-    low, high = modality.extent(stored, kept)
+    ends = int(stored.min()), int(stored.max())
+    low, high = modality.extent(stored, kept, ends)
     # C.7.6.3.1.2 and C.11.6: a MONOCHROME1 image says INVERSE as well, and is inverted once.
     inverse = layout.photometric == "MONOCHROME1" or _text(dataset, "PresentationLUTShape") == "INVERSE"
 
     voi = _Voi.asked(image, index, window) if window is not None else _Voi.of(image, index, low, notes)
     if voi is not None:
-        pixels = _through(stored, modality, voi, inverse)
-        if window is not None or low == high or pixels.min() != pixels.max():
+        pixels = _through(stored, modality, voi, inverse, ends)
+        if window is not None or low == high or not _is_flat(pixels):
             return pixels, voi.window
         notes.append("the file's own window shows one flat grey; an automatic window is used")
     voi = _Voi("LINEAR_EXACT", ((low + high) / 2, high - low))  # what LINEAR does with the window that is told, without its rounding
-    return _through(stored, modality, voi, inverse), automatic_window(low, high)
+    return _through(stored, modality, voi, inverse, ends), automatic_window(low, high)
 
 
-def _through(stored: NDArray[Any], modality: _Modality, voi: _Voi, inverse: bool) -> Gray:
-    """Stored values to 0..255, by blocks that fit the cache: 32 bits by arithmetic, up to 16 through a table of the values there can be."""
+def _is_flat(pixels: Gray) -> bool:
+    few = pixels[::64]
+    return bool(few.min() == few.max()) and bool(pixels.min() == pixels.max())
+
+
+def _through(stored: NDArray[Any], modality: _Modality, voi: _Voi, inverse: bool, ends: tuple[int, int]) -> Gray:
+    """Stored values between ``ends`` to 0..255: 32 bits by arithmetic, in blocks that fit the cache, up to 16 through a table."""
 
     def rendered(values: NDArray[Any]) -> Gray:
         gray = np.floor(voi(modality(values)) * 255 + 0.5).astype(np.uint8)
         return 255 - gray if inverse else gray
 
-    out = np.empty(stored.shape, np.uint8)
     step = max(1, (1 << 17) // stored.shape[1])
     blocks = [slice(row, row + step) for row in range(0, len(stored), step)]
     if stored.dtype.itemsize > 2:
+        out = np.empty(stored.shape, np.uint8)
         for block in blocks:
             out[block] = rendered(stored[block])
         return out
     unsigned = np.dtype(f"u{stored.dtype.itemsize}")
-    values = np.arange(int(stored.min()), int(stored.max()) + 1)
+    values = np.arange(ends[0], ends[1] + 1)
     table = np.zeros(1 << (8 * stored.dtype.itemsize), np.uint8)
     table[values.astype(unsigned)] = rendered(values)  # a negative value stands at its two's complement
     stored = np.ascontiguousarray(stored).view(unsigned)
+    if stored.itemsize == 2 and stored.size >= LARGE:
+        from pmclip_deploy.kernels.pixels import look_up
+
+        looked_up: Gray | None = look_up(stored, table)
+        if looked_up is not None:
+            return looked_up
+    out = np.empty(stored.shape, np.uint8)
     for block in blocks:
         np.take(table, stored[block], out=out[block], mode="clip")
     return out
@@ -478,12 +491,12 @@ class _Modality:
             return self.table(values)
         return values.astype(np.float64) * self.slope + self.intercept
 
-    def extent(self, stored: NDArray[Any], kept: NDArray[np.bool_] | None) -> tuple[float, float]:
-        """The smallest and largest modality value."""
+    def extent(self, stored: NDArray[Any], kept: NDArray[np.bool_] | None, ends: tuple[int, int]) -> tuple[float, float]:
+        """The smallest and largest modality value; ``ends`` are the stored ones, what is not kept included."""
         if self.table is not None:
             values = self(np.unique(stored if kept is None else stored[kept]))
         elif kept is None:
-            values = self(np.array([stored.min(), stored.max()]))
+            values = self(np.array(ends))
         else:
             limits = np.iinfo(stored.dtype)
             values = self(np.array([stored.min(where=kept, initial=limits.max), stored.max(where=kept, initial=limits.min)]))

@@ -35,6 +35,7 @@ Chunk: TypeAlias = tuple[Halves, Sequence[str]]  # (n, D) unit rows and their n 
 HEADER = 4096  # bytes before the data, which so begins on a page
 BLOCK = 1 << 20  # bytes that are hashed at a time
 ROWS = 4096  # that are written at a time
+PART = 64 << 20  # bytes that are searched at a time, and then given back: what a search holds of an index that is larger
 UNKNOWN = "0" * 64  # where the checksum will stand
 NEXT_STEP = "make it again with `pmclip-deploy search index`"
 
@@ -61,6 +62,7 @@ class Index:
     embeddings: Halves  # (N, D) of length 1
     id_ends: NDArray[np.int64]  # (N,)
     id_bytes: NDArray[np.uint8]
+    mapped: mmap.mmap
 
     def __len__(self) -> int:
         return len(self.embeddings)
@@ -86,10 +88,15 @@ class Index:
         """(D,) -> the k nearest rows, the nearest first; fewer where the index has fewer."""
         from pmclip_deploy.kernels import contrastive_similarity
 
-        if not len(self):
-            return []
-        found = contrastive_similarity(embedding[None], self.embeddings, 1.0, min(k, len(self)))
-        return [Match(self.id(int(row)), float(score)) for row, score in zip(found.index[0], found.score[0], strict=True) if row >= 0]
+        rows, found = max(1, PART // (2 * max(1, self.dim))), []
+        for start in range(0, len(self), rows):
+            part = self.embeddings[start : start + rows]
+            best = contrastive_similarity(embedding[None], part, 1.0, min(k, len(part)))
+            found += [(-float(score), start + int(row)) for score, row in zip(best.score[0], best.index[0], strict=True) if row >= 0]
+            if len(self) > rows and hasattr(self.mapped, "madvise"):
+                first = (HEADER + 2 * self.dim * start) // mmap.PAGESIZE * mmap.PAGESIZE
+                self.mapped.madvise(mmap.MADV_DONTNEED, first, part.nbytes)
+        return [Match(self.id(row), -score) for score, row in sorted(found)[:k]]
 
     def refuse_other_bundle(self, bundle: str, digest: str) -> None:
         if digest != self.about.bundle_sha256:
@@ -139,7 +146,7 @@ def index_from_file(path: "str | os.PathLike[str]") -> Index:
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
         reason = str(error) if type(error) is ValueError else "its header is broken"
         raise BundleError(f"{path}: not a usable index, {reason}; {NEXT_STEP}") from error
-    return Index(path, about, str(metadata["checksum"]), size, embeddings, id_ends, ids)
+    return Index(path, about, str(metadata["checksum"]), size, embeddings, id_ends, ids, mapped)
 
 
 def _metadata_and_tensors(head: bytes) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -15,8 +15,8 @@ from PIL import Image
 from tiny import KINDS, tiny_bundle
 
 from pmclip_deploy import opening
-from pmclip_deploy.bundle import verify_bundle
 from pmclip_deploy.benchmarks import environment
+from pmclip_deploy.bundle import verify_bundle
 from pmclip_deploy.cli import app, doctor, infer
 from pmclip_deploy.errors import InputError, UsageError
 from pmclip_deploy.opening import load

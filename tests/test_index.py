@@ -102,6 +102,17 @@ def test_matches_are_the_nearest_first(file: Path) -> None:
     assert len(index.matches(query, 99)) == 5 and matches[0].to_json() == {"id": matches[0].id, "score": matches[0].score}
 
 
+@pytest.mark.parametrize("part", [1, 100, 3000])
+def test_parts_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: int) -> None:
+    chunk = np.tile(rows(50), (9, 1)), [f"{i}" for i in range(450)]  # each row nine times: of equal ones the first comes first
+    write_index(tmp_path / "many", ABOUT, chunk[0].shape[1], [chunk])
+    query = rows(1, seed=1)[0].astype(np.float32)
+    whole = index_from_file(tmp_path / "many").matches(query, 40)
+    monkeypatch.setattr("pmclip_deploy.index.PART", part)
+    index = index_from_file(tmp_path / "many")
+    assert index.matches(query, 40) == whole == index.matches(query, 40) and len(index.matches(query, 999)) == 450
+
+
 def test_unit() -> None:
     assert unit(np.full(4, 3e38, np.float32), "x").tolist() == [0.5] * 4
     assert unit(np.full(4, 1e-38, np.float32), "x").tolist() == pytest.approx([0.5] * 4)
@@ -336,22 +347,20 @@ def peak():
 before = peak()
 index = index_from_file(sys.argv[1])
 assert index.id(len(index) - 1) == f"study/{len(index) - 1}.dcm"
-if not kernels.contrastive_similarity.__module__.endswith("reference"):  # which copies the bank, in double precision
-    assert index.matches(index.embeddings[7].astype(np.float32), 1)[0].id == "study/7.dcm"
-np.add.reduce(index.embeddings.view(np.uint16), axis=None, dtype=np.uint64)  # every page
+assert index.matches(index.embeddings[7].astype(np.float32), 1)[0].id == "study/7.dcm"
 print(peak() - before, index.bytes)
 """
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
-def test_an_index_takes_little_more_memory_than_its_file(tmp_path: Path) -> None:
+def test_a_search_takes_less_memory_than_the_file(tmp_path: Path) -> None:
     wide = np.random.default_rng(0).normal(size=(4000, 128)).astype(np.float16)
 
     def chunks() -> Iterator[Chunk]:
-        for start in range(0, 200_000, 4000):
+        for start in range(0, 800_000, 4000):
             yield wide + np.float16(start / 1e6), [f"study/{start + i}.dcm" for i in range(4000)]
 
     write_index(tmp_path / "x", ABOUT, 128, chunks())
     done = subprocess.run([sys.executable, "-c", PEAK, str(tmp_path / "x")], capture_output=True, text=True, timeout=60)
     grown, size = map(int, done.stdout.split())
-    assert size > 50e6 and grown < 1.3 * size + 32e6, done.stderr
+    assert size > 200e6 and grown < 0.75 * size, done.stderr

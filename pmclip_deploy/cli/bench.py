@@ -79,7 +79,9 @@ def bench(
     if as_json:
         print_json(document)
     if missed:
-        raise ParityError(f"the bundle is not what it was when it was exported: {'; '.join(missed)}; see `pmclip-deploy bundle verify` and `doctor`")
+        raise ParityError(
+            f"the bundle is not what it was when it was exported: {'; '.join(missed)}; see `pmclip-deploy bundle verify` and `doctor`"
+        )
     return 0
 
 
@@ -126,6 +128,7 @@ def _print_stamp(environment: Any) -> None:
 
 def _print_row(row: dict[str, Any]) -> None:
     figures = {name: value for name, value in row["figures"].items() if value is not None and not name.startswith(("p25", "p75"))}
-    said = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in figures.items())
-    reason = f"not measured: {row['not_measured']}" if row["not_measured"] else ""
-    print(one_line(f"{row['system']:20} {row['part']:34} {row['scenario']:14} {'; '.join(filter(None, [said, reason]))}"), flush=True)
+    said = [f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in figures.items()]
+    why = [f"not measured: {row['not_measured']}"] if row["not_measured"] else []
+    start = f"{row['system'].removeprefix('pmclip-deploy '):6} {row['part']:34} {row['scenario']:14} "
+    print(start + one_line(", ".join(said + why)), flush=True)
