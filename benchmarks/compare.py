@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shlex
 import statistics
 import subprocess
 import sys
@@ -29,7 +30,7 @@ from numpy.typing import NDArray
 from pmclip_deploy.benchmarks import environments
 from pmclip_deploy.benchmarks.environment import stamp
 from pmclip_deploy.benchmarks.harness import SYSTEMS, Measurement, SystemFailed, Worker, interleaved, offline, pooled, ratio, single_stream
-from pmclip_deploy.benchmarks.results import Row, Run, append, command_line
+from pmclip_deploy.benchmarks.results import Row, Run, append
 from pmclip_deploy.benchmarks.systems import CONTEXT
 from pmclip_deploy.errors import PmclipError
 from pmclip_deploy.sessions.onnxruntime import cpu_threads
@@ -261,6 +262,15 @@ def line_of(row: Row) -> str:
     return f"{row['system']:20} {row['part']:6} {row['scenario']:14} {said}"
 
 
+def command_of(options: argparse.Namespace, every: Sequence[str]) -> str:
+    """With what decides figures, and no path."""
+    told = {name: getattr(options, name) for name in ("model", "device", "threads", "seconds", "repeats")}
+    words = [word for name, value in told.items() for word in (f"--{name}", str(value))]
+    chosen = [] if options.systems == every else ["--systems", *options.systems]
+    calibration = ["--calibration", "PATH"] if options.calibration else []
+    return shlex.join(["python", "-m", "pmclip_deploy.benchmarks.compare", "--peers", "PATH", *words, *calibration, *chosen])
+
+
 def compare(comparison: Comparison, names: Sequence[str], seconds: float, repeats: int) -> Iterator[Row]:
     systems = comparison.systems(names)
     yield from comparison.cold(systems, repeats)
@@ -297,7 +307,7 @@ def main() -> None:
     if not (weights / "ready").is_file():
         command = [sys.executable, "-m", "pmclip_deploy.benchmarks.weights", "--model", options.model, "--output", str(weights)]
         subprocess.run([*command, *(["--calibration", str(options.calibration)] if options.calibration else [])], check=True)
-    run = Run(command_line("python -m pmclip_deploy.benchmarks.compare"), stamp(options.threads))
+    run = Run(command_of(options, parser.get_default("systems")), stamp(options.threads))
     comparison = Comparison(options.model, options.peers, weights, options.threads, options.device, run)
     try:
         for row in compare(comparison, options.systems, options.seconds, options.repeats):
