@@ -94,6 +94,15 @@ def test_what_is_not_equal_or_not_there_is_not_timed(weights: Path, tmp_path: Pa
     assert sizes["model_bytes"] == files and sizes["environment_bytes"] > 50e6
 
 
+def test_what_all_pictures_share_hides_no_difference() -> None:
+    rng = np.random.default_rng(0)
+    shared, own, other = 100 * rng.normal(size=(1, 64)), rng.normal(size=(8, 64)), rng.normal(size=(8, 64))
+    figures = compare.difference(shared + own, shared + other)
+    assert figures["cosine"] > 0.999 and figures["centred_cosine_mean"] < 0.5
+    same = compare.difference(shared + own, 3 * (shared + own))
+    assert same == {name: pytest.approx(1) for name in figures}
+
+
 @pytest.mark.parametrize("model", ["RN50", "pmclip-lite"])
 def test_a_peer_without_such_a_model_is_not_measured(weights: Path, tmp_path: Path, model: str) -> None:
     made = comparison(weights, tmp_path)
