@@ -90,15 +90,17 @@ def open_clip_compiled(asked: Asked) -> Opened:
 
 
 def open_clip_int8(asked: Asked) -> Opened:
-    """PyTorch's dynamic quantisation of linear layers."""
+    """PyTorch's dynamic quantisation of linear layers; not of a ResNet's attention pool, whose weights open_clip reads itself."""
     import torch
     from torch.ao.quantization import quantize_dynamic
 
     model, files = _open_clip(asked)
-    model = quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
-    for module in model.modules():
+    quantised = quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
+    if hasattr(model.visual, "attnpool"):
+        quantised.visual.attnpool = model.visual.attnpool
+    for module in quantised.modules():
         module.int8_original_dtype = torch.float32  # where open_clip looks, since such a layer's weight has no dtype
-    return _torch_parts(asked, model.encode_image, model.encode_text), _versions("open_clip_torch", "torch"), files
+    return _torch_parts(asked, quantised.encode_image, quantised.encode_text), _versions("open_clip_torch", "torch"), files
 
 
 def _open_clip(asked: Asked) -> tuple[Any, list[Path]]:
