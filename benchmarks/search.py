@@ -18,7 +18,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-from pmclip_deploy.benchmarks.cold_start import run
+from pmclip_deploy.benchmarks.harness import process
 
 TEXT = "ct of the chest"
 READ = """
@@ -73,10 +73,10 @@ def main() -> None:
             for job, command in (("search query", query), ("reading the file", [sys.executable, "-c", READ, str(index)])):
                 if options.from_disk:
                     drop_from_cache(index)
-                seconds, memory, out = run(command)
+                seconds, memory, out = process(command)
                 steps = json.loads(out)["timings_ms"] if out else {"index": 0, "search": 0}
                 row = {"job": job, "from_disk": options.from_disk, "rows": options.rows, "file_mib": round(index.stat().st_size / 2**20, 1)}
-                row |= {"repeat": repeat, "seconds": round(seconds, 4), "peak_mib": round(memory, 1)}
+                row |= {"repeat": repeat, "seconds": round(seconds, 4), "peak_mib": round(memory or 0, 1)}
                 row |= {"verify_seconds": steps["index"] / 1e3, "search_seconds": steps["search"] / 1e3}
                 measured += [row] if repeat >= 0 else []
     for job in ("search query", "reading the file"):

@@ -1,6 +1,7 @@
 """`bench`: statistics by hand-computed values, real workers, the command on a tiny bundle. Nothing here says how fast anything is."""
 
 import getpass
+import importlib
 import json
 import math
 import socket
@@ -22,6 +23,19 @@ from pmclip_deploy.opening import load
 from pmclip_deploy.spec import PRECISIONS, TENSOR_GATES
 
 MAIN = "from pmclip_deploy.cli.app import main; main()"
+
+BENCHMARKS = sorted(path.stem for path in Path(harness.__file__).parent.glob("[a-z]*.py"))
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_every_benchmark_can_be_imported(name: str) -> None:
+    try:
+        importlib.import_module(f"pmclip_deploy.benchmarks.{name}")
+    except ModuleNotFoundError as error:
+        if error.name not in ("torch", "open_clip", "onnx", "PIL"):
+            raise
+        pytest.skip(f"needs {error.name}")
+
 
 # --- statistics -----------------------------------------------------------------------------------------------------------------
 
