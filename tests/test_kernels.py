@@ -330,8 +330,9 @@ def test_int8_finds_the_best_ten_when_rescored() -> None:
         assert set(found.index[q][again.index[0]]) == set(exact.index[q])
 
 
+@pytest.mark.parametrize("kernel_source", ["similarity", "pixels"])
 @pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
-def test_sanitizers(sanitizer: str, tmp_path: Path) -> None:
+def test_sanitizers(sanitizer: str, kernel_source: str, tmp_path: Path) -> None:
     compiler = shutil.which("g++") or shutil.which("clang++")
     if not compiler:
         pytest.skip("needs a C++ compiler")
@@ -349,7 +350,7 @@ def test_sanitizers(sanitizer: str, tmp_path: Path) -> None:
     empty.write_text("int main() {}")
     if subprocess.run([*command, str(empty), "-o", str(program)], capture_output=True).returncode or subprocess.run([program]).returncode:
         pytest.skip(f"the compiler lacks -fsanitize={sanitizer}")
-    sources = [str(ROOT / "kernels" / "similarity.cpp"), str(ROOT / "tests" / "similarity_driver.cpp")]
+    sources = [str(ROOT / "kernels" / f"{kernel_source}.cpp"), str(ROOT / "tests" / f"{kernel_source}_driver.cpp")]
     built = subprocess.run([*command, f"-I{ROOT / 'kernels'}", *sources, "-o", str(program)], capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
     done = subprocess.run([program], capture_output=True, text=True)
