@@ -78,8 +78,13 @@ def missing() -> str:
 
 
 def text(value: Any) -> str:
-    """As HTML, in one line: no markup, no control characters and no half of a surrogate pair that a name might smuggle in."""
-    return escape("".join(c if c.isprintable() else "?" for c in " ".join(str(value).split())))
+    """As HTML, in one line: no markup that a name might smuggle in."""
+    return escape(one_line(value))
+
+
+def one_line(value: Any) -> str:
+    """Without control characters, and without half of a surrogate pair."""
+    return "".join(c if c.isprintable() else "?" for c in " ".join(str(value).split()))
 
 
 STYLE = """
@@ -89,7 +94,7 @@ h1 { font-size: 1.5em }
 h2 { font-size: 1.2em; margin-top: 1.8em; border-bottom: 1px solid #999 }
 h3 { font-size: 1em }
 h1, h2, h3, p { break-after: avoid }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
+table { border-collapse: collapse; width: 100%; margin-bottom: 1em; font-variant-numeric: tabular-nums }
 th, td { padding: 2px 8px; text-align: right; border-bottom: 1px solid #ddd }
 th { vertical-align: bottom }
 td.number { white-space: nowrap }
@@ -105,6 +110,7 @@ svg text { font-size: 11px }
 .hollow { fill: #fff; stroke: #2b5f9e; stroke-width: 1.5 }
 .outside { fill: #111 }
 .interval { stroke: #2b5f9e; stroke-width: 2 }
+.spread { stroke: #111; stroke-width: 2 }
 .limit { stroke: #111; stroke-dasharray: 4 2; fill: none }
 .axis { stroke: #111 }
 .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(280px, 1fr)); gap: 1.2em }
