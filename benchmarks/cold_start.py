@@ -1,6 +1,6 @@
 """Cold start: a new process from nothing to its first answer or embeddings, the runtime's INT8 bundle against open_clip in PyTorch.
 
-    python -m pmclip_deploy.benchmarks.cold_start [--backbone ViT-B/32] [--repeats 9] [--output FILE.csv]
+    python -m pmclip_deploy.benchmarks.cold_start [--backbone ViT-B/32] [--repeats 9] [--output FILE.csv or FILE.jsonl]
 
 Without a backbone both answer a question on one CT with pmclip-lite's weights: read the DICOM file, preprocess, encode image and
 question, answer. With one, of random weights, both embed a picture and a question. Runs are interleaved; medians and their ratio are
@@ -16,7 +16,9 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
+from pmclip_deploy.benchmarks.environment import stamp
 from pmclip_deploy.benchmarks.harness import process
+from pmclip_deploy.benchmarks.results import Run, append, command_line
 from pmclip_deploy.models import DEFAULT_CHECKPOINT
 from pmclip_deploy.spec import BACKBONES
 
@@ -126,7 +128,14 @@ def main() -> None:
         print(f"{name:28}  {seconds:6.2f} s  {memory:7.0f} MiB")
     (fast, small), (slow, large) = medians.values()
     print(f"ratio: {fast / slow:.3f} of the time, {small / large:.3f} of the memory (medians of {options.repeats} interleaved runs)")
-    if options.output:
+    if options.output and options.output.suffix == ".jsonl":
+        run = Run(command_line("python -m pmclip_deploy.benchmarks.cold_start"), stamp())
+        for system, name in zip(("pmclip-deploy int8", "open_clip-eager"), jobs, strict=True):
+            low, median, high = statistics.quantiles((1e3 * r["seconds"] for r in rows if r["job"] == name), method="inclusive")
+            figures = {"p50_ms": median, "p25_ms": low, "p75_ms": high, "peak_mib": medians[name][1]}
+            model, part = (options.backbone, "both") if options.backbone else ("pmclip-lite", "infer")
+            append(options.output, [run.row(model, system, part, "cold", figures, threads=None, samples=options.repeats)])
+    elif options.output:
         known = list(csv.DictReader(options.output.open())) if options.output.is_file() else []
         with options.output.open("w", newline="") as file:
             writer = csv.DictWriter(file, rows[0])

@@ -14,7 +14,10 @@ from typing import Any
 from pmclip_deploy.errors import InputError, UsageError
 from pmclip_deploy.spec import BENCH_SCHEMA
 
-KEYS = ("run", "time", "command", "environment", "model", "system", "part", "scenario", "threads", "figures", "samples", "not_measured")
+KEYS: dict[str, type | tuple[type, ...]] = {  # of what every row has
+    **dict.fromkeys(("run", "time", "command", "model", "system", "part", "scenario"), str),
+    **dict.fromkeys(("environment", "figures"), dict), "samples": int, "not_measured": (str, type(None)), "threads": (int, type(None)),
+}  # fmt: skip
 PATHS = ("--bundle", "--data", "--images", "--output", "--picture", "--submit-file")  # options that name one
 
 Row = dict[str, Any]
@@ -85,6 +88,6 @@ def _row(line: str, where: str) -> Row:
         row = json.loads(line)
     except ValueError:
         row = None
-    if not isinstance(row, dict) or row.get("schema") != BENCH_SCHEMA or not set(KEYS) <= set(row):
+    if not isinstance(row, dict) or row.get("schema") != BENCH_SCHEMA or not all(isinstance(row.get(key), of) for key, of in KEYS.items()):
         raise InputError(f"{where}: no row of {BENCH_SCHEMA}; give a file that `bench --output` wrote")
     return row
