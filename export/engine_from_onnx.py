@@ -5,10 +5,12 @@ Networks are strongly typed: each layer computes in the types that the graph giv
 
 import hashlib
 import re
+import signal
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -110,7 +112,9 @@ def engine_from_onnx(
     builder = trt.Builder(log)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log)
-    if not (parser.parse(graph) if isinstance(graph, bytes) else parser.parse_from_file(str(graph))):
+    with _raised_at_the_end():
+        parsed = parser.parse(graph) if isinstance(graph, bytes) else parser.parse_from_file(str(graph))
+    if not parsed:
         error = parser.get_error(0)
         node = f"{error.node_name()} [{error.node_operator()}]" if error.node_operator() else nodes[-1].removeprefix("Parsing node: ")
         why = _line(error.desc())
@@ -226,40 +230,50 @@ def _profiles(builder: Any, network: Any, batch: Range, lengths: Range) -> list[
     return profiles
 
 
+@contextmanager
+def _raised_at_the_end() -> Iterator[list[BaseException]]:
+    """TensorRT swallows what its callbacks raise, KeyboardInterrupt too: that is kept, and the first is raised once TensorRT has returned.
+
+    All is one thread: TensorRT calls back in the one that called it, and Ctrl-C is heard there, in the main thread, at the next callback.
+    """
+    kept: list[BaseException] = []
+    heard = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if heard:
+        signal.signal(signal.SIGINT, lambda *_: kept.append(KeyboardInterrupt()))
+    try:
+        yield kept
+    finally:
+        if heard:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+    if kept:
+        raise kept.pop(0)
+
+
 def _build(trt: Any, builder: Any, network: Any, config: Any, progress: Step | None) -> Any:
-    """In a thread of its own, so that Ctrl-C is heard meanwhile; after each step TensorRT asks the monitor whether to go on."""
+    """After each step TensorRT asks the monitor whether to go on."""
+    with _raised_at_the_end() as kept:
 
-    class Monitor(trt.IProgressMonitor):
-        def __init__(self) -> None:
-            super().__init__()
-            self.steps: dict[str, int] = {}
-            self.failed: BaseException | None = None
+        class Monitor(trt.IProgressMonitor):
+            def __init__(self) -> None:
+                super().__init__()
+                self.steps: dict[str, int] = {}
 
-        def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
-            self.steps[phase] = steps
+            def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
+                self.steps[phase] = steps
 
-        def phase_finish(self, phase: str) -> None:
-            pass
+            def phase_finish(self, phase: str) -> None:
+                pass
 
-        def step_complete(self, phase: str, step: int) -> bool:
-            try:
-                if progress and not self.failed:
-                    progress(phase, step + 1, self.steps[phase])
-            except BaseException as error:
-                self.failed = error
-            return self.failed is None
+            def step_complete(self, phase: str, step: int) -> bool:
+                try:
+                    if progress and not kept:
+                        progress(phase, step + 1, self.steps[phase])
+                except BaseException as error:
+                    kept.append(error)
+                return not kept
 
-    config.progress_monitor = monitor = Monitor()
-    with ThreadPoolExecutor(1) as pool:
-        building = pool.submit(builder.build_serialized_network, network, config)
-        try:
-            plan = building.result()
-        except BaseException as error:
-            monitor.failed = error
-            raise
-    if monitor.failed:
-        raise monitor.failed
-    return plan
+        config.progress_monitor = Monitor()
+        return builder.build_serialized_network(network, config)
 
 
 def _use_timing_cache(config: Any, file: Path) -> None:

@@ -5,8 +5,8 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -341,18 +341,29 @@ def test_what_progress_raises_ends_the_build(trt: Any, messages: list[str]) -> N
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such signal")
-def test_ctrl_c_ends_the_build(trt: Any, messages: list[str]) -> None:
-    sent = []
+@pytest.mark.parametrize("at", ["Parsing node", "Building graph"])
+def test_ctrl_c_ends_the_build(trt: Any, monkeypatch: pytest.MonkeyPatch, at: str) -> None:
+    """Sent from the log, where TensorRT swallows what is raised."""
+    found: list[str] = []
 
-    def interrupt(phase: str, done: int, of: int) -> None:
-        if not sent:
-            sent.append(phase)
+    def spied(trt: Any, take: Any) -> Any:
+        return logger(trt, interrupt)
+
+    def interrupt(message: str, is_error: bool) -> None:
+        if message.startswith(at) and not any(message.startswith(at) for message in found):
             os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.5)  # the main thread hears it
+        found.append(message)
 
+    monkeypatch.setattr(engine_from_onnx_module, "logger", spied)
     with pytest.raises(KeyboardInterrupt):
-        build(plain(), progress=interrupt)
-    assert any("BuildCanceled" in message for message in messages)
+        build(plain())
+    assert any(message.startswith(at) for message in found) and ("BuildCanceled" in " ".join(found)) == (at == "Building graph")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler and build(plain()).plan
+
+
+def test_a_build_in_another_thread(trt: Any) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(build, plain()).result().plan
 
 
 # --- TensorRT's inspector -------------------------------------------------------------------------------------------------------
