@@ -28,6 +28,11 @@ def load(bundle: "str | os.PathLike[str] | None" = None, device: str = "auto", *
     ``sessions.DEVICES``; "auto" takes what runs here and says in ``Predictor.notes`` what does not. ``once`` is for a process that asks
     about one picture and ends: INT8 transformers open sooner, run slower (docs/benchmarks.md), and say the same; numpy gets one thread.
     """
+    return load_beside(lambda: None, bundle, device, once)
+
+
+def load_beside(work: Callable[[], object], bundle: "str | os.PathLike[str] | None", device: str, once: bool) -> "Predictor":
+    """``load``, which calls ``work`` while the graphs are opened: that leaves the interpreter's lock free for what else must be imported."""
     path = DEFAULT_BUNDLE if bundle is None else Path(bundle)
     if once and "numpy" not in sys.modules:
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # its other threads spin as it is imported, on a core that hashing wants
@@ -62,6 +67,7 @@ def load(bundle: "str | os.PathLike[str] | None" = None, device: str = "auto", *
         opening.append(pool.submit(tokenizers.__getitem__, TOKENIZER if head is None or head.words is None else WORDS))
         import PIL.Image  # noqa: F401  # for the first picture
 
+        work()
         verified.result()
         for future in opening if head else opening[:1]:
             future.result()

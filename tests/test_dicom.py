@@ -746,16 +746,19 @@ def test_nothing_of_the_patient_is_logged_or_printed(tmp_path, capfd, caplog):
     assert logging.getLogger("pydicom").level == level
 
 
-def test_the_lean_import_decodes_jpeg_lossless_too():
+def test_the_lean_import_decodes_everything_too():
     code = """
 import sys
 from pmclip_deploy.dicom import import_pydicom_lean, picture_from_dicom
 import_pydicom_lean()
-assert "pydicom" in sys.modules and "gdcm" not in sys.modules
-print(picture_from_dicom(sys.argv[1]).pixels.shape)
+assert "pydicom" in sys.modules and not {"gdcm", "openjpeg", "urllib.request"} & set(sys.modules)
+import urllib.request
+print(*(picture_from_dicom(path).pixels.shape for path in sys.argv[1:]), urllib.request.urlopen.__name__)
 """
-    command = [sys.executable, "-c", code, shipped("SC_rgb_jpeg_gdcm.dcm")]
-    assert subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout == "(100, 100, 3)\n"
+    files = ["SC_rgb_jpeg_gdcm.dcm", "MR_small_jp2klossless.dcm", "MR_small_jpeg_ls_lossless.dcm", "MR_small_RLE.dcm"]
+    command = [sys.executable, "-c", code, *map(shipped, files)]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    assert printed == "(100, 100, 3) (64, 64) (64, 64) (64, 64) urlopen\n"
 
 
 def test_reading_in_many_threads():

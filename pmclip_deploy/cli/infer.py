@@ -37,15 +37,11 @@ def infer(
     """
     images, questions = split_arguments(arguments)
 
-    from pmclip_deploy.opening import load
+    from pmclip_deploy.opening import load_beside
 
-    predictor = load(bundle, device, once=len(images) == 1 and not images[0].is_dir())
+    predictor = load_beside(lambda: _import_reader(images[0]), bundle, device, once=len(images) == 1 and not images[0].is_dir())
     for note in dict.fromkeys(predictor.notes):
         print_note(note)
-    if images[0].suffix.lower() not in PNG_AND_JPEG:
-        from pmclip_deploy.dicom import import_pydicom_lean
-
-        import_pydicom_lean()
 
     def ask(path: Path) -> "list[Answer]":
         return predictor.ask_many(path, questions, frame=frame, window=window, top=top)
@@ -70,6 +66,13 @@ def infer(
     else:
         print(RESEARCH_ONLY)
     return InputError.exit_code if failed else 0
+
+
+def _import_reader(image: Path) -> None:
+    if image.suffix.lower() not in PNG_AND_JPEG:
+        from pmclip_deploy.dicom import import_pydicom_lean
+
+        import_pydicom_lean()
 
 
 def split_arguments(arguments: list[str]) -> tuple[list[Path], list[str]]:
