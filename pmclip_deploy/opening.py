@@ -32,7 +32,7 @@ def load(bundle: "str | os.PathLike[str] | None" = None, device: str = "auto", *
 
 
 def load_beside(work: Callable[[], object], bundle: "str | os.PathLike[str] | None", device: str, once: bool) -> "Predictor":
-    """``load``, which calls ``work`` while the graphs are opened: that leaves the interpreter's lock free for what else must be imported."""
+    """``load``, which calls ``work`` while the graphs are opened, when the interpreter's lock is free for other imports."""
     path = DEFAULT_BUNDLE if bundle is None else Path(bundle)
     if once and "numpy" not in sys.modules:
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # its other threads spin as it is imported, on a core that hashing wants
