@@ -117,7 +117,8 @@ def test_infer_json_is_the_contract(run: Any, folder: Path) -> None:
 
 def test_one_picture_is_asked_about_once_and_several_are_not(run: Any, folder: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[bool] = []
-    monkeypatch.setattr(opening, "load", lambda *given, once: (seen.append(once), load(*given, once=once))[1])
+    opened = opening.load_beside
+    monkeypatch.setattr(opening, "load_beside", lambda *given, once: (seen.append(once), opened(*given, once=once))[1])
     one, two = folder / "bright.png", folder / "ct.dcm"
     for images in ([one], [one, two], [folder]):
         run("infer", *images, FRACTURE, "--bundle", bundle)
