@@ -19,7 +19,6 @@ from pmclip_deploy.benchmarks import environment
 from pmclip_deploy.bundle import verify_bundle
 from pmclip_deploy.cli import app, doctor, infer
 from pmclip_deploy.errors import InputError, UsageError
-from pmclip_deploy.opening import load
 
 FRACTURE = "is there a fracture?"
 MAIN = "from pmclip_deploy.cli.app import main; main()"
