@@ -33,8 +33,8 @@ from pmclip_deploy.benchmarks.harness import SYSTEMS, Measurement, SystemFailed,
 from pmclip_deploy.benchmarks.results import Row, Run, append
 from pmclip_deploy.benchmarks.systems import CONTEXT
 from pmclip_deploy.errors import PmclipError
-from pmclip_deploy.sessions.onnxruntime import cpu_threads
 from pmclip_deploy.spec import TENSOR_GATES
+from pmclip_deploy.threads import cpu_threads
 
 PARTS = ("image", "text")
 SCENARIOS = ("single-stream", "offline")

@@ -23,8 +23,8 @@ from pmclip_deploy.benchmarks.environment import stamp
 from pmclip_deploy.benchmarks.results import Run, append, command_line
 from pmclip_deploy.benchmarks.stages import dataset_from_stored, radiograph_from_ct, rendering
 from pmclip_deploy.decoders import Layout
-from pmclip_deploy.sessions.onnxruntime import cpu_threads
 from pmclip_deploy.spec import BACKBONES
+from pmclip_deploy.threads import cpu_threads
 
 BURST = 3  # calls that are counted at each system's turn, after one that follows a pause
 RLE, JPEG_LS, JPEG_2000 = "1.2.840.10008.1.2.5", "1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.90"
@@ -126,7 +126,7 @@ def decoding_jobs(stored: Array, syntax: str) -> dict[str, Job]:
     frame = encoded(stored, syntax, bits)
     jobs: dict[str, Job] = {"pmclip-deploy": lambda: decoders.samples_from_codestream(syntax, frame, layout)[0]}
     jobs["GDCM"] = lambda: gdcm_samples(frame, layout, syntax)
-    others = {RLE: (pylibjpeg_rle, imagecodecs), JPEG_LS: (imagecodecs,), JPEG_2000: (pillow, imagecodecs)}
+    others = {RLE: (pylibjpeg_rle, imagecodecs), JPEG_LS: (imagecodecs,), JPEG_2000: (pylibjpeg_openjpeg, imagecodecs)}
     for other in others[syntax]:
         try:
             jobs |= other(frame, layout, syntax)
@@ -188,10 +188,10 @@ def pylibjpeg_rle(frame: bytes, layout: Layout, syntax: str) -> dict[str, Job]:
     return {"pylibjpeg-rle": job}
 
 
-def pillow(frame: bytes, layout: Layout, syntax: str) -> dict[str, Job]:
-    from io import BytesIO
+def pylibjpeg_openjpeg(frame: bytes, layout: Layout, syntax: str) -> dict[str, Job]:
+    from openjpeg.utils import decode_pixel_data
 
-    return {"Pillow": lambda: np.asarray(Image.open(BytesIO(frame), formats=("JPEG2000",)))}
+    return {"pylibjpeg-openjpeg": lambda: np.frombuffer(decode_pixel_data(frame, version=2), "<u2")}
 
 
 def imagecodecs(frame: bytes, layout: Layout, syntax: str) -> dict[str, Job]:
@@ -200,12 +200,9 @@ def imagecodecs(frame: bytes, layout: Layout, syntax: str) -> dict[str, Job]:
     decode: dict[str, Job] = {
         RLE: lambda: np.frombuffer(codecs.dicomrle_decode(frame, "<u2"), "<u2"),
         JPEG_LS: lambda: codecs.jpegls_decode(frame),
-        JPEG_2000: lambda: codecs.jpeg2k_decode(frame, numthreads=1),
+        JPEG_2000: lambda: codecs.jpeg2k_decode(frame, numthreads=cpu_threads()),
     }
-    jobs = {"imagecodecs": decode[syntax]}
-    if syntax == JPEG_2000 and cpu_threads() > 1:
-        jobs[f"imagecodecs, {cpu_threads()} threads"] = lambda: codecs.jpeg2k_decode(frame, numthreads=cpu_threads())
-    return jobs
+    return {"imagecodecs": decode[syntax]}
 
 
 def stored_from_dicom(path: Path) -> Array:

@@ -22,8 +22,8 @@ from pmclip_deploy.export.parity import sample_pictures
 from pmclip_deploy.opening import load
 from pmclip_deploy.pixels import picture_from_path
 from pmclip_deploy.sessions import open_session
-from pmclip_deploy.sessions.onnxruntime import cpu_threads
 from pmclip_deploy.spec import BACKBONES
+from pmclip_deploy.threads import cpu_threads
 from pmclip_deploy.train.bpe import clip_tokenizer_json
 from pmclip_deploy.train.towers import save_checkpoint, towers_from_spec
 

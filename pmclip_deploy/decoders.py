@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 LARGE = 1 << 18  # pixels from which on loading kernels/pixels.py pays
 MAX_SCANS = 100  # of a progressive JPEG: each passes over the whole picture
+J2K_START = b"\xff\x4f\xff\x51"  # SOC, SIZ
 Samples = NDArray[Any]  # (H, W) or (H, W, 3) integers
 
 
@@ -323,7 +324,7 @@ def _jpeg_ls(frame: bytes, layout: Layout, header: Header | None) -> tuple[Sampl
 
 
 def _j2k_header(frame: bytes, layout: Layout) -> Header:
-    start = frame.find(b"\xff\x4f\xff\x51")  # SOC, SIZ; behind the boxes of a (non-conformant) JP2 file
+    start = frame.find(J2K_START)  # behind the boxes of a (non-conformant) JP2 file
     if start < 0 or start > 4096:
         raise Refused("its compressed data is not JPEG 2000, which its transfer syntax says it is")
     right, bottom, left, top, tile_width, tile_height, tile_left, tile_top, components = unpack_from(">8LH", frame, start + 8)
@@ -339,17 +340,37 @@ def _j2k_header(frame: bytes, layout: Layout) -> Header:
 
 
 def _j2k(frame: bytes, layout: Layout, header: Header | None) -> tuple[Samples, str]:
-    from openjpeg.utils import decode_pixel_data
-
     assert header is not None
-    try:
-        buffer = decode_pixel_data(frame, version=2)
-    except Exception:
-        raise Refused("its compressed data is broken") from None
-    width = 1 if header.precision <= 8 else 2 if header.precision <= 16 else 4
-    samples = np.frombuffer(buffer, f"<u{width}")
+    samples = _j2k_in_threads(frame, layout, header) if layout.pixels >= LARGE else None
+    if samples is None:
+        from openjpeg.utils import decode_pixel_data
+
+        try:
+            buffer = decode_pixel_data(frame, version=2)
+        except Exception:
+            raise Refused("its compressed data is broken") from None
+        width = 1 if header.precision <= 8 else 2 if header.precision <= 16 else 4
+        samples = np.frombuffer(buffer, f"<u{width}")
     photometric = "RGB" if layout.photometric in ("YBR_RCT", "YBR_ICT") else layout.photometric  # undone by the decoder
     return _as_declared(samples, layout, header), photometric
+
+
+def _j2k_in_threads(frame: bytes, layout: Layout, header: Header) -> Samples | None:
+    """The same OpenJPEG as Pillow has it, which was built with threads; None where Pillow does not hand its values on, or gives up."""
+    deepest = 16 if layout.samples == 1 else 8
+    if header.signed or header.precision > deepest or not frame.startswith(J2K_START):
+        return None
+    from PIL import Image
+
+    from pmclip_deploy.threads import cpu_threads
+
+    os.environ.setdefault("OPJ_NUM_THREADS", str(cpu_threads()))  # OpenJPEG is told in no other way
+    try:
+        with Image.open(BytesIO(frame), formats=("JPEG2000",)) as image:
+            samples = np.asarray(image)
+    except Exception:
+        return None
+    return samples >> (8 * samples.dtype.itemsize - header.precision)  # Pillow's stand in the highest bits
 
 
 # --- bits ---------------------------------------------------------------------------------------------------------------------

@@ -19,7 +19,8 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate, get_frame
 from pydicom.uid import UID
 
-from pmclip_deploy.decoders import CODECS
+from pmclip_deploy import decoders
+from pmclip_deploy.decoders import CODECS, Layout, Refused, samples_from_codestream
 from pmclip_deploy.dicom import NATIVE, picture_from_dicom
 from pmclip_deploy.errors import InputError
 from pmclip_deploy.pixels import picture_from_path
@@ -534,6 +535,31 @@ def test_jpeg_2000_of_every_depth(bits):
     reference = picture_from_dicom(ds)
     ds.file_meta.TransferSyntaxUID, ds.PixelData = UID(J2K), encapsulate([bytes(encode_array(values, bits_stored=bits))])
     np.testing.assert_array_equal(picture_from_dicom(ds).pixels, reference.pixels)
+
+
+@pytest.mark.parametrize("lossy", [{}, {"compression_ratios": [8, 3]}])
+@pytest.mark.parametrize("bits", [1, 7, 8, 12, 16, "rgb"])
+def test_jpeg_2000_decoded_in_threads_is_the_same(monkeypatch, bits, lossy):
+    """Large frames go to Pillow's OpenJPEG, all others to pylibjpeg's."""
+    from openjpeg.utils import encode_array
+
+    rows, columns, samples = 512, 513, 3 if bits == "rgb" else 1
+    bits = 8 if bits == "rgb" else bits
+    walk = np.cumsum(np.random.default_rng(bits).normal(size=(rows, columns, samples)), axis=1)
+    values = ((walk - walk.min()) / np.ptp(walk) * (2**bits - 1)).astype(np.uint8 if bits <= 8 else np.uint16).squeeze()
+    colour = {"photometric_interpretation": 1, "use_mct": True} if samples == 3 else {}
+    frame = bytes(encode_array(values, bits_stored=bits, **colour, **lossy))
+    layout = Layout(rows, columns, samples, 8 * values.itemsize, bits, bits - 1, False, "MONOCHROME2" if samples == 1 else "YBR_RCT", 0)
+    assert decoders._j2k_in_threads(frame, layout, decoders._j2k_header(frame, layout)) is not None
+    decoded = [samples_from_codestream(J2K, frame, layout)]
+    monkeypatch.setattr(decoders, "LARGE", rows * columns + 1)
+    decoded.append(samples_from_codestream(J2K, frame, layout))
+    assert decoded[0][1] == decoded[1][1] and decoded[0][0].dtype == decoded[1][0].dtype
+    np.testing.assert_array_equal(decoded[0][0], decoded[1][0])
+    assert lossy or np.array_equal(decoded[0][0], values)
+    monkeypatch.undo()
+    with pytest.raises(Refused, match="broken"):
+        samples_from_codestream(J2K, frame[: len(frame) // 2], layout)
 
 
 @pytest.mark.parametrize("syntax", HTJ2K)

@@ -51,7 +51,7 @@ def bench(
     from pmclip_deploy.benchmarks.results import Run, append, command_line
     from pmclip_deploy.bundle import MANIFEST, sha256_of_file, verify_bundle
     from pmclip_deploy.models import DEFAULT_BUNDLE
-    from pmclip_deploy.sessions.onnxruntime import cpu_threads
+    from pmclip_deploy.threads import cpu_threads
 
     path, threads = bundle or DEFAULT_BUNDLE, cpu_threads()
     manifest = verify_bundle(path)

@@ -53,7 +53,7 @@ def _backend() -> tuple[dict[str, Any], int]:
     try:
         import onnxruntime
 
-        from pmclip_deploy.sessions.onnxruntime import cpu_threads
+        from pmclip_deploy.threads import cpu_threads
 
         return {"name": "onnxruntime", "providers": onnxruntime.get_available_providers(), "threads": cpu_threads(), "problem": None}, 0
     except Exception as error:

@@ -1,6 +1,5 @@
 """The onnxruntime backend: CPU everywhere, and the providers of sessions.PROVIDERS where this onnxruntime has them."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from numpy.typing import NDArray
 
 from pmclip_deploy.errors import GPU_STEPS, BundleError, DeviceError
 from pmclip_deploy.sessions import PROVIDERS, cache_folder
+from pmclip_deploy.threads import cpu_threads
 
 ERROR = 3  # onnxruntime's severity; below it, it writes about things a user cannot change
 ort.set_default_logger_severity(ERROR)
@@ -69,17 +69,6 @@ class OnnxRuntimeSession:
             raise BundleError(f"{self._path}: onnxruntime cannot run it ({_line(error)}); copy the bundle again") from error
 
 
-def cpu_threads() -> int:
-    """Physical cores this process may use: affinity and a container's quota count, hyper-threads do not."""
-    if not hasattr(os, "sched_getaffinity"):
-        return os.cpu_count() or 1
-    allowed = os.sched_getaffinity(0)
-    siblings = {_text(Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")) or str(cpu) for cpu in allowed}
-    quota, _, period = _text(Path("/sys/fs/cgroup/cpu.max")).partition(" ")
-    granted = -(-int(quota) // int(period)) if quota.isdigit() and period.isdigit() else len(siblings)
-    return max(1, min(len(siblings), granted))
-
-
 def _provider_options(device: str, key: str | None) -> dict[str, str]:
     folder = cache_folder("onnxruntime", device, key) if key and device in CACHES else None
     return {**{option: str(folder) for option in CACHES[device]}, **FLAGS.get(device, {})} if folder else {}
@@ -96,13 +85,6 @@ def _options(integers: bool, packed: bool) -> ort.SessionOptions:
     options.add_session_config_entry("session.disable_quant_qdq", "0" if integers else "1")
     options.add_session_config_entry("session.disable_prepacking", "0" if packed else "1")
     return options
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return ""
 
 
 def _line(error: Exception) -> str:
