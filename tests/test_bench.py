@@ -22,7 +22,7 @@ from pmclip_deploy.errors import InputError, ParityError, UsageError
 from pmclip_deploy.opening import load
 from pmclip_deploy.spec import PRECISIONS, TENSOR_GATES
 
-MAIN = "from pmclip_deploy.cli.app import main; main()"
+MAIN = "from pmclip_deploy.cli.app import program; program()"
 
 BENCHMARKS = sorted(path.stem for path in Path(harness.__file__).parent.glob("[a-z]*.py"))
 

@@ -219,6 +219,14 @@ def test_the_command(tmp_path: Path) -> None:
 # --- the guard ------------------------------------------------------------------------------------------------------------------
 
 
+def test_the_report_in_docs_is_what_its_rows_give() -> None:
+    root = Path(__file__).parent.parent
+    rows = results.read(root / report.ROWS)
+    assert {report.program(row) for row in rows} == {report.BENCH, report.COMPARE, report.PREPROCESSING, report.COLD}
+    assert {row["model"] for row in rows if report.program(row) == report.COMPARE} == set(report.MODELS)
+    assert (root / "docs" / "benchmark-report.md").read_text(encoding="utf-8") == report.markdown(report.document(rows))
+
+
 def test_what_the_guard_says() -> None:
     now = {"unit": "instructions", "counter": "v", "versions": {"numpy": "2"}, "cpu_flags": [], "counts": {"a": 1019, "b": 1021, "c": 5}}
     before = {**now, "versions": {"numpy": "1"}, "counts": {"a": 1000, "b": 1000}}

@@ -21,7 +21,7 @@ from pmclip_deploy.cli import app, doctor, infer
 from pmclip_deploy.errors import InputError, UsageError
 
 FRACTURE = "is there a fracture?"
-MAIN = "from pmclip_deploy.cli.app import main; main()"
+MAIN = "from pmclip_deploy.cli.app import program; program()"
 
 
 @pytest.fixture(scope="module")
@@ -396,8 +396,10 @@ def test_the_process(folder: Path, bundle: Path) -> None:
     assert result.code == 3 and is_one_line(result.err) and result.out == ""
 
 
-def test_a_reader_that_leaves_is_no_error(folder: Path, bundle: Path) -> None:
-    command = [sys.executable, "-c", MAIN, "bundle", "show", str(bundle)]
+@pytest.mark.parametrize("command", [["bundle", "show", "BUNDLE"], ["infer", "PICTURE", FRACTURE, "--bundle", "BUNDLE"]])
+def test_a_reader_that_leaves_is_no_error(folder: Path, bundle: Path, command: list[str]) -> None:
+    told = {"BUNDLE": str(bundle), "PICTURE": str(folder / "ct.dcm")}
+    command = [sys.executable, "-c", MAIN, *(told.get(word, word) for word in command)]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert child.stdout and child.stderr
     child.stdout.close()
