@@ -16,7 +16,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-from pmclip_deploy.benchmarks.environment import stamp
+from pmclip_deploy.benchmarks.environment import stamp, versions
 from pmclip_deploy.benchmarks.harness import process
 from pmclip_deploy.benchmarks.results import Run, append, command_line
 from pmclip_deploy.models import DEFAULT_CHECKPOINT
@@ -129,7 +129,8 @@ def main() -> None:
     (fast, small), (slow, large) = medians.values()
     print(f"ratio: {fast / slow:.3f} of the time, {small / large:.3f} of the memory (medians of {options.repeats} interleaved runs)")
     if options.output and options.output.suffix == ".jsonl":
-        run = Run(command_line("python -m pmclip_deploy.benchmarks.cold_start"), stamp())
+        beside = versions("torch", "torchvision", "open_clip_torch", "timm", "transformers")
+        run = Run(command_line("python -m pmclip_deploy.benchmarks.cold_start"), {**stamp(), "beside": beside})
         for system, name in zip(("pmclip-deploy int8", "open_clip-eager"), jobs, strict=True):
             low, median, high = statistics.quantiles((1e3 * r["seconds"] for r in rows if r["job"] == name), method="inclusive")
             figures = {"p50_ms": median, "p25_ms": low, "p75_ms": high, "peak_mib": medians[name][1]}

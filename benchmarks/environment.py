@@ -33,7 +33,7 @@ def stamp(threads: int | None = None) -> dict[str, Any]:
         "nvidia_driver": None if driver is None else (re.findall(r"\b\d+\.\d+(?:\.\d+)?\b", driver) or [None])[0],
         "jetson": jetson(),
         "threads": threads,
-        "packages": {name: found for name in PACKAGES if (found := version(name))},
+        "packages": versions(*PACKAGES),
     }
 
 
@@ -74,6 +74,11 @@ def jetson() -> dict[str, str | None] | None:
         "jetpack": output_of(["dpkg-query", "--showformat=${Version}", "--show", "nvidia-jetpack"]),
         "power_mode": mode.group(1) if mode else None,
     }
+
+
+def versions(*names: str) -> dict[str, str]:
+    """Of those that are installed."""
+    return {name: found for name in names if (found := version(name))}
 
 
 def version(name: str) -> str | None:

@@ -8,7 +8,6 @@ soonest. Decoders not installed are named and left out; what each is compiled wi
 """
 
 import argparse
-import importlib.metadata
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,7 +18,7 @@ from PIL import Image
 
 from pmclip_deploy import decoders, dicom
 from pmclip_deploy.benchmarks import harness
-from pmclip_deploy.benchmarks.environment import stamp
+from pmclip_deploy.benchmarks.environment import stamp, versions
 from pmclip_deploy.benchmarks.results import Run, append, command_line
 from pmclip_deploy.benchmarks.stages import dataset_from_stored, radiograph_from_ct, rendering
 from pmclip_deploy.decoders import Layout
@@ -43,12 +42,8 @@ def main() -> None:
     stored = radiograph_from_ct() if options.picture is None else stored_from_dicom(options.picture)
     rows, columns = stored.shape
     what = f"{columns} x {rows}, {'synthetic' if options.picture is None else 'real'}"
-    versions = {
-        name: importlib.metadata.version(name)
-        for name in ("torch", "torchvision", "open_clip_torch", "imagecodecs", "pylibjpeg-rle")
-        if _is_installed(name)
-    }
-    run = Run(command_line("python -m pmclip_deploy.benchmarks.preprocessing"), {**stamp(cpu_threads()), "beside": versions})
+    beside = versions("torch", "torchvision", "open_clip_torch", "imagecodecs", "pylibjpeg-rle")
+    run = Run(command_line("python -m pmclip_deploy.benchmarks.preprocessing"), {**stamp(cpu_threads()), "beside": beside})
     made = []
     for model in ("pmclip-lite", "ViT-B/32"):
         made += compare(run, model, f"window and preprocess, {what}", preprocessing_jobs(stored, model), options.repeats)
@@ -215,14 +210,6 @@ def stored_from_dicom(path: Path) -> Array:
         "give a grey picture of 16 bits without negative values"
     )
     return np.ascontiguousarray(stored).astype(np.uint16)
-
-
-def _is_installed(name: str) -> bool:
-    try:
-        importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
 
 
 if __name__ == "__main__":
