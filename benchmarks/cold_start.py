@@ -1,6 +1,6 @@
 """Cold start: a new process from nothing to its first answer or embeddings, the runtime's INT8 bundle against open_clip in PyTorch.
 
-    python -m pmclip_deploy.benchmarks.cold_start [--backbone ViT-B/32] [--repeats 9] [--output FILE.csv or FILE.jsonl]
+    python -m pmclip_deploy.benchmarks.cold_start [--backbone ViT-B/32] [--repeats 9] [--output FILE.jsonl]
 
 Without a backbone both answer a question on one CT with pmclip-lite's weights: read the DICOM file, preprocess, encode image and
 question, answer. With one, of random weights, both embed a picture and a question. Runs are interleaved; medians and their ratio are
@@ -8,7 +8,6 @@ printed, with the peak resident memory that the kernel counted.
 """
 
 import argparse
-import csv
 import statistics
 import sys
 import tempfile
@@ -104,6 +103,8 @@ def main() -> None:
     parser.add_argument("--image", default=str(get_testdata_file("CT_small.dcm")))
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
+    if options.repeats < 2:
+        parser.error("--repeats: give 2 or more, for quartiles")
 
     with tempfile.TemporaryDirectory() as scratch:
         if options.backbone:
@@ -122,26 +123,21 @@ def main() -> None:
                 if repeat < 0:
                     print(f"{name:28}  {' '.join(out.split())[:100]}")
                 else:
-                    rows.append({"job": name, "repeat": repeat, "seconds": round(seconds, 4), "peak_mib": round(memory or 0, 1)})
+                    rows.append({"job": name, "seconds": seconds, "peak_mib": memory or float("nan")})
     medians = {name: [statistics.median(r[key] for r in rows if r["job"] == name) for key in ("seconds", "peak_mib")] for name in jobs}
     for name, (seconds, memory) in medians.items():
         print(f"{name:28}  {seconds:6.2f} s  {memory:7.0f} MiB")
     (fast, small), (slow, large) = medians.values()
     print(f"ratio: {fast / slow:.3f} of the time, {small / large:.3f} of the memory (medians of {options.repeats} interleaved runs)")
-    if options.output and options.output.suffix == ".jsonl":
+    if options.output:
         beside = versions("torch", "torchvision", "open_clip_torch", "timm", "transformers")
         run = Run(command_line("python -m pmclip_deploy.benchmarks.cold_start"), {**stamp(), "beside": beside})
         for system, name in zip(("pmclip-deploy int8", "open_clip-eager"), jobs, strict=True):
             low, median, high = statistics.quantiles((1e3 * r["seconds"] for r in rows if r["job"] == name), method="inclusive")
-            figures = {"p50_ms": median, "p25_ms": low, "p75_ms": high, "peak_mib": medians[name][1]}
+            peak = medians[name][1]
+            figures = {"p50_ms": median, "p25_ms": low, "p75_ms": high, "peak_mib": peak if peak == peak else None}
             model, part = (options.backbone, "both") if options.backbone else ("pmclip-lite", "infer")
             append(options.output, [run.row(model, system, part, "cold", figures, threads=None, samples=options.repeats)])
-    elif options.output:
-        known = list(csv.DictReader(options.output.open())) if options.output.is_file() else []
-        with options.output.open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows([row for row in known if row["job"] not in jobs] + rows)
 
 
 if __name__ == "__main__":

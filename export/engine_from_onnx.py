@@ -234,7 +234,8 @@ def _profiles(builder: Any, network: Any, batch: Range, lengths: Range) -> list[
 def _raised_at_the_end() -> Iterator[list[BaseException]]:
     """TensorRT swallows what its callbacks raise, KeyboardInterrupt too: that is kept, and the first is raised once TensorRT has returned.
 
-    All is one thread: TensorRT calls back in the one that called it, and Ctrl-C is heard there, in the main thread, at the next callback.
+    All is one thread: TensorRT calls back in the one that called it (seen with TensorRT-RTX; builders have one thread unless told
+    otherwise), and Ctrl-C is heard there, in the main thread, at the next callback.
     """
     kept: list[BaseException] = []
     heard = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -21,8 +21,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pmclip_deploy.threads import cpu_threads
+
 LARGE = 1 << 18  # pixels from which on loading kernels/pixels.py pays
 MAX_SCANS = 100  # of a progressive JPEG: each passes over the whole picture
+# OpenJPEG is told in no other way, and setting it later is not safe where other threads read the environment.
+os.environ.setdefault("OPJ_NUM_THREADS", str(cpu_threads()))
 J2K_START = b"\xff\x4f\xff\x51"  # SOC, SIZ
 Samples = NDArray[Any]  # (H, W) or (H, W, 3) integers
 
@@ -356,15 +360,15 @@ def _j2k(frame: bytes, layout: Layout, header: Header | None) -> tuple[Samples, 
 
 
 def _j2k_in_threads(frame: bytes, layout: Layout, header: Header) -> Samples | None:
-    """The same OpenJPEG as Pillow has it, which was built with threads; None where Pillow does not hand its values on, or gives up."""
+    """OpenJPEG as Pillow has it, in its wheels built with threads; None where Pillow does not hand its values on, or gives up."""
     deepest = 16 if layout.samples == 1 else 8
     if header.signed or header.precision > deepest or not frame.startswith(J2K_START):
         return None
-    from PIL import Image
+    from PIL import Image, ImageFile
+    from PIL import Jpeg2KImagePlugin as Jpeg2KImagePlugin  # else all plugins are imported
 
-    from pmclip_deploy.threads import cpu_threads
-
-    os.environ.setdefault("OPJ_NUM_THREADS", str(cpu_threads()))  # OpenJPEG is told in no other way
+    if ImageFile.LOAD_TRUNCATED_IMAGES:  # somebody wants broken pictures
+        return None
     try:
         with Image.open(BytesIO(frame), formats=("JPEG2000",)) as image:
             samples = np.asarray(image)

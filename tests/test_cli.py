@@ -408,6 +408,15 @@ def test_a_reader_that_leaves_is_no_error(folder: Path, bundle: Path, command: l
     child.wait(60)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no file descriptors to close")
+def test_an_answer_needs_no_stderr(folder: Path, bundle: Path) -> None:
+    command = [sys.executable, "-c", MAIN, "infer", str(folder / "bright.png"), FRACTURE, "--json", "--bundle", str(bundle)]
+    for closed in (1, 2):
+        done = subprocess.run(["sh", "-c", f'exec "$@" {closed}>&-', "sh", *command], capture_output=True, timeout=60, check=False)
+        assert done.returncode == 0 and done.stderr == b""
+    assert json.loads(done.stdout)["question"] == FRACTURE
+
+
 BLOCKED = """
 import os, sys
 def hook(event, arguments):

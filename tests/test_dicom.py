@@ -562,8 +562,23 @@ def test_jpeg_2000_decoded_in_threads_is_the_same(monkeypatch, bits, lossy):
         samples_from_codestream(J2K, frame[: len(frame) // 2], layout)
 
 
+def test_tiled_jpeg_2000_in_threads(monkeypatch):
+    from io import BytesIO
+
+    from PIL import Image
+
+    file = BytesIO()
+    Image.fromarray(pattern(300, 200, 1)).save(file, "JPEG2000", tile_size=(64, 96), no_jp2=True, irreversible=False)
+    layout = Layout(300, 200, 1, 8, 8, 7, False, "MONOCHROME2", 0)
+    for large in (1, 1 << 18):
+        monkeypatch.setattr(decoders, "LARGE", large)
+        np.testing.assert_array_equal(samples_from_codestream(J2K, file.getvalue(), layout)[0], pattern(300, 200, 1))
+
+
+@pytest.mark.parametrize("large", [1, 1 << 18])
 @pytest.mark.parametrize("syntax", HTJ2K)
-def test_htj2k(syntax):
+def test_htj2k(monkeypatch, syntax, large):
+    monkeypatch.setattr(decoders, "LARGE", large)
     frame = (HERE / "htj2k_gray12.j2k").read_bytes()
     ds = dataset(pattern12(), BitsStored=16)
     reference = picture_from_dicom(ds)

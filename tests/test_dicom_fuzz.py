@@ -31,6 +31,7 @@ COMPRESSED = [
 
 CHILD = """
 import json, random, resource, signal, sys, time
+from pmclip_deploy import decoders
 from pmclip_deploy.errors import InputError
 from pmclip_deploy.pixels import picture_from_path
 
@@ -54,6 +55,7 @@ for round in range(rounds):
         at = chance.randrange(len(data) + 1)
         data[at:at] = bytes(chance.randrange(256) for _ in range(chance.randrange(9)))
     open(target, "wb").write(data)
+    decoders.LARGE = chance.choice([1, 1 << 18])  # also through the decoders of large frames
     signal.alarm(seconds)
     try:
         picture = picture_from_path(target)

@@ -79,7 +79,7 @@ class Pairs(Dataset[tuple[Tensor, Tensor]]):
     def read(self, order: Iterable[Sequence[int]], epoch: int, workers: int, pinned: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of ``order``: (pixels (B, 3, S, S) f32, tokens (B, T) i64). ``workers`` processes read ahead. Raises InputError."""
         keys = [[(epoch, i) for i in indices] for indices in order]
-        ahead = {"prefetch_factor": 1, "worker_init_fn": _leave_interrupts_to_parent} if workers else {}
+        ahead = {"prefetch_factor": 1, "worker_init_fn": _begin_worker} if workers else {}
         loader = DataLoader(self, batch_sampler=keys, num_workers=workers, pin_memory=pinned, **ahead)
         try:
             yield from loader
@@ -87,8 +87,9 @@ class Pairs(Dataset[tuple[Tensor, Tensor]]):
             raise InputError(str(error).strip().splitlines()[-1].removeprefix("pmclip_deploy.errors.InputError: ")) from None
 
 
-def _leave_interrupts_to_parent(worker: int) -> None:
+def _begin_worker(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ["OPJ_NUM_THREADS"] = "0"  # JPEG 2000: each core has its process
 
 
 def reading_processes(here: int) -> int:

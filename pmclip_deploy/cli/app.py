@@ -14,7 +14,7 @@ import typer
 from pmclip_deploy.cli.output import print_error
 from pmclip_deploy.errors import PmclipError
 
-COMMANDS = {  # in help's order: what of pmclip_deploy.cli makes each
+COMMANDS = {  # what of pmclip_deploy.cli makes each
     "infer": "infer.infer",
     "classify": "classify.classify",
     "evaluate": "evaluate.evaluate",
@@ -74,7 +74,8 @@ def main() -> None:
     debug = "--debug" in sys.argv
     try:
         code = _run([argument for argument in sys.argv[1:] if argument != "--debug"])
-        sys.stdout.flush()
+        if sys.stdout:  # None where it was closed from the start
+            sys.stdout.flush()
     except BrokenPipeError:  # the reader, `head` for one, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
@@ -90,12 +91,16 @@ def main() -> None:
 
 
 def program() -> None:
-    """``main`` as a process of its own. To take apart what the system frees anyway would be a seventh of what `infer` takes."""
+    """``main`` as a process of its own. To take apart what the system frees anyway would be a seventh of what `infer` takes.
+
+    TensorRT's sessions end as usual: they keep what they compiled.
+    """
     try:
         main()
     except SystemExit as end:
-        if sys.argv[1:2] and sys.argv[1] in END_AT_ONCE and isinstance(end.code, int):
-            for stream in (sys.stdout, sys.stderr):
+        named = sys.argv[1] if len(sys.argv) > 1 else ""
+        if named in END_AT_ONCE and isinstance(end.code, int) and "pmclip_deploy.sessions.tensorrt" not in sys.modules:
+            for stream in filter(None, (sys.stdout, sys.stderr)):
                 with suppress(OSError, ValueError):  # nobody reads it any more
                     stream.flush()
             os._exit(end.code)
@@ -103,9 +108,9 @@ def program() -> None:
 
 
 def _run(arguments: list[str]) -> int:
-    named = next((argument for argument in arguments if not argument.startswith("-")), "")
+    named = [name for name in arguments[:1] if name in COMMANDS]
     try:
-        command: Any = typer.main.get_command(app_of([named] if named in COMMANDS else COMMANDS))
+        command: Any = typer.main.get_command(app_of(named or COMMANDS))
         return int(command.main(arguments, prog_name="pmclip-deploy", standalone_mode=False) or 0)
     except typer.Abort:
         return 130
