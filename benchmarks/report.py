@@ -293,7 +293,8 @@ def comparison(run: Rows) -> list[Block]:
 
 def accuracy(rows: Rows) -> list[Block]:
     right: list[list[str | Plot]] = []
-    more, agree = [], []
+    more, agree, by = [], [], []
+    parts = list(dict.fromkeys(key for row in rows for key in row["figures"] if key.startswith("accuracy_of_")))
     start, end = 0.95, 1.01
     for row in rows:
         f, about = row["figures"], [row["model"], row["system"], row["run"][:8]]
@@ -303,7 +304,10 @@ def accuracy(rows: Rows) -> list[Block]:
             share = quotient(f, {"accuracy": f.get("accuracy_fp32")}, "accuracy")
             reached = NOT_MEASURED if share is None else ", ".join(f"{limit:.1%}" for limit in MLPERF if share >= limit) or "neither"
             lines = tuple(limit - start for limit in MLPERF)
+            change = [f.get(f"difference_ci95_{end}") for end in ("low", "high")]
+            by.append([*about, *(number(f.get(part), ".4f") for part in parts), number(f["accuracy"], ".4f")])
             right.append([*about, number(f["accuracy"], ".4f"), number(f.get("accuracy_fp32"), ".4f"), percent(share), reached,
+                          percent(f.get("agreement")), " to ".join(number(x, "+.4f") for x in change),
                           Plot(None if share is None else share - start, end - start, lines=lines)])  # fmt: skip
             others = ("ci95_low", "ci95_high", *(f"baseline_{name}" for name in ("majority", "question_only", "shuffled_image")))
             more.append([*about, number(row["samples"]), *(number(f.get(key), ".4f") for key in others),
@@ -314,8 +318,14 @@ def accuracy(rows: Rows) -> list[Block]:
     about = ["model", "system", "run"]
     return [
         Heading("Answers to questions that have one"),
-        "Share: of fp32 PyTorch's accuracy on the same rows. MLPerf Inference draws lines at 99% of it, and at 99.9%.",
-        Table([*about, "accuracy", "fp32's", "share", "reaches", "share, 95% to 101%; lines at 99% and 99.9%"], right, left=3),
+        "Share: of fp32 PyTorch's accuracy on the same rows. MLPerf Inference draws lines at 99% of it, and at 99.9%. Agree, and the "
+        "difference's 95% interval: with fp32's answers, as counted when the bundle was exported.",
+        Table(
+            [*about, "accuracy", "fp32's", "share", "reaches", "agree", "difference", "share, 95% to 101%; lines at 99% and 99.9%"],
+            right,
+            left=3,
+        ),
+        Table([*about, *(part.removeprefix("accuracy_of_") for part in parts), "overall"], by, left=3),
         Table(
             [*about, "questions", "95% from", "to", "majority", "question alone", "other images", "answered", "right of these"],
             more,

@@ -354,7 +354,7 @@ def agreement(predictor: Any) -> tuple[Found, list[str]]:
 
 
 def accuracy(predictor: Any, data: Path, images: Path) -> tuple[Found, list[str]]:
-    """On questions with answers; where the export measured the same rows, against what fp32 PyTorch got there."""
+    """On questions with answers, by type or category; where the export measured the same rows, against what fp32 PyTorch got there."""
     from pmclip_deploy.evaluate import evaluation, rows_from_jsonl, sha256_of_rows
 
     rows, beside = rows_from_jsonl(data, images), data.with_name("train.jsonl")
@@ -363,11 +363,13 @@ def accuracy(predictor: Any, data: Path, images: Path) -> tuple[Found, list[str]
     low, high = document["ci95"]
     figures = {"accuracy": document["accuracy"], "ci95_low": low, "ci95_high": high, "coverage": document["coverage"],
                "selective_accuracy": document["selective_accuracy"], "ece": document["ece"]}  # fmt: skip
+    figures |= {f"accuracy_of_{name}": of["accuracy"] for name, of in (document["by"]["type"] or document["by"]["category"]).items()}
     figures |= {f"baseline_{name}": None if of is None else of["accuracy"] for name, of in document["baselines"].items()}
     known = predictor.manifest.parity.get("answers") or {}
     if known.get("data_sha256") != sha256_of_rows(rows):
         return Found("infer", "parity", figures, len(rows)), []
-    figures["accuracy_fp32"] = known["accuracy_fp32"]
+    figures |= {name: known.get(name) for name in ("accuracy_fp32", "agreement", "candidate_agreement")}
+    figures |= dict(zip(("difference_ci95_low", "difference_ci95_high"), known.get("difference_ci95") or (), strict=False))
     lost = known["accuracy_fp32"] - document["accuracy"]
     missed = [f"accuracy {document['accuracy']:.4f}, {100 * lost:.2f} points below fp32's (limit {100 * ACCURACY_LOSS:g})"]
     return Found("infer", "parity", figures, len(rows)), missed if lost > ACCURACY_LOSS else []

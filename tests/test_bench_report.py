@@ -139,6 +139,16 @@ def test_mlperfs_lines() -> None:
 
     assert [reached(0.8 * share)[1] for share in (1.01, 0.9991, 0.995, 0.98)] == ["99.0%, 99.9%", "99.0%, 99.9%", "99.0%", "neither"]
     assert reached(0.4)[0] == "50.00%"
+    known: Any = {"accuracy": 0.8, "accuracy_fp32": 0.8, "agreement": 0.99, "difference_ci95_low": -0.002, "difference_ci95_high": 0.001}
+    made = report.document(
+        [
+            row(part="infer", scenario="parity", command="pmclip-deploy bench", **known, accuracy_of_open=0.7, accuracy_of_closed=0.9),
+            row(part="infer", scenario="parity", command="pmclip-deploy bench", model="RN50", accuracy=0.5, accuracy_of_plane=0.4),
+        ]
+    )
+    (first, _), by = tables(made["Accuracy"])[:2]
+    assert first[-2:] == ["99.00%", "-0.0020 to +0.0010"]
+    assert [r[3:] for r in by] == [["0.7000", "0.9000", "not measured", "0.8000"], ["not measured", "not measured", "0.4000", "0.5000"]]
 
 
 @pytest.mark.parametrize(
