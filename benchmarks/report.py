@@ -144,8 +144,8 @@ def document(rows: Iterable[Row]) -> Document:
 LEAD = (
     "Made from rows of results by python -m pmclip_deploy.benchmarks.report; nothing here is typed by hand. Ratios are of one run, in "
     "which systems took turns on the same weights, inputs and threads after their outputs were compared. Absolute times belong to their "
-    "machine alone. Quartiles are the 25th and the 75th percentile. In comparisons "
-    "ViT-B/32 and RN50 have random weights in the published layout; the ViT-B/32 that answers is the trained one of benchmarks.md."
+    "machine alone. Quartiles are the 25th and the 75th percentile. In comparisons ViT-B/32 and RN50 have random weights in the "
+    "published layout; the ViT-B/32 that answers is the trained one of benchmarks.md."
 )
 
 

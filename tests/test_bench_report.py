@@ -226,15 +226,15 @@ def test_the_command(tmp_path: Path) -> None:
         assert done.returncode in (2, 3) and done.stderr.count("\n") == 1 and done.stderr.startswith(f"error: {tmp_path}")
 
 
-# --- the guard ------------------------------------------------------------------------------------------------------------------
-
-
 def test_the_report_in_docs_is_what_its_rows_give() -> None:
     root = Path(__file__).parent.parent
     rows = results.read(root / report.ROWS)
     assert {report.program(row) for row in rows} == {report.BENCH, report.COMPARE, report.PREPROCESSING, report.COLD}
     assert {row["model"] for row in rows if report.program(row) == report.COMPARE} == set(report.MODELS)
     assert (root / "docs" / "benchmark-report.md").read_text(encoding="utf-8") == report.markdown(report.document(rows))
+
+
+# --- the guard ------------------------------------------------------------------------------------------------------------------
 
 
 def test_what_the_guard_says() -> None:

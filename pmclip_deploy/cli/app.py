@@ -91,7 +91,7 @@ def main() -> None:
 
 
 def program() -> None:
-    """``main`` as a process of its own. To take apart what the system frees anyway would be a seventh of what `infer` takes.
+    """``main`` as a process of its own. To take apart what the system frees anyway would be an eighth of what `infer` takes.
 
     TensorRT's sessions end as usual: they keep what they compiled.
     """
