@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from pmclip_deploy.answer import ImageInfo
 from pmclip_deploy.decoders import CODECS, LARGE, Layout, Refused, native_samples, samples_from_codestream
 from pmclip_deploy.errors import InputError, NoPictureError, PmclipError
+from pmclip_deploy.header import header_from_dataset
 from pmclip_deploy.pixels import MAX_PIXELS, automatic_window, head_of_file
 from pmclip_deploy.pixels import Picture as Picture  # re-exported
 
@@ -267,7 +268,7 @@ def _picture(where: str, image: _Image, frame: int | None, window: Window | None
         window=applied,
         warnings=tuple(notes),
     )
-    return Picture(np.ascontiguousarray(pixels), info)
+    return Picture(np.ascontiguousarray(pixels), info, header_from_dataset(dataset, index))
 
 
 PHOTOMETRIC = {  # (0028,0004), PS3.3 C.7.6.3.1.2 -> samples per pixel

@@ -24,6 +24,8 @@ from pmclip_deploy.spec import Preprocess
 if TYPE_CHECKING:
     from PIL import Image
 
+    from pmclip_deploy.header import Header
+
 MAX_PIXELS = 1 << 26  # 8192 x 8192, twice the largest mammogram: more is a mistake or an attack
 
 MAX_SCANS = 200  # of a progressive JPEG and its thumbnails: each passes over the whole picture
@@ -37,6 +39,7 @@ class Picture:
 
     pixels: NDArray[np.uint8]  # (H, W) grayscale with 0 = black, or (H, W, 3) RGB
     info: ImageInfo
+    header: Header | None = None  # what a DICOM file says of it
 
 
 def picture_from_path(path: str | PathLike[str], frame: int | None = None, window: tuple[float, float] | None = None) -> Picture:
