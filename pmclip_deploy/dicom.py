@@ -30,6 +30,7 @@ from pmclip_deploy.errors import InputError, NoPictureError, PmclipError
 from pmclip_deploy.header import header_from_dataset
 from pmclip_deploy.pixels import MAX_PIXELS, automatic_window, head_of_file
 from pmclip_deploy.pixels import Picture as Picture  # re-exported
+from pmclip_deploy.vocabulary import MODALITIES
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -258,7 +259,7 @@ def _picture(where: str, image: _Image, frame: int | None, window: Window | None
     info = ImageInfo(
         source=where,
         format="dicom",
-        modality=_safe(modality) or None,
+        modality=modality if modality in MODALITIES else None,
         frame=index,
         frames=frames,
         rows=layout.rows,
@@ -722,9 +723,9 @@ def _text(group: Any, keyword: str) -> str:
     return value.strip() if isinstance(value, str) else ""
 
 
-def _safe(code: str) -> str:
-    """A code or UID as it may be printed; anything longer or odder could be something else."""
-    return code if len(code) <= 64 and all(c.isascii() and (c.isalnum() or c in "._ ") for c in code) else "?"
+def _safe(uid: str) -> str:
+    """A UID as it may be printed; anything longer or odder could be something else."""
+    return uid if len(uid) <= 64 and all(c in "0123456789." for c in uid) else "?"
 
 
 # --- silence ------------------------------------------------------------------------------------------------------------------

@@ -70,6 +70,8 @@ NO_RADIOLOGY = {  # Modality (0008,0060) of what no family is: no picture of rad
     "TG": "thermography",
     "DOC": "a document",
 }
+# All that may be repeated of Modality (0008,0060): anything else that stands there could be a name.
+MODALITIES = frozenset({*FAMILY_OF_MODALITY, *NO_RADIOLOGY, "OT", "RTIMAGE", "BMD", "BDUS", "BI", "DG", "LS", "HC", "M3D", "STAIN"})
 
 _FAMILY_OF_WORD = {  # the first word of a modality answer
     **{"xr": "xr", "x": "xr", "xray": "xr", "radiograph": "xr", "plain": "xr", "film": "xr"},
