@@ -329,7 +329,7 @@ def _contrast(groups: _Groups) -> bool | None:
     given = {_code_string(item, ADMINISTERED) for item in groups.items(USAGE_SEQUENCE)}
     if given & {"YES", "NO"}:
         return True if "YES" in given else False if given == {"NO"} else None
-    if any(len(item) for item in _items(groups.dataset, AGENT_SEQUENCE)):
+    if any(_raw(item, CODE_VALUE) for item in _items(groups.dataset, AGENT_SEQUENCE)):
         return True
     texts = {text.translate(_SEPARATORS) for text in _strings(groups.dataset, AGENT)} - _NOT_KNOWN
     return not texts <= _NO_AGENT if texts else None
@@ -469,7 +469,7 @@ def _items(dataset: Any, tag: int) -> Sequence[Any]:
         return ()
     try:
         value = dataset[tag].value
-        return value if element.VR == "SQ" or not isinstance(value, (str, bytes)) else ()
+        return value if isinstance(value, Sequence) and not isinstance(value, (str, bytes)) else ()
     except Exception:  # broken, or no sequence
         return ()
 
