@@ -378,7 +378,8 @@ def _preprocess(data: dict[str, Any]) -> Preprocess:
     if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
         raise ValueError("preprocess.mean and .std are not three numbers, std above 0")
     size = _between(_get(data, "size", int, where), 8, 4096, "preprocess.size")
-    return Preprocess(size, resize, (mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))  # type: ignore[arg-type]
+    trim = _get({"trim": False, **data}, "trim", bool, where)
+    return Preprocess(size, resize, (mean[0], mean[1], mean[2]), (std[0], std[1], std[2]), trim)  # type: ignore[arg-type]
 
 
 def _graphs(data: dict[str, Any]) -> dict[str, Graph]:

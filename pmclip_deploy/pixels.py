@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from pmclip_deploy.answer import ImageInfo
 from pmclip_deploy.decoders import LARGE
 from pmclip_deploy.errors import InputError, PmclipError
+from pmclip_deploy.margins import inner_box
 from pmclip_deploy.spec import Preprocess
 
 if TYPE_CHECKING:
@@ -79,8 +80,15 @@ def resized(pixels: NDArray[np.uint8], preprocess: Preprocess) -> NDArray[np.uin
     Pillow resamples each channel by itself, so one gray channel gives what three equal ones would, in a third of the time.
     """
     size = preprocess.size
+    if preprocess.trim:
+        pixels = pixels[inner_box(pixels)]
     if preprocess.resize == "squash":
         return _bicubic(pixels, size, size)
+    if preprocess.resize == "pad":
+        rows, columns = padded_place(*pixels.shape[:2], size)
+        canvas = np.zeros((size, size, *pixels.shape[2:]), np.uint8)
+        canvas[rows, columns] = _bicubic(pixels, rows.stop - rows.start, columns.stop - columns.start)
+        return canvas
     height, width = pixels.shape[:2]
     if width <= height:  # torchvision's Resize(int): the long side is cut down to a whole number
         width, height = size, int(size * height / width)
@@ -88,6 +96,14 @@ def resized(pixels: NDArray[np.uint8], preprocess: Preprocess) -> NDArray[np.uin
         width, height = int(size * width / height), size
     left, top = round((width - size) / 2.0), round((height - size) / 2.0)  # torchvision's CenterCrop: half to even
     return _bicubic(pixels, height, width)[top : top + size, left : left + size]
+
+
+def padded_place(height: int, width: int, size: int) -> tuple[slice, slice]:
+    """(rows, columns) that a picture takes on the square of "pad"."""
+    scale = size / max(height, width)
+    rows, columns = max(1, round(height * scale)), max(1, round(width * scale))
+    top, left = (size - rows) // 2, (size - columns) // 2
+    return slice(top, top + rows), slice(left, left + columns)
 
 
 def _bicubic(pixels: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:

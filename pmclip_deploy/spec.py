@@ -14,7 +14,7 @@ DELETION_SCHEMA = "pmclip-deploy/deletion/1"
 SEARCH_SCHEMA = "pmclip-deploy/search/1"
 BENCH_SCHEMA = "pmclip-deploy/bench/1"
 
-Resize = Literal["shortest", "squash"]
+Resize = Literal["shortest", "squash", "pad"]
 PRECISIONS = ("fp32", "fp16", "int8")
 TARGETS = {"cpu": None, "rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}  # where a bundle is to run, and what builds its engines
 METHODS = ("percentile", "max", "entropy", "mse")  # of calibration: how a tensor's range follows from its values; the first is the default
@@ -31,13 +31,15 @@ class Preprocess:
     """From an 8-bit image to the image tower's input.
 
     ``resize`` is open_clip's ``resize_mode``: "shortest" scales the short side to ``size`` and crops the centre,
-    "squash" scales both sides to ``size``. Both use Pillow's antialiased bicubic. ``mean`` and ``std`` are for values in 0..1.
+    "squash" scales both sides to ``size``, "pad" the long side, and centres the picture on black. All use Pillow's antialiased bicubic.
+    ``mean`` and ``std`` are for values in 0..1. With ``trim`` the margins that show nothing are cut off first (margins.py).
     """
 
     size: int
     resize: Resize
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    trim: bool = False
 
 
 @dataclass(frozen=True)
