@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pmclip_deploy.counting import VQA_MED_2019, Count, Judged
 from pmclip_deploy.errors import InputError
 from pmclip_deploy.predictor import Decision, Predictor, decision_from_heads
 from pmclip_deploy.spec import EVALUATION_SCHEMA
@@ -43,6 +44,7 @@ class Row:
     answer: str
     category: str | None = None
     type: str | None = None  # of the answer: "open" or "closed"
+    phrase: str | None = None  # of the question, as VQA-RAD says it: "freeform", "para" or "frame"
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,8 @@ def evaluation(
     progress: Progress = lambda items, what: items,
 ) -> dict[str, Any]:
     """The document of `evaluate --json` for a bundle."""
-    return figures(rows, asked_of_bundle(predictor, rows, images, progress), about_bundle(predictor), train, seed)[0]
+    asked = asked_of_bundle(predictor, rows, images, progress)
+    return figures(rows, asked, about_bundle(predictor), train, seed, counts=(VQA_MED_2019,))[0]
 
 
 def about_bundle(predictor: Predictor) -> dict[str, Any]:
@@ -123,8 +126,12 @@ def figures(
     train: Sequence[Row] | None = None,
     seed: int = 0,
     same: Same = normalised,
+    counts: Sequence[Count] = (),
 ) -> tuple[dict[str, Any], Array]:
-    """(the document of `evaluate --json`, which rows were right: (N,) bool). ``model`` goes into the document as it is."""
+    """(the document of `evaluate --json`, which rows were right: (N,) bool). ``model`` goes into the document as it is.
+
+    ``counts`` are those of others, beside our own, which is exact match of what ``same`` makes of the answers.
+    """
     names, picture = pictures_of(rows)
     truth = [same(row.answer) for row in rows]
 
@@ -137,13 +144,13 @@ def figures(
     offered = np.array([answer is not None for answer in decided.answers])
     sample = Bootstrap(picture, seed)
     majority = _majority(decided, train, rows, same)
-    by_question = None if train is None else _by_question(decided, train, rows, same)
     other = derangement(len(names), seed) if len(names) > 1 else None
-    baselines = {
-        "majority": right_of(majority) if any(majority) else None,
-        "question_only": None if by_question is None else right_of(by_question),
-        "shuffled_image": None if other is None else right_of(asked(other[picture]).answers),
+    said = {
+        "majority": majority if any(majority) else None,
+        "question_only": None if train is None else _by_question(decided, train, rows, same),
+        "shuffled_image": None if other is None else asked(other[picture]).answers,
     }
+    baselines = {name: None if answers is None else right_of(answers) for name, answers in said.items()}
     labels = {
         "type": _types(rows),
         "category": [row.category or "none" for row in rows],
@@ -165,6 +172,7 @@ def figures(
         "curve": coverage_curve(decided.probability, right, offered),
         "binary": _binary(decided, sample, rows),
         "baselines": _beside(sample, right, baselines, np.ones(len(rows), bool)),
+        "counts": {count.name: _counted(sample, count, rows, decided, said, train) for count in counts},
         "model": model,
         "seed": seed,
     }
@@ -228,6 +236,8 @@ def rows_from_jsonl(path: Path, images: Path | None = None) -> list[Row]:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: no UTF-8 text; pass a file of JSON lines") from error
+    if path.suffix == ".json" and lines[0].lstrip().startswith("["):
+        raise InputError(f"{path}: one JSON list, not JSON lines; of a dataset pass the folder, and --split: --data {path.parent}")
     rows = [_row(line, f"{path}, line {number}", images) for number, line in enumerate(lines, 1) if line.strip()]
     if not rows:
         raise InputError(f"{path}: holds no rows; pass a file of JSON lines {{image, question, answer}}")
@@ -352,6 +362,40 @@ def _beside(sample: Bootstrap, right: Array, baselines: dict[str, Array | None],
         return {**sample.accuracy(of, member), "gain": float(gain[member].mean()), "gain_ci95": sample.interval(gain, member)}
 
     return {name: None if of is None else beside(of) for name, of in baselines.items()}
+
+
+def _counted(
+    sample: Bootstrap,
+    count: Count,
+    rows: Sequence[Row],
+    decided: Decided,
+    said: Mapping[str, Sequence[str | None] | None],
+    train: Sequence[Row] | None,
+) -> dict[str, Any]:
+    """What another's count makes of the model's answers and of the baselines', ``said``."""
+    judged = count.judge(rows, decided.answers, decided.kinds, train)
+    every = np.array(judged.taken or [True] * len(rows))
+    groups = {name: every & np.array([x == name for x in judged.groups]) for name in sorted(set(judged.groups))}
+    taken_for = {"shuffled_image": decided.kinds}  # it is the model too
+    of_baselines = {
+        name: None if answers is None else count.judge(rows, answers, taken_for.get(name), train) for name, answers in said.items()
+    }
+    return {
+        "definition": count.definition,
+        "n": int(every.sum()),
+        **_scores(sample, judged, every),
+        "by": {count.group: {name: {"n": int(of.sum()), **_scores(sample, judged, of)} for name, of in groups.items() if of.any()}},
+        "baselines": {name: None if of is None else _scores(sample, of, every) for name, of in of_baselines.items()},
+    }
+
+
+def _scores(sample: Bootstrap, judged: Judged, member: Array) -> dict[str, Any]:
+    """Over the rows ``member``, of which there may be none."""
+    if not member.any():
+        return {"accuracy": None, "ci95": None}
+    bleu = np.array(judged.bleu) * member if judged.bleu else None
+    of_bleu = {} if bleu is None else {"bleu": float(bleu[member].mean()), "bleu_ci95": sample.interval(bleu, member)}
+    return {**sample.accuracy(np.array(judged.accuracy), member), **of_bleu}
 
 
 def _cause(predictor: Predictor, decision: Decision) -> str:

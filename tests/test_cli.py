@@ -348,6 +348,14 @@ def test_evaluate(run: Any, folder: Path, tmp_path: Path) -> None:
     assert result.json["schema"] == "pmclip-deploy/evaluation/1" and result.json["baselines"]["question_only"] is None
     shown = run("evaluate", "--data", tmp_path / "d.jsonl", "--images", folder).out
     assert "0.500" in shown and "not measured" in shown
+    assert result.json["training_rows"] is None and result.json["counts"]["vqa-med-2019"]["accuracy"] == 0.5
+    assert "vqa-med-2019: as the challenge" in " ".join(shown.split()) and "question only: the most" not in shown
+    (tmp_path / "train.jsonl").write_text(json.dumps({**rows[0], "answer": "yes"}))
+    command = ("evaluate", "--data", tmp_path / "d.jsonl", "--images", folder)
+    beside = run(*command, "--json").json
+    assert beside["training_rows"] == {"source": str(tmp_path / "train.jsonl"), "n": 1}
+    assert beside["baselines"]["question_only"]["accuracy"] == 1
+    assert "question only: the most frequent answer among 1 questions" in run(*command).out
 
 
 @pytest.mark.parametrize(

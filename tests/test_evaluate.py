@@ -12,6 +12,7 @@ from PIL import Image
 from tiny import OUTSIDE, tiny_bundle, tiny_manifest
 
 import pmclip_deploy as pm
+from pmclip_deploy.counting import MEVF, MEVF_ALL, QCR, VQA_MED_2019
 from pmclip_deploy.evaluate import (
     Bootstrap,
     Decided,
@@ -122,6 +123,12 @@ def test_a_broken_row_is_named(tmp_path: Path, text: str, said: str) -> None:
     assert said in str(caught.value) and "data.jsonl" in str(caught.value)
 
 
+def test_a_datasets_file_that_is_one_list(tmp_path: Path) -> None:
+    (tmp_path / "test.json").write_text('[{"img_name": "a.png"}]')
+    with pytest.raises(pm.InputError, match="one JSON list, not JSON lines; of a dataset pass the folder"):
+        rows_from_jsonl(tmp_path / "test.json")
+
+
 def test_data_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "latin.jsonl").write_bytes(b"\xff")
     for name in ("latin.jsonl", "nowhere.jsonl", "."):
@@ -166,6 +173,11 @@ def test_the_whole(data: Path) -> None:
     assert baselines["question_only"]["accuracy"] == pytest.approx(6 / 13)  # the training rows say "axial" to everything
     assert baselines["shuffled_image"]["accuracy"] < document["accuracy"]
     assert document["curve"][-1][0] == pytest.approx(12 / 13)
+    challenge = document["counts"]["vqa-med-2019"]
+    assert (challenge["n"], challenge["accuracy"], challenge["bleu"]) == (13, document["accuracy"], document["accuracy"])  # single words
+    assert challenge["ci95"] == challenge["bleu_ci95"] == document["ci95"]
+    assert {name: of["accuracy"] for name, of in challenge["baselines"].items()} == {n: of["accuracy"] for n, of in baselines.items()}
+    assert challenge["by"]["category"].keys() == by["category"].keys() and challenge["by"]["category"]["finding"]["bleu"] == 1
 
 
 def test_what_cannot_be_measured_is_null(data: Path) -> None:
@@ -272,6 +284,31 @@ def test_answers_are_compared_as_the_caller_says() -> None:
     model = lambda picture: Decided(["heart", "lung"], np.ones(2), [None] * 2)  # noqa: E731
     assert figures(rows, model, {})[0]["accuracy"] == 0.5
     assert figures(rows, model, {}, same=lambda a: a.removeprefix("the "))[0]["accuracy"] == 1
+
+
+def test_counts_of_others_stand_beside_our_own() -> None:
+    """Three rows about two images; the second is counted by none, the third was taken for the other type."""
+    rows = [Row("a", "?", "left lung", "organ", "open"), Row("b", "?", "no", "x", "closed", "para"), Row("b", "?", "t2", "x", "open")]
+    kinds = ["open", "closed", "closed"]
+    model = lambda picture: Decided(["the left lung", "no", "t2"], np.ones(3), [None] * 3, kinds)  # noqa: E731
+    document = figures(rows, model, {}, rows, counts=(VQA_MED_2019, MEVF, MEVF_ALL, QCR))[0]
+    json.dumps(document, allow_nan=False)
+    counts = document["counts"]
+    assert document["accuracy"] == pytest.approx(2 / 3)
+    assert {name: (of["n"], round(of["accuracy"], 3)) for name, of in counts.items()} == {
+        "vqa-med-2019": (3, 0.667),
+        "mevf": (2, 1.0),
+        "mevf-all": (3, 1.0),
+        "qcr": (3, 0.333),
+    }
+    assert counts["vqa-med-2019"]["bleu"] == pytest.approx((1 + 1 + (2 / 3 * 1 / 2) ** 0.25) / 3)
+    assert "bleu" not in counts["mevf"] and counts["mevf"]["by"]["type"].keys() == {"open"}  # no closed row is free-form
+    assert {t: (of["n"], of["accuracy"]) for t, of in counts["qcr"]["by"]["type"].items()} == {"closed": (2, 0.5), "open": (1, 0)}
+    assert counts["qcr"]["baselines"]["question_only"]["accuracy"] == 1 / 3  # the most frequent answer, "left lung", to all
+    assert document["counts"]["mevf"]["ci95"] == [1, 1]
+    only_para = [Row("b", "?", "no", "x", "closed", "para")]
+    nothing = figures(only_para, lambda picture: Decided(["no"], np.ones(1), [None]), {}, counts=(MEVF,))[0]["counts"]["mevf"]
+    assert nothing["n"] == 0 and nothing["accuracy"] is None and nothing["by"] == {"type": {}}
 
 
 def test_the_difference_of_two_models() -> None:

@@ -33,7 +33,7 @@ def questions_of_split(folder: Path, split: str, seed: int) -> tuple[list[Questi
 
 def rows_from_questions(questions: Sequence[Question]) -> list[Row]:
     """As `evaluate` takes them; an image is named by its whole path."""
-    return [Row(str(q.image.absolute()), q.question, q.answer, q.category, "closed" if q.closed else "open") for q in questions]
+    return [Row(str(q.image.absolute()), q.question, q.answer, q.category, "closed" if q.closed else "open", q.phrase) for q in questions]
 
 
 def image_disjoint_split(questions: Sequence[Question], seed: int, held_out: float = 0.2) -> tuple[list[Question], list[Question]]:

@@ -11,9 +11,12 @@ from pmclip_deploy.cli.output import one_line, print_json, print_note, progress
 from pmclip_deploy.errors import InputError, UsageError
 
 if TYPE_CHECKING:
+    from pmclip_deploy.counting import Count
     from pmclip_deploy.evaluate import Asked, Row
 
 LARGEST_SEED = 2**32 - 1
+OURS = "the best candidate, abstained or not, is the answer word for word; case, blanks and a closing full stop do not count"
+OURS_OF_DATASETS = "the best candidate, abstained or not, is the answer after the VQA challenge's normalisation"
 
 
 def evaluate(
@@ -24,7 +27,8 @@ def evaluate(
     ] = None,
     split_seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Of the image-disjoint split.")] = 1,
     train: Annotated[
-        Path | None, typer.Option(help="Training rows for the question-only baseline. Default: train.jsonl beside the data.")
+        Path | None,
+        typer.Option(help="Training rows for the question-only baseline. Default: train.jsonl beside the data; a folder has its own."),
     ] = None,
     bundle: Annotated[Path | None, typer.Option(help="Bundle folder. Default: the embedded model.")] = None,
     checkpoint: Annotated[
@@ -38,14 +42,20 @@ def evaluate(
     seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Of the resampling and of the shuffled images.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Measure accuracy, coverage and calibration, beside baselines, with 95% intervals."""
+    """Measure accuracy, coverage and calibration, beside baselines, with 95% intervals.
+
+    Accuracy is our own count: exact match of the best candidate. Beside it stand the counts of others: VQA-Med 2019's (# parts possible
+    answers, text in brackets is optional; and BLEU), MEVF's and QCR's on VQA-RAD and SLAKE. docs/evaluate.md defines each.
+    """
     if bundle is not None and checkpoint:
         raise UsageError("--bundle and --checkpoint are two models; give one of them, and the other as --against")
     import numpy as np
 
+    from pmclip_deploy.counting import VQA_MED_2019
     from pmclip_deploy.evaluate import difference, figures, normalised, rows_from_jsonl, seeds
 
-    same = normalised
+    same, ours = normalised, OURS
+    counts: tuple[Count, ...] = (VQA_MED_2019,)
     known: Sequence[Row] | None
     if data.is_dir():
         if images is not None or train is not None:
@@ -54,6 +64,7 @@ def evaluate(
 
         same, images = comparable, data
         rows, known = _rows_of_folder(data, split or "test", split_seed)
+        counts, ours, learned = _counts_of_folder(data, rows), OURS_OF_DATASETS, f"the training part of {data}"
     else:
         if not data.exists():
             raise InputError(f"{data}: not found; check --data")
@@ -63,11 +74,12 @@ def evaluate(
         beside = data.with_name("train.jsonl")
         if train is None and beside.is_file() and not beside.samefile(data):
             train = beside
-        known = rows_from_jsonl(train) if train else None
+        known, learned = rows_from_jsonl(train) if train else None, str(train)
     models = [(path, True) for path in checkpoint] if checkpoint else [(bundle, False)]
     asked = [_asked(path, is_checkpoint, rows, images, device) for path, is_checkpoint in models]
-    measured = [figures(rows, ask, model, known, seed, same) for ask, model in asked]
+    measured = [figures(rows, ask, model, known, seed, same, counts) for ask, model in asked]
     document, right = measured[0]
+    document |= {"definition": ours, "training_rows": {"source": learned, "n": len(known)} if known else None}
     if len(measured) > 1:
         document["seeds"] = seeds([each for each, _ in measured])
         right = np.mean([of for _, of in measured], axis=0)
@@ -90,6 +102,15 @@ def _rows_of_folder(folder: Path, split: str, seed: int) -> "tuple[list[Row], li
     if missing := sorted(image for image in images if not is_there(image)):
         raise InputError(f"{missing[0]}: missing, and so are {len(missing)} of {len(images)} images; get them from the dataset's source")
     return rows_from_questions(asked), rows_from_questions(known) if known and split != "train" else None
+
+
+def _counts_of_folder(folder: Path, rows: "Sequence[Row]") -> "tuple[Count, ...]":
+    from pmclip_deploy import counting as C
+    from pmclip_deploy.train.datasets import layout_of_questions
+
+    if layout_of_questions(folder).name.startswith("VQA-Med 2019"):
+        return (C.VQA_MED_2019,)
+    return (C.MEVF, C.MEVF_ALL, C.QCR) if any(row.phrase for row in rows) else (C.MEVF, C.QCR)
 
 
 def _asked(path: Path | None, is_checkpoint: bool, rows: "Sequence[Row]", images: Path, device: str) -> "tuple[Asked, dict[str, Any]]":
@@ -125,6 +146,7 @@ def _print_figures(document: dict[str, Any]) -> None:
     for name, baseline in document["baselines"].items():
         table.add_row(f"baseline {name.replace('_', ' ')}", "", *_cells(baseline), "")
     console.print(table)
+    _print_counts(console, document)
     answered = document["selective_accuracy"]
     console.print(f"accuracy where it answered: {'not measured' if answered is None else f'{answered:.3f}'}")
     console.print(f"expected calibration error: {'not measured' if document['ece'] is None else format(document['ece'], '.3f')}")
@@ -136,6 +158,26 @@ def _print_figures(document: dict[str, Any]) -> None:
         console.print(Text(one_line(f"no answer, {count} times: {reason}")))
     for line in _training_lines(document):
         console.print(Text(one_line(line)))
+
+
+def _print_counts(console: Any, document: dict[str, Any]) -> None:
+    """Our own count beside those of others, and what each is."""
+    from rich.table import Table
+    from rich.text import Text
+
+    counts = {"our own": document, **document["counts"]}
+    table = Table("counted", "n", "accuracy", "95% interval", "BLEU", "95% interval")
+    for name, count in counts.items():
+        table.add_row(name, str(count["n"]), *_cells(count), *_bleu_cells(count))
+        if count is not document:  # whose own stand above
+            for what, baseline in count["baselines"].items():
+                table.add_row(f"  {what.replace('_', ' ')}", "", *_cells(baseline), *_bleu_cells(baseline))
+    console.print(table)
+    for name, count in counts.items():
+        console.print(f"{name}: {count['definition']}")
+    learned = document["training_rows"]
+    if learned is not None:
+        console.print(Text(one_line(f"question only: the most frequent answer among {learned['n']:,} questions of {learned['source']}")))
 
 
 def _training_lines(document: dict[str, Any]) -> list[str]:
@@ -190,6 +232,10 @@ def _print_types(console: Any, document: dict[str, Any]) -> None:
 
 
 def _cells(figure: dict[str, Any] | None) -> tuple[str, str]:
-    if figure is None:
+    if figure is None or figure["accuracy"] is None:
         return "not measured", ""
     return f"{figure['accuracy']:.3f}", "{:.3f} to {:.3f}".format(*figure["ci95"])
+
+
+def _bleu_cells(figure: dict[str, Any] | None) -> tuple[str, str]:
+    return _cells({"accuracy": figure["bleu"], "ci95": figure["bleu_ci95"]}) if figure and "bleu" in figure else ("", "")

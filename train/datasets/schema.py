@@ -20,6 +20,7 @@ class Question:
     answer: str
     category: str  # what the question is about: "modality", "plane", "organ", "abnormality", "other"
     closed: bool  # the dataset says so, or the answer is yes or no
+    phrase: str | None = None  # how the wording came about, where the dataset says so: "freeform", "para" or "frame"
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """VQA-RAD (Lau et al. 2018) in three forms: rows of JSON, the MEVF authors' two JSON files, and the OSF release."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from pmclip_deploy.train.datasets.schema import (
@@ -41,7 +42,8 @@ def questions_from_osf(folder: Path, split: str) -> list[Question]:
 def _question(folder: Path, image: str, row: dict[str, str]) -> Question:
     images = image_folder(folder, "images", "VQA_RAD Image Folder", "VQA_RAD_Image_Folder")
     category = CATEGORY.get(row["question_type"].split(",")[0].strip(), "other")
-    return question_from_text(images / image, row["question"], row["answer"], category, row["answer_type"])
+    question = question_from_text(images / image, row["question"], row["answer"], category, row["answer_type"])
+    return replace(question, phrase=str(row.get("phrase_type", "")).strip().lower().removeprefix("test_") or None)
 
 
 def _osf_file(folder: Path) -> Path:
