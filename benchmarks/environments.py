@@ -72,7 +72,8 @@ def build(folder: Path, name: str) -> str | None:
             reason = _reason([sys.executable, "-m", "venv", str(target)])
         command = [str(_python(target)), "-m", "pip", "install", "--disable-pip-version-check", "--quiet", *environment.requirements]
         reason = reason or _reason(command)
-    reason = reason or _reason([str(_python(target)), "-c", f"import {', '.join(environment.modules)}"])
+    imports = f"import sys; sys.modules['openvino_telemetry'] = None; import {', '.join(environment.modules)}"  # as systems.py
+    reason = reason or _reason([str(_python(target)), "-c", imports])
     if reason:
         failed.write_text(reason + "\n", encoding="utf-8")
     elif not target.is_symlink():

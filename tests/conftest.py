@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+import pmclip_deploy  # noqa: F401  # before a test file imports onnxruntime, which would report to its maker
+
 ROOT = Path(__file__).parents[1]
 SHARED = Path(os.environ.get("PMCLIP_SHARED", ROOT.parent / "shared" / "data"))
 
