@@ -427,10 +427,14 @@ def _by_question(decided: Decided, train: Sequence[Row], rows: Sequence[Row], sa
 
 
 def _most_frequent(pairs: Iterable[tuple[Hashable, str]], same: Same) -> dict[Hashable, str]:
+    """In the words in which it is first said, so that a stricter count than ``same`` can judge it too."""
     counts: dict[Hashable, Counter[str]] = {}
+    words: dict[str, str] = {}
     for key, answer in pairs:
-        counts.setdefault(key, Counter())[same(answer)] += 1
-    return {key: min(counter, key=lambda answer: (-counter[answer], answer)) for key, counter in counts.items()}
+        said = same(answer)
+        counts.setdefault(key, Counter())[said] += 1
+        words.setdefault(said, answer)
+    return {key: words[min(counter, key=lambda said: (-counter[said], said))] for key, counter in counts.items()}
 
 
 def _binary(decided: Decided, sample: Bootstrap, rows: Sequence[Row]) -> dict[str, Any]:
