@@ -20,7 +20,8 @@ SIGNATURE = "manifest.sig"  # signing.py's; a bundle may have one, and what is w
 TOKENIZER = "tokenizer.json"
 WORDS = "words.json"  # the tokenizer of a head that reads words
 LABELS = "labels.npy"  # (N, D) f32, the embeddings of Manifest.labels
-GRAPHS = ("image", "text", "features", "head", "labels")  # the towers always; the others where a head or labels need them
+GRAPHS = ("image", "text", "features", "head", "labels", "findings")  # the towers always; the others where something needs them
+NEEDED_BY = {"labels": "labels need", "findings": "findings need"}  # the others by the head
 HEADS = ("lite", "mevf", "qcr")  # kinds of head
 BACKENDS = tuple(backend for backend in TARGETS.values() if backend)  # of engines
 MAX_MANIFEST_BYTES = 16 << 20
@@ -103,6 +104,52 @@ class Abstention:
 
 
 @dataclass(frozen=True)
+class Stratum:
+    """Pictures of one modality family and one body region on which a finding was measured; none of them trained or tuned anything."""
+
+    family: str  # of vocabulary.FAMILIES
+    region: str  # of Findings.regions
+    n: int
+    positives: int
+    auroc: float
+    auroc_ci95: tuple[float, float]
+    threshold: float  # of the finding's logit: from it on the answer is yes
+    yes: tuple[int, int]  # (right, given)
+    no: tuple[int, int]
+    slope: float  # of the logistic curve from logit to probability, at the share of positives here
+    intercept: float
+    children: bool = False  # measured on children alone
+    reason: str | None = None  # why it is not answered all the same
+
+    @property
+    def sensitivity(self) -> float:
+        return self.yes[0] / self.positives
+
+    @property
+    def specificity(self) -> float:
+        return self.no[0] / (self.n - self.positives)
+
+
+@dataclass(frozen=True)
+class Finding:
+    name: str
+    strata: tuple[Stratum, ...]
+    map_hits: float | None = None  # share of right yes answers whose map had its peak where the finding is; None: no map is shown
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What the graph "findings" sees: pixels (B, 3, S, S) f32 -> finding (B, F), region (B, R), places (B, F, h, w) f32 logits.
+
+    Its logits are the means over the picture and its mirror image.
+    """
+
+    preprocess: Preprocess
+    regions: tuple[str, ...]  # of vocabulary.REGIONS; the last column is what is no radiograph of them
+    findings: tuple[Finding, ...]
+
+
+@dataclass(frozen=True)
 class Manifest:
     """manifest.json as frozen data; ``files`` is filled in by ``write_bundle``."""
 
@@ -121,6 +168,7 @@ class Manifest:
     answers: tuple[str, ...] = ()
     kinds: tuple[Kind, ...] = ()
     abstention: Abstention = Abstention(0.0, 0.0)
+    findings: Findings | None = None
     engines: tuple[Engine, ...] = ()
     labels: tuple[str, ...] = ()  # what ``classify`` chooses among where it is given none
     metrics: Mapping[str, Any] = field(default_factory=dict)
@@ -143,7 +191,7 @@ class Manifest:
             precision=_get(data, "precision", str),
             target=_get(data, "target", str),
             backbone=_get(data, "backbone", str),
-            preprocess=_preprocess(_get(data, "preprocess", dict)),
+            preprocess=_preprocess(_get(data, "preprocess", dict), "preprocess"),
             context_length=_between(_get(text, "context_length", int, "text"), 2, 1 << 16, "text.context_length"),
             pad_id=_between(_get(text, "pad_id", int, "text"), 0, 1 << 31, "text.pad_id"),
             embed_dim=_between(_get(data, "embed_dim", int), 1, 1 << 16, "embed_dim"),
@@ -153,6 +201,7 @@ class Manifest:
             answers=answers,
             kinds=tuple(_kind(k, f"kinds[{i}]", len(answers)) for i, k in enumerate(_get(data, "kinds", list))),
             abstention=_abstention(_get(data, "abstention", dict)),
+            findings=_findings(data["findings"]) if data.get("findings") is not None else None,
             engines=tuple(_engine(e, f"engines[{i}]", graphs) for i, e in enumerate(_get({"engines": [], **data}, "engines", list))),
             labels=tuple(_is(x, str, f"labels[{i}]") for i, x in enumerate(_get({"labels": [], **data}, "labels", list))),
             metrics=_get(data, "metrics", dict),
@@ -164,16 +213,18 @@ class Manifest:
             raise ValueError("it has a head, and no answers or no kinds of question")
         needed = set() if manifest.head is None else {"head", "features"} if manifest.head.grey else {"head"}
         needed |= {"labels"} if manifest.labels else set()
+        needed |= {"findings"} if manifest.findings else set()
         if missing := sorted(needed - set(graphs)):
-            raise ValueError(f"graphs.{missing[0]} is missing, which the {'labels need' if missing[0] == 'labels' else 'head needs'}")
+            raise ValueError(f"graphs.{missing[0]} is missing, which the {NEEDED_BY.get(missing[0], 'head needs')}")
         if idle := sorted(set(graphs) - {"image", "text"} - needed):
-            raise ValueError(f"graphs.{idle[0]} is there, and {'no labels' if idle[0] == 'labels' else 'no head that needs it'}")
+            raise ValueError(f"graphs.{idle[0]} is there, and no {idle[0] if idle[0] in NEEDED_BY else 'head that needs it'}")
         return manifest
 
     def to_json(self) -> dict[str, Any]:
         data = asdict(self)
-        if not self.labels:
-            del data["labels"]
+        for absent in ("labels", "findings"):
+            if not data[absent]:
+                del data[absent]
         text = {"context_length": data.pop("context_length"), "pad_id": data.pop("pad_id")}
         first = {key: data.pop(key) for key in ("name", "version", "precision", "target", "backbone", "preprocess")}
         return {"schema": BUNDLE_SCHEMA, **first, "text": text, **data}
@@ -370,14 +421,13 @@ def _check_name(name: str) -> str:
     return name
 
 
-def _preprocess(data: dict[str, Any]) -> Preprocess:
-    where = "preprocess"
+def _preprocess(data: dict[str, Any], where: str) -> Preprocess:
     resize = _get(data, "resize", str, where)
-    _one_of(get_args(Resize), resize, "preprocess.resize")
+    _one_of(get_args(Resize), resize, f"{where}.resize")
     mean, std = ([_is(x, float, f"{where}.{key}") for x in _get(data, key, list, where)] for key in ("mean", "std"))
     if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-        raise ValueError("preprocess.mean and .std are not three numbers, std above 0")
-    size = _between(_get(data, "size", int, where), 8, 4096, "preprocess.size")
+        raise ValueError(f"{where}.mean and .std are not three numbers, std above 0")
+    size = _between(_get(data, "size", int, where), 8, 4096, f"{where}.size")
     trim = _get({"trim": False, **data}, "trim", bool, where)
     return Preprocess(size, resize, (mean[0], mean[1], mean[2]), (std[0], std[1], std[2]), trim)  # type: ignore[arg-type]
 
@@ -469,6 +519,67 @@ def _abstention(data: dict[str, Any]) -> Abstention:
         radiograph_threshold=_get(data, "radiograph_threshold", float, where),
         curve=tuple((coverage, accuracy) for coverage, accuracy in curve),
     )
+
+
+def _findings(data: Any) -> Findings:
+    rows = _get(data, "findings", list, "findings")
+    findings = Findings(
+        preprocess=_preprocess(_get(data, "preprocess", dict, "findings"), "findings.preprocess"),
+        regions=tuple(_is(x, str, "findings.regions") for x in _get(data, "regions", list, "findings")),
+        findings=tuple(_finding(row, f"findings.findings[{i}]") for i, row in enumerate(rows)),
+    )
+    if not findings.findings or not findings.regions:
+        raise ValueError("findings has no findings or no regions")
+    for i, finding in enumerate(findings.findings):
+        for j, stratum in enumerate(finding.strata):
+            _one_of(findings.regions, stratum.region, f"findings.findings[{i}].strata[{j}].region")
+    return findings
+
+
+def _finding(data: Any, where: str) -> Finding:
+    hits = data.get("map_hits") if isinstance(data, dict) else None
+    strata = tuple(_stratum(row, f"{where}.strata[{i}]") for i, row in enumerate(_get(data, "strata", list, where)))
+    return Finding(_get(data, "name", str, where), strata, None if hits is None else _share(hits, f"{where}.map_hits"))
+
+
+def _stratum(data: Any, where: str) -> Stratum:
+    reason = data.get("reason") if isinstance(data, dict) else None
+    interval = [_share(x, f"{where}.auroc_ci95") for x in _get(data, "auroc_ci95", list, where)]
+    counts = {key: [_is(x, int, f"{where}.{key}") for x in _get(data, key, list, where)] for key in ("yes", "no")}
+    stratum = Stratum(
+        family=_get(data, "family", str, where),
+        region=_get(data, "region", str, where),
+        n=_get(data, "n", int, where),
+        positives=_get(data, "positives", int, where),
+        auroc=_share(_get(data, "auroc", float, where), f"{where}.auroc"),
+        auroc_ci95=(interval[0], interval[-1]) if len(interval) == 2 else (1.0, 0.0),
+        threshold=_finite(_get(data, "threshold", float, where), f"{where}.threshold"),
+        yes=(counts["yes"][0], counts["yes"][-1]) if len(counts["yes"]) == 2 else (1, 0),
+        no=(counts["no"][0], counts["no"][-1]) if len(counts["no"]) == 2 else (1, 0),
+        slope=_finite(_get(data, "slope", float, where), f"{where}.slope"),
+        intercept=_finite(_get(data, "intercept", float, where), f"{where}.intercept"),
+        children=_get({"children": False, **data}, "children", bool, where),
+        reason=None if reason is None else _is(reason, str, f"{where}.reason"),
+    )
+    (right_yes, yes), (right_no, no) = stratum.yes, stratum.no
+    counted = 0 <= right_yes <= yes and 0 <= right_no <= no and yes + no == stratum.n and right_yes + no - right_no == stratum.positives
+    if not counted or not 0 < stratum.positives < stratum.n or not stratum.auroc_ci95[0] <= stratum.auroc <= stratum.auroc_ci95[1]:
+        raise ValueError(f"{where}: its counts or its interval contradict each other")
+    if stratum.slope <= 0:
+        raise ValueError(f"{where}.slope is not above 0")
+    return stratum
+
+
+def _share(value: Any, where: str) -> float:
+    if not 0 <= (share := _is(value, float, where)) <= 1:  # a comparison with NaN is false, so NaN is refused
+        raise ValueError(f"{where} is not between 0 and 1")
+    return share
+
+
+def _finite(value: float, where: str) -> float:
+    if not abs(value) < 1e6:
+        raise ValueError(f"{where} is no usable number")
+    return value
 
 
 def _file(name: str, data: Any) -> File:

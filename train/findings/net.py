@@ -1,0 +1,72 @@
+"""The network that looks for findings: EfficientNet-Lite0, and a fine map of places beside what it sees as a whole."""
+
+import math
+
+import timm
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+LOCKED = 3  # stages of the trunk, after its stem, that are not trained: what they give is computed once for each view of an image
+WIDTH = 128  # channels of the map
+MIDDLE = 4  # the stage whose output has a place for each 16 x 16 pixels
+PLACES = 4.0  # places that a finding takes, about: the scale of their log-sum-exp
+
+
+class FindingsNet(nn.Module):
+    """pixels (B, 3, S, S) f32 -> finding (B, F), region (B, R), places (B, F, S / 16, S / 16) f32 logits.
+
+    A finding's logit is the mean of two: one of the pooled features, one the log-sum-exp over the places. The places are upsampled deep
+    features plus those of a middle stage (a feature pyramid, Lin et al. 2017), so that a fracture of 20 pixels has a place of its own.
+    """
+
+    def __init__(self, findings: int, regions: int) -> None:
+        super().__init__()
+        self.trunk = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=0)
+        deep, middle = self.trunk.num_features, self.trunk.feature_info[-2]["num_chs"]
+        self.deep, self.fine = nn.Conv2d(deep, WIDTH, 1), nn.Conv2d(middle, WIDTH, 1)
+        self.depth = nn.Conv2d(WIDTH, WIDTH, 3, padding=1, groups=WIDTH)
+        self.depth_norm = nn.BatchNorm2d(WIDTH)
+        self.point = nn.Conv2d(WIDTH, WIDTH, 1)
+        self.point_norm = nn.BatchNorm2d(WIDTH)
+        self.place = nn.Conv2d(WIDTH, findings, 1)
+        self.pool = nn.Linear(deep, findings)
+        self.region = nn.Linear(deep, regions)
+        self.dropout = nn.Dropout(0.2)
+        nn.init.constant_(self.place.bias, -3.0)  # most places hold nothing
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        pooled, local, places, region = self.parts(self.stem(pixels))
+        return (pooled + local) / 2, region, places
+
+    def stem(self, pixels: Tensor) -> Tensor:
+        """The locked part: (B, 3, S, S) -> (B, C, S / 8, S / 8)."""
+        x = self.trunk.bn1(self.trunk.conv_stem(pixels))
+        for stage in self.trunk.blocks[:LOCKED]:
+            x = stage(x)
+        return x
+
+    def parts(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The rest, from what ``stem`` gives: (pooled (B, F), local (B, F), places (B, F, h, w), region (B, R)), all f32."""
+        for i, stage in enumerate(self.trunk.blocks[LOCKED:], LOCKED):
+            x = stage(x)
+            if i == MIDDLE:
+                middle = x
+        x = self.trunk.bn2(self.trunk.conv_head(x))
+        fused = F.relu(F.interpolate(self.deep(x), scale_factor=2, mode="nearest") + self.fine(middle))
+        fused = F.relu(self.point_norm(self.point(F.relu(self.depth_norm(self.depth(fused))))))
+        places = self.place(fused).float()
+        seen = self.dropout(x.float().mean((2, 3)))
+        local = torch.logsumexp(places.flatten(2), dim=-1) - math.log(PLACES)
+        return self.pool(seen), local, places, self.region(seen)
+
+    def locked(self) -> list[nn.Module]:
+        """What is not trained and stays in eval mode."""
+        return [self.trunk.conv_stem, self.trunk.bn1, *self.trunk.blocks[:LOCKED]]
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor]) -> "FindingsNet":
+        """In eval mode, of whatever sizes the tensors have. Raises KeyError and RuntimeError."""
+        net = cls(len(tensors["place.weight"]), len(tensors["region.weight"]))
+        net.load_state_dict(tensors)
+        return net.eval()
