@@ -358,6 +358,31 @@ def test_evaluate(run: Any, folder: Path, tmp_path: Path) -> None:
     assert "question only: the most frequent answer among 1 questions" in run(*command).out
 
 
+def test_evaluate_counts_a_dataset_as_its_own_people_do(run: Any, folder: Path, tmp_path: Path) -> None:
+    med, rad = tmp_path / "med", tmp_path / "rad"
+    for images in (med / "VQAMed2019_Test_Images", rad / "images"):
+        images.mkdir(parents=True)
+        shutil.copy(folder / "bright.png", images / "synpic1.png")
+    (med / "VQAMed2019_Test_Questions_w_Ref_Answers.txt").write_text(f"synpic1.png|abnormality|{FRACTURE}|a mass#yes (a fine one)\n")
+    of_med = run("evaluate", "--data", med, "--json").json
+    challenge = of_med["counts"]["vqa-med-2019"]
+    assert (of_med["accuracy"], challenge["accuracy"], challenge["bleu"]) == (0, 1, 1) and of_med["training_rows"] is None
+    about = {"image": "synpic1.png", "question": FRACTURE, "answer_type": "CLOSED", "question_type": "PRES"}
+    rows = [
+        {**about, "answer": "Yes", "phrase_type": "test_freeform", "official_split": "test"},
+        {**about, "answer": "no", "phrase_type": "test_para", "official_split": "test"},
+        {**about, "answer": "yes", "phrase_type": "freeform", "official_split": "train"},
+    ]
+    (rad / "questions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    of_rad = run("evaluate", "--data", rad, "--json").json
+    assert {name: (count["n"], count["accuracy"]) for name, count in of_rad["counts"].items()} == {
+        "mevf": (1, 1),
+        "mevf-all": (2, 0.5),
+        "qcr": (2, 0.5),
+    }
+    assert of_rad["training_rows"] == {"source": f"the training part of {rad}", "n": 1} and "normalisation" in of_rad["definition"]
+
+
 @pytest.mark.parametrize(
     ("installed", "driver", "providers", "said"),
     [
