@@ -38,6 +38,7 @@ from pmclip_deploy.models import DEFAULT_BUNDLE
 from pmclip_deploy.predictor import NO_RADIOGRAPH, Predictor
 from pmclip_deploy.train.datasets.schema import question_from_text
 from pmclip_deploy.train.kinds import kind_of
+from pmclip_deploy.vocabulary import FAMILY_OF_MODALITY, LOOK_ALIKE, NO_RADIOLOGY, family_of_answer
 
 FRACTURE, PNEUMONIA = "is there a fracture?", "is there pneumonia?"
 INTACT, NO_FRACTURE, DISPLACED = "is the bone intact?", "is there no fracture?", "is the fracture displaced?"
@@ -96,18 +97,20 @@ def tells(answer: Answer) -> bool:
     return "header" in said
 
 
-FAMILIES = (  # of an answer, by how it begins
-    ("ct", r"cta?\b|computed"), ("mr", r"mr[ai]?\b|magnetic"), ("us", r"us\b|us-d|ultraso|doppler"), ("xr", r"xr\b|x-?ray|plain|radiogr"),
-    ("mg", r"mammo"), ("nm", r"nm\b|nuclear"), ("pt", r"pet\b|positron"), ("xa", r"an\b|angio|venogram"),
-    ("rf", r"bas\b|be\b|ugi|sbft|barium|fluoro"),
-)  # fmt: skip
-HEADERS = {**dict.fromkeys(("CR", "DX", "RG", "PX", "IO"), "xr"), "CT": "ct", "MR": "mr", "US": "us", "NM": "nm", "PT": "pt", "MG": "mg",
-           "XA": "xa", "RF": "rf"}  # fmt: skip
-
-
 def family(answer: str | None) -> str | None:
-    """The modality family of an answer of VQA-Med's or in a person's words, such as "mr - flair"."""
-    return next((name for name, pattern in FAMILIES if re.match(pattern, answer.lower())), None) if answer else None
+    return None if answer is None else family_of_answer(answer)
+
+
+def contradicts(modality: str | None, answer: Answer) -> bool:
+    """Whether an answer names another family than Modality (0008,0060) does, one that does not look alike."""
+    said, known = family(word(answer)), FAMILY_OF_MODALITY.get(modality or "")
+    alike = any({said, known} <= group for group in LOOK_ALIKE)
+    return said is not None and said != known and not alike and has_family(modality)
+
+
+def has_family(modality: str | None) -> bool:
+    """Whether Modality says what a picture is; "OT" (other) does not, an endoscope's "ES" does."""
+    return modality in FAMILY_OF_MODALITY or modality in NO_RADIOLOGY
 
 
 # --- films and the figures over them --------------------------------------------------------------------------------------------
@@ -348,7 +351,12 @@ def normality(bench: Bench) -> Iterator[Found]:
     cases = list[tuple[str, list[Film], Said]]()
     if bench.has(VQA_MED):
         cases.append(("VQA-Med 2019 val, a named abnormality", *_where(bench.val, lambda f: f.facts["named"])))
-        cases.append(("... x-rays of these", *_where(bench.val, lambda f: f.facts["named"] and f.facts["family"] == "xr")))
+        cases.append(
+            (
+                "VQA-Med 2019 val, x-rays with a named abnormality",
+                *_where(bench.val, lambda f: f.facts["named"] and f.facts["family"] == "xr"),
+            )
+        )
     if bench.has(FRACATLAS):
         cases.append(("FracAtlas, fractured", *_where(bench.fracatlas, lambda f: f.facts["fractured"])))
     if bench.has(KERMANY):
@@ -410,20 +418,21 @@ def header(bench: Bench) -> Iterator[Found]:
     """(e) DICOM files whose header names a modality: answers that contradict it, told or untold."""
     import pydicom
 
-    wheel = Path(pydicom.__file__).parent / "data" / "test_files"
-    for pictures, paths in (("pydicom's wheel", sorted(wheel.glob("*.dcm"))), ("DATA/dicom", sorted((bench.data / DICOM).glob("*.dcm")))):
-        read = [a for path in bench.drawn([Film(p, DICOM, p.name) for p in paths]) if (a := _readable(bench.predictors[0], path.path))]
-        said = [(HEADERS.get(a.image.modality or ""), a) for a in read]
-        over = Over([str(i) for i in range(len(said))], bench.seed)
-        known, given = _bools(h for h, _ in said), _bools(a.answer for _, a in said)
-        against = _bools(h and a.answer and family(word(a)) != h for h, a in said)
-        figures = {
-            "answered": over.share(given, known),
-            "contradict the header, of answered": over.share(against, known & given),
-            "... and nothing says so": over.share(against & _bools(not tells(a) for _, a in said), known & given),
-        }
-        counts = ", ".join(f"{name} {n}" for name, n in sorted(Counter(h for h, _ in said if h).items()))
-        yield Found(MODALITY, f"{pictures} ({counts})", figures)
+    wheel = sorted(path for path in (Path(pydicom.__file__).parent / "data").rglob("*") if path.suffix in (".dcm", "") and path.is_file())
+    read = [(name, a) for name, paths in (("pydicom's wheel", wheel), ("DATA/dicom", sorted((bench.data / DICOM).glob("*.dcm"))))
+            for film in progress(bench.drawn([Film(path, DICOM, path.name) for path in paths]), name)
+            if (a := _readable(bench.predictors[0], film.path)) is not None]  # fmt: skip
+    over = Over([str(i) for i in range(len(read))], bench.seed)
+    known, given = _bools(has_family(a.image.modality) for _, a in read), _bools(a.answer for _, a in read)
+    against, told = _bools(contradicts(a.image.modality, a) for _, a in read), _bools(tells(a) for _, a in read)
+    for source in dict.fromkeys(["all", *(name for name, _ in read)]):
+        rows = _bools(source in ("all", name) for name, _ in read)
+        yield Found(MODALITY, f"DICOM files, {source}", {
+            "of the files read, header names a modality": over.share(known, rows),
+            "answered, of these": over.share(given, rows & known),
+            "contradict the header, of answered": over.share(against, rows & known & given),
+            "... and nothing says so": over.share(against & ~told, rows & known & given),
+        })  # fmt: skip
 
 
 def _readable(predictor: Predictor, path: Path) -> Answer | None:
@@ -605,11 +614,12 @@ SECTIONS: dict[str, Callable[[Bench], Iterator[Found]]] = {
 
 def measured(bench: Bench, run: Run, sections: Sequence[str]) -> Iterator[Row]:
     manifest = bench.predictors[0].manifest
-    learned = {name for p in bench.predictors for name in tower_trained_on(p.manifest.provenance)} - bench.named - {VQA_MED}  # val is apart
+    learned = {name for p in bench.predictors for name in tower_trained_on(p.manifest.provenance)} & SETS.keys()
+    learned -= {VQA_MED, *bench.named}  # VQA-Med's validation part is apart
     for section in sections:
         print_note(f"{section} ...")
         for found in SECTIONS[section](bench):
-            seen = any(SETS.get(name, "-") in found.pictures for name in learned)
+            seen = any(SETS[name] in found.pictures for name in learned)
             figures = {name: _rounded(figure) for name, figure in found.figures.items()}
             yield run.row(manifest.backbone, f"pmclip-deploy {manifest.precision}", f"{section}: {found.part}", found.pictures,
                           {**figures, **({"learned from this set": {"value": True}} if seen else {})}, threads=None,

@@ -16,6 +16,7 @@ Place = tuple[str, str]  # part ("section: what is asked"), pictures
 FRACTURE, NORMAL, CONSISTENCY = "findings: is there a fracture?", "normality: is this a normal x-ray?", "consistency: "
 ALL, VAL, NAMED = "FracAtlas, all", "VQA-Med 2019 val", "VQA-Med 2019 val, a named abnormality"
 WRONG, BOTH, OTHER = 'wrong "normal" among given', "yes to both, of both answered", "another answer, of given"
+MODALITY = "header: what imaging modality is shown?"
 BORDER = "robustness: black border of 60%: organ"
 REGIONS = ("hand", "leg", "hip", "shoulder")
 CHANGES = ("black border of 25%", "turned by 90 degrees", "half size", "crop of 10%", "JPEG quality 50")
@@ -37,6 +38,8 @@ GLANCE: Sequence[tuple[str, str, str, str, str, str]] = (
     ('"rib fracture?" answered on hands, legs, hips, shoulders', f"{CONSISTENCY}rib fracture?", ALL, "answered", "", ""),
     ('"is this a chest x-ray?": yes on hands', "body part: is this a chest x-ray?", "FracAtlas, hands", "yes", "", ""),
     ('"is this a chest image?": yes on chests', "body part: is this a chest image?", "Kermany, chests", "yes", "", ""),
+    ("DICOM files: the modality contradicts the header", MODALITY, "DICOM files, all", "contradict the header, of answered", "", ""),
+    ("... and nothing says so", MODALITY, "DICOM files, all", "... and nothing says so", "none", "none"),
     ("answers with a confidence under 0.5", "confidence: all kinds", VAL, "under 0.5, of answered", "", ""),
     ("... right of these", "confidence: all kinds", VAL, "... right of these", "", ""),
     ("no radiology: turned away", "no radiology: turned away", "all", "no question answered", "97%", "99%"),
