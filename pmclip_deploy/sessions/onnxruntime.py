@@ -13,7 +13,7 @@ from pmclip_deploy.threads import cpu_threads
 
 ERROR = 3  # onnxruntime's severity; below it, it writes about things a user cannot change
 ort.set_default_logger_severity(ERROR)
-ort.disable_telemetry_events()  # on Windows before 1.29, which pmclip_deploy/__init__.py's variable doesn't reach; else no more than that
+ort.disable_telemetry_events()  # on Windows before 1.31, where no variable does; elsewhere it's too late
 
 CPU = PROVIDERS["cpu"]
 STEPS = {  # to get what an onnxruntime has not
