@@ -1,0 +1,120 @@
+"""A misspelt word -> the word that was meant, or none. Standard library only.
+
+A wrong correction makes a wrong answer, so a word is mended only where nothing else can have been meant:
+
+- it begins with the right letter, or its first two are swapped;
+- it is one slip away (a letter too many, too few, wrong, or two swapped), two where the word has nine letters or more;
+- nothing else in the lexicon, and no other word of English in `confusable.txt`, is as near;
+- words that turn an answer round ("not", "intact", "normal") are never guessed: `typos.txt` lists their slips.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from pathlib import Path
+
+from pmclip_deploy.questions.language import FOREIGN
+from pmclip_deploy.questions.lexicon import MEANINGS, WORDS, tables_from_text, words_of
+
+LEAST, LONG = 5, 9  # letters of a word that is mended at all, and of one where two slips are
+MENDED = {  # the tags whose words a misspelling may be read as
+    "finding", "modality", "technique", "plane", "projection", "weighting", "contrast", "site", "side", "picture", "organ", "abnormality",
+    "diagnosis", "technique noun", "plane noun", "organ noun", "weight noun",
+}  # fmt: skip
+COMMON = {"there", "which", "image", "picture", "shown", "visible", "evidence", "please", "taken", "plane", "patient", "displaced"}
+
+
+@dataclass(frozen=True)
+class Spelling:
+    word: str | None  # what it is read as
+    near: str | None = None  # what it looks like, and may not be read as
+
+
+@lru_cache(1024)
+def spelling_of(word: str) -> Spelling:
+    """How a word that the lexicon lacks is read. Nothing is made of words of other languages, digits, and confusable words."""
+    if word in _typos():
+        return Spelling(_typos()[word])
+    if len(word) < LEAST or not word.isalpha():
+        return Spelling(None)
+    found = _near(word, 1 if len(word) < LONG - 2 else 2)
+    likely = [(slips, other) for slips, other in found if other in targets() and (slips == 1 or len(other) >= LONG - 1)]
+    near = None if word in WORDS else next((other for _, other in likely if other[0] == word[0]), None)
+    if word in WORDS or word in FOREIGN or word in confusable() or not likely or likely[0] != found[0]:
+        return Spelling(None, near)
+    (slips, best), rival = found[0], found[1][0] if len(found) > 1 else 3
+    begins = word[0] == best[0] or (word[1], word[0]) == (best[0], best[1])
+    return Spelling(best if rival > slips and begins and (slips == 1 or len(best) >= LONG) else None, near)
+
+
+@cache
+def confusable() -> frozenset[str]:
+    """Words of English that lie near a word of the lexicon and are not it: `python -m pmclip_deploy.benchmarks.questions --confusable`."""
+    return frozenset(word.rstrip("*") for word in _confusable())
+
+
+@cache
+def _confusable() -> tuple[str, ...]:
+    """The rare ones end in a star: nobody means them by a slip, but who writes them means them."""
+    return tuple((Path(__file__).parent / "confusable.txt").read_text(encoding="utf-8").split())
+
+
+@cache
+def _typos() -> dict[str, str]:
+    return {slip: word for _, rows in tables_from_text("typos.txt") for word, slips in rows for slip in slips}
+
+
+@cache
+def targets() -> frozenset[str]:
+    """The words that a misspelling may be read as: long ones of what can be asked, and a few of the sentence."""
+    asked = {word for phrase, tags in MEANINGS.items() if {tag for tag, _ in tags} <= MENDED for word in phrase.split()}
+    never = words_of("not", "twisted", "normal", "abnormal", "skip", "beyond", "negative question")
+    return frozenset(word for word in asked - never if len(word) > LEAST and word.isalpha()) | COMMON
+
+
+@cache
+def _by_length() -> dict[int, list[tuple[int, str]]]:
+    """Length -> (letters as bits, word) of all that a word may be taken for."""
+    out: dict[int, list[tuple[int, str]]] = {}
+    for word in sorted({*WORDS, *_confusable()}):
+        if word[-1] != "*":
+            out.setdefault(len(word), []).append((_bits(word), word))
+    return out
+
+
+def _near(word: str, most: int) -> list[tuple[int, str]]:
+    """(slips, word) of all within ``most`` slips, the nearest first; of those that begin otherwise, within one."""
+    bits, begins = _bits(word), {word[0], word[1]}
+    near = (_by_length().get(n, ()) for n in range(len(word) - most, len(word) + most + 1))
+    alike = [
+        other
+        for words in near
+        for letters, other in words
+        if (apart := (bits ^ letters).bit_count()) <= 2 or (apart <= 2 * most and other[0] in begins)
+    ]
+    return sorted((slips, other) for other in alike if (slips := slips_between(word, other, most if other[0] in begins else 1)) <= most)
+
+
+def _bits(word: str) -> int:
+    bits = 0
+    for letter in word:
+        bits |= 1 << (ord(letter) & 31)
+    return bits
+
+
+def slips_between(a: str, b: str, most: int) -> int:
+    """Letters to insert, delete, replace or swap with the next (optimal string alignment), or any number above ``most``."""
+    before: list[int] = []
+    last = list(range(len(b) + 1))
+    for i, x in enumerate(a, 1):
+        row = [i]
+        for j, y in enumerate(b, 1):
+            cost = min(last[j] + 1, row[-1] + 1, last[j - 1] + (x != y))
+            if i > 1 and j > 1 and x == b[j - 2] and y == a[i - 2]:
+                cost = min(cost, before[j - 2] + 1)
+            row.append(cost)
+        if min(row) > most:
+            return most + 1
+        before, last = last, row
+    return last[-1]
