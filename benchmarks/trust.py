@@ -35,10 +35,12 @@ from pmclip_deploy.cli.output import print_error, print_note, progress
 from pmclip_deploy.errors import InputError, PmclipError, UsageError
 from pmclip_deploy.evaluate import Bootstrap, calibration_error, normalised, tower_trained_on
 from pmclip_deploy.models import DEFAULT_BUNDLE
+from pmclip_deploy.pixels import picture_from_path
 from pmclip_deploy.predictor import NO_RADIOGRAPH, Predictor
+from pmclip_deploy.spec import ANSWER_SCHEMA
 from pmclip_deploy.train.datasets.schema import question_from_text
 from pmclip_deploy.train.kinds import kind_of
-from pmclip_deploy.vocabulary import FAMILY_OF_MODALITY, LOOK_ALIKE, NO_RADIOLOGY, family_of_answer
+from pmclip_deploy.vocabulary import FAMILY_OF_MODALITY, LOOK_ALIKE, NO_RADIOLOGY, family_of_answer, view_of_answer
 
 FRACTURE, PNEUMONIA = "is there a fracture?", "is there pneumonia?"
 INTACT, NO_FRACTURE, DISPLACED = "is the bone intact?", "is there no fracture?", "is the fracture displaced?"
@@ -52,6 +54,7 @@ SETS = {VQA_MED: "VQA-Med 2019 val", FRACATLAS: "FracAtlas", KERMANY: "Kermany",
 REGIONS = ("hand", "leg", "hip", "shoulder")
 MANY = 300  # of each class, where a set is larger than need be
 WEAK = 0.5
+FRONTAL = ("ap", "pa", "frontal")
 SPECIFICITY = 0.90
 Z = 1.959964  # of a 95% interval
 
@@ -78,7 +81,19 @@ def best(answer: Answer) -> str | None:
 
 
 def probability(answer: Answer) -> float:
+    """Of what was answered, else of the likeliest candidate; NaN where there is none, as where the header says it."""
+    if answer.answer is not None and answer.probability is not None:
+        return answer.probability
     return answer.candidates[0].probability if answer.candidates else float("nan")
+
+
+def is_right(answer: Answer, truth: str) -> bool:
+    """Of what was answered, which may be coarser than the truth ("CT, detail not determined"), else of the likeliest candidate."""
+    said, known = word(answer), normalised(truth)
+    if said is None or said == best(answer):
+        return best(answer) == known
+    coarse, (_, view) = said.partition(",")[0], view_of_answer(known) or ("", "")
+    return known == coarse or family(said) == family(known) is not None or view == coarse or (coarse == "frontal" and view in FRONTAL)
 
 
 def yes_minus_no(answer: Answer) -> float:
@@ -98,7 +113,16 @@ def tells(answer: Answer) -> bool:
 
 
 def family(answer: str | None) -> str | None:
-    return None if answer is None else family_of_answer(answer)
+    return None if answer is None else family_of_answer(answer.replace(",", " "))
+
+
+def logit(predictor: Predictor, path: Path, finding: str) -> float | None:
+    """What the graph "findings" says, in a bundle that has one for this: its abstentions carry no candidates, and all films are ranked."""
+    known = predictor.manifest.findings
+    if known is None or finding not in [f.name for f in known.findings]:
+        return None
+    seen = predictor._seen_of_findings(picture_from_path(path))
+    return None if seen is None else seen.logits[finding]
 
 
 def contradicts(modality: str | None, answer: Answer) -> bool:
@@ -204,8 +228,15 @@ class Bench:
 
     def answers(self, film: Film, questions: Sequence[str], change: Change | None = None) -> dict[str, Answer]:
         predictor, asked = self.predictor_of(film), list(dict.fromkeys(questions))
-        assert predictor is not None  # ``films`` keeps no other
-        return dict(zip(asked, predictor.ask_many(film.path if change is None else changed(film.path, change), asked), strict=True))
+        assert predictor is not None  # no other film is kept
+        image = film.path if change is None else changed(film.path, change)
+        about: dict[str, Any] = {"child": True} if film.set == KERMANY and predictor.manifest.findings is not None else {}
+        return dict(zip(asked, predictor.ask_many(image, asked, **about), strict=True))
+
+    def scores(self, films: Sequence[Film], said: Said, question: str, finding: str) -> list[float]:
+        """(N,) what ranks films by a finding, answered or not; NaN where the bundle says nothing of it."""
+        logits = [logit(p, film.path, finding) for film in films if (p := self.predictor_of(film)) is not None]
+        return [yes_minus_no(s[question]) if x is None else x for s, x in zip(said, logits, strict=True)]
 
     def said(self, films: Sequence[Film], questions: Sequence[str], change: Change | None = None) -> Said:
         return [self.answers(film, questions, change) for film in progress(films, f"{len(films)} pictures")]
@@ -301,12 +332,13 @@ def findings(bench: Bench) -> Iterator[Found]:
     if bench.has(FRACATLAS):
         films, said = bench.fracatlas
         truth = _bools(f.facts["fractured"] for f in films)
+        score = bench.scores(films, said, FRACTURE, "fracture")
         tags = _baseline(bench, bench.all_fracatlas, lambda f: tuple(f.facts[r] for r in REGIONS), "fractured", 1)
         size = _baseline(bench, bench.all_fracatlas, _size, "fractured", 1)
         for region in ("", *REGIONS):
             rows = _bools(not region or f.facts[region] for f in films)
             yield Found(FRACTURE, f"FracAtlas, {region or 'all'}", {
-                **closed(bench.over(films), [s[FRACTURE] for s in said], truth, rows),
+                **closed(bench.over(films), [s[FRACTURE] for s in said], score, truth, rows),
                 "AUROC of picture size alone": bench.over(films).auroc([size[f.path] for f in films], truth, rows),
                 **({} if region else {"AUROC of region tags alone": bench.over(films).auroc([tags[f.path] for f in films], truth)}),
             })  # fmt: skip
@@ -315,15 +347,15 @@ def findings(bench: Bench) -> Iterator[Found]:
         truth, every = _bools(f.facts["finding"] == "pneumonia" for f in films), np.ones(len(films), bool)
         size = _baseline(bench, bench._labelled(KERMANY), _size, "finding", "pneumonia")
         yield Found(PNEUMONIA, "Kermany", {
-            **closed(bench.over(films), [s[PNEUMONIA] for s in said], truth, every),
+            **closed(bench.over(films), [s[PNEUMONIA] for s in said], bench.scores(films, said, PNEUMONIA, "pneumonia"), truth, every),
             "AUROC of picture size alone": bench.over(films).auroc([size[f.path] for f in films], truth),
         })  # fmt: skip
 
 
-def closed(over: Over, answers: Sequence[Answer], truth: Bools, rows: Bools) -> dict[str, Figure]:
+def closed(over: Over, answers: Sequence[Answer], score: Sequence[float], truth: Bools, rows: Bools) -> dict[str, Figure]:
     """A finding's figures; ``truth``, (N,) bool, says where it is."""
     words = np.array([word(a) or "" for a in answers])
-    yes, no, score = words == "yes", words == "no", [yes_minus_no(a) for a in answers]
+    yes, no = words == "yes", words == "no"
     more = truth[rows].mean() >= 0.5 if rows.any() else False
     return {
         **ranking(over, score, truth, rows),
@@ -450,14 +482,14 @@ def weak(bench: Bench) -> Iterator[Found]:
         for film, of in zip(films, said, strict=True):
             for r in film.facts["rows"]:
                 kind = _kind(r)
-                rows.append((film.group, kind, a := of[r["question"]], best(a) == normalised(r["answer"])))
+                rows.append((film.group, kind, a := of[r["question"]], is_right(a, r["answer"])))
     cases = [(SETS[VQA_MED], kind, [r for r in rows if r[1] == kind]) for kind in sorted({r[1] for r in rows})]
     cases += [(SETS[VQA_MED], "all kinds", rows)] if rows else []
     for name, question, positive in ((FRACATLAS, FRACTURE, "fractured"), (KERMANY, PNEUMONIA, "pneumonia")):
         if bench.has(name):
             films, said = bench.fracatlas if name == FRACATLAS else bench.kermany
             truth = ["yes" if f.facts.get(positive) or f.facts.get("finding") == positive else "no" for f in films]
-            found = [(f.group, question, s[question], best(s[question]) == t) for f, s, t in zip(films, said, truth, strict=True)]
+            found = [(f.group, question, s[question], is_right(s[question], t)) for f, s, t in zip(films, said, truth, strict=True)]
             cases.append((f"{SETS[name]}, even odds", question, found))
     for pictures, kind, found in cases:
         over, p = Over([g for g, *_ in found], bench.seed), np.array([probability(a) for *_, a, _ in found])
@@ -681,7 +713,7 @@ def _measure(options: argparse.Namespace, bundles: Sequence[Path], apart: Sequen
     sha256 = hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
     about = {"name": manifest.name, "version": manifest.version, "precision": manifest.precision, "sha256": sha256, "folds": len(hashes)}
     packages = versions("pmclip-deploy", "numpy", "onnxruntime", "pillow", "pydicom", "scikit-image", "scikit-learn")
-    environment = {"bundle": about, "packages": packages, "seed": options.seed, "limit": options.limit}
+    environment = {"bundle": about, "packages": packages, "answers": ANSWER_SCHEMA, "seed": options.seed, "limit": options.limit}
     run = Run(command_line("python -m pmclip_deploy.benchmarks.trust"), environment)
     bench = Bench(options.data, predictors, apart, options.pictures, options.seed, options.limit)
     rows = list(measured(bench, run, options.only or list(SECTIONS)))

@@ -11,6 +11,7 @@ from pmclip_deploy.errors import InputError, UsageError
 from pmclip_deploy.export.page import NOT_MEASURED, is_number, one_line
 
 START, END = "<!-- from the rows: do not edit by hand -->", "<!-- end of the rows -->"
+FIRST = "pmclip-deploy/answer/1"  # the form of the answers that the oldest rows are about
 Place = tuple[str, str]  # part ("section: what is asked"), pictures
 
 FRACTURE, NORMAL, CONSISTENCY = "findings: is there a fracture?", "normality: is this a normal x-ray?", "consistency: "
@@ -104,8 +105,9 @@ def _section(section: Mapping[Place, Mapping[str, Row]]) -> str:
 
 def _bundle(row: Row) -> str:
     about = row["environment"].get("bundle") or {}
-    folds = about.get("folds", 1)
-    return f"{about.get('name')} {about.get('version')} {str(about.get('sha256'))[:8]}{f', {folds} folds' if folds > 1 else ''}"
+    folds, schema = about.get("folds", 1), str(row["environment"].get("answers", FIRST)).partition("/")[2]
+    rules = "" if schema == FIRST.partition("/")[2] else f", {schema}"  # the same bundle answers otherwise by other rules
+    return f"{about.get('name')} {about.get('version')} {str(about.get('sha256'))[:8]}{rules}{f', {folds} folds' if folds > 1 else ''}"
 
 
 def _cell(figure: Mapping[str, Any] | None) -> str:

@@ -21,9 +21,8 @@ COLUMNS = 24
 
 def answer(said: str | None, *candidates: tuple[str, float], reason: str | None = None, note: str | None = None) -> Answer:
     named = tuple(Candidate(*c) for c in candidates)
-    return Answer(
-        "?", said, 0.5, said is None, reason, named, ImageInfo("a", "png"), ModelInfo("b", "1", "fp32", "x", "cpu", ""), note=note
-    )
+    image, model, share = ImageInfo("a", "png"), ModelInfo("b", "1", "fp32", "x", "cpu", ""), named[0].probability if named else 0.5
+    return Answer("?", said, share, said is None, reason, named, image, model, note=note)
 
 
 # --- figures --------------------------------------------------------------------------------------------------------------------
@@ -79,9 +78,32 @@ def test_reading_an_answer() -> None:
     assert trust.word(answer("yes - in validation on hand radiographs 61 of 78 were right")) == "yes"
     none = answer(None, ("ct noncontrast", 0.2), reason=NO_RADIOGRAPH)
     assert trust.word(none) is None and trust.best(none) == "ct noncontrast" and trust.turned_away(none)
-    assert np.isnan(trust.yes_minus_no(none)) and np.isnan(trust.probability(answer("ct")))
+    assert np.isnan(trust.yes_minus_no(none)) and np.isnan(trust.probability(answer(None)))
     assert not trust.turned_away(answer(None, reason="the confidence 0.55 is under the bundle's threshold 0.60"))
     assert trust.tells(answer("ct", note="the header says MR; the picture looks like a plain film")) and not trust.tells(answer("ct"))
+
+
+@pytest.mark.parametrize(
+    ("said", "truth", "right"),
+    [
+        ("ct noncontrast", "ct noncontrast", True),
+        ("CT, detail not determined", "ct noncontrast", True),
+        ("CT, detail not determined", "mr - flair", False),
+        ("plain film, detail not determined", "xr - plain film", True),
+        ("frontal, AP or PA not determined", "pa", True),
+        ("frontal, AP or PA not determined", "lateral", False),
+        ("axial", "transverse", True),
+        ("coronal", "axial", False),
+        ("breast", "gastrointestinal", False),
+    ],
+)
+def test_a_coarser_answer_is_right_where_the_truth_is_one_of_it(said: str, truth: str, right: bool) -> None:
+    assert trust.is_right(answer(said, ("mr - flair", 0.4)), truth) is right
+
+
+def test_what_is_not_answered_is_judged_by_its_likeliest_candidate() -> None:
+    assert trust.is_right(answer(None, ("ap", 0.4), ("pa", 0.3)), "ap") and not trust.is_right(answer(None, ("ap", 0.4)), "frontal")
+    assert not trust.is_right(answer(None), "ap")
 
 
 @pytest.mark.parametrize(
@@ -289,6 +311,12 @@ def test_a_table_has_a_column_for_each_bundle_the_oldest_first() -> None:
     assert "m 1 c" not in text and "m 1 c" in trust_table.markdown(rows, limited=True)
     newer = row("a", "2026-04", AUROC={**auroc, "value": 0.7})
     assert "0.500" not in trust_table.markdown([*rows, newer]) and "0.700" in trust_table.markdown([*rows, newer])
+
+
+def test_a_bundle_whose_answers_follow_other_rules_has_a_column_of_its_own() -> None:
+    rows = [row("a", "2026-01", AUROC={"value": 0.5, "n": 9}), row("a", "2026-02", AUROC={"value": 0.7, "n": 9})]
+    rows[1]["environment"]["answers"] = "pmclip-deploy/answers/2"
+    assert "| measured | m 1 a | m 1 a, answers/2 | required | aim |" in trust_table.markdown(rows)
 
 
 def test_what_was_not_measured_is_said() -> None:
