@@ -2,9 +2,12 @@
 
 import math
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pmclip_deploy.spec import ANSWER_SCHEMA, CLASSIFICATION_SCHEMA
+
+if TYPE_CHECKING:
+    from pmclip_deploy.questions import Intent
 
 
 @dataclass(frozen=True)
@@ -52,19 +55,51 @@ class Match:
 
 
 @dataclass(frozen=True)
+class Worth:
+    """What answers about a finding were worth in validation, on pictures like this one that trained and tuned nothing."""
+
+    finding: str
+    found: bool
+    stratum: str  # "plain films of the hand or wrist"
+    n: int
+    sensitivity: float
+    specificity: float
+    right_of_yes: tuple[int, int]  # (right, given)
+    right_of_no: tuple[int, int]
+    auroc: float
+    auroc_ci95: tuple[float, float]
+
+    def predictive_value(self, prevalence: float) -> float:
+        """The share of such answers that are right where ``prevalence`` of the pictures have the finding (Bayes)."""
+        if self.found:
+            right, wrong = self.sensitivity * prevalence, (1 - self.specificity) * (1 - prevalence)
+        else:
+            right, wrong = self.specificity * (1 - prevalence), (1 - self.sensitivity) * prevalence
+        return right / (right + wrong) if right + wrong else 0.0
+
+    def sentence(self) -> str:
+        right, given = self.right_of_yes if self.found else self.right_of_no
+        measured = f"sensitivity {self.sensitivity:.2f}, specificity {self.specificity:.2f}"
+        return f"in validation on {self.stratum} {right} of {given} such answers were right ({measured})"
+
+
+@dataclass(frozen=True)
 class Answer:
     """``answer`` is None where the model abstains; ``reason`` then says why."""
 
     question: str
     answer: str | None
-    probability: float
+    probability: float | None  # None where the file's header says it
     abstained: bool
     reason: str | None
     candidates: tuple[Candidate, ...]
     image: ImageInfo
     model: ModelInfo
     timings_ms: dict[str, float] = field(default_factory=dict)
-    note: str | None = None  # how to read the probability, where that needs saying
+    note: str | None = None  # how to read the probability, where that needs saying; where the header and the picture disagree
+    source: str = "picture"  # or "header": read from the file
+    understood_as: "Intent | None" = None
+    worth: Worth | None = None  # of a finding
 
     def to_json(self) -> dict[str, Any]:
         return {"schema": ANSWER_SCHEMA, **asdict(self)}

@@ -14,7 +14,10 @@ from numpy.typing import NDArray
 
 from pmclip_deploy.answer import Answer, Candidate, Classification, Match, ModelInfo
 from pmclip_deploy.bundle import MANIFEST, TOKENIZER, WORDS, Head, Manifest
+from pmclip_deploy.decision import FACETS, NO_RADIOGRAPH, Look, Reply, Seen, facets_of, reply
 from pmclip_deploy.errors import BundleError, UsageError
+from pmclip_deploy.header import Header
+from pmclip_deploy.questions import Intent, understood
 from pmclip_deploy.sessions import Session
 from pmclip_deploy.tokens import tokens_from_text
 
@@ -38,7 +41,6 @@ CONTRACT: Contract = {  # inputs and outputs of each graph, where the head is pm
 }
 UNTRAINED = "the question is outside what this model was trained on"
 NEVER_SURE = "too few answers to this kind of question were right on validation images"
-NO_RADIOGRAPH = "the picture does not look like a radiology image"
 
 
 def contract_of(manifest: Manifest) -> Contract:
@@ -48,6 +50,8 @@ def contract_of(manifest: Manifest) -> Contract:
         contract["head"] = CONTRACT["head"] if head.words is None else (("image", "tokens"), ("answer", "kind"))
         if head.grey:
             contract["features"] = (tuple(head.grey), ("features",))
+    if manifest.findings:
+        contract["findings"] = (("pixels",), ("finding", "region", "places"))
     if manifest.labels:
         contract["labels"] = (("image", "bank", "logit_scale"), ("score", "index", "log_sum_exp"))
     return contract
@@ -103,6 +107,8 @@ class Predictor:
         self._sessions = sessions
         self._tokenizers = tokenizers
         self._text_embedding = lru_cache(1024)(self._embedding_from_text)  # the same questions are asked of many images
+        places = {kind.name: i for i, kind in enumerate(manifest.kinds)}  # of the kinds that the rules of decision.py are about
+        self._facets = {facet: places[facet] for facet in FACETS} if all(facet in places for facet in FACETS) else {}
         first = sessions[graphs_of_ask(manifest)[0]]
         self.model = ModelInfo(
             bundle=manifest.name,
@@ -114,14 +120,24 @@ class Predictor:
         )
 
     def ask(
-        self, image: Image, question: str, *, frame: int | None = None, window: tuple[float, float] | None = None, top: int = TOP
+        self,
+        image: Image,
+        question: str,
+        *,
+        frame: int | None = None,
+        window: tuple[float, float] | None = None,
+        top: int = TOP,
+        ignore_header: bool = False,
+        child: bool | None = None,
     ) -> Answer:
         """``image`` is a path, a Dataset, a Picture, or an array: uint8 (H, W) or (H, W, 3) RGB, other numbers (H, W) only.
 
-        ``frame`` counts from 0, ``window`` is (center, width) in modality units; both are for DICOM. Raises UsageError where the bundle
-        has no head, and InputError where the image cannot be read.
+        ``frame`` counts from 0, ``window`` is (center, width) in modality units; both are for DICOM. ``ignore_header`` answers from the
+        picture alone. ``child`` says whether the patient is under 18 years, where the file does not.
+        Raises UsageError where the bundle has no head, and InputError where the image cannot be read.
         """
-        return self.ask_many(image, [question], frame=frame, window=window, top=top)[0]
+        asked = self.ask_many(image, [question], frame=frame, window=window, top=top, ignore_header=ignore_header, child=child)
+        return asked[0]
 
     def ask_many(
         self,
@@ -131,6 +147,8 @@ class Predictor:
         frame: int | None = None,
         window: tuple[float, float] | None = None,
         top: int = TOP,
+        ignore_header: bool = False,
+        child: bool | None = None,
     ) -> list[Answer]:
         """One answer per question; the image is read and encoded once. All answers carry the timings of this call."""
         self._head()  # before the image is read
@@ -142,26 +160,77 @@ class Predictor:
         preprocessed = time.perf_counter()
         seen = self._seen_from_inputs(inputs)  # (V,) f32
         encoded = time.perf_counter()
-        heads = self.heads(np.repeat(seen[None], len(questions), 0), self.asked(questions))
-        decisions = [decision_from_heads(self.manifest, heads, row) for row in range(len(questions))]
+        intents = [understood(question) for question in questions]
+        if self._facets:
+            header = Header() if ignore_header or picture.header is None else picture.header
+            look = self._look(picture, seen, intents, header, header.child if child is None else child)
+            replies = [reply(self.manifest, intent, look) for intent in intents]
+        else:
+            replies = self._replies_of_head(seen, questions)
         done = time.perf_counter()
         steps = {"read": read - start, "preprocess": preprocessed - read, "encode": encoded - preprocessed, "answer": done - encoded}
         timings = {name: round(1e3 * seconds, 2) for name, seconds in {**steps, "total": done - start}.items()}
         return [
             Answer(
                 question=question,
-                answer=d.candidates[0].answer if d.reason is None else None,
-                probability=d.probability,
-                abstained=d.reason is not None,
-                reason=d.reason,
-                candidates=d.candidates[:top],
+                answer=said.answer,
+                probability=said.probability,
+                abstained=said.answer is None,
+                reason=said.reason,
+                candidates=said.candidates[:top],
                 image=picture.info,
                 model=self.model,
                 timings_ms=dict(timings),
-                note=self.manifest.kinds[d.kind].note if d.candidates else None,
+                note=said.note,
+                source=said.source,
+                understood_as=intent,
+                worth=said.worth,
             )
-            for question, d in zip(questions, decisions, strict=True)
+            for question, intent, said in zip(questions, intents, replies, strict=True)
         ]
+
+    def _replies_of_head(self, seen: Floats, questions: Sequence[str]) -> list[Reply]:
+        """Of a head whose kinds of question are not FACETS, as MEVF's and QCR's: it reads each question itself."""
+        heads = self.heads(np.repeat(seen[None], len(questions), 0), self.asked(questions))
+        decisions = [decision_from_heads(self.manifest, heads, row) for row in range(len(questions))]
+        notes = [self.manifest.kinds[d.kind].note if d.candidates else None for d in decisions]
+        return [
+            Reply(d.candidates[0].answer if d.reason is None else None, d.probability, d.reason, "picture", d.candidates, note=note)
+            for d, note in zip(decisions, notes, strict=True)
+        ]
+
+    def _look(self, picture: "Picture", seen: Floats, intents: Sequence[Intent], header: Header, child: bool | None) -> Look:
+        """What the graphs say of a picture, as far as these questions need it."""
+        facets = sorted(facets_of(intents)) or ["modality"]  # one at least, which says whether it is a radiology image
+        heads = self.heads(np.repeat(seen[None], len(facets), 0), self.asked([FACETS[facet] for facet in facets]))
+        opinions = {}
+        for row, facet in enumerate(facets):
+            kind = self.manifest.kinds[self._facets[facet]]
+            probabilities = softmax(heads.answer[row, list(kind.answers)].astype(np.float64) / kind.temperature)
+            best = np.argsort(-probabilities, kind="stable")
+            opinions[facet] = tuple(Candidate(self.manifest.answers[kind.answers[i]], float(probabilities[i])) for i in best)
+        radiology = heads.radiograph is None or bool(heads.radiograph[0] >= self.manifest.abstention.radiograph_threshold)
+        looked = self._seen_of_findings(picture) if any(x.kind == "finding" and x.answerable for x in intents) else None
+        return Look(opinions, header, radiology, looked, child)
+
+    def _seen_of_findings(self, picture: "Picture") -> Seen | None:
+        """The graph "findings", over the picture and its mirror image."""
+        from pmclip_deploy.pixels import tensor_from_pixels
+
+        findings = self.manifest.findings
+        if findings is None:
+            return None
+        tensor = tensor_from_pixels(picture.pixels, findings.preprocess)[None]  # (1, 3, S, S)
+        runs = [self._sessions["findings"].run({"pixels": np.ascontiguousarray(x)}) for x in (tensor, tensor[..., ::-1])]
+        logits, regions = (np.mean([run[name][0] for run in runs], axis=0) for name in ("finding", "region"))
+        if len(logits) != len(findings.findings) or len(regions) != len(findings.regions):
+            raise BundleError(
+                f"the graph findings of bundle {self.manifest.name} does not fit its manifest; export it again with `pmclip-deploy export`"
+            )
+        if not np.isfinite([*logits, *regions]).all():
+            raise BundleError(f"bundle {self.manifest.name} computes no numbers for this image; export it again in a higher precision")
+        names = [finding.name for finding in findings.findings]
+        return Seen(dict(zip(names, logits.tolist(), strict=True)), dict(zip(findings.regions, sigmoid(regions).tolist(), strict=True)))
 
     def classify(
         self,

@@ -110,6 +110,9 @@ def test_infer_json_is_the_contract(run: Any, folder: Path) -> None:
         "model": sorted(["bundle", "version", "precision", "backend", "device", "sha256"]),
         "timings_ms": sorted(["read", "preprocess", "encode", "answer", "total"]),
         "note": "NoneType",
+        "source": "str",
+        "understood_as": sorted(["kind", "form", "finding", "polarity", "asked", "qualifiers", "context", "corrected", "needs"]),
+        "worth": "NoneType",
     }
     assert result.json["schema"] == "pmclip-deploy/answer/1" and result.json["image"]["modality"] == "CT"
 

@@ -227,6 +227,7 @@ def test_answers_are_json(predictor: pm.Predictor) -> None:
     document = json.loads(json.dumps(predictor.ask(picture(), FRACTURE).to_json(), allow_nan=False))
     assert list(document) == [
         "schema", "question", "answer", "probability", "abstained", "reason", "candidates", "image", "model", "timings_ms", "note",
+        "source", "understood_as", "worth",
     ]  # fmt: skip
 
 

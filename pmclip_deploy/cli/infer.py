@@ -3,12 +3,13 @@
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pmclip_deploy.cli.output import one_line, print_error, print_json, print_note, progress
 from pmclip_deploy.errors import InputError, UsageError
+from pmclip_deploy.header import ADULT
 
 if TYPE_CHECKING:
     from pmclip_deploy.answer import Answer, ImageInfo
@@ -29,6 +30,14 @@ def infer(
         str, typer.Option(help="auto, cpu, cuda, tensorrt_rtx, tensorrt, openvino, ort-tensorrt or ort-nvtensorrtrtx.")
     ] = "auto",
     top: Annotated[int, typer.Option(min=1, help="How many candidates to give.")] = 5,
+    ignore_header: Annotated[bool, typer.Option("--ignore-header", help="Answer from the picture alone.")] = False,
+    age: Annotated[
+        int | None, typer.Option(min=0, max=150, help="The patient's age in years, where the file does not say it. It is not kept.")
+    ] = None,
+    prevalence: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Share of your pictures with the finding, 0.05 for 5%: says how often such an answer is right."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> int:
     """Ask one or more images one or more questions.
@@ -44,7 +53,8 @@ def infer(
         print_note(note)
 
     def ask(path: Path) -> "list[Answer]":
-        return predictor.ask_many(path, questions, frame=frame, window=window, top=top)
+        child = None if age is None else age < ADULT
+        return predictor.ask_many(path, questions, frame=frame, window=window, top=top, ignore_header=ignore_header, child=child)
 
     documents = []
     failed = False
@@ -52,9 +62,9 @@ def infer(
         try:
             for answers in _answers(ask, image, bar=as_json):
                 if as_json:
-                    documents += [answer.to_json() for answer in answers]
+                    documents += [_document(answer, prevalence) for answer in answers]
                 else:
-                    _print_answers(answers)
+                    _print_answers(answers, prevalence)
         except InputError as error:
             if len(images) == 1:
                 raise
@@ -66,6 +76,13 @@ def infer(
     else:
         print(RESEARCH_ONLY)
     return InputError.exit_code if failed else 0
+
+
+def _document(answer: "Answer", prevalence: float | None) -> dict[str, Any]:
+    document = answer.to_json()
+    if answer.worth is not None and prevalence is not None:
+        document["worth"] |= {"prevalence": prevalence, "predictive_value": answer.worth.predictive_value(prevalence)}
+    return document
 
 
 def _import_reader(image: Path) -> None:
@@ -124,7 +141,7 @@ def _answers(ask: Ask, image: Path, bar: bool) -> "Iterator[list[Answer]]":
         print_note(f"skipped {len(skipped)} of {count} files in {image} that hold no readable image; the first: {skipped[0]}")
 
 
-def _print_answers(answers: "list[Answer]") -> None:
+def _print_answers(answers: "list[Answer]", prevalence: float | None) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -132,10 +149,11 @@ def _print_answers(answers: "list[Answer]") -> None:
     table = Table("Question", "Answer", "Confidence", "Runner-ups", title=Text(one_line(answers[0].image.source)), title_justify="left")
     for answer in answers:
         given = Text(one_line(answer.answer), "bold") if answer.answer is not None else Text(f"no answer: {one_line(answer.reason or '')}")
-        others = answer.candidates[0 if answer.abstained else 1 :]
+        others = () if answer.worth else answer.candidates if answer.abstained or answer.source == "header" else answer.candidates[1:]
         ups = Text(", ".join(f"{one_line(c.answer)} {c.probability:.0%}" for c in others))
-        confidence = "" if answer.abstained else f"{answer.probability:.0%}"
-        table.add_row(Text(one_line(answer.question)), given, confidence, ups)
+        if answer.worth is not None:
+            given.append(Text(f" - {_worth(answer, prevalence)}", "not bold"))
+        table.add_row(Text(one_line(answer.question)), given, Text(_confidence(answer)), ups)
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 120
@@ -149,6 +167,24 @@ def _print_answers(answers: "list[Answer]") -> None:
     for warning in answers[0].image.warnings:
         console.print(Text(f"warning: {one_line(warning)}", "yellow"))
     console.print()
+
+
+def _confidence(answer: "Answer") -> str:
+    if answer.abstained:
+        return ""
+    if answer.source == "header":
+        return "from the file"
+    if answer.worth is not None:  # what was measured stands beside the answer
+        return ""
+    return "" if answer.probability is None else f"{answer.probability:.0%}"
+
+
+def _worth(answer: "Answer", prevalence: float | None) -> str:
+    assert answer.worth is not None
+    if prevalence is None:
+        return answer.worth.sentence()
+    value = answer.worth.predictive_value(prevalence)
+    return f"{answer.worth.sentence()}; where {prevalence:.0%} of pictures have it, {value:.0%} of such answers are right"
 
 
 def _image_line(image: "ImageInfo") -> str:
