@@ -93,6 +93,7 @@ def is_right(answer: Answer, truth: str) -> bool:
     if said is None or said == best(answer):
         return best(answer) == known
     coarse, (_, view) = said.partition(",")[0], view_of_answer(known) or ("", "")
+    coarse = {"with contrast": "contrast", "without contrast": "noncontrast"}.get(coarse, coarse)  # a choice's words, and the label's
     return known == coarse or family(said) == family(known) is not None or view == coarse or (coarse == "frontal" and view in FRONTAL)
 
 

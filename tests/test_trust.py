@@ -95,6 +95,8 @@ def test_reading_an_answer() -> None:
         ("axial", "transverse", True),
         ("coronal", "axial", False),
         ("breast", "gastrointestinal", False),
+        ("with contrast", "contrast", True),
+        ("without contrast", "contrast", False),
     ],
 )
 def test_a_coarser_answer_is_right_where_the_truth_is_one_of_it(said: str, truth: str, right: bool) -> None:
