@@ -19,13 +19,15 @@ from pmclip_deploy.header import Header, contradiction, header_value
 from pmclip_deploy.questions import LANGUAGE, OUT_OF_SCOPE, Intent, Qualifier, may_show
 from pmclip_deploy.vocabulary import FAMILIES, REGIONS, family_of_answer, organs_of_region, regions_of_organ, view_of_answer
 
-# What the head is asked, in the words of its training set, to learn what a picture looks like. One wording for all who ask.
+# What the head is asked, in the words of its training set, to learn what a picture looks like: (kind of question, question). One wording
+# for all who ask, and none that takes its answer for granted ("is this a t2 weighted image?" has the answer no throughout that set).
 FACETS = {
-    "modality": "what imaging modality was used to take this image?",
-    "plane": "in what plane is this image taken?",
-    "organ": "what organ system is shown in the image?",
-    "contrast": "what type of contrast did this patient have?",
-    "weighting": "what is the mr weighting in this image?",
+    "modality": ("modality", "what imaging modality was used to take this image?"),
+    "plane": ("plane", "in what plane is this image taken?"),
+    "organ": ("organ", "what organ system is shown in the image?"),
+    "contrast": ("contrast", "is this a contrast or noncontrast ct?"),
+    "contrast of mr": ("contrast", "is this a contrast or noncontrast mri?"),
+    "weighting": ("weighting", "what is the mr weighting in this image?"),
 }
 WEAKEST = 0.5  # an answer that is less likely than all others together is not given
 COIN = 0.6  # of two answers, one that is less likely than this is not given
@@ -71,6 +73,11 @@ class Look:
         likeliest = next(iter(self.families().items()), ("", 0.0))
         return self.header.family or (likeliest[0] if likeliest[1] >= WEAKEST else None)
 
+    def with_contrast(self) -> float | None:
+        """The probability of contrast, by the picture."""
+        shares = {c.answer: c.probability for c in self.opinions.get("contrast of mr" if self.family() == "mr" else "contrast", ())}
+        return 1 - shares["noncontrast"] if "noncontrast" in shares else None
+
 
 @dataclass(frozen=True)
 class Reply:
@@ -88,7 +95,8 @@ def facets_of(intents: Iterable[Intent]) -> set[str]:
     needed = set()
     for intent in intents:
         if intent.answerable and intent.kind not in ("normal", "abnormality", "laterality"):
-            needed |= {"modality", *(_facet(facet) for facet, _ in intent.asked), intent.kind} & set(FACETS)
+            facets = {"modality", *(_facet(facet) for facet, _ in intent.asked), intent.kind}
+            needed |= facets & set(FACETS) | ({"contrast of mr"} if "contrast" in facets else set())
     return needed
 
 
@@ -203,10 +211,11 @@ def _organ(look: Look, threshold: float) -> Reply:
 
 
 def _contrast(look: Look, threshold: float) -> Reply:
-    candidates = look.opinions.get("contrast", ())
+    share = look.with_contrast()
+    candidates = () if share is None else _ranked({"with contrast": share, "without contrast": 1 - share})
     if said := header_value(look.header, "contrast"):
         return Reply(said, source="header", candidates=candidates)
-    return _sure(candidates, threshold) or _unsure(candidates)
+    return _sure(candidates, max(COIN, threshold)) or _unsure(candidates)
 
 
 def _weighting(look: Look, threshold: float) -> Reply:
@@ -359,11 +368,10 @@ def _organ_held(look: Look, value: str) -> _Held:
 def _contrast_held(look: Look, value: str) -> _Held:
     if look.header.contrast is not None and value in ("with", "without"):
         return _Held(float(look.header.contrast == (value == "with")), "header")
-    shares = {c.answer: c.probability for c in look.opinions.get("contrast", ())}
-    if value in ("with", "without"):
-        without = shares.get("noncontrast", 0.0)
-        return _Held(without if value == "without" else 1 - without)
-    return _Held(shares[value]) if value in shares else _Held(reason=f"this model does not judge {value!r} contrast")
+    share = look.with_contrast()
+    if share is None or value not in ("with", "without"):
+        return _Held(reason=f"this model does not judge {value!r} contrast")
+    return _Held(share if value == "with" else 1 - share)
 
 
 def _weighting_held(look: Look, value: str) -> _Held:

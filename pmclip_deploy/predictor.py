@@ -108,7 +108,8 @@ class Predictor:
         self._tokenizers = tokenizers
         self._text_embedding = lru_cache(1024)(self._embedding_from_text)  # the same questions are asked of many images
         places = {kind.name: i for i, kind in enumerate(manifest.kinds)}  # of the kinds that the rules of decision.py are about
-        self._facets = {facet: places[facet] for facet in FACETS} if all(facet in places for facet in FACETS) else {}
+        known = all(kind in places for kind, _ in FACETS.values())
+        self._facets = {facet: places[kind] for facet, (kind, _) in FACETS.items()} if known else {}
         first = sessions[graphs_of_ask(manifest)[0]]
         self.model = ModelInfo(
             bundle=manifest.name,
@@ -202,7 +203,7 @@ class Predictor:
     def _look(self, picture: "Picture", seen: Floats, intents: Sequence[Intent], header: Header, child: bool | None) -> Look:
         """What the graphs say of a picture, as far as these questions need it."""
         facets = sorted(facets_of(intents)) or ["modality"]  # one at least, which says whether it is a radiology image
-        heads = self.heads(np.repeat(seen[None], len(facets), 0), self.asked([FACETS[facet] for facet in facets]))
+        heads = self.heads(np.repeat(seen[None], len(facets), 0), self.asked([FACETS[facet][1] for facet in facets]))
         opinions = {}
         for row, facet in enumerate(facets):
             kind = self.manifest.kinds[self._facets[facet]]
