@@ -16,8 +16,8 @@ from typing import TypeVar
 from pmclip_deploy.answer import Candidate, Worth
 from pmclip_deploy.bundle import Finding, Manifest, Stratum
 from pmclip_deploy.header import Header, contradiction, header_value
-from pmclip_deploy.questions import LANGUAGE, OUT_OF_SCOPE, Intent, Qualifier, may_show
-from pmclip_deploy.vocabulary import FAMILIES, REGIONS, family_of_answer, organs_of_region, regions_of_organ, view_of_answer
+from pmclip_deploy.questions import LANGUAGE, OUT_OF_SCOPE, Intent, Qualifier, may_show, nearest
+from pmclip_deploy.vocabulary import FAMILIES, PROJECTIONS, REGIONS, family_of_answer, organs_of_region, regions_of_organ, view_of_answer
 
 # What the head is asked, in the words of its training set, to learn what a picture looks like: (kind of question, question). One wording
 # for all who ask, and none that takes its answer for granted ("is this a t2 weighted image?" has the answer no throughout that set).
@@ -100,8 +100,44 @@ def facets_of(intents: Iterable[Intent]) -> set[str]:
     return needed
 
 
-def reply(manifest: Manifest, intent: Intent, look: Look) -> Reply:
-    """The rules in their order."""
+def reply(manifest: Manifest, intent: Intent, look: Look, question: str = "") -> Reply:
+    """The rules in their order. Where a question cannot be answered at all, the note names the nearest that can to ``question``."""
+    given = _reply(manifest, intent, look)
+    if given.answer is not None or given.note or given.candidates or given.source == "header" or intent.kind == LANGUAGE:
+        return given
+    others = [other for other in nearest(question, askable(manifest)) if other != question]
+    return replace(given, note=f"this can be asked: {', '.join(others)}") if others else given
+
+
+def askable(manifest: Manifest) -> tuple[str, ...]:
+    """What can be asked of this model, as far as its validation goes."""
+    findings = manifest.findings.findings if manifest.findings else ()
+    passed = [finding.name for finding in findings if any(stratum.reason is None for stratum in finding.strata)]
+    return (*EXAMPLES, *map(question_about, passed))
+
+
+def question_about(finding: str) -> str:
+    return f"is there {'a ' if finding in COUNTED else ''}{finding}?"
+
+
+EXAMPLES = {  # question: the facet that answers it
+    "what imaging modality is this?": "modality",
+    "is this a CT?": "modality",
+    "CT or MRI?": "modality",
+    "in what plane is this image?": "plane",
+    "is this an axial image?": "plane",
+    "is this an AP or a lateral view?": "plane",
+    "what organ system is shown?": "organ",
+    "is this a chest x-ray?": "modality",
+    "was contrast given?": "contrast",
+    "what is the MR weighting?": "weighting",
+    "is this T1 or T2?": "weighting",
+    "which side is shown?": "laterality",
+}
+COUNTED = ("fracture",)  # findings that take an article
+
+
+def _reply(manifest: Manifest, intent: Intent, look: Look) -> Reply:
     if not intent.answerable:
         return Reply(None, reason=_unanswerable(intent))
     if look.header.outside:
@@ -407,6 +443,8 @@ def _words(facet: str, value: str) -> str:
         return FAMILIES[value].label
     if facet == "contrast" and value in ("with", "without"):
         return f"{value} contrast"
+    if facet == "projection" and value in PROJECTIONS:
+        return PROJECTIONS[value][0]
     return REGIONS[value].label if facet == "region" and value in REGIONS else value
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pmclip_deploy.answer import Answer, Candidate, Classification, Match, ModelInfo
 from pmclip_deploy.bundle import MANIFEST, TOKENIZER, WORDS, Head, Manifest
-from pmclip_deploy.decision import FACETS, NO_RADIOGRAPH, Look, Reply, Seen, facets_of, reply
+from pmclip_deploy.decision import FACETS, NO_RADIOGRAPH, Look, Reply, Seen, askable, facets_of, reply
 from pmclip_deploy.errors import BundleError, UsageError
 from pmclip_deploy.header import Header
 from pmclip_deploy.questions import Intent, understood
@@ -165,7 +165,7 @@ class Predictor:
         if self._facets:
             header = Header() if ignore_header or picture.header is None else picture.header
             look = self._look(picture, seen, intents, header, header.child if child is None else child)
-            replies = [reply(self.manifest, intent, look) for intent in intents]
+            replies = [reply(self.manifest, intent, look, question) for intent, question in zip(intents, questions, strict=True)]
         else:
             replies = self._replies_of_head(seen, questions)
         done = time.perf_counter()
@@ -232,6 +232,10 @@ class Predictor:
             raise BundleError(f"bundle {self.manifest.name} computes no numbers for this image; export it again in a higher precision")
         names = [finding.name for finding in findings.findings]
         return Seen(dict(zip(names, logits.tolist(), strict=True)), dict(zip(findings.regions, sigmoid(regions).tolist(), strict=True)))
+
+    def questions(self) -> tuple[str, ...]:
+        """Examples of what can be asked of this model; none where its head reads each question itself, as MEVF's and QCR's do."""
+        return askable(self.manifest) if self._facets else ()
 
     def classify(
         self,

@@ -6,6 +6,7 @@ from typing import Literal
 CHECKPOINT_SCHEMA = "pmclip-deploy/checkpoint/1"
 BUNDLE_SCHEMA = "pmclip-deploy/bundle/1"
 ANSWER_SCHEMA = "pmclip-deploy/answer/1"
+QUESTIONS_SCHEMA = "pmclip-deploy/questions/1"
 CLASSIFICATION_SCHEMA = "pmclip-deploy/classification/1"
 EVALUATION_SCHEMA = "pmclip-deploy/evaluation/1"
 INDEX_SCHEMA = "pmclip-deploy/index/1"
