@@ -1,4 +1,4 @@
-"""`pmclip-deploy questions`: what can be asked, from the manifest alone; each example is answered or refused for a reason of the picture."""
+"""`pmclip-deploy questions`: what can be asked, from the manifest alone; each example is understood as what it is an example of."""
 
 # ruff: noqa: F811
 
