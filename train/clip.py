@@ -222,7 +222,12 @@ def train_clip(
 
 def write_checkpoint(folder: Path, model: nn.Module, meta: dict[str, Any], tokenizer: Path, head: nn.Module | None = None) -> None:
     """Each file whole, or the one that was there before. Raises UsageError."""
-    tensors = {f"{part}.{k}": v for part, of in (("clip", model), ("head", head)) if of is not None for k, v in of.state_dict().items()}
+    parts = (("clip", model), ("head", head))
+    write_tensors(folder, {f"{part}.{k}": v for part, of in parts if of is not None for k, v in of.state_dict().items()}, meta, tokenizer)
+
+
+def write_tensors(folder: Path, tensors: dict[str, Tensor], meta: dict[str, Any], tokenizer: Path) -> None:
+    """A checkpoint, each file whole, or the one that was there before. Raises UsageError."""
     partial = folder / "partial"
     try:
         save_checkpoint(partial, tensors, meta, tokenizer)

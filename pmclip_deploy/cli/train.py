@@ -1,4 +1,4 @@
-"""`pmclip-deploy train`: clip, vqa, autoencoder, maml and questions."""
+"""`pmclip-deploy train`: clip, vqa, findings, autoencoder, maml and questions."""
 
 import importlib.util
 import json
@@ -10,6 +10,7 @@ import typer
 
 from pmclip_deploy.cli.evaluate import LARGEST_SEED
 from pmclip_deploy.cli.report import report
+from pmclip_deploy.cli.train_findings import findings
 from pmclip_deploy.errors import UsageError
 
 app = typer.Typer(no_args_is_help=True, help="Train the dual encoder and its VQA head (needs the extra `train`).")
@@ -241,6 +242,7 @@ def questions(
     typer.echo(json.dumps(done) if as_json else f"{len(rows)} questions in {output}")
 
 
+app.command()(findings)
 app.command()(report)
 
 

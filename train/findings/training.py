@@ -1,0 +1,200 @@
+"""One network: trained on the cached views of some films, and what it says to films that it has not seen."""
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+from torch import Generator, Tensor, nn
+from torch.nn import functional as F
+
+from pmclip_deploy.errors import BundleError, UsageError
+from pmclip_deploy.train.clip import autocast
+from pmclip_deploy.train.findings.films import FINDINGS, REGIONS, Film
+from pmclip_deploy.train.findings.net import FindingsNet
+from pmclip_deploy.train.findings.views import Views, tensor_of_features
+from pmclip_deploy.train.loop import Settings, fit
+from pmclip_deploy.train.towers import run_slow_convolutions_in_float, under
+
+TRUNK = "clip.visual.trunk"
+SMOOTH = (0.97, 0.01)  # a label's slope and floor: 0 -> 0.01, 1 -> 0.98
+REGION_WEIGHT, BOX_WEIGHT, INSIDE, OUTSIDE = 0.3, 1.0, 0.5, 2.0  # of the losses
+EVERY, DECAY = 4, 0.992  # steps between two updates of the averaged weights, and what an update keeps
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What is known of N films, as the losses need it."""
+
+    finding: Tensor  # (N, F), NaN where unknown
+    region: Tensor  # (N, R), NaN where unknown
+    boxed: Tensor  # (N,): 1 where it is known where the first finding is
+    weight: NDArray[np.float64]  # (N,)
+
+    @classmethod
+    def of_films(cls, films: Sequence[Film], device: torch.device) -> "Labels":
+        def tensor(rows: list[tuple[bool | None, ...]]) -> Tensor:
+            return torch.tensor([[math.nan if x is None else float(x) for x in row] for row in rows], device=device)
+
+        finding, region = tensor([film.findings for film in films]), tensor([film.regions for film in films])
+        boxed = torch.tensor([float(film.boxes is not None) for film in films], device=device)
+        return cls(finding, region, boxed, np.array([film.weight for film in films]))
+
+
+class Pupil(nn.Module):
+    """A network and the running mean of its weights, which is what is kept."""
+
+    def __init__(self, tensors: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.net, self.mean = new_net(tensors), new_net(tensors)
+        self.mean.load_state_dict(self.net.state_dict())
+        self.mean.requires_grad_(False)
+
+    @torch.no_grad()
+    def follow(self, steps: int) -> None:
+        """Draws the mean on, after ``steps`` steps; early ones count for more."""
+        share = 1 - min(DECAY, (1 + steps) / (10 + steps))
+        for mean, value in zip(self.mean.state_dict().values(), self.net.state_dict().values(), strict=True):
+            mean.lerp_(value, share) if mean.is_floating_point() else mean.copy_(value)
+
+
+def new_net(tensors: dict[str, Tensor]) -> FindingsNet:
+    """With the trunk of a checkpoint's image tower, and the rest untrained. Raises BundleError."""
+    net = FindingsNet(len(FINDINGS), len(REGIONS))
+    try:
+        net.trunk.load_state_dict(under(tensors, TRUNK))
+    except RuntimeError:
+        raise BundleError("the checkpoint's image tower is no EfficientNet-Lite0; give pmclip-lite's, as `train clip` makes it") from None
+    for module in (*net.locked(), *depthwise(net)):
+        module.requires_grad_(False)
+    return net
+
+
+def depthwise(net: FindingsNet) -> list[nn.Module]:
+    """The trunk's depthwise convolutions: few weights, and most of a step's time where they are trained."""
+    return [m for m in net.trunk.modules() if isinstance(m, nn.Conv2d) and m.groups > 1]
+
+
+def trained_net(
+    title: str,
+    rows: NDArray[np.int64],
+    labels: Labels,
+    views: Views,
+    tensors: dict[str, Tensor],
+    settings: Settings,
+    made_with: dict[str, Any],
+    state: Path,
+    device: torch.device,
+) -> tuple[FindingsNet, float]:
+    """(in eval mode, the seconds it took), trained on the films ``rows``. Raises what ``fit`` raises."""
+    torch.manual_seed(settings.seed)
+    pupil = Pupil(tensors).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if device.type == "cpu":
+        for net in (pupil.net, pupil.mean):
+            run_slow_convolutions_in_float(net)
+    per_epoch = int(labels.weight[rows].sum()) // settings.batch_size
+    if not per_epoch:
+        raise UsageError(f"{title}: its films do not fill a batch of {settings.batch_size}; lower --batch-size, or raise --limit")
+
+    def read(order: list[Tensor], epoch: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+        for step, batch in enumerate(drawn_batches(rows, labels, views, settings, len(order), epoch), epoch * len(order) + 1):
+            yield batch
+            if step % EVERY == 0:  # its step is done
+                pupil.follow(step)
+
+    def loss_of(batch: tuple[NDArray[np.int64], NDArray[np.int64]], generator: Generator, epoch: int) -> Tensor:
+        pupil.net.train()
+        return loss_of_batch(pupil.net, labels, views, *batch, device)
+
+    groups = [([p for p in pupil.net.parameters() if p.requires_grad], settings.learning_rate)]
+    state.parent.mkdir(parents=True, exist_ok=True)
+    seconds = fit(title, pupil, loss_of, per_epoch * settings.batch_size, groups, settings, made_with, state, read)
+    return pupil.mean.eval(), seconds
+
+
+def drawn_batches(
+    rows: NDArray[np.int64], labels: Labels, views: Views, settings: Settings, count: int, epoch: int
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """``count`` batches of an epoch: (films, rows of their views), each (B,), in the order of the views' file.
+
+    A film comes as often as its weight says: 2.5 is twice, and once more in half of the epochs.
+    """
+    rng = np.random.default_rng((settings.seed, epoch))
+    whole = np.floor(labels.weight[rows])
+    times = (whole + (rng.random(len(rows)) < labels.weight[rows] - whole)).astype(int)
+    order = np.resize(rng.permutation(np.repeat(rows, times)), (count, settings.batch_size))
+    for films in order:
+        chosen = views.first[films] + rng.integers(views.count[films])
+        along = np.argsort(chosen)
+        yield films[along], chosen[along]
+
+
+def loss_of_batch(
+    net: FindingsNet, labels: Labels, views: Views, films: NDArray[np.int64], rows: NDArray[np.int64], device: torch.device
+) -> Tensor:
+    """Cross-entropy of what is known: the findings by all three logits, the regions, and the places of the first finding."""
+    with autocast(device, True):
+        pooled, local, places, region = net.parts(tensor_of_features(views.features[rows], device))
+    pooled, local, region = pooled.float(), local.float(), region.float()
+    index = torch.from_numpy(films).to(device)
+    finding, mask = labels.finding[index], torch.from_numpy(views.masks[rows]).to(device).float() / 255
+    target = finding * SMOOTH[0] + SMOOTH[1]
+    of_findings = sum(_known_loss(logit, target) for logit in (pooled, local, (pooled + local) / 2))
+    of_places = (_loss_of_places(places[:, 0], mask) * labels.boxed[index]).sum()
+    of_regions = _known_loss(region, labels.region[index])
+    return (of_findings + BOX_WEIGHT * of_places + REGION_WEIGHT * of_regions) / len(films)
+
+
+def _known_loss(logit: Tensor, target: Tensor) -> Tensor:
+    """Summed over what is not NaN."""
+    known = ~target.isnan()
+    return (F.binary_cross_entropy_with_logits(logit, target.nan_to_num(), reduction="none") * known).sum()
+
+
+def _loss_of_places(places: Tensor, mask: Tensor) -> Tensor:
+    """(B,) from logits and coverage by boxes, both (B, h, w): mean loss inside and outside; between them, around a box, none."""
+    inside = (mask > 0.3).float()
+    outside = (F.max_pool2d(mask[:, None], 3, 1, 1)[:, 0] < 0.05).float()
+    within, beyond = ((F.softplus(sign * places) * of).sum((1, 2)) / (of.sum((1, 2)) + 1e-6) for sign, of in ((-1, inside), (1, outside)))
+    return INSIDE * within + OUTSIDE * beyond
+
+
+@torch.no_grad()
+def said_to_films(net: FindingsNet, views: Views, rows: NDArray[np.int64], device: torch.device, size: int = 16) -> dict[str, Any]:
+    """Logits (n, 2, F) and (n, 2, R), of the picture and its mirror image, and the mean of both maps (n, F, h, w) f16."""
+    finding, region, places = [], [], []
+    for some in np.split(views.place[rows], range(size, len(rows), size)):
+        x = tensor_of_features(views.clean[some].reshape(-1, *views.clean.shape[2:]), device)
+        with autocast(device, True):
+            pooled, local, maps, regions = net.parts(x)
+        finding.append(((pooled.float() + local.float()) / 2).view(len(some), 2, -1).cpu().numpy())
+        region.append(regions.float().view(len(some), 2, -1).cpu().numpy())
+        maps = maps.view(len(some), 2, *maps.shape[1:])
+        places.append(((maps[:, 0] + maps[:, 1].flip(-1)) / 2).half().cpu().numpy())
+    return {"finding": np.concatenate(finding), "region": np.concatenate(region), "places": np.concatenate(places)}
+
+
+def write_result(folder: Path, name: str, net: FindingsNet, said: dict[str, Any], films: Sequence[Film], about: dict[str, Any]) -> None:
+    """NAME.safetensors, then NAME.npz, each whole under another name first: where the second is, both are."""
+    partial = folder / f"{name}.partial"
+    save_file({k: v.contiguous().cpu() for k, v in net.state_dict().items()}, partial)
+    partial.replace(folder / f"{name}.safetensors")
+    with partial.open("wb") as file:
+        np.savez(file, names=np.array([film.name for film in films]), about=np.array(json.dumps(about)), **said)
+    partial.replace(folder / f"{name}.npz")
+
+
+def read_result(file: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """(what it was made with, names and logits). Raises BundleError."""
+    try:
+        with np.load(file, allow_pickle=False) as saved:
+            arrays = dict(saved)
+        return json.loads(str(arrays.pop("about"))), arrays
+    except (OSError, ValueError, KeyError, EOFError):
+        raise BundleError(f"{file}: not a readable result; remove it and train again with --resume") from None
