@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import exp
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pmclip_deploy.answer import Candidate, Worth
 from pmclip_deploy.bundle import Finding, Manifest, Stratum
@@ -52,6 +52,7 @@ class Seen:
 
     logits: Mapping[str, float]  # of each finding
     regions: Mapping[str, float]  # probability of each region
+    places: Mapping[str, Any] = field(default_factory=dict)  # of each finding its map (h, w), f32 logits
 
 
 @dataclass(frozen=True)

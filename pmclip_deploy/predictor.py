@@ -224,6 +224,7 @@ class Predictor:
         tensor = tensor_from_pixels(picture.pixels, findings.preprocess)[None]  # (1, 3, S, S)
         runs = [self._sessions["findings"].run({"pixels": np.ascontiguousarray(x)}) for x in (tensor, tensor[..., ::-1])]
         logits, regions = (np.mean([run[name][0] for run in runs], axis=0) for name in ("finding", "region"))
+        places = (runs[0]["places"][0] + runs[1]["places"][0][..., ::-1]) / 2  # (F, h, w)
         if len(logits) != len(findings.findings) or len(regions) != len(findings.regions):
             raise BundleError(
                 f"the graph findings of bundle {self.manifest.name} does not fit its manifest; export it again with `pmclip-deploy export`"
@@ -231,7 +232,30 @@ class Predictor:
         if not np.isfinite([*logits, *regions]).all():
             raise BundleError(f"bundle {self.manifest.name} computes no numbers for this image; export it again in a higher precision")
         names = [finding.name for finding in findings.findings]
-        return Seen(dict(zip(names, logits.tolist(), strict=True)), dict(zip(findings.regions, sigmoid(regions).tolist(), strict=True)))
+        shares = dict(zip(findings.regions, sigmoid(regions).tolist(), strict=True))
+        return Seen(dict(zip(names, logits.tolist(), strict=True)), shares, dict(zip(names, places, strict=True)))
+
+    def picture_seen(
+        self, image: Image, finding: str | None = None, *, frame: int | None = None, window: tuple[float, float] | None = None
+    ) -> NDArray[np.uint8]:
+        """(S, S) or (S, S, 3) u8: the picture as the model saw it, windowed, cropped and scaled.
+
+        With the name of a ``finding`` it is what the graph "findings" saw, (S, S, 3), with that finding's map in red where the map was
+        found to point at findings in validation; without a map else. Raises UsageError for a finding that the bundle has not.
+        """
+        from pmclip_deploy.overlay import colored
+        from pmclip_deploy.pixels import resized
+
+        picture, findings = picture_from_image(image, frame, window), self.manifest.findings
+        if finding is None:
+            return resized(picture.pixels, self.manifest.preprocess)
+        known = {one.name: one for one in (findings.findings if findings else ())}
+        if findings is None or finding not in known:
+            raise UsageError(f"bundle {self.manifest.name} has no finding {finding[:60]!r}; it has {', '.join(known) or 'none'}")
+        pixels, seen = resized(picture.pixels, findings.preprocess), self._seen_of_findings(picture)
+        if seen is None or known[finding].map_hits is None:
+            return pixels
+        return colored(pixels, seen.places[finding])
 
     def questions(self) -> tuple[str, ...]:
         """Examples of what can be asked of this model; none where its head reads each question itself, as MEVF's and QCR's do."""

@@ -17,7 +17,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from pmclip_deploy.bundle import Abstention, Graph, Head, Kind, Manifest, Words, write_bundle
+from pmclip_deploy.bundle import Abstention, Findings, Graph, Head, Kind, Manifest, Words, write_bundle
 from pmclip_deploy.spec import Preprocess
 
 DIM, SIZE = 8, 32
@@ -81,6 +81,77 @@ def tiny_files(kind: str | None = "lite") -> dict[str, bytes]:
 def tiny_bundle(directory: Path, kind: str | None = "lite", **changes: Any) -> Path:
     write_bundle(directory, tiny_manifest(kind, **changes), tiny_files(kind))
     return directory
+
+
+FACET_ANSWERS = (
+    "xr - plain film", "ct noncontrast", "axial", "lateral", "musculoskeletal", "breast", "contrast", "noncontrast", "t1", "t2",
+)  # fmt: skip
+FACET_KINDS = tuple(Kind(name, (2 * i, 2 * i + 1)) for i, name in enumerate(("modality", "plane", "organ", "contrast", "weighting")))
+
+
+def facets_bundle(directory: Path, findings: Findings | None = None) -> Path:
+    """A bundle whose kinds are those that decision.py knows: it takes every picture for a lateral plain film of bones.
+
+    With ``findings`` it has that graph: a finding's logit is the mean brightness, from -1 to 1, and so is each region's; the map is
+    brighter where the picture is.
+    """
+    graphs = {name: Graph(f"{name}.onnx", "fp32") for name in ("image", "text", "head", *(["findings"] if findings else []))}
+    manifest = tiny_manifest(answers=FACET_ANSWERS, kinds=FACET_KINDS, findings=findings, graphs=graphs)
+    files = {**tiny_files(), "head.onnx": _facets_head().SerializeToString()}
+    if findings:
+        files["findings.onnx"] = _findings_graph(findings).SerializeToString()
+    write_bundle(directory, manifest, files)
+    return directory
+
+
+def _facets_head() -> onnx.ModelProto:
+    """answers that do not depend on the picture: of each kind the first one, of planes the second; the radiograph as in ``_head``"""
+    bias = np.array([3, 0, 0, 3, 3, 0, 3, 0, 3, 0], np.float32)
+    radiograph = np.zeros((DIM, 1), np.float32)
+    radiograph[1] = 100
+    nodes = [
+        helper.make_node("Gemm", ["image", "w_answer", "answers"], ["answer"]),
+        helper.make_node("MatMul", ["text", "w_kind"], ["kind"]),
+        helper.make_node("Gemm", ["image", "w_radiograph", "bias"], ["column"]),
+        helper.make_node("Squeeze", ["column", "axes"], ["radiograph"]),
+    ]
+    inputs = {"image": ("f", ["B", DIM]), "text": ("f", ["B", DIM])}
+    outputs = {"answer": ["B", len(bias)], "kind": ["B", len(FACET_KINDS)], "radiograph": ["B"]}
+    weights = {
+        "w_answer": np.zeros((DIM, len(bias)), np.float32),
+        "answers": bias,
+        "w_kind": np.zeros((DIM, len(FACET_KINDS)), np.float32),
+        "w_radiograph": radiograph,
+        "bias": np.array([-0.1], np.float32),
+        "axes": np.array([1]),
+    }
+    return _model(nodes, inputs, outputs, **weights)
+
+
+def _findings_graph(findings: Findings) -> onnx.ModelProto:
+    side, of, regions = findings.preprocess.size, len(findings.findings), len(findings.regions)
+    scale = np.where(np.array(findings.regions) == "hand", 100, -100).astype(np.float32)
+    nodes = [
+        helper.make_node("ReduceMean", ["pixels", "axes"], ["mean"], keepdims=0),  # (B, 1) of channels and places
+        helper.make_node("Unsqueeze", ["mean", "last"], ["column"]),
+        helper.make_node("Expand", ["column", "findings_shape"], ["finding"]),
+        helper.make_node("Abs", ["column"], ["magnitude"]),
+        helper.make_node("Add", ["magnitude", "one"], ["positive"]),
+        helper.make_node("Mul", ["positive", "scale"], ["region"]),
+        helper.make_node("ReduceMean", ["pixels", "channel"], ["grey"], keepdims=1),
+        helper.make_node("AveragePool", ["grey"], ["pooled"], kernel_shape=[side // 4, side // 4], strides=[side // 4, side // 4]),
+        helper.make_node("Expand", ["pooled", "places_shape"], ["places"]),
+    ]
+    outputs = {"finding": ["B", of], "region": ["B", regions], "places": ["B", of, 4, 4]}
+    constants = {
+        "axes": np.array([1, 2, 3]),
+        "last": np.array([1]),
+        "channel": np.array([1]),
+        "one": np.array(1, np.float32),
+        "scale": scale,
+    }
+    shapes = {"findings_shape": np.array([1, of]), "places_shape": np.array([1, of, 1, 1])}
+    return _model(nodes, {"pixels": ("f", ["B", 3, side, side])}, outputs, **constants, **shapes)
 
 
 def tiny_words() -> Tokenizer:

@@ -38,6 +38,10 @@ def infer(
         float | None,
         typer.Option(min=0, max=1, help="Share of your pictures with the finding, 0.05 for 5%: says how often such an answer is right."),
     ] = None,
+    save_picture: Annotated[
+        Path | None,
+        typer.Option(metavar="OUT.png", help="Write the picture as the model saw it; of a finding that was answered yes, with its map."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> int:
     """Ask one or more images one or more questions.
@@ -45,6 +49,10 @@ def infer(
     pmclip-deploy infer scan.dcm "is there a fracture?" "in which plane is it?"
     """
     images, questions = split_arguments(arguments)
+    if save_picture is not None and (len(images) > 1 or images[0].is_dir()):
+        raise UsageError("--save-picture writes one picture; ask about one image")
+    if save_picture is not None and save_picture.suffix.lower() != ".png":
+        raise UsageError(f"{save_picture}: --save-picture writes PNG; give it a name that ends in .png")
 
     from pmclip_deploy.opening import load_beside
 
@@ -61,6 +69,10 @@ def infer(
     for image in images:
         try:
             for answers in _answers(ask, image, bar=as_json):
+                if save_picture is not None:
+                    from pmclip_deploy.overlay import save_png
+
+                    save_png(predictor.picture_seen(image, _found(answers), frame=frame, window=window), save_picture)
                 if as_json:
                     documents += [_document(answer, prevalence) for answer in answers]
                 else:
@@ -76,6 +88,11 @@ def infer(
     else:
         print(RESEARCH_ONLY)
     return InputError.exit_code if failed else 0
+
+
+def _found(answers: "list[Answer]") -> str | None:
+    """The first finding that was seen."""
+    return next((answer.worth.finding for answer in answers if answer.worth is not None and answer.worth.found), None)
 
 
 def _document(answer: "Answer", prevalence: float | None) -> dict[str, Any]:

@@ -1,0 +1,33 @@
+"""The picture that a model saw, as a PNG, and where in it a finding's map is high."""
+
+from os import PathLike, fspath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pmclip_deploy.errors import UsageError
+
+RED = (255, 48, 32)
+MOST = 0.6  # of the colour where the map is surest; what it lies on stays visible
+
+
+def colored(pixels: NDArray[np.uint8], places: NDArray[Any]) -> NDArray[np.uint8]:
+    """(S, S) or (S, S, 3) u8 and a map of logits (h, w) -> (S, S, 3) u8, red where the map's probability is high."""
+    from PIL import Image
+
+    rgb = np.repeat(pixels[:, :, None], 3, axis=2) if pixels.ndim == 2 else pixels
+    likely = 1 / (1 + np.exp(-np.clip(places.astype(np.float32), -30, 30)))
+    size = (pixels.shape[1], pixels.shape[0])
+    shade = np.asarray(Image.fromarray(likely).resize(size, Image.Resampling.BILINEAR))[:, :, None] * MOST
+    return np.round(rgb * (1 - shade) + np.array(RED, np.float32) * shade).astype(np.uint8)
+
+
+def save_png(pixels: NDArray[np.uint8], path: "str | PathLike[str]") -> None:
+    """Raises UsageError where ``path`` cannot be written."""
+    from PIL import Image
+
+    try:
+        Image.fromarray(pixels).save(path, format="PNG")
+    except OSError as error:
+        raise UsageError(f"{fspath(path)}: cannot be written ({error.strerror or type(error).__name__}); check the folder") from None
