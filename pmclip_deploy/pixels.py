@@ -84,12 +84,12 @@ def resized(pixels: NDArray[np.uint8], preprocess: Preprocess) -> NDArray[np.uin
         pixels = pixels[inner_box(pixels)]
     if preprocess.resize == "squash":
         return _bicubic(pixels, size, size)
+    height, width = pixels.shape[:2]
     if preprocess.resize == "pad":
-        rows, columns = padded_place(*pixels.shape[:2], size)
+        rows, columns = padded_place(height, width, size)
         canvas = np.zeros((size, size, *pixels.shape[2:]), np.uint8)
         canvas[rows, columns] = _bicubic(pixels, rows.stop - rows.start, columns.stop - columns.start)
         return canvas
-    height, width = pixels.shape[:2]
     if width <= height:  # torchvision's Resize(int): the long side is cut down to a whole number
         width, height = size, int(size * height / width)
     else:
