@@ -8,7 +8,7 @@ SOURCES := pyproject.toml $(shell find pmclip_deploy train export kernels benchm
 demo: $(DEMO_VENV)/ready
 	@$(DEMO_VENV)/bin/pmclip-deploy infer "$$($(DEMO_VENV)/bin/python -c 'from pydicom.data import get_testdata_file as f; print(f("CT_small.dcm"))')" \
 		"what imaging modality is shown?" "in what plane is this image taken?" "what organ system is shown?" \
-		"is there a fracture?" "what is the patient's name?"
+		"is this a chest x-ray?" "is there a fracture?" "what is the patient's name?"
 
 test: $(TEST_VENV)/ready
 	$(TEST_VENV)/bin/ruff check .
