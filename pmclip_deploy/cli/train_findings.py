@@ -6,12 +6,13 @@ from typing import Annotated
 import typer
 
 from pmclip_deploy.cli.evaluate import LARGEST_SEED
+from pmclip_deploy.cli.output import print_json
 
 
 def findings(
     data: Annotated[list[Path], typer.Option("--data", help="FracAtlas's, Kermany's or VQA-Med's folder; repeat for more.")],
     checkpoint: Annotated[Path, typer.Option("--checkpoint", help="Made by `train vqa`; its image tower is what is begun with.")],
-    output: Annotated[Path, typer.Option("--output", help="Folder for the checkpoint, the folds and, while they train, 6 GB of views.")],
+    output: Annotated[Path, typer.Option("--output", help="Folder for the checkpoint, the folds and, while they train, 4 GB of views.")],
     folds: Annotated[int, typer.Option(min=3, max=20, help="Parts of the cross-validation.")] = 5,
     only: Annotated[
         list[str] | None, typer.Option(help='Train this fold alone ("0" to "4", or "all" for the network that is kept); repeatable.')
@@ -30,7 +31,7 @@ def findings(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
     """Train the network that looks for findings on radiographs, and measure by cross-validation where it may answer."""
-    from pmclip_deploy.cli.train import _make_folder, _need_extra, _report
+    from pmclip_deploy.cli.train import SCHEMA, _make_folder, _need_extra, _report
 
     _need_extra()
     _make_folder(output)
@@ -38,4 +39,8 @@ def findings(
     from pmclip_deploy.train.loop import Settings
 
     settings = Settings(epochs, learning_rate, batch_size, seed, threads, limit, resume)
-    _report(train_findings(data, checkpoint, output, settings, folds, only or (), keep_views, fold_checkpoints), output, as_json)
+    meta = train_findings(data, checkpoint, output, settings, folds, only or (), keep_views, fold_checkpoints)
+    if meta["metrics"]:
+        _report(meta, output, as_json)
+    elif as_json:
+        print_json({"schema": SCHEMA, "checkpoint": None, **meta})

@@ -77,10 +77,12 @@ def train_findings(
         raise UsageError(f"--only {unknown[0]} is no part; choose of {', '.join(names)}")
     settings.start()
     run = _run(data, checkpoint, output, settings, folds)
-    done = {name for name in names if run.result(name).is_file() and settings.resume}
+    there = [name for name in names if run.result(name).is_file()]
+    wanted = [name for name in only or names if not (settings.resume and name in there)]
+    results = {name: _result(run, name) for name in there if name not in wanted}  # now, rather than after hours of training
     with device_of_process() as device:
-        _train_parts(run, [name for name in only or names if name not in done], device)
-    results = {name: _result(run, name) for name in names if run.result(name).is_file()}
+        _train_parts(run, wanted, device)
+    results = {name: results.get(name) or _result(run, name) for name in names if run.result(name).is_file()}
     missing = [name for name in names if name not in results]
     if missing:
         print_note(f"folds that are still to be trained: {', '.join(missing)}")
@@ -122,9 +124,9 @@ def _train_parts(run: Run, names: Sequence[str], device: torch.device) -> None:
         state = run.output / f"fold-{name}" / "state.pt"
         made_with = run.part(name)
         net, seconds = trained_net(f"fold {name}", run.training(name), labels, views, run.tensors, run.settings, made_with, state, device)
-        rows = run.measured(name)
+        films = [run.films[i] for i in run.measured(name)]
         about = {"made_with": made_with, "seconds": round(seconds), "threads": torch.get_num_threads(), "device": device.type}
-        write_result(run.output, f"fold-{name}", net, said_to_films(net, views, rows, device), [run.films[i] for i in rows], about)
+        write_result(run.output, f"fold-{name}", net, said_to_films(net, films, device, f"fold {name}"), films, about)
         state.unlink()
 
 

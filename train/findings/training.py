@@ -10,13 +10,17 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from pmclip_deploy.errors import BundleError, UsageError
+from pmclip_deploy.pixels import tensor_from_pixels
 from pmclip_deploy.train.clip import autocast
-from pmclip_deploy.train.findings.films import FINDINGS, REGIONS, Film
+from pmclip_deploy.train.findings.films import FINDINGS, PREPROCESS, REGIONS, Film
 from pmclip_deploy.train.findings.net import FindingsNet
 from pmclip_deploy.train.findings.views import Views, tensor_of_features
 from pmclip_deploy.train.loop import Settings, fit
@@ -96,8 +100,7 @@ def trained_net(
     torch.manual_seed(settings.seed)
     pupil = Pupil(tensors).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if device.type == "cpu":
-        for net in (pupil.net, pupil.mean):
-            run_slow_convolutions_in_float(net)
+        run_slow_convolutions_in_float(pupil.net)
     per_epoch = int(labels.weight[rows].sum()) // settings.batch_size
     if not per_epoch:
         raise UsageError(f"{title}: its films do not fill a batch of {settings.batch_size}; lower --batch-size, or raise --limit")
@@ -166,28 +169,35 @@ def _loss_of_places(places: Tensor, mask: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def said_to_films(net: FindingsNet, views: Views, rows: NDArray[np.int64], device: torch.device, size: int = 16) -> dict[str, Any]:
-    """Logits (n, 2, F) and (n, 2, R), of the picture and its mirror image, and the mean of both maps (n, F, h, w) f16."""
-    finding, region, places = [], [], []
-    for some in np.split(views.place[rows], range(size, len(rows), size)):
-        x = tensor_of_features(views.clean[some].reshape(-1, *views.clean.shape[2:]), device)
-        with autocast(device, True):
-            pooled, local, maps, regions = net.parts(x)
-        finding.append(((pooled.float() + local.float()) / 2).view(len(some), 2, -1).cpu().numpy())
-        region.append(regions.float().view(len(some), 2, -1).cpu().numpy())
-        maps = maps.view(len(some), 2, *maps.shape[1:])
-        places.append(((maps[:, 0] + maps[:, 1].flip(-1)) / 2).half().cpu().numpy())
-    return {"finding": np.concatenate(finding), "region": np.concatenate(region), "places": np.concatenate(places)}
+def said_to_films(net: FindingsNet, films: Sequence[Film], device: torch.device, title: str = "", size: int = 16) -> dict[str, Any]:
+    """As the runtime asks, in fp32: logits (n, 2, F) and (n, 2, R) of the picture and its mirror image; maps, their mean (n, F, h, w) f16.
+
+    Raises InputError.
+    """
+    said: list[tuple[Tensor, ...]] = []
+    console = Console(stderr=True)
+    for start in track(range(0, len(films), size), f"{title}: asking", console=console, disable=not console.is_terminal):
+        x = torch.stack([torch.from_numpy(tensor_from_pixels(film.pixels(), PREPROCESS)) for film in films[start : start + size]]).to(
+            device
+        )
+        (finding, region, places), (finding_mirrored, region_mirrored, places_mirrored) = net(x), net(x.flip(-1))
+        maps = ((places + places_mirrored.flip(-1)) / 2).half()
+        said.append((torch.stack([finding, finding_mirrored], 1), torch.stack([region, region_mirrored], 1), maps))
+    return {name: torch.cat(of).cpu().numpy() for name, of in zip(("finding", "region", "places"), zip(*said, strict=True), strict=True)}
 
 
 def write_result(folder: Path, name: str, net: FindingsNet, said: dict[str, Any], films: Sequence[Film], about: dict[str, Any]) -> None:
-    """NAME.safetensors, then NAME.npz, each whole under another name first: where the second is, both are."""
+    """NAME.safetensors, then NAME.npz, each whole under another name first: where the second is, both are. Raises UsageError."""
     partial = folder / f"{name}.partial"
-    save_file({k: v.contiguous().cpu() for k, v in net.state_dict().items()}, partial)
-    partial.replace(folder / f"{name}.safetensors")
-    with partial.open("wb") as file:
-        np.savez(file, names=np.array([film.name for film in films]), about=np.array(json.dumps(about)), **said)
-    partial.replace(folder / f"{name}.npz")
+    try:
+        save_file({k: v.contiguous().cpu() for k, v in net.state_dict().items()}, partial)
+        partial.replace(folder / f"{name}.safetensors")
+        with partial.open("wb") as file:
+            np.savez(file, names=np.array([film.name for film in films]), about=np.array(json.dumps(about)), **said)
+        partial.replace(folder / f"{name}.npz")
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise UsageError(f"{folder}: cannot be written ({error}); make room and go on with --resume") from None
 
 
 def read_result(file: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:

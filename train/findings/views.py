@@ -1,4 +1,4 @@
-"""What the network's locked part gives of augmented views and of clean pictures: computed once, kept in memory-mapped files."""
+"""What the network's locked part gives of augmented views of films: computed once for all folds, kept in memory-mapped files."""
 
 import json
 import math
@@ -40,8 +40,6 @@ class Views:
     count: NDArray[np.int64]  # (N,), 0 for films that never train
     features: NDArray[np.int16]  # (rows, H, W, C)
     masks: NDArray[np.uint8]  # (rows, H / 2, W / 2), of the boxes
-    place: NDArray[np.int64]  # (N,): a film's row in ``clean``; -1 for films that are not measured
-    clean: NDArray[np.int16]  # (rows, 2, H, W, C): the picture and its mirror image
 
 
 def views_of_films(
@@ -54,15 +52,14 @@ def views_of_films(
     with _one_process_at_a_time(folder):
         views, done = _opened(films, net, folder, made_with, resume)
         writer = _Writer(films, views, net, device)
-        batches = [(writer.views_of, part) for part in _parts(np.repeat(np.arange(len(films)), views.count))]
-        batches += [(writer.clean_of, part) for part in _parts(np.flatnonzero(views.place >= 0))]
-        left = [i for i in range(len(batches)) if not done[i]]
+        of = np.repeat(np.arange(len(films)), views.count)
+        left = [i for i in range(len(done)) if not done[i]]
         if left:
-            _announce(views, len(films), device)
+            about = f"{len(of)} views of {len(films)} films, {views.features.nbytes / 1e9:.1f} GB, on {device.type}"
+            print_note(f"features of the locked stages: {about}")
         console = Console(stderr=True)
         for i in track(left, "features of views", console=console, disable=not console.is_terminal):
-            write, (start, of) = batches[i]
-            write(start, of, Generator().manual_seed(seed * 1_000_003 + i))
+            writer.write(i * BATCH, of[i * BATCH : (i + 1) * BATCH].tolist(), Generator().manual_seed(seed * 1_000_003 + i))
             done[i] = 1
     return views
 
@@ -126,9 +123,7 @@ def _opened(
 ) -> tuple[Views, NDArray[np.uint8]]:
     """(the files, with what they hold already, (batches,) u8: which are done)"""
     count = np.array([0 if film.part == "val" else film.views for film in films], np.int64)
-    measured = np.array([film.part != "train" for film in films])
-    place = np.where(measured, np.cumsum(measured) - 1, -1)
-    rows, clean = int(count.sum()), int(measured.sum())
+    rows = int(count.sum())
     with torch.no_grad():
         device = net.pool.weight.device
         channels, height, width = net.stem(torch.zeros(1, 3, PREPROCESS.size, PREPROCESS.size, device=device)).shape[1:]
@@ -136,12 +131,10 @@ def _opened(
     there = (home / KEY).is_file() and (home / KEY).read_text(encoding="utf-8") == key
     if resume and (home / KEY).is_file() and not there:
         raise BundleError(f"{home}: made with other settings; train again without --resume, or give the same options")
-    batches = math.ceil(rows / BATCH) + math.ceil(clean / BATCH)
     sizes: dict[str, tuple[type, tuple[int, ...]]] = {
         "features": (np.int16, (rows, height, width, channels)),
         "masks": (np.uint8, (rows, PREPROCESS.size // PLACE, PREPROCESS.size // PLACE)),
-        "clean": (np.int16, (clean, 2, height, width, channels)),
-        "done": (np.uint8, (batches,)),
+        "done": (np.uint8, (math.ceil(rows / BATCH),)),
     }
     if not there:
         remove_views(folder)
@@ -154,18 +147,7 @@ def _opened(
         (home / KEY).write_text(key, encoding="utf-8")
     files = {name: np.load(home / f"{name}.npy", mmap_mode="r+") for name in sizes}
     first = np.cumsum(count) - count
-    return Views(first, count, files["features"], files["masks"], place, files["clean"]), files["done"]
-
-
-def _parts(of: NDArray[np.int64]) -> list[tuple[int, NDArray[np.int64]]]:
-    """(row of the first, films) of each batch."""
-    return [(start, of[start : start + BATCH]) for start in range(0, len(of), BATCH)]
-
-
-def _announce(views: Views, films: int, device: torch.device) -> None:
-    size = (views.features.nbytes + views.masks.nbytes + views.clean.nbytes) / 1e9
-    about = f"{len(views.features)} views and {len(views.clean)} clean pictures of {films} films, {size:.1f} GB, on {device.type}"
-    print_note(f"features of the locked stages: {about}")
+    return Views(first, count, files["features"], files["masks"]), files["done"]
 
 
 class _Writer:
@@ -175,16 +157,12 @@ class _Writer:
         self.films, self.views, self.net, self.device = films, views, net, device
         self.last: tuple[int, Tensor] | None = None  # a film's views stand in a row: it is read once
 
-    def views_of(self, start: int, of: NDArray[np.int64], generator: Generator) -> None:
-        pixels, mask = augmented(torch.stack([self._square(i) for i in of.tolist()]).float() / 255, generator)
+    def write(self, start: int, of: list[int], generator: Generator) -> None:
+        """A view of each of the films ``of``, in the rows from ``start`` on."""
+        pixels, mask = augmented(torch.stack([self._square(i) for i in of]).float() / 255, generator)
         rows = slice(start, start + len(of))
         self.views.features[rows] = self._features(pixels)
         self.views.masks[rows] = (mask * 255).byte().numpy()
-
-    def clean_of(self, start: int, of: NDArray[np.int64], generator: Generator) -> None:
-        pixels = torch.stack([_colours(resized(self.films[i].pixels(), PREPROCESS)) for i in of.tolist()]).float() / 255
-        for side, x in enumerate((pixels, pixels.flip(-1))):
-            self.views.clean[start : start + len(of), side] = self._features(x)
 
     def _square(self, i: int) -> Tensor:
         if self.last is None or self.last[0] != i:
