@@ -20,6 +20,7 @@ SIGNATURE = "manifest.sig"  # signing.py's; a bundle may have one, and what is w
 TOKENIZER = "tokenizer.json"
 WORDS = "words.json"  # the tokenizer of a head that reads words
 LABELS = "labels.npy"  # (N, D) f32, the embeddings of Manifest.labels
+ASKED = "asked.npy"  # (N, D) f32, the embeddings of Manifest.asked
 GRAPHS = ("image", "text", "features", "head", "labels", "findings")  # the towers always; the others where something needs them
 NEEDED_BY = {"labels": "labels need", "findings": "findings need"}  # the others by the head
 HEADS = ("lite", "mevf", "qcr")  # kinds of head
@@ -171,6 +172,7 @@ class Manifest:
     findings: Findings | None = None
     engines: tuple[Engine, ...] = ()
     labels: tuple[str, ...] = ()  # what ``classify`` chooses among where it is given none
+    asked: tuple[str, ...] = ()  # questions whose embeddings are kept, so that ``ask`` opens no text tower
     metrics: Mapping[str, Any] = field(default_factory=dict)
     parity: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -204,6 +206,7 @@ class Manifest:
             findings=_findings(data["findings"]) if data.get("findings") is not None else None,
             engines=tuple(_engine(e, f"engines[{i}]", graphs) for i, e in enumerate(_get({"engines": [], **data}, "engines", list))),
             labels=tuple(_is(x, str, f"labels[{i}]") for i, x in enumerate(_get({"labels": [], **data}, "labels", list))),
+            asked=tuple(_is(x, str, f"asked[{i}]") for i, x in enumerate(_get({"asked": [], **data}, "asked", list))),
             metrics=_get(data, "metrics", dict),
             parity=_get(data, "parity", dict),
             provenance=_get(data, "provenance", dict),
@@ -222,7 +225,7 @@ class Manifest:
 
     def to_json(self) -> dict[str, Any]:
         data = asdict(self)
-        for absent in ("labels", "findings"):
+        for absent in ("labels", "asked", "findings"):
             if not data[absent]:
                 del data[absent]
         text = {"context_length": data.pop("context_length"), "pad_id": data.pop("pad_id")}
@@ -242,7 +245,7 @@ def manifest_from_bundle(path: Path) -> Manifest:
             raise BundleError(f"{file}: larger than a manifest can be; {NEXT_STEP}")
         manifest = Manifest.from_json(json.loads(file.read_bytes(), parse_constant=_no_constant))
         more = [WORDS] if manifest.head is not None and manifest.head.words is not None else []
-        more += [LABELS] if manifest.labels else []
+        more += [name for name, has in ((LABELS, manifest.labels), (ASKED, manifest.asked)) if has]
         for name in [*(g.file for g in manifest.graphs.values()), *(e.file for e in manifest.engines), TOKENIZER, *more]:
             if name not in manifest.files:
                 raise ValueError(f'"files" does not list {name}')

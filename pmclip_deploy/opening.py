@@ -50,7 +50,6 @@ def load_beside(work: Callable[[], object], bundle: "str | os.PathLike[str] | No
         import pmclip_deploy.pixels
         import pmclip_deploy.sessions.onnxruntime  # noqa: F401
         from pmclip_deploy.predictor import Predictor, graphs_of_ask
-        from pmclip_deploy.tokens import tokenizer_from_file
 
         def session(name: str) -> "Session":
             file = manifest.graphs[name].file
@@ -58,13 +57,16 @@ def load_beside(work: Callable[[], object], bundle: "str | os.PathLike[str] | No
             return _session(path, manifest, name, device, notes, once)
 
         def tokenizer(name: str) -> "Tokenizer":
+            from pmclip_deploy.tokens import tokenizer_from_file
+
             verify(name)
             return tokenizer_from_file(path / name)
 
         head, notes = manifest.head, list[str]()
         sessions, tokenizers = Opened(session, manifest.graphs), Opened(tokenizer, (TOKENIZER, WORDS))
         opening: list[Future[Any]] = [pool.submit(sessions.__getitem__, name) for name in graphs_of_ask(manifest)]
-        opening.append(pool.submit(tokenizers.__getitem__, TOKENIZER if head is None or head.words is None else WORDS))
+        if "text" in graphs_of_ask(manifest) or (head is not None and head.words is not None):
+            opening.append(pool.submit(tokenizers.__getitem__, TOKENIZER if head is None or head.words is None else WORDS))
         import PIL.Image  # noqa: F401  # for the first picture
 
         work()

@@ -5,7 +5,7 @@ import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
@@ -13,13 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pmclip_deploy.answer import Answer, Candidate, Classification, Match, ModelInfo
-from pmclip_deploy.bundle import MANIFEST, TOKENIZER, WORDS, Head, Manifest
+from pmclip_deploy.bundle import ASKED, MANIFEST, TOKENIZER, WORDS, Head, Manifest
 from pmclip_deploy.decision import FACETS, NO_RADIOGRAPH, Look, Reply, Seen, askable, facets_of, reply
 from pmclip_deploy.errors import BundleError, UsageError
 from pmclip_deploy.header import Header
 from pmclip_deploy.questions import Intent, understood
 from pmclip_deploy.sessions import Session
-from pmclip_deploy.tokens import tokens_from_text
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -62,8 +61,20 @@ def graphs_of_ask(manifest: Manifest) -> tuple[str, ...]:
     head = manifest.head
     if head is None:
         return ("image", "text")
-    needed = {"image": head.clip, "text": head.words is None, "features": bool(head.grey), "head": True}
+    needed = {"image": head.clip, "text": head.words is None and not asks_from_memory(manifest), "features": bool(head.grey), "head": True}
     return tuple(name for name, is_needed in needed.items() if is_needed)
+
+
+def asks_from_memory(manifest: Manifest) -> bool:
+    """Whether the bundle keeps the embeddings of all that its head is asked to answer any question."""
+    return bool(facet_kinds(manifest)) and {question for _, question in FACETS.values()} <= {*manifest.asked}
+
+
+def facet_kinds(manifest: Manifest) -> dict[str, int]:
+    """The place of each of FACETS among the kinds of question; empty where the rules of decision.py are not about this head."""
+    places = {kind.name: i for i, kind in enumerate(manifest.kinds)}
+    known = all(kind in places for kind, _ in FACETS.values())
+    return {facet: places[kind] for facet, (kind, _) in FACETS.items()} if known else {}
 
 
 @dataclass(frozen=True)
@@ -107,9 +118,7 @@ class Predictor:
         self._sessions = sessions
         self._tokenizers = tokenizers
         self._text_embedding = lru_cache(1024)(self._embedding_from_text)  # the same questions are asked of many images
-        places = {kind.name: i for i, kind in enumerate(manifest.kinds)}  # of the kinds that the rules of decision.py are about
-        known = all(kind in places for kind, _ in FACETS.values())
-        self._facets = {facet: places[kind] for facet, (kind, _) in FACETS.items()} if known else {}
+        self._facets = facet_kinds(manifest)
         first = sessions[graphs_of_ask(manifest)[0]]
         self.model = ModelInfo(
             bundle=manifest.name,
@@ -335,6 +344,8 @@ class Predictor:
 
     def tokens(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
         """What the text tower reads of each, (1, T) of its own length."""
+        from pmclip_deploy.tokens import tokens_from_text
+
         tokenizer, limit, pad = self._tokenizers[TOKENIZER], self.manifest.context_length, self.manifest.pad_id
         return [tokens_from_text(tokenizer, [text], limit, pad) for text in texts]
 
@@ -352,10 +363,27 @@ class Predictor:
     def asked(self, questions: Sequence[str]) -> NDArray[Any]:
         """(N, D) f32 or, where the head reads words, (N, T) i64: what it is given of each question."""
         words = self._head().words
-        if words is None:
-            return self.embed_texts(questions)
         _check_questions(questions)
+        if words is None:
+            kept = self._kept
+            return np.stack([kept[question] if question in kept else self.embed_text(question) for question in questions])
+        from pmclip_deploy.tokens import tokens_from_text
+
         return tokens_from_text(self._tokenizers[WORDS], questions, words.length, words.pad_id, length=words.length)
+
+    @cached_property
+    def _kept(self) -> dict[str, Floats]:
+        """The embeddings that the bundle keeps of questions, (D,) each."""
+        if not self.manifest.asked or self.path is None:
+            return {}
+        shape = (len(self.manifest.asked), self.manifest.embed_dim)
+        try:
+            rows = np.load(self.path / ASKED, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise BundleError(f"{self.path}: {ASKED} cannot be read ({type(error).__name__}); copy the bundle again") from error
+        if rows.shape != shape or rows.dtype != np.float32 or not np.isfinite(rows).all():
+            raise BundleError(f"{self.path}: {ASKED} is not {shape[0]} x {shape[1]} numbers; export the bundle again")
+        return dict(zip(self.manifest.asked, rows, strict=True))
 
     def heads(self, seen: Floats, asked: NDArray[Any]) -> Heads:
         """(N, V) and (N, D) or (N, T), as ``seen`` and ``asked`` give them. Raises BundleError where the graph does not fit."""

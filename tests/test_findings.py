@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,8 @@ from test_decision import FINDINGS, HAND
 from tiny import facets_bundle
 
 import pmclip_deploy as pm
-from pmclip_deploy.bundle import Finding, manifest_from_bundle
+from pmclip_deploy.bundle import Finding, manifest_from_bundle, write_bundle
+from pmclip_deploy.decision import FACETS
 
 SMALL = replace(
     FINDINGS,
@@ -129,3 +132,37 @@ def test_a_picture_that_cannot_be_saved(run: Any, folder: Path, tmp_path: Path, 
 def test_the_picture_of_a_finding_that_is_not_there(folder: Path) -> None:
     with pytest.raises(pm.UsageError, match="no finding"):
         pm.load(folder).picture_seen(film(190), "scoliosis")
+
+
+# --- questions whose embeddings are kept -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return facets_bundle(tmp_path_factory.mktemp("kept") / "bundle", asked=tuple({question for _, question in FACETS.values()}))
+
+
+def test_a_bundle_that_keeps_its_questions_opens_no_text_tower(kept: Path) -> None:
+    """In a process of its own: neither the tower nor the package of tokenizers is loaded."""
+    code = (
+        "import sys, numpy, pmclip_deploy as pm; predictor = pm.load(sys.argv[1]);"
+        "answer = predictor.ask(numpy.random.default_rng(0).integers(0, 256, (64, 64), numpy.uint8), 'what organ system is shown?');"
+        "print(answer.answer, 'tokenizers' in sys.modules, sorted(dict.keys(predictor._sessions)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(kept)], capture_output=True, text=True, timeout=60)
+    assert done.stdout.split("\n")[0] == "musculoskeletal False ['head', 'image']", done.stderr
+
+
+def test_other_texts_open_the_tower_when_they_are_asked_for(kept: Path) -> None:
+    predictor = pm.load(kept)
+    assert predictor.embed_text("which plane").shape == (8,) and not np.array_equal(predictor.embed_text("which plane"), np.ones(8))
+    assert np.array_equal(predictor.asked([FACETS["plane"][1]]), np.ones((1, 8)))
+
+
+@pytest.mark.parametrize("content", [b"", b"no array", np.ones(3).tobytes()])
+def test_kept_questions_that_are_no_numbers(kept: Path, tmp_path: Path, content: bytes) -> None:
+    manifest = manifest_from_bundle(kept)
+    names = [name for name in manifest.files if name != "asked.npy"]
+    write_bundle(tmp_path / "bundle", manifest, {**{name: kept / name for name in names}, "asked.npy": content})
+    with pytest.raises(pm.BundleError, match=r"asked\.npy"):
+        pm.load(tmp_path / "bundle").ask(film(100), "what organ system is shown?")

@@ -8,6 +8,7 @@ Other kinds of bundle: None has towers alone. The heads "mevf", "qcr" and "blind
 grey level (after the image's embedding, in place of it, and not at all); "plane" and "fracture" choose among the answers.
 """
 
+import io
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -89,17 +90,21 @@ FACET_ANSWERS = (
 FACET_KINDS = tuple(Kind(name, (2 * i, 2 * i + 1)) for i, name in enumerate(("modality", "plane", "organ", "contrast", "weighting")))
 
 
-def facets_bundle(directory: Path, findings: Findings | None = None) -> Path:
+def facets_bundle(directory: Path, findings: Findings | None = None, asked: tuple[str, ...] = ()) -> Path:
     """A bundle whose kinds are those that decision.py knows: it takes every picture for a lateral plain film of bones.
 
     With ``findings`` it has that graph: a finding's logit is the mean brightness, from -1 to 1, and so is each region's; the map is
     brighter where the picture is.
     """
     graphs = {name: Graph(f"{name}.onnx", "fp32") for name in ("image", "text", "head", *(["findings"] if findings else []))}
-    manifest = tiny_manifest(answers=FACET_ANSWERS, kinds=FACET_KINDS, findings=findings, graphs=graphs)
+    manifest = tiny_manifest(answers=FACET_ANSWERS, kinds=FACET_KINDS, findings=findings, graphs=graphs, asked=asked)
     files = {**tiny_files(), "head.onnx": _facets_head().SerializeToString()}
     if findings:
         files["findings.onnx"] = _findings_graph(findings).SerializeToString()
+    if asked:
+        content = io.BytesIO()
+        np.save(content, np.ones((len(asked), DIM), np.float32))
+        files["asked.npy"] = content.getvalue()
     write_bundle(directory, manifest, files)
     return directory
 
