@@ -5,7 +5,8 @@
     python -m pmclip_deploy.benchmarks.questions --confusable WORDS.txt... [--common WORDS.txt] > pmclip_deploy/questions/confusable.txt
 
 A row is {"question", "intent", "or", "part"}: the fields of an `Intent` that must be as they are given ("or" lists other readings that are
-right too). Fields that are left out have their defaults; qualifiers are [kind, value], where "*" is any value; "needs": true is a question to be asked back.
+right too). Fields that are left out have their defaults; qualifiers are [kind, value], where "*" is any value; "needs": true is a question
+to be asked back.
 """
 
 import argparse
@@ -21,7 +22,7 @@ import numpy as np
 
 from pmclip_deploy.questions import KINDS, LANGUAGE, OUT_OF_SCOPE, UNKNOWN, Intent, understood
 from pmclip_deploy.questions.lexicon import WORDS
-from pmclip_deploy.questions.spelling import LONG, slips_between, targets
+from pmclip_deploy.questions.spelling import slips_between, targets
 
 ASKED_BACK = "asked back"
 REFUSED = {ASKED_BACK, OUT_OF_SCOPE, LANGUAGE}
@@ -118,7 +119,8 @@ def fits_loosely(intent: Intent, right: Row) -> bool:
         return intent.kind == OUT_OF_SCOPE
     kinds = DETAILS if intent.kind == "modality" and intent.form == "closed" else {intent.kind}
     finding = right.get("finding") == intent.finding or (intent.finding is None and right["kind"] == "finding")
-    return right["kind"] in kinds and finding and right.get("polarity", True) and not right.get("qualifiers") and right.get("form") != "choice"
+    plain = right.get("polarity", True) and not right.get("qualifiers") and right.get("form") != "choice"
+    return right["kind"] in kinds and finding and plain
 
 
 def rules_then(tower: Reader) -> Reader:
@@ -203,17 +205,19 @@ def _questions(folder: Path) -> Iterable[tuple[str, str]]:
 # --- words that no misspelling may become ---------------------------------------------------------------------------------------
 
 
-def confusable(words: Iterable[str]) -> list[str]:
-    """Those of ``words`` that lie so near a word which may be read out of a misspelling that they must be known."""
+def confusable(words: Iterable[str], common: set[str]) -> list[str]:
+    """Those of ``words`` that are one slip from a word which may be read out of a misspelling, with a star; and those of ``common`` within
+    two, from which the same misspelling may come."""
     near = defaultdict(set)
     for target in targets():
         for shorter in _shorter(target):
             near[shorter].add(target)
     found = set()
-    for word in set(words) - WORDS:
-        for target in set().union(*(near.get(shorter, ()) for shorter in _shorter(word))):
-            if slips_between(word, target, 2) <= (2 if len(target) >= LONG - 1 else 1):
-                found.add(word)
+    for word in {*words, *common} - WORDS:
+        alike = set().union(*(near.get(shorter, ()) for shorter in _shorter(word)))
+        slips = min((slips_between(word, target, 2) for target in alike), default=3)
+        if slips <= (2 if word in common else 1):
+            found.add(word if word in common else word + "*")
     return sorted(found)
 
 
@@ -240,7 +244,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.confusable:
         common = _words(options.common)
-        print(*(word if word in common else word + "*" for word in confusable(_words(options.confusable) | common)), sep="\n")
+        print(*confusable(_words(options.confusable), common), sep="\n")
         return
     rows = [json.loads(line) for path in options.files for line in path.read_text(encoding="utf-8").splitlines()]
     rows = [row for row in rows if options.part in (None, row["part"])]
@@ -249,7 +253,8 @@ def main() -> None:
     for row in rows if options.failures else ():
         intent = understood(row["question"])
         if not any(fits(intent, right) for right in readings(row)):
-            print("misread" if misread(intent, row) else "refused", row["question"], row["intent"], intent.to_json(), sep="\t", file=sys.stderr)
+            how = "misread" if misread(intent, row) else "refused"
+            print(how, row["question"], row["intent"], intent.to_json(), sep="\t", file=sys.stderr)
     if options.data:
         print(of_datasets(options.data))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pmclip_deploy.questions.intent import OUT_OF_SCOPE, Intent, Qualifier, unknown
-from pmclip_deploy.questions.lexicon import BONY, BROKEN, LIMBS, NO_BONES
+from pmclip_deploy.questions.lexicon import BONY, BROKEN, LIMBS, NO_BONES, QUALIFIERS
 from pmclip_deploy.questions.narrowing import BOTH_SIDES, NEGATIVE, context_of, is_of_the_picture, qualifiers_of, turn
 from pmclip_deploy.questions.reading import Item, Reading
 
@@ -44,12 +44,15 @@ def _of_one_finding(r: Reading, name: str, found: Sequence[Item]) -> Intent:
     if form is None:
         return Intent(OUT_OF_SCOPE)
     polarity, needs = turn(r)
-    name, qualifiers = _with_site(name, (*asked_for, *qualifiers_of(r)))
+    bones = r.of("bone") if name != "fracture" else ()  # a fracture is of a bone, a cancer need not be
+    name, qualifiers = _with_site(name, (*asked_for, *qualifiers_of(r), *(Qualifier("site", item.text) for item in bones)))
     if form == "closed" and r.has("or"):
         if len(qualifiers) > 1:
             form = "choice"
         elif not _are_synonyms(r, found):
             needs = needs or BOTH_SIDES
+    if found and any(found[-1].after <= item.at < other.at for item in r.of("not") for other in r.of(*QUALIFIERS, "side", "place")):
+        needs = needs or NEGATIVE  # "a fracture without displacement"
     if form != "closed" and not polarity:
         needs = needs or NEGATIVE
     if any(other.tag in ("weighting", "contrast") for item in found for other in r.before(item)):
@@ -76,7 +79,7 @@ def _doubt(r: Reading, name: str, found: Sequence[Item]) -> str | None:
 
 def _form(r: Reading) -> tuple[str | None, tuple[Qualifier, ...]]:
     """(form, what an open question asks for); no form where the question is about findings in general."""
-    asking = next(iter(r.of("wh")), None)
+    asking = r.asking
     if asking is None:
         return "closed", ()
     if asking.value in ("where", "how many"):

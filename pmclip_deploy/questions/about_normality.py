@@ -9,7 +9,7 @@ from pmclip_deploy.questions.reading import Item, Reading
 
 def about_normality(r: Reading) -> Intent | None:
     normal, wrong, named = r.of("normal"), r.of("abnormal", "abnormality"), r.of("diagnosis")
-    asking = next(iter(r.of("wh")), None)
+    asking = r.asking
     if not (normal or wrong or named):
         return None
     if not normal and (named or wrong) and (asking or not wrong):

@@ -46,6 +46,8 @@ def _open_question(r: Reading) -> Intent | None:
         return None
     values = [item for item in r.of(*FACETS) if item.text != "body"]
     own = [item for item in values if _KIND_OF_FACET[item.tag] == kind]
+    if kind == "modality" and r.has("kind") and own and all((item.tag, item.value) == ("modality", "mr") for item in own):
+        kind, own = "weighting", []  # "what type of MRI modality"
     if kind == "contrast" and all(item.value == "with" for item in own) and not r.has("or"):
         values, own = [item for item in values if item not in own], []  # "what contrast was given?" names it by a value
     return None if own else Intent(kind, "open", context=_pairs(values))  # own: "which plane, axial or coronal?" is a choice
@@ -53,7 +55,7 @@ def _open_question(r: Reading) -> Intent | None:
 
 def _kind_asked_for(r: Reading) -> str | None:
     kinds = _kinds_named(r) or {NOUNS[item.tag] for item in r.of(*NOUNS)}
-    asking = next(iter(r.of("wh")), None)
+    asking = r.asking
     if asking is None:
         return kinds.pop() if len(kinds) == 1 and not r.is_closed else None
     if asking.value == "what":
@@ -95,10 +97,11 @@ def _assertion_or_choice(r: Reading) -> Intent | None:
     if not items or any(item.value != "not" for item in r.of("not")):
         return None
     if r.has("wh") and not r.has("or"):
-        return Intent(OUT_OF_SCOPE) if r.of("wh")[0].value in ("where", "how many", "how") else None
+        return Intent(OUT_OF_SCOPE) if r.asking is not None and r.asking.value in ("where", "how many", "how") else None
     if all(item.text == "right" for item in items):
         return unknown('"right" may mean the side or that something is correct; ask "is this the right side?"')
-    given = [item for item in items if _is_given(r, item, items)]
+    several = r.has("or") and len({item.value for item in items if item.tag == "modality"}) > 1  # "is this X-ray, CT or MRI?"
+    given = [] if several else [item for item in items if _is_given(r, item, items)]
     asserted = [item for item in items if item not in given]
     pairs = _pairs(asserted)
     if not _fits_what_is_named(r, {_KIND_OF_FACET[facet] for facet, _ in pairs}):

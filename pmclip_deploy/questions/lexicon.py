@@ -81,7 +81,7 @@ def _plain(words: Iterable[str]) -> Iterable[str]:
         yield " ".join(phrase.replace("-", " ").replace(".", " ").replace("x rays", "xray").replace("x ray", "xray").split())
 
 
-def _one_and_many(phrase: str, tags: tuple[Tag, ...], last: str = "sxiy") -> Iterable[tuple[str, tuple[Tag, ...]]]:
+def _one_and_many(phrase: str, tags: tuple[Tag, ...], last: str = "sxiyh") -> Iterable[tuple[str, tuple[Tag, ...]]]:
     yield phrase, tags
     if phrase[-1] not in last:
         yield phrase + "s", tags
@@ -92,8 +92,11 @@ def _sites() -> Iterable[tuple[str, tuple[Tag, ...]]]:
         for phrase in phrases:
             site = Site(None, phrase) if region == "?" else Site(region, phrase, region not in LIMBS)
             yield from _one_and_many(phrase, (("site", site.value),))
+    for name, whole in REGIONS.items():
+        for phrase in _plain(whole.words):
+            yield phrase, (("site", Site(name, phrase).value),)
     for part in PARTS:
-        inside = MUSCULOSKELETAL not in part.organs and "breast" not in part.regions
+        inside = MUSCULOSKELETAL not in part.organs and not {"breast", *LIMBS} & {*part.regions}
         if len(part.regions) > 1:  # "chest and abdomen" is both of them
             sites = [Site(region) for region in part.regions]
         else:
@@ -150,7 +153,7 @@ def _meanings() -> dict[str, tuple[Tag, ...]]:
     for tag, rows in TABLES:
         for value, phrases in rows if tag in SIMPLE else ():
             for phrase in phrases:
-                known.update(_one_and_many(phrase, ((tag, value),), "sdgi") if tag == "finding" else [(phrase, ((tag, value),))])
+                known.update(_one_and_many(phrase, ((tag, value),), "sdgixy") if tag == "finding" else [(phrase, ((tag, value),))])
     known.update(_composed(known))
     return known | {phrase: (("skip", ""),) for phrase in ROWS["phrases"][0][1]}
 

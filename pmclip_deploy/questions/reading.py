@@ -58,9 +58,15 @@ class Reading:
         return all(item.tag in BARE for item in self.items)
 
     @cached_property
+    def asking(self) -> Item | None:
+        """The word that makes an open question; "where" of "what is the location of ..."."""
+        asking = self.of("wh")
+        return next((item for item in asking if item.value in ("where", "how many")), asking[0] if asking else None)
+
+    @cached_property
     def is_polite(self) -> bool:
-        """A greeting, or thanks."""
-        return all(item.tag == "skip" for item in self.items) and not AUXILIARIES & {*self.words}
+        """A greeting or thanks, or "yes or no" behind a question."""
+        return all(item.tag in ("skip", "yes or no") for item in self.items) and not AUXILIARIES & {*self.words}
 
     @cached_property
     def is_closed(self) -> bool:
@@ -96,7 +102,7 @@ def _items(words: Sequence[str], with_near: bool = False) -> Iterator[Item]:
 def _meant(text: str, words: Sequence[str], at: int, after: int) -> tuple[tuple[str, str], ...]:
     """The tags of a phrase, where what stands beside it decides."""
     before, behind = words[at - 1] if at else "", words[after] if after < len(words) else ""
-    if text == "us" and (len(words) == 1 or before in BEFORE_ULTRASOUND or behind in BEHIND_ULTRASOUND):
+    if text == "us" and (at == 0 or before in BEFORE_ULTRASOUND or behind in BEHIND_ULTRASOUND):
         return (("modality", "us"),)
     if text in ("one", "another", "other") and not any(tag == "finding" for tag, _ in MEANINGS.get(behind, ())):
         return (("skip", ""),)

@@ -64,7 +64,7 @@ def _strange(r: Reading) -> Intent:
     """Noise is out of scope; where something is asked of the picture, the word that is not known is named."""
     first = next((item for item in r.of(STRANGE) if item.value), r.of(STRANGE)[0])
     asks = len(r.words) > 2 and ((_POINTING | {"visible"}) & {*r.words} or (r.has("picture") and r.words[0] in AUXILIARIES))
-    asks = asks or (len(r.words) == 1 and len(first.text) >= 5)  # a name, rather than noise
+    asks = asks or (len(r.words) == 1 and len(first.text) >= 5 and first.text.isalpha())  # a name, rather than noise
     if not (first.value or asks or r.has(*(tag for tag in DOMAIN if tag != "picture"))):
         return Intent(OUT_OF_SCOPE)
     meant = f'; if "{first.value}" is meant, write that' if first.value else "; leave it out, or ask another way"

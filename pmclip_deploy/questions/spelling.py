@@ -3,7 +3,7 @@
 A wrong correction makes a wrong answer, so a word is mended only where nothing else can have been meant:
 
 - it begins with the right letter, or its first two are swapped;
-- it is one slip away (a letter too many, too few, wrong, or two swapped), two where the word has nine letters or more;
+- it is one slip away: a letter too many, too few, wrong, or two swapped (two slips make "thrombosis" of "thrombolysis");
 - nothing else in the lexicon, and no other word of English in `confusable.txt`, is as near;
 - words that turn an answer round ("not", "intact", "normal") are never guessed: `typos.txt` lists their slips.
 """
@@ -17,12 +17,13 @@ from pathlib import Path
 from pmclip_deploy.questions.language import FOREIGN
 from pmclip_deploy.questions.lexicon import MEANINGS, WORDS, tables_from_text, words_of
 
-LEAST, LONG = 5, 9  # letters of a word that is mended at all, and of one where two slips are
+LEAST = 5  # letters of a word that is mended
+LONG = 8  # letters of a word that another within two slips is said to look like
 MENDED = {  # the tags whose words a misspelling may be read as
     "finding", "modality", "technique", "plane", "projection", "weighting", "contrast", "site", "side", "picture", "organ", "abnormality",
     "diagnosis", "technique noun", "plane noun", "organ noun", "weight noun",
 }  # fmt: skip
-COMMON = {"there", "which", "image", "picture", "shown", "visible", "evidence", "please", "taken", "plane", "patient", "displaced"}
+COMMON = {"there", "which", "image", "picture", "shown", "visible", "evidence", "please", "taken", "plane", "organ", "system"}
 
 
 @dataclass(frozen=True)
@@ -38,20 +39,27 @@ def spelling_of(word: str) -> Spelling:
         return Spelling(_typos()[word])
     if len(word) < LEAST or not word.isalpha():
         return Spelling(None)
-    found = _near(word, 1 if len(word) < LONG - 2 else 2)
-    likely = [(slips, other) for slips, other in found if other in targets() and (slips == 1 or len(other) >= LONG - 1)]
-    near = None if word in WORDS else next((other for _, other in likely if other[0] == word[0]), None)
-    if word in WORDS or word in FOREIGN or word in confusable() or not likely or likely[0] != found[0]:
+    found = _near(word, 1 if len(word) < LONG - 1 else 2)
+    likely = [other for slips, other in found if other in targets() and (slips == 1 or len(other) >= LONG)]
+    near = None if word in WORDS else next((other for other in likely if other[0] == word[0]), None)
+    one_slip_away = [other for slips, other in found if slips == 1]
+    if word in WORDS or word in FOREIGN or _is_confusable(word) or len(one_slip_away) != 1 or one_slip_away[0] not in targets():
         return Spelling(None, near)
-    (slips, best), rival = found[0], found[1][0] if len(found) > 1 else 3
+    best = one_slip_away[0]
     begins = word[0] == best[0] or (word[1], word[0]) == (best[0], best[1])
-    return Spelling(best if rival > slips and begins and (slips == 1 or len(best) >= LONG) else None, near)
+    return Spelling(best if begins else None, near)
 
 
 @cache
 def confusable() -> frozenset[str]:
     """Words of English that lie near a word of the lexicon and are not it: `python -m pmclip_deploy.benchmarks.questions --confusable`."""
     return frozenset(word.rstrip("*") for word in _confusable())
+
+
+def _is_confusable(word: str) -> bool:
+    """In the list, or a plural or another form of a word in it."""
+    stems = (word, *(word.removesuffix(end) for end in ("s", "es", "ed", "d", "ing", "ly", "al")))
+    return any(stem in confusable() for stem in stems)
 
 
 @cache
