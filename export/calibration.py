@@ -1,7 +1,7 @@
 """What quantisation must know of real data, measured once on the fp32 graphs and kept as calibration.json, for any target and method."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ SCHEMA = "pmclip-deploy/calibration/2"
 TAIL = 1e-4  # of one input's values lies outside the percentile's range, on either side
 SAMPLE = 100_000  # values of one tensor that a percentile is taken of
 KEPT = 1024  # values of one tensor and input that the other methods are given
-CONNECTORS = {"Add": 2, "AveragePool": 1, "GlobalAveragePool": 1}  # what stands between convolutions, and how many inputs are activations
+CONNECTORS = {"Add": 2, "AveragePool": 1, "GlobalAveragePool": 1, "Resize": 1}  # between convolutions, and how many inputs are activations
 
 Floats = NDArray[np.float32]
 Feeds = Iterable[Mapping[str, NDArray[Any]]]
@@ -33,14 +33,35 @@ class Measured:
 
 @dataclass(frozen=True)
 class Calibration:
-    checkpoint: str  # sha256 of the model.safetensors it was made from
+    checkpoint: str  # sha256 of the weights it was made from, as a model.safetensors without those of the findings, or of them alone
     images: Mapping[str, str]  # name to sha256
     questions: int  # how many the text tower read
     tensors: Mapping[str, Mapping[str, Measured]]  # graph to tensor
     kept: Mapping[str, list[str]] = field(default_factory=dict)  # target to GRAPH/LAYER that stayed in float when its gates passed
+    findings: "Calibration | None" = None  # of the graph "findings", which has weights and images of its own
+
+    @property
+    def of_graphs(self) -> Mapping[str, Mapping[str, Measured]]:
+        """The tensors of every graph."""
+        return {**self.tensors, **({} if self.findings is None else self.findings.of_graphs)}
+
+    def keeping(self, target: str, layers: Sequence[str]) -> "Calibration":
+        """With ``layers`` as what stays in float on ``target``, and nothing said of other targets."""
+        mine = sorted(layer for layer in layers if layer.partition("/")[0] in self.tensors)
+        return replace(self, kept={target: mine}, findings=self.findings and self.findings.keeping(target, layers))
+
+    def joined(self, before: "Calibration | None", findings: "Calibration | None" = None) -> "Calibration":
+        """With what the tables ``before`` kept on other targets, where they measured the same."""
+        others = before.kept if before is not None and before.tensors == self.tensors else {}
+        return replace(self, kept={**others, **self.kept}, findings=self.findings and self.findings.joined(findings))
 
     def to_json(self) -> dict[str, Any]:
-        return {"schema": SCHEMA, **asdict(self)}
+        data = asdict(self)
+        if self.findings is None:
+            del data["findings"]
+        else:
+            data["findings"] = self.findings.to_json()
+        return {"schema": SCHEMA, **data}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Calibration":
@@ -59,7 +80,8 @@ class Calibration:
             for graph, of in data["tensors"].items()
         }
         kept = {str(target): [str(layer) for layer in layers] for target, layers in data["kept"].items()}
-        return cls(str(data["checkpoint"]), dict(data["images"]), int(data["questions"]), tensors, kept)
+        findings = cls.from_json(data["findings"]) if "findings" in data else None
+        return cls(str(data["checkpoint"]), dict(data["images"]), int(data["questions"]), tensors, kept, findings)
 
 
 def measured_from_feeds(model: onnx.ModelProto, feeds: Feeds) -> dict[str, Measured]:

@@ -52,6 +52,8 @@ class Graph:
     def convolution(self, name: str, x: str, conv: nn.Conv2d, norm: nn.BatchNorm2d, pads: tuple[int, int]) -> str:
         """A square convolution with its batch norm folded in; ``pads`` are of each axis, begin and end."""
         factor, shift = affine_from_norm(norm)
+        if conv.bias is not None:
+            shift = shift + conv.bias * factor
         return self.kernel(name, x, conv, conv.weight * factor[:, None, None, None], shift, pads)
 
     def kernel(self, name: str, x: str, conv: nn.Conv2d, weight: Tensor, bias: Tensor, pads: tuple[int, int]) -> str:

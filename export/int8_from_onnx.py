@@ -19,7 +19,7 @@ def int8_from_graphs(graphs: Graphs, calibration: Calibration, method: str, targ
     """``keep`` names layers as GRAPH/LAYER that stay above INT8; fp16 is what everything else is stored in, or computed in on a GPU."""
     kept = {name: [layer.partition("/")[2] for layer in keep if layer.startswith(f"{name}/")] for name in graphs}
     make = _for_cpu if target == "cpu" else _for_gpu
-    return {name: make(model, calibration.tensors.get(name, {}), method, kept[name]) for name, model in graphs.items()}
+    return {name: make(model, calibration.of_graphs.get(name, {}), method, kept[name]) for name, model in graphs.items()}
 
 
 def int8_layers(graphs: Graphs, target: str) -> list[str]:
@@ -27,7 +27,7 @@ def int8_layers(graphs: Graphs, target: str) -> list[str]:
     return [f"{name}/{layer}" for name, model in graphs.items() if target == "cpu" or name in TOWERS for layer in layers_of(model)]
 
 
-TOWERS = ("image", "text")
+TOWERS = ("image", "text", "findings")
 
 
 def _for_cpu(model: onnx.ModelProto, tensors: Mapping[str, Measured], method: str, keep: Collection[str]) -> onnx.ModelProto:

@@ -149,7 +149,7 @@ def _connected(model: onnx.ModelProto, layers: set[str]) -> set[str]:
             integer[name] = name in layers
         elif node.op_type in ("Relu", "Clip") and inputs:
             integer[name] = integer[node.input[0]]
-        elif node.op_type in CONNECTORS and inputs and not set(node.input) & weights:
+        elif node.op_type in CONNECTORS and inputs and not set(node.input[: CONNECTORS[node.op_type]]) & weights:
             integer[name] = any(integer[x] for x in inputs)
             if integer[name]:
                 connected.add(name)

@@ -1,5 +1,6 @@
 """From a checkpoint to fp32 ONNX graphs, written straight from the weights: no exporter, so the bytes depend on the weights alone."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +19,7 @@ from pmclip_deploy.errors import BundleError
 from pmclip_deploy.export import clip_graphs, head_graphs
 from pmclip_deploy.export.graph import Graph
 from pmclip_deploy.spec import BACKBONES, Backbone
+from pmclip_deploy.train.findings.net import MIDDLE, PLACES, FindingsNet
 from pmclip_deploy.train.heads.lite import STRENGTH, TAU, LiteHead
 from pmclip_deploy.train.heads.mevf import MEVF
 from pmclip_deploy.train.heads.qcr import QCR
@@ -37,25 +39,40 @@ class Modules:
     backbone: Backbone
     clip: CLIP | CustomTextCLIP
     head: Head | None  # without one a bundle embeds, and answers nothing
+    findings: FindingsNet | None = None
 
 
 def modules_from_checkpoint(folder: Path) -> Modules:
-    """Raises BundleError where the checkpoint is missing or doesn't fit its backbone or its head."""
+    """Raises BundleError where the checkpoint is missing or doesn't fit its backbone, its head or its findings."""
     clip, meta, tensors = towers_from_checkpoint(folder)
-    backbone, of_head = BACKBONES[meta["backbone"]], under(tensors, "head")
-    if not of_head:
-        return Modules(folder, meta, backbone, clip, None)
+    weights, of_head, of_findings = folder / "model.safetensors", under(tensors, "head"), under(tensors, "findings")
+    head, findings = None, None
     try:
-        head: Head = head_from_tensors(of_head, meta) if "head" in meta else LiteHead.from_tensors(of_head)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        line = (str(error).splitlines() or [""])[-1].strip()
-        raise BundleError(f"{folder / 'model.safetensors'}: no head that fits ({line}); train it with `pmclip-deploy train vqa`") from None
-    return Modules(folder, meta, backbone, clip, head)
+        if of_head:
+            head = head_from_tensors(of_head, meta) if "head" in meta else LiteHead.from_tensors(of_head)
+    except MISFITS as error:
+        raise BundleError(f"{weights}: no head that fits ({_last_line(error)}); train it with `pmclip-deploy train vqa`") from None
+    try:
+        if of_findings or "findings" in meta:
+            findings = FindingsNet.from_tensors(of_findings)
+            if (size := meta["findings"]["preprocess"]["size"]) % SIDE:
+                raise ValueError(f"pictures of {size} pixels; their side is a multiple of {SIDE}")
+    except MISFITS as error:
+        raise BundleError(f"{weights}: no findings that fit ({_last_line(error)}); make the checkpoint again") from None
+    return Modules(folder, meta, BACKBONES[meta["backbone"]], clip, head, findings)
+
+
+MISFITS = (KeyError, TypeError, ValueError, RuntimeError)
+SIDE = 32  # pixels that a place of the last stage takes: the middle stage's map must be twice as wide as the last one's
+
+
+def _last_line(error: Exception) -> str:
+    return f"{error} is missing" if isinstance(error, KeyError) else (str(error).splitlines() or [""])[-1].strip()
 
 
 @torch.inference_mode()
 def onnx_from_modules(modules: Modules, dense: bool = False) -> dict[str, onnx.ModelProto]:
-    """The graphs "image" and "text", and "features" and "head" where there are such, in fp32; ``dense`` as TensorRT takes them."""
+    """The graphs "image" and "text", and of "features", "head" and "findings" what there is, in fp32; ``dense`` as TensorRT takes them."""
     clip, backbone, head = modules.clip, modules.backbone, modules.head
     if isinstance(clip, CustomTextCLIP):
         graphs = {"image": image_graph(clip, backbone), "text": text_graph(clip, backbone)}
@@ -67,6 +84,8 @@ def onnx_from_modules(modules: Modules, dense: bool = False) -> dict[str, onnx.M
         if (features := head_graphs.features_graph(head.features)) is not None:
             graphs["features"] = features
         graphs["head"] = head_graphs.head_graph(head)
+    if modules.findings is not None:
+        graphs["findings"] = findings_graph(modules.findings, modules.meta["findings"]["preprocess"]["size"])
     return graphs
 
 
@@ -78,6 +97,8 @@ def functions_of(modules: Modules) -> dict[str, Callable[..., Any]]:
         functions["head"] = head
     elif head is not None:
         functions |= {"features": partial(_features, head.features), "head": partial(_answers, head)}
+    if modules.findings is not None:
+        functions["findings"] = modules.findings
     return functions
 
 
@@ -99,25 +120,47 @@ def _answers(head: MEVF | QCR, seen: Tensor, tokens: Tensor) -> tuple[Tensor, Te
 
 
 def image_graph(clip: CustomTextCLIP, backbone: Backbone) -> onnx.ModelProto:
-    """timm's EfficientNet without squeeze-and-excitation; batch norms folded, "same" padding resolved for the one size."""
-    g, trunk = Graph(), clip.visual.trunk
-    size = backbone.preprocess.size
-    x, size = _convolution(g, "conv_stem", "pixels", trunk.conv_stem, trunk.bn1, size)
-    for i, stage in enumerate(trunk.blocks):
-        for j, block in enumerate(stage):
-            name, start = f"blocks.{i}.{j}", x
-            # (convolution, its norm), in order: DepthwiseSeparableConv has no conv_pwl, InvertedResidual has all three.
-            norms = iter([block.bn1, block.bn2, getattr(block, "bn3", None)])
-            order = ("conv_pw", "conv_dw", "conv_pwl") if hasattr(block, "conv_pwl") else ("conv_dw", "conv_pw")
-            for layer in order:
-                x, size = _convolution(g, f"{name}.{layer}", x, getattr(block, layer), next(norms), size)
-            if block.has_skip:
-                x = g.node("Add", f"{name}.add", x, start)
-    x, size = _convolution(g, "conv_head", x, trunk.conv_head, trunk.bn2, size)
-    x = g.node("Flatten", "flatten", g.node("GlobalAveragePool", "pool", x))
+    """timm's EfficientNet, its features pooled and projected."""
+    g, size = Graph(), backbone.preprocess.size
+    x = g.node("Flatten", "flatten", g.node("GlobalAveragePool", "pool", _trunk(g, clip.visual.trunk, size)[-1]))
     g.node("MatMul", "embedding", x, g.weight("proj.weight", clip.visual.head.proj.weight.T))
-    s = backbone.preprocess.size
-    return g.model("image", {"pixels": (TensorProto.FLOAT, ["B", 3, s, s])}, {"embedding": ["B", backbone.embed_dim]})
+    return g.model("image", {"pixels": (TensorProto.FLOAT, ["B", 3, size, size])}, {"embedding": ["B", backbone.embed_dim]})
+
+
+def findings_graph(net: FindingsNet, size: int) -> onnx.ModelProto:
+    """FindingsNet: pixels (B, 3, S, S) f32 -> finding (B, F), region (B, R), places (B, F, S / 16, S / 16) f32 logits.
+
+    Its linear layers are Gemm, which the INT8 passes leave alone: small, and what a picture gets must not depend on the batch.
+    """
+    g = Graph()
+    *stages, x = _trunk(g, net.trunk, size)
+
+    def convolution(name: str, x: str, module: nn.Conv2d, norm: nn.BatchNorm2d | None = None) -> str:
+        pads = module.padding[0], module.padding[0]
+        if norm is None:
+            return g.kernel(name, x, module, module.weight, module.bias, pads)
+        return g.node("Relu", f"{name}.relu", g.convolution(name, x, module, norm, pads))
+
+    def linear(name: str, x: str, module: nn.Linear) -> str:
+        weight, bias = g.weight(f"{name}.weight", module.weight), g.weight(f"{name}.bias", module.bias)
+        return g.node("Gemm", name, x, weight, bias, transB=1)
+
+    twice = g.constant("twice", np.array([1, 1, 2, 2], np.float32))
+    deep = g.node(
+        "Resize", "deep.twice", convolution("deep", x, net.deep), "", twice,
+        mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor",
+    )  # fmt: skip
+    fused = g.node("Relu", "fused.relu", g.node("Add", "fused", deep, convolution("fine", stages[MIDDLE], net.fine)))
+    fused = convolution("point", convolution("depth", fused, net.depth, net.depth_norm), net.point, net.point_norm)
+    convolution("places", fused, net.place)
+    local = g.node("ReduceLogSumExp", "local.sum", "places", g.ints("sides", [2, 3]), keepdims=0)
+    local = g.node("Sub", "local", local, g.floats("log_places", math.log(PLACES)))
+    seen = g.node("Flatten", "seen", g.node("GlobalAveragePool", "seen.pool", x))
+    g.node("Mul", "finding", g.node("Add", "both", linear("pooled", seen, net.pool), local), g.floats("half", 0.5))
+    linear("region", seen, net.region)
+    findings = net.pool.out_features
+    outputs = {"finding": ["B", findings], "region": ["B", net.region.out_features], "places": ["B", findings, size // 16, size // 16]}
+    return g.model("findings", {"pixels": (TensorProto.FLOAT, ["B", 3, size, size])}, outputs)
 
 
 def text_graph(clip: CustomTextCLIP, backbone: Backbone) -> onnx.ModelProto:
@@ -225,6 +268,27 @@ def _scattered(g: Graph, image: str, cases: int, slots: int, answers: int, head:
     empty = g.node("Expand", "empty", g.floats("zero", 0.0), sums)
     density = g.node("ScatterElements", "density", empty, column, spread, axis=1, reduction="add")
     return g.node("Slice", "density.real", density, g.ints("first", [0]), g.ints("answers", [answers]), g.ints("columns.axis", [1]))
+
+
+def _trunk(g: Graph, trunk: nn.Module, size: int) -> list[str]:
+    """timm's EfficientNet without squeeze-and-excitation, from "pixels": what each stage gives, and last what its last convolution does.
+
+    Batch norms are folded, "same" padding is resolved for the one size.
+    """
+    x, size = _convolution(g, "conv_stem", "pixels", trunk.conv_stem, trunk.bn1, size)
+    stages = []
+    for i, stage in enumerate(trunk.blocks):
+        for j, block in enumerate(stage):
+            name, start = f"blocks.{i}.{j}", x
+            # (convolution, its norm), in order: DepthwiseSeparableConv has no conv_pwl, InvertedResidual has all three.
+            norms = iter([block.bn1, block.bn2, getattr(block, "bn3", None)])
+            order = ("conv_pw", "conv_dw", "conv_pwl") if hasattr(block, "conv_pwl") else ("conv_dw", "conv_pw")
+            for layer in order:
+                x, size = _convolution(g, f"{name}.{layer}", x, getattr(block, layer), next(norms), size)
+            if block.has_skip:
+                x = g.node("Add", f"{name}.add", x, start)
+        stages.append(x)
+    return [*stages, _convolution(g, "conv_head", x, trunk.conv_head, trunk.bn2, size)[0]]
 
 
 def _convolution(g: Graph, name: str, x: str, conv: nn.Conv2d, norm: nn.BatchNorm2d, size: int) -> tuple[str, int]:

@@ -1,7 +1,9 @@
 """From a checkpoint to a bundle that passed its parity gates, or to nothing."""
 
+import hashlib
 import io
 import json
+import os
 import shlex
 import tempfile
 import time
@@ -16,6 +18,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 from onnx.external_data_helper import set_external_data
+from safetensors.torch import load_file, save
 
 from pmclip_deploy.bundle import (
     LABELS,
@@ -39,17 +42,22 @@ from pmclip_deploy.export.fp16_from_onnx import half_from_onnx, rounded_from_hal
 from pmclip_deploy.export.int8_from_onnx import Graphs, int8_from_graphs, int8_layers
 from pmclip_deploy.export.onnx_from_checkpoint import Modules, modules_from_checkpoint, onnx_from_modules
 from pmclip_deploy.export.parity import (
+    ANSWERS,
+    FINDINGS,
+    PARTS,
     QUESTIONS,
     TENSOR_GATES,
     Progress,
     Reference,
     gate,
+    misses,
+    part_of,
     sample_pictures,
     sha256_of_rows,
     tokenizers_of,
     words_of,
 )
-from pmclip_deploy.export.sensitivity import Effect, effects_of_layers
+from pmclip_deploy.export.sensitivity import Effect, effects_of_layers, said, said_of_findings
 from pmclip_deploy.export.weights import half_stored
 from pmclip_deploy.kernels.onnx_function import similarity_graph
 from pmclip_deploy.opening import load
@@ -95,6 +103,7 @@ def bundle_from_checkpoint(
     *,
     target: str = "cpu",
     calibration_images: Path | None = None,
+    calibration_findings: Sequence[Path] = (),
     method: str = METHODS[0],
     data: Path | None = None,
     images: Path | None = None,
@@ -108,8 +117,9 @@ def bundle_from_checkpoint(
 ) -> Exported:
     """Raises ParityError, and writes nothing, where the precision costs too much.
 
-    ``ranked`` ranks the layers even where nothing must stay in float. With ``engines`` an engine of each graph is built, and ``steps``
-    of a graph is told how far it is. ``labels`` are what the bundle's ``classify`` chooses among.
+    ``calibration_findings`` are folders of pictures for the graph "findings", on which its decisions are compared too; without any it is
+    calibrated on ``calibration_images``. ``ranked`` ranks the layers even where nothing must stay in float. With ``engines`` an engine of
+    each graph is built, and ``steps`` of a graph is told how far it is. ``labels`` are what the bundle's ``classify`` chooses among.
     """
     refuse_foreign_folder(output)
     if labels:
@@ -117,10 +127,13 @@ def bundle_from_checkpoint(
     modules = modules_from_checkpoint(checkpoint)
     graphs = onnx_from_modules(modules, dense=target != "cpu")
     rows = rows_from_jsonl(data, images) if data and images else None
-    reference = Reference(modules, rows, images, progress=progress)
+    if calibration_findings and modules.findings is None:
+        raise UsageError(f"{checkpoint} has no findings to calibrate; leave out --calibration-findings")
+    looked_at = _images_of(calibration_findings)[1] if calibration_findings else ()
+    reference = Reference(modules, rows, images, progress=progress, looked_at=looked_at)
     labelled = _files_from_labels(reference, labels) if labels else {}
     with tempfile.TemporaryDirectory(prefix="pmclip-export-") as scratch:
-        work = _Work(reference, graphs, precision, target, method, calibration_images, Path(scratch), progress)
+        work = _Work(reference, graphs, precision, target, method, calibration_images, calibration_findings, Path(scratch), progress)
         trial, missed = Path(scratch, "bundle"), ParityError("")
         for recipe in work.recipes():
             files = {**_tokenizers(modules), **_files_from_graphs(recipe.graphs), **labelled}
@@ -132,8 +145,10 @@ def bundle_from_checkpoint(
                 measured = Path(scratch, "rounded")
                 rounded = {name: rounded_from_half(model) for name, model in recipe.graphs.items()}
                 write_bundle(measured, manifest, {**files, **_files_from_graphs(rounded)})
+            work.missed = {*PARTS}  # where one computes no numbers
             try:
                 parity = _parity(reference, measured, manifest)
+                work.missed = {part for part, found in misses(precision, parity, gates).items() if found}
                 gate(precision, parity, gates)
                 break
             except ParityError as error:
@@ -142,14 +157,15 @@ def bundle_from_checkpoint(
             raise missed
         histograms = []
         if ranked and recipe.calibration is not None:
-            work.rank(recipe.calibration)
+            work.rank(recipe.calibration, *work.parts)
             histograms = work.histograms(recipe.calibration)
         speed = _speed(graphs, trial, reference.predictor) if target == "cpu" else None
         if recipe.calibration is not None:
             work.keep(recipe.calibration)
-        if rows is not None:
-            hashes = _hashes(manifest)
-            kept = {**_read(checkpoint / PARITY), f"{precision} {target}": {"files": hashes, "answers": parity["answers"]}}
+        if rows is not None or looked_at:
+            hashes = {name: file.sha256 for name, file in manifest.files.items()}
+            kept = {**_read(checkpoint / PARITY)}
+            kept[f"{precision} {target}"] = {"files": hashes, **{part: parity[part] for part in PARTS if parity.get(part) is not None}}
             _keep(checkpoint / PARITY, _json(kept))
         manifest = replace(manifest, parity=parity)
         made = None if engines is None else engines_of_bundle(trial, manifest, output, engines, steps)
@@ -174,12 +190,22 @@ class _Work:
     target: str
     method: str
     calibration_images: Path | None
+    calibration_findings: Sequence[Path]
     scratch: Path
     progress: Progress
-    effects: list[Effect] = field(default_factory=list)
+    missed: set[str] = field(default_factory=set)  # the parts whose gates the last recipe missed
+    ranks: dict[str, list[Effect]] = field(default_factory=dict)  # of the parts that were ranked
+
+    @property
+    def parts(self) -> list[str]:
+        return list(dict.fromkeys(map(part_of, self.graphs)))
+
+    @property
+    def effects(self) -> list[Effect]:
+        return sorted((e for ranks in self.ranks.values() for e in ranks), key=lambda e: -e.effect)
 
     def recipes(self) -> Iterator[Recipe]:
-        """The fastest first; of INT8 with ever more layers in float, the most harmful first."""
+        """The fastest first; of INT8 with ever more layers in float, the most harmful first, of the parts that missed their gates."""
         if self.precision == "fp32":
             yield Recipe(self.graphs, precisions=dict.fromkeys(self.graphs, "fp32"))
         elif self.precision == "fp16" and self.target == "cpu":
@@ -191,8 +217,11 @@ class _Work:
             yield from self._int8()
 
     def _half(self) -> Recipe:
-        kept = _calibration(self.reference.modules)
-        tensors = kept.tensors if kept else self._measured(sample_pictures(), QUESTIONS)
+        kept = [table for table in _tables(self.reference.modules) if table is not None]
+        known = {name for table in kept for name in table.tensors}
+        tensors = self._measured([name for name in self.graphs if name not in known], sample_pictures(), QUESTIONS)
+        for table in kept:
+            tensors.update(table.tensors)
         graphs, floats = {}, []
         for name, model in self.graphs.items():
             ranges = {tensor: of.ranges["max"] for tensor, of in tensors.get(name, {}).items()}
@@ -202,31 +231,45 @@ class _Work:
 
     def _int8(self) -> Iterator[Recipe]:
         calibration = self._calibrated()
-        if self.target in calibration.kept:
-            yield self._quantised(calibration, calibration.kept[self.target])
-        yield self._quantised(calibration, ())
-        self.rank(calibration)
-        count = 1
-        while count < len(self.effects):
-            yield self._quantised(calibration, without_islands(self.graphs, [e.layer for e in self.effects[:count]]))
+        steps = {part: self._kept(calibration, part) for part in self.parts}
+        kept = {part: next(of) for part, of in steps.items()}
+        while True:
+            yield self._quantised(calibration, [layer for of in kept.values() for layer in of])
+            for part in self.missed & kept.keys():
+                if (more := next(steps[part], None)) is None:
+                    return
+                kept[part] = more
+
+    def _kept(self, calibration: Calibration, part: str) -> Iterator[Sequence[str]]:
+        """What stays in float of a part's layers: what did the last time, nothing, then ever more."""
+        table = calibration.findings if part == FINDINGS else calibration
+        if table is not None and self.target in table.kept:
+            yield table.kept[self.target]
+        yield ()
+        self.rank(calibration, part)
+        layers, count = [e.layer for e in self.ranks[part]], 1
+        while count < len(layers):
+            yield without_islands(self.graphs, layers[:count])
             count *= 2
-        yield self._quantised(calibration, [e.layer for e in self.effects])
+        yield layers
 
     def _quantised(self, calibration: Calibration, kept: Sequence[str]) -> Recipe:
         graphs = int8_from_graphs(self.graphs, calibration, self.method, self.target, kept)
         layers = int8_layers(self.graphs, self.target)
         whole = STORED if self.target == "cpu" else "fp16"
         precisions = {name: "int8" if any(x.startswith(f"{name}/") and x not in kept for x in layers) else whole for name in self.graphs}
-        mine = replace(calibration, kept={self.target: sorted(kept)})
-        return Recipe(graphs, mine, tuple(sorted(kept)), precisions)
+        return Recipe(graphs, calibration.keeping(self.target, kept), tuple(sorted(kept)), precisions)
 
-    def rank(self, calibration: Calibration) -> None:
+    def rank(self, calibration: Calibration, *parts: str) -> None:
         """Once, on calibration images where they are given, else on those in pydicom's wheel; what no answer reads comes last."""
-        if self.effects:
-            return
-        layers = int8_layers(self.graphs, self.target)
+        for part in parts:
+            if part not in self.ranks:
+                self.ranks[part] = self._ranked(calibration, part)
+
+    def _ranked(self, calibration: Calibration, part: str) -> list[Effect]:
+        layers = [layer for layer in int8_layers(self.graphs, self.target) if part_of(layer) == part]
         manifest = self.reference.predictor.manifest
-        read = graphs_of_ask(manifest)
+        read = [FINDINGS] if part == FINDINGS else graphs_of_ask(manifest)
         unread = [x for x in layers if x.partition("/")[0] not in read]
         sessions: dict[str, Session] = {}
         for name, model in self.graphs.items():
@@ -239,59 +282,71 @@ class _Work:
             others = [x for x in layers if x != f"{graph}/{layer}"]
             return int8_from_graphs({graph: self.graphs[graph]}, calibration, self.method, self.target, others)[graph]
 
-        self.effects = effects_of_layers(
+        effects = effects_of_layers(
             lambda with_them: Predictor(None, manifest, with_them, tokenizers),
-            sessions, [x for x in layers if x not in unread], quantised, self._ranked_on(), self.scratch, self.progress,
-            integers=self.target == "cpu",
+            sessions, [x for x in layers if x not in unread], quantised, self._ranked_on(part), self.scratch, self.progress,
+            integers=self.target == "cpu", say=said_of_findings if part == FINDINGS else said,
         )  # fmt: skip
-        self.effects += [Effect(x, 0.0) for x in unread]
+        return effects + [Effect(x, 0.0) for x in unread]
 
     def keep(self, made: Calibration) -> None:
         """Beside the checkpoint: the table, and what each target left in float."""
-        before = _calibration(self.reference.modules)
-        others = before.kept if before is not None and before.tensors == made.tensors else {}
-        whole = replace(made, kept={**others, **made.kept})
-        if whole != before:
+        before, findings = _tables(self.reference.modules)
+        whole = made.joined(before, findings)
+        if (replace(whole, findings=None), whole.findings) != (before, findings):
             _keep(self.reference.modules.folder / CALIBRATION, _json(whole.to_json()))
 
     def _calibrated(self) -> Calibration:
-        """The table beside the checkpoint where it is of these weights and, if any are given, of these images; else a new one."""
-        modules = self.reference.modules
-        before = _calibration(modules)
-        if self.calibration_images is None:
-            if before is None:
+        """The tables beside the checkpoint where they are of these weights and, if any are given, of these images; else new ones."""
+        answers, findings = _tables(self.reference.modules)
+        images = [self.calibration_images] if self.calibration_images is not None else []
+        images_of_findings = [*self.calibration_findings] or images
+        looks = FINDINGS in self.graphs
+        for known, given, option in (
+            (answers, images, "--calibration-images"),
+            (findings, images_of_findings, "--calibration-findings"),
+        )[: 1 + looks]:
+            if known is None and not given:
                 raise UsageError(
-                    f"{modules.folder} has no {CALIBRATION} for these weights; pass --calibration-images FOLDER with training images"
+                    f"{self.reference.modules.folder} has no {CALIBRATION} for these weights; pass {option} FOLDER with training images"
                 )
+        weights = _weights_sha256(self.reference.modules)
+        made = self._table(ANSWERS, answers, images, weights[0])
+        return replace(made, findings=self._table(FINDINGS, findings, images_of_findings, weights[1])) if looks else made
+
+    def _table(self, part: str, before: Calibration | None, images: Sequence[Path], weights: str) -> Calibration:
+        if before is not None and not images:
             return before
-        root, found = _images_of(self.calibration_images)
+        root, found = _images_of(images)
         paths = _spread(found, IMAGES)
         names = {path.relative_to(root).as_posix(): sha256_of_file(path) for path in paths}
-        questions = _questions_of(self.calibration_images)
+        questions = [] if part == FINDINGS else _questions_of(images[0])
         if before is not None and before.images == names and before.questions == len(questions):
             return before
-        tensors = self._measured(paths, questions)
-        return Calibration(sha256_of_file(modules.folder / "model.safetensors"), names, len(questions), tensors)
+        tensors = self._measured([name for name in self.graphs if part_of(name) == part], paths, questions or QUESTIONS)
+        return Calibration(weights, names, len(questions), tensors)
 
     def histograms(self, calibration: Calibration) -> list[dict[str, Any]]:
         """Of what the most harmful layers read, for the report."""
         source = {n.output[0]: n.input[0] for model in self.graphs.values() for n in model.graph.node}
         wanted = dict.fromkeys((graph, source[layer]) for graph, _, layer in (e.layer.partition("/") for e in self.effects[:HISTOGRAMS]))
-        feeds, out = self._feeds(self._ranked_on(), QUESTIONS), []
+        out = []
         for graph, model in self.graphs.items():
+            feeds = self._feeds(self._ranked_on(part_of(graph)), QUESTIONS)
             if names := [tensor for of, tensor in wanted if of == graph]:
                 for tensor, (counts, edges) in histograms_from_feeds(model, names, feeds[graph]).items():
-                    bounds = calibration.tensors[graph][tensor].ranges[self.method]
+                    bounds = calibration.of_graphs[graph][tensor].ranges[self.method]
                     out.append({"graph": graph, "tensor": tensor, "counts": counts, "edges": edges, "range": bounds, "method": self.method})
         return out
 
-    def _ranked_on(self) -> list[Path]:
-        found = _images_of(self.calibration_images)[1] if self.calibration_images else sample_pictures()
-        return _spread(found, RANKED_ON)
+    def _ranked_on(self, part: str) -> list[Path]:
+        images = [self.calibration_images] if self.calibration_images else []
+        images = [*self.calibration_findings] or images if part == FINDINGS else images
+        return _spread(_images_of(images)[1] if images else sample_pictures(), RANKED_ON)
 
-    def _measured(self, paths: Sequence[Path], questions: Sequence[str]) -> dict[str, dict[str, Measured]]:
+    def _measured(self, names: Sequence[str], paths: Sequence[Path], questions: Sequence[str]) -> dict[str, Mapping[str, Measured]]:
         feeds = self._feeds(paths, questions)
-        return {name: measured_from_feeds(model, feeds[name]) for name, model in self.graphs.items()}
+        return {name: measured_from_feeds(self.graphs[name], feeds[name]) for name in names}
 
     def _feeds(self, paths: Sequence[Path], questions: Sequence[str]) -> dict[str, Any]:
         """Of each graph the inputs that real pictures and questions give, one after the other."""
@@ -313,6 +368,11 @@ class _Work:
                 feeds["features"] = (
                     {n: grey_from_pixels(x, side)[None] for n, side in head.grey.items()} for x in read(some, "Calibrating the features")
                 )
+        if manifest.findings is not None:
+            preprocess = manifest.findings.preprocess
+            feeds[FINDINGS] = (
+                {"pixels": tensor_from_pixels(x, preprocess)[None]} for x in read(paths, "Calibrating what looks for findings")
+            )
         return feeds
 
 
@@ -337,17 +397,24 @@ def _spread(found: Sequence[Any], count: int) -> list[Any]:
     return [found[i] for i in np.linspace(0, len(found) - 1, min(count, len(found))).astype(int)]
 
 
-def _images_of(source: Path) -> tuple[Path, list[Path]]:
-    """(their root, sorted paths) of a folder, or of the rows of a training set with images/ beside it. Raises InputError."""
-    if source.suffix == ".jsonl":
-        root = source.parent / "images"
-        found = [root / name for name in sorted({row.image for row in rows_from_jsonl(source, root)})]
-    else:
-        root = source
-        found = sorted(p for p in source.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png", ".dcm")) if source.is_dir() else []
-    if not found:
-        raise InputError(f"{source}: no images (.jpg, .png, .dcm) to calibrate on; give a folder of training images")
-    return root, found
+def _images_of(sources: Sequence[Path]) -> tuple[Path, list[Path]]:
+    """(their root, paths) of folders, or of the rows of training sets with images/ beside them, IMAGES in all where there are several.
+
+    Raises InputError.
+    """
+    roots, paths = list[Path](), list[Path]()
+    for source in sources:
+        if source.suffix == ".jsonl":
+            root = source.parent / "images"
+            found = [root / name for name in sorted({row.image for row in rows_from_jsonl(source, root)})]
+        else:
+            root = source
+            found = sorted(p for p in source.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png", ".dcm")) if source.is_dir() else []
+        if not found:
+            raise InputError(f"{source}: no images (.jpg, .png, .dcm) to calibrate on; give a folder of training images")
+        roots.append(root)
+        paths += found if len(sources) == 1 else _spread(found, IMAGES // len(sources))
+    return Path(os.path.commonpath(roots)), paths
 
 
 def _questions_of(source: Path) -> list[str]:
@@ -357,17 +424,23 @@ def _questions_of(source: Path) -> list[str]:
 
 
 def _parity(reference: Reference, trial: Path, manifest: Manifest) -> dict[str, Any]:
-    """Answers that were measured on these very files, and these rows if any are given, are not measured again."""
+    """What was measured on these very files, and these rows or pictures if any are given, is not measured again."""
     kept = _read(reference.modules.folder / PARITY).get(f"{manifest.precision} {manifest.target}", {})
-    answers = kept.get("answers") if kept.get("files") == _hashes(manifest) else None
+    answers, findings = (kept.get(part) if _hashes(manifest, part).items() <= kept.get("files", {}).items() else None for part in PARTS)
     if answers is not None and reference.rows is not None and answers.get("data_sha256") != sha256_of_rows(reference.rows):
         answers = None
-    predictor = load(trial, "cpu")
-    return reference.parity_of(predictor, answers)[1]
+    if reference.looked_at:
+        findings = None
+    return reference.parity_of(load(trial, "cpu"), answers, findings)[1]
 
 
-def _hashes(manifest: Manifest) -> dict[str, str]:
-    return {name: file.sha256 for name, file in manifest.files.items()}
+def _hashes(manifest: Manifest, part: str) -> dict[str, str]:
+    """Of the files that decide what a part says."""
+    return {
+        name: file.sha256
+        for name, file in manifest.files.items()
+        if name != CALIBRATION and (name.partition(".")[0] == FINDINGS) == (part == FINDINGS)
+    }
 
 
 def _against_shipped(manifest: Manifest, shipped: Path | None) -> tuple[dict[str, bool] | None, str]:
@@ -425,6 +498,8 @@ def _manifest(reference: Reference, precision: str, target: str, method: str, re
     }
     if recipe.calibration is not None:
         made |= {"method": method, "calibration_images": len(recipe.calibration.images)}
+        if recipe.calibration.findings is not None:
+            made["calibration_findings"] = len(recipe.calibration.findings.images)
     return replace(
         base,
         precision=precision,
@@ -438,16 +513,31 @@ def _manifest(reference: Reference, precision: str, target: str, method: str, re
     )
 
 
-def _calibration(modules: Modules) -> Calibration | None:
-    """What calibration.json holds, if it was made for these weights."""
+def _tables(modules: Modules) -> tuple[Calibration | None, Calibration | None]:
+    """What calibration.json holds for these weights: of the graphs that answer, of the findings."""
     path = modules.folder / CALIBRATION
     if not path.is_file():
-        return None
+        return None, None
     try:
-        calibration = Calibration.from_json(_read(path))
+        table = Calibration.from_json(_read(path))
     except (ValueError, KeyError, TypeError, AttributeError):
         raise BundleError(f"{path}: not a calibration; make it anew with --calibration-images FOLDER") from None
-    return calibration if calibration.checkpoint == sha256_of_file(modules.folder / "model.safetensors") else None
+    answers, findings = _weights_sha256(modules)
+    return (
+        replace(table, findings=None) if table.checkpoint == answers else None,
+        table.findings if table.findings is not None and table.findings.checkpoint == findings else None,
+    )
+
+
+def _weights_sha256(modules: Modules) -> tuple[str, str]:
+    """(of all weights but the findings', of those): each as a model.safetensors of its own, so that one may change without the other."""
+    path = modules.folder / "model.safetensors"
+    if modules.findings is None:
+        return sha256_of_file(path), ""
+    parts: dict[bool, dict[str, Any]] = {False: {}, True: {}}
+    for name, tensor in load_file(path).items():
+        parts[name.startswith(f"{FINDINGS}.")][name] = tensor
+    return hashlib.sha256(save(parts[False])).hexdigest(), hashlib.sha256(save(parts[True])).hexdigest()
 
 
 def _speed(graphs: Graphs, bundle: Path, reference: Predictor) -> dict[str, float]:

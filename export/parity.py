@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from pmclip_deploy.bundle import TOKENIZER, WORDS, Abstention, Graph, Head, Kind, Manifest, Words
+from pmclip_deploy.bundle import TOKENIZER, WORDS, Abstention, Findings, Graph, Head, Kind, Manifest, Words
 from pmclip_deploy.classify import scores_from_bundle
 from pmclip_deploy.errors import BundleError, ParityError, PmclipError
 from pmclip_deploy.evaluate import Bootstrap, Row, mcnemar, normalised, pictures_of, sha256_of_rows
@@ -21,6 +21,7 @@ from pmclip_deploy.pixels import picture_from_path, tensor_from_pixels
 from pmclip_deploy.predictor import Decision, Predictor, contract_of, decision_from_heads
 from pmclip_deploy.spec import ACCURACY_LOSS, AGREEMENT, CANDIDATE_AGREEMENT, TENSOR_GATES
 from pmclip_deploy.tokens import tokenizer_from_file
+from pmclip_deploy.train.findings.net import FindingsNet
 from pmclip_deploy.train.heads.lite import LiteHead
 from pmclip_deploy.train.heads.qcr import QCR
 from pmclip_deploy.train.heads.vision import AUTOENCODER_SIZE, MAML_SIZE
@@ -31,6 +32,8 @@ Floats = NDArray[np.float32]
 
 PIXELS = 1e-5  # largest difference of a normalised pixel, every precision; tokens must be equal
 LABELLED = 100  # pictures, fewer of which cannot tell. Like candidates, labels are given however near the second is
+DECIDED = 100  # of fewer decisions about findings all must agree, but for near-ties
+NEAR_TIE = 0.25  # a finding's logit may be this far from a threshold and fall to the other side: at most 0.06 of probability
 
 # Real CT, MR, US and secondary captures inside pydicom's own wheel.
 SAMPLES = (
@@ -42,6 +45,7 @@ SAMPLES = (
     "examples_ybr_color.dcm",
     "SC_rgb_jpeg_dcmtk.dcm",
 )
+PARTS = ANSWERS, FINDINGS = "answers", "findings"  # of a bundle: each says something by itself, and has its own gates
 QUESTIONS = (
     "is there a fracture?",
     "what imaging modality was used?",
@@ -64,8 +68,8 @@ def parity_of_bundle(
     pictures: Sequence[Path] | None = None,
     progress: Progress = lambda items, what: items,
 ) -> tuple[str, dict[str, Any]]:
-    """(the bundle's precision, {"stages": ..., "tensors": ..., "answers": ... or None, "labels": ... where it has some}); tensors over
-    ``pictures``, or pydicom's."""
+    """(the bundle's precision, {"stages": ..., "tensors": ..., "answers": ... or None, "labels" and "findings": ... where it has some});
+    tensors over ``pictures``, or pydicom's."""
     return Reference(modules, rows, images, pictures, progress).parity_of(load(bundle, "cpu"))
 
 
@@ -78,14 +82,17 @@ class Reference:
     images: Path | None = None
     pictures: Sequence[Path] | None = None
     progress: Progress = lambda items, what: items
+    looked_at: Sequence[Path] = ()  # on which decisions about findings are compared; else the rows' pictures, or those of the tensors
 
-    def parity_of(self, predictor: Predictor, answers: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+    def parity_of(
+        self, predictor: Predictor, answers: dict[str, Any] | None = None, findings: dict[str, Any] | None = None
+    ) -> tuple[str, dict[str, Any]]:
         """Raises BundleError where the bundle is of another model, and ParityError where it computes what is no number.
 
-        ``answers`` that are known are not measured again.
+        ``answers`` and ``findings`` that are known are not measured again.
         """
         theirs, ours = predictor.manifest, self.predictor.manifest
-        if (theirs.backbone, theirs.head, theirs.answers) != (ours.backbone, ours.head, ours.answers):
+        if (theirs.backbone, theirs.head, theirs.answers, theirs.findings) != (ours.backbone, ours.head, ours.answers, ours.findings):
             raise BundleError(f"bundle {theirs.name} is not of checkpoint {self.modules.folder}; pass the one it was made from")
         reference, pictures = self.predictor, self.pictures or sample_pictures()
         try:
@@ -97,6 +104,8 @@ class Reference:
                 if self.rows and self.images is not None:
                     pictures = [self.images / name for name in pictures_of(self.rows)[0]]
                 measured["labels"] = label_parity(reference, predictor, self.progress(pictures, "Classifying"))
+            if finite and theirs.findings:
+                measured["findings"] = findings or finding_parity(theirs.findings, self.looks, self._looks(predictor))
         except BundleError as error:  # the head gives what is no number
             raise ParityError(f"{theirs.precision} misses parity with fp32 PyTorch: {error}") from None
         return theirs.precision, measured
@@ -110,6 +119,18 @@ class Reference:
         if not self.rows or self.images is None or self.predictor.manifest.head is None:
             return None
         return said_to(self.predictor, self.rows, self.images, self.progress)
+
+    @cached_property
+    def looks(self) -> tuple[Floats, Floats]:
+        return self._looks(self.predictor)
+
+    def _looks(self, predictor: Predictor) -> tuple[Floats, Floats]:
+        """(N, F), (N, R): the logits of findings and regions, as `infer` takes them."""
+        rows = [self.images / name for name in pictures_of(self.rows)[0]] if self.rows and self.images is not None else None
+        pictures = self.looked_at or rows or self.pictures or sample_pictures()
+        seen = [looked(predictor, picture_from_path(path).pixels) for path in self.progress(pictures, "Looking for findings")]
+        finding, region = (np.stack([x[name].mean(0) for x in seen]) for name in ("finding", "region"))
+        return finding, region
 
 
 class TorchSession:
@@ -166,6 +187,8 @@ def manifest_from_modules(modules: Modules) -> Manifest:
             metrics=meta["metrics"],
             provenance=meta["provenance"],
         )
+        if modules.findings is not None:
+            manifest = _with_findings(manifest, meta["findings"], modules.findings)
         if head is None:
             return manifest
         graphs = {**manifest.graphs, "head": Graph("head.onnx", "fp32")}
@@ -193,6 +216,15 @@ def manifest_from_modules(modules: Modules) -> Manifest:
     except (KeyError, TypeError, ValueError) as error:
         said = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
         raise BundleError(f"{modules.folder / 'checkpoint.json'}: {said}; train the head with `pmclip-deploy train vqa`") from None
+
+
+def _with_findings(manifest: Manifest, data: Any, net: FindingsNet) -> Manifest:
+    """Raises ValueError where ``data`` is no Findings, or of other findings or regions than the network's."""
+    with_graph = replace(manifest, graphs={**manifest.graphs, FINDINGS: Graph("findings.onnx", "fp32")})
+    findings = Manifest.from_json({**with_graph.to_json(), "findings": data}).findings
+    if findings is None or (len(findings.findings), len(findings.regions)) != (net.pool.out_features, net.region.out_features):
+        raise ValueError("its findings or regions are not those of the network's weights")
+    return replace(with_graph, findings=findings)
 
 
 def tensor_parity(reference: Predictor, predictor: Predictor, pictures: Sequence[Path], progress: Progress) -> dict[str, Any]:
@@ -224,7 +256,22 @@ def tensor_parity(reference: Predictor, predictor: Predictor, pictures: Sequence
             stages["words"] = {"n": len(QUESTIONS), "equal": float((asked[0] == asked[1]).all(1).mean())}
         pairs = np.repeat(seen[0], len(QUESTIONS), 0), np.tile(asked[0], (len(pictures), 1))
         tensors["head"] = tensor_difference(*(_logits(p, pairs) for p in both))
+    if reference.manifest.findings is not None:
+        seen_by = [[looked(p, x) for x in read] for p in both]
+        for output in contract_of(reference.manifest)["findings"][1]:
+            rows = [np.concatenate([x[output] for x in of]) for of in seen_by]
+            # A finding's logits over all pictures are one row: those of one picture are few, and near zero where it is near a tie.
+            tensors[f"findings/{output}"] = tensor_difference(*(x.T if output == "finding" else x.reshape(len(x), -1) for x in rows))
     return {"stages": stages, "tensors": tensors}
+
+
+def looked(predictor: Predictor, pixels: NDArray[np.uint8]) -> dict[str, Floats]:
+    """What the graph "findings" gives of a picture and of its mirror image: each output (2, ...)."""
+    findings = predictor.manifest.findings
+    assert findings is not None
+    tensor, session = tensor_from_pixels(pixels, findings.preprocess)[None], predictor._sessions["findings"]
+    both = [session.run({"pixels": np.ascontiguousarray(x)}) for x in (tensor, tensor[..., ::-1])]  # one at a time, as `infer` does
+    return {name: np.concatenate([x[name] for x in both]) for name in session.outputs}
 
 
 def _logits(predictor: Predictor, pairs: tuple[NDArray[Any], NDArray[Any]]) -> Floats:
@@ -258,6 +305,25 @@ def label_parity(reference: Predictor, predictor: Predictor, pictures: Iterable[
         scores = [scores_from_bundle(predictor, p.embed_image(path)) for p in (reference, predictor)]
         same.append(bool(scores[0].argmax() == scores[1].argmax()))
     return {"n": len(same), "agreement": float(np.mean(same))}
+
+
+def finding_parity(findings: Findings, reference: tuple[Floats, Floats], other: tuple[Floats, Floats]) -> dict[str, Any]:
+    """How often a finding is on the same side of its threshold: (N, F) and (N, R) logits of each, for each stratum of each finding.
+
+    ``agreement`` is over the ``decisions`` on pictures in which fp32 sees the stratum's region (None without any). ``crossed`` counts,
+    over all pictures and strata, decisions that differ though fp32's logit is further from the threshold than NEAR_TIE.
+    """
+    columns = [(j, s) for j, finding in enumerate(findings.findings) for s in finding.strata]
+    thresholds, of = [s.threshold for _, s in columns], [j for j, _ in columns]
+    margins = [np.asarray(logits[:, of] - np.array(thresholds), np.float64) for logits, _ in (reference, other)]  # (N, strata)
+    same = ((margins[0] >= 0) == (margins[1] >= 0)) & np.isfinite(margins[1])
+    seen = reference[1][:, [findings.regions.index(s.region) for _, s in columns]] >= 0
+    return {
+        "n": len(same),
+        "decisions": int(seen.sum()),
+        "agreement": float(same[seen].mean()) if seen.any() else None,
+        "crossed": int((~same & (np.abs(margins[0]) > NEAR_TIE)).sum()),
+    }
 
 
 def answer_parity(rows: Sequence[Row], reference: Said, other: Said) -> dict[str, Any]:
@@ -301,31 +367,47 @@ def answer_parity(rows: Sequence[Row], reference: Said, other: Said) -> dict[str
 
 def gate(precision: str, parity: Mapping[str, Any], gates: Mapping[str, Mapping[str, float]] = TENSOR_GATES) -> None:
     """Raises ParityError that names every figure out of its bounds."""
-    misses = []
+    if found := [text for part in misses(precision, parity, gates).values() for text in part]:
+        raise ParityError(
+            f"{precision} misses parity with fp32 PyTorch: {'; '.join(found)}; use a higher precision or other calibration images"
+        )
+
+
+def misses(precision: str, parity: Mapping[str, Any], gates: Mapping[str, Mapping[str, float]] = TENSOR_GATES) -> dict[str, list[str]]:
+    """Every figure out of its bounds: of the graphs that answer, of "findings"."""
+    answering, looking = list[str](), list[str]()
     for stage, figures in parity.get("stages", {}).items():
         furthest = figures.get("max_abs", 0.0)
         if furthest is None or furthest > PIXELS:
-            misses.append(f"{stage} differ {'in size' if furthest is None else f'by up to {furthest:.3g} (limit {PIXELS:g})'}")
+            answering.append(f"{stage} differ {'in size' if furthest is None else f'by up to {furthest:.3g} (limit {PIXELS:g})'}")
         if figures.get("equal", 1.0) < 1:
-            misses.append(f"{stage} are equal in {figures['equal']:.0%} of the questions (limit 100%)")
+            answering.append(f"{stage} are equal in {figures['equal']:.0%} of the questions (limit 100%)")
     for graph, figures in parity["tensors"].items():
         for name, limit in gates[precision].items():
             figure = figures[name]
             if figure is None or not (figure <= limit if name == "max_abs" else figure >= limit):
-                misses.append(f"{graph} {name} {'is no number' if figure is None else f'{figure:.6g}'} (limit {limit:g})")
+                of = looking if part_of(graph) == FINDINGS else answering
+                of.append(f"{graph} {name} {'is no number' if figure is None else f'{figure:.6g}'} (limit {limit:g})")
     if answers := parity["answers"]:
         if answers["agreement"] is not None and answers["agreement"] < AGREEMENT:
-            misses.append(f"answers agree on {answers['agreement']:.2%} (limit {AGREEMENT:.0%})")
+            answering.append(f"answers agree on {answers['agreement']:.2%} (limit {AGREEMENT:.0%})")
         if answers["candidate_agreement"] < CANDIDATE_AGREEMENT:
-            misses.append(f"best candidates agree on {answers['candidate_agreement']:.2%} (limit {CANDIDATE_AGREEMENT:.0%})")
+            answering.append(f"best candidates agree on {answers['candidate_agreement']:.2%} (limit {CANDIDATE_AGREEMENT:.0%})")
         if answers["difference"] < -ACCURACY_LOSS:
-            misses.append(f"accuracy changes by {100 * answers['difference']:.2f} points (limit -{100 * ACCURACY_LOSS:g})")
+            answering.append(f"accuracy changes by {100 * answers['difference']:.2f} points (limit -{100 * ACCURACY_LOSS:g})")
     if (labels := parity.get("labels")) and labels["n"] >= LABELLED and labels["agreement"] < CANDIDATE_AGREEMENT:
-        misses.append(f"labels agree on {labels['agreement']:.2%} of {labels['n']} pictures (limit {CANDIDATE_AGREEMENT:.0%})")
-    if misses:
-        raise ParityError(
-            f"{precision} misses parity with fp32 PyTorch: {'; '.join(misses)}; use a higher precision or other calibration images"
-        )
+        answering.append(f"labels agree on {labels['agreement']:.2%} of {labels['n']} pictures (limit {CANDIDATE_AGREEMENT:.0%})")
+    if findings := parity.get("findings"):
+        if findings["decisions"] >= DECIDED and findings["agreement"] < AGREEMENT:
+            looking.append(f"findings agree on {findings['agreement']:.2%} of {findings['decisions']} decisions (limit {AGREEMENT:.0%})")
+        if findings["decisions"] < DECIDED and findings["crossed"]:
+            looking.append(f"{findings['crossed']} decisions about findings differ that are no near-ties (limit 0)")
+    return {ANSWERS: answering, FINDINGS: looking}
+
+
+def part_of(graph: str) -> str:
+    """Of a graph, GRAPH/LAYER or GRAPH/OUTPUT."""
+    return FINDINGS if graph.partition("/")[0] == FINDINGS else ANSWERS
 
 
 def sample_pictures() -> list[Path]:

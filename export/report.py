@@ -38,6 +38,7 @@ def html_from_report(report: Report) -> str:
     sections = {
         "Answers": _answers(answers),
         **({"Labels": _labels(labels)} if (labels := report.parity.get("labels")) else {}),
+        **({"Findings": _findings(findings)} if (findings := report.parity.get("findings")) else {}),
         "Tensors": _stages(report.parity.get("stages") or {}) + _tensors(tensors),
         "Layers": _layers(report.layers, report.effect),
         "Ranges": _histograms(report.histograms),
@@ -95,6 +96,13 @@ def _stages(stages: Figures) -> str:
 
     rows = [[text(name), number(of.get("n")), said(of)] for name, of in stages.items()]
     return table(["what goes in", "rows", "bundle and reference"], rows)
+
+
+def _findings(findings: Figures) -> str:
+    headings = ["pictures", "decisions where the region is seen", "on the same side as fp32", "differ, and no near-tie"]
+    return table(
+        headings, [[number(findings["n"]), number(findings["decisions"]), percent(findings["agreement"]), number(findings["crossed"])]]
+    )
 
 
 def _tensors(tensors: Figures) -> str:

@@ -9,10 +9,13 @@ import onnx
 from numpy.typing import NDArray
 
 from pmclip_deploy.errors import BundleError
-from pmclip_deploy.export.parity import QUESTIONS, Progress
-from pmclip_deploy.predictor import Predictor, decision_from_heads
+from pmclip_deploy.export.parity import QUESTIONS, Progress, looked
+from pmclip_deploy.pixels import picture_from_path
+from pmclip_deploy.predictor import Predictor, decision_from_heads, sigmoid
 from pmclip_deploy.sessions import Session
 from pmclip_deploy.sessions.onnxruntime import OnnxRuntimeSession
+
+Say = Callable[[Predictor, Sequence[Path]], NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
@@ -30,20 +33,23 @@ def effects_of_layers(
     scratch: Path,
     progress: Progress,
     integers: bool = True,
+    say: Say | None = None,
 ) -> list[Effect]:
     """The layers, the most harmful first.
 
     ``sessions`` are of the fp32 graphs, ``quantised`` makes of (graph, layer) the graph in which only that layer is; ``scratch`` is
-    a folder for one of them at a time. Without ``integers`` what is between Q/DQ is computed in floats, as for TensorRT.
+    a folder for one of them at a time. Without ``integers`` what is between Q/DQ is computed in floats, as for TensorRT. ``say`` is
+    ``said`` or ``said_of_findings``.
     """
-    before = said(predictor_of(sessions), pictures)
+    say = say or said
+    before = say(predictor_of(sessions), pictures)
     found = []
     for name in progress(layers, "Ranking layers"):
         graph, _, layer = name.partition("/")
         path = scratch / "layer.onnx"
         path.write_bytes(quantised(graph, layer).SerializeToString())
         try:
-            after = said(predictor_of({**sessions, graph: OnnxRuntimeSession(path, "cpu", integers=integers)}), pictures)
+            after = say(predictor_of({**sessions, graph: OnnxRuntimeSession(path, "cpu", integers=integers)}), pictures)
             effect = float(np.linalg.norm(after - before, axis=1).mean())
         except BundleError:  # it computes no numbers
             effect = float("inf")
@@ -66,3 +72,16 @@ def said(predictor: Predictor, pictures: Sequence[Path]) -> NDArray[np.float64]:
         for j in manifest.kinds[decision.kind].answers:
             row[j] = known.get(manifest.answers[j], 0.0)
     return out
+
+
+def said_of_findings(predictor: Predictor, pictures: Sequence[Path]) -> NDArray[np.float64]:
+    """(N, K): a row for each picture with the probability of each finding by each of its strata, and of each region."""
+    findings = predictor.manifest.findings
+    assert findings is not None
+    curves = [(j, s.slope, s.intercept) for j, finding in enumerate(findings.findings) for s in finding.strata]
+    curves = curves or [(j, 1.0, 0.0) for j in range(len(findings.findings))]
+    rows = []
+    for path in pictures:
+        seen = {name: x.mean(0, dtype=np.float64) for name, x in looked(predictor, picture_from_path(path).pixels).items()}
+        rows.append(sigmoid([*(slope * seen["finding"][j] + intercept for j, slope, intercept in curves), *seen["region"]]))
+    return np.stack(rows)

@@ -37,6 +37,13 @@ def export(
         Path | None,
         typer.Option(help="int8: training images to calibrate on, a folder or train.jsonl. Default: the checkpoint's calibration.json."),
     ] = None,
+    calibration_findings: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="int8: images that the findings were trained on, to calibrate and compare their graph on; repeat. [--calibration-images]",
+            show_default=False,
+        ),
+    ] = None,
     calibration_method: Annotated[str, typer.Option(help=f"int8: {', '.join(METHODS)}.")] = METHODS[0],
     data: Data = None,
     images: Images = None,
@@ -62,8 +69,8 @@ def export(
     ):
         if value not in known:
             raise UsageError(f"no --{name} {value[:60]}; choose one of {', '.join(known)}")
-    if calibration_images is not None and precision != "int8":
-        raise UsageError("--calibration-images is for --precision int8")
+    if (calibration_images is not None or calibration_findings) and precision != "int8":
+        raise UsageError("--calibration-images and --calibration-findings are for --precision int8")
     if target == "cpu" and compute_capability:
         raise UsageError("--compute-capability is for --target rtx; a CPU bundle has no engines")
     if target != "tensorrt" and (timing_cache or version_compatible or strip_weights):
@@ -83,6 +90,7 @@ def export(
         precision,
         target=target,
         calibration_images=calibration_images,
+        calibration_findings=calibration_findings or (),
         method=calibration_method,
         data=data,
         images=images,
@@ -125,10 +133,14 @@ def export(
 
     console = Console(highlight=False, soft_wrap=True)
     table = Table("graph", "precision", "bytes", "least cosine", "largest difference", "times fp32's speed")
-    for name in manifest.parity["tensors"]:
+    tensors: dict[str, dict[str, Any]] = {}
+    for name, figures in manifest.parity["tensors"].items():  # "findings/places" is an output of "findings"
+        of = tensors.setdefault(name.partition("/")[0], figures)
+        tensors[name.partition("/")[0]] = {key: pick(of[key], figures[key]) for key, pick in (("cosine", min), ("max_abs", max))}
+    for name, figures in tensors.items():
         graph = manifest.graphs[name]
         size = sum(file.bytes for file_name, file in manifest.files.items() if file_name.startswith(graph.file))
-        figures, kept = manifest.parity["tensors"][name], len(graph.float_layers)
+        kept = len(graph.float_layers)
         speed = "not measured" if made.speed is None else f"{made.speed[name]:.2f}" if name in made.speed else "1"
         said = graph.precision + (f", {kept} layers above it" if kept else "")
         table.add_row(name, said, f"{size:,}", f"{figures['cosine']:.5f}", f"{figures['max_abs']:g}", speed)
@@ -192,6 +204,10 @@ def parity(
 def _print_answers(measured: Mapping[str, Any], has_head: bool) -> None:
     if labels := measured.get("labels"):
         print(f"labels: {labels['agreement']:.2%} of {labels['n']} pictures get the same as in fp32")
+    if findings := measured.get("findings"):
+        agree = "no region of theirs is seen" if findings["agreement"] is None else f"{findings['agreement']:.2%} are fp32's"
+        where = f"{findings['decisions']} decisions on {findings['n']} pictures"
+        print(f"findings: {where}, {agree}; {findings['crossed']} differ that are no near-ties")
     if (answers := measured["answers"]) is None:
         print(f"answers: not measured ({'pass --data FILE --images FOLDER' if has_head else 'there is no head'})")
         return
