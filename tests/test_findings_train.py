@@ -361,8 +361,11 @@ def test_a_stratum_that_ranks_well_is_answered_and_its_counts_add_up() -> None:
 def test_what_a_stratum_lacks_is_said() -> None:
     weak = findings_from_outcomes(outcomes_of(300, 0.3))[0].findings[0].strata[0]
     assert weak.reason is not None and "AUROC's lower 95% bound is 0.5" in weak.reason and "0.70 is needed" in weak.reason
-    common = findings_from_outcomes(outcomes_of(300, 2.0, share=0.49))[0].findings[0].strata[0]
-    assert common.reason is not None and "yes answers were right; 9" in common.reason
+    good = findings_from_outcomes(outcomes_of(300, 2.5))[0].findings[0].strata[0]  # 63 of 300 are fractured
+    seldom = strata._missed(replace(good, yes=(20, 50)))
+    assert seldom == "20 of 50 yes answers were right; 42% is needed where 63 of 300 films have it"
+    assert strata._missed(replace(good, yes=(21, 50))) is None
+    assert strata._missed(replace(good, yes=(0, 0))) == "no yes was given on 300 films"
     assert least_right(0.1) == pytest.approx(0.2) and least_right(0.6) == pytest.approx(0.8)
 
 

@@ -19,7 +19,7 @@ from pmclip_deploy.train.clip import write_tensors
 from pmclip_deploy.train.findings.films import FINDINGS, VAL, Film, films_from_folders, folds_of_films, sha256_of_films
 from pmclip_deploy.train.findings.strata import Outcomes, auroc_figures, findings_from_outcomes, region_figures
 from pmclip_deploy.train.findings.training import TRUNK, Labels, new_net, read_result, said_to_films, trained_net, write_result
-from pmclip_deploy.train.findings.views import remove_views, views_of_films
+from pmclip_deploy.train.findings.views import one_process_at_a_time, remove_views, views_of_films
 from pmclip_deploy.train.loop import Settings, device_of_process
 from pmclip_deploy.train.towers import read_checkpoint, under
 
@@ -82,20 +82,18 @@ def train_findings(
     results = {name: _result(run, name) for name in there if name not in wanted}  # now, rather than after hours of training
     with device_of_process() as device:
         _train_parts(run, wanted, device)
-    results = {name: results.get(name) or _result(run, name) for name in names if run.result(name).is_file()}
-    missing = [name for name in names if name not in results]
-    if missing:
-        print_note(f"folds that are still to be trained: {', '.join(missing)}")
-    elif not keep_views:
-        remove_views(output)
-    if ALL not in results or len(results) <= LEAST_FOLDS:
-        return {"metrics": {}, "provenance": {PREFIX: {**run.made_with, "folds_done": sorted(results)}}}
-    for name in [name for name in results if fold_checkpoints and len(results) > LEAST_FOLDS + 1 and name != ALL]:
-        folder = output / f"fold-{name}"
-        _write(run, name, results, folder)
-        apart = {f"{film.name.split('/')[0]} {film.group}" for film in results[name][1].films}
-        (folder / APART).write_text("".join(f"{line}\n" for line in sorted(apart)), encoding="utf-8")
-    return _write(run, ALL, results, output)
+    with one_process_at_a_time(output):
+        results = {name: results.get(name) or _result(run, name) for name in names if run.result(name).is_file()}
+        missing = [name for name in names if name not in results]
+        if missing:
+            print_note(f"folds that are still to be trained: {', '.join(missing)}")
+        elif not keep_views:
+            remove_views(output)
+        if ALL not in results or len(results) <= LEAST_FOLDS:
+            return {"metrics": {}, "provenance": {PREFIX: {**run.made_with, "folds_done": sorted(results)}}}
+        for name in [name for name in results if fold_checkpoints and len(results) > LEAST_FOLDS + 1 and name != ALL]:
+            _write_fold(run, name, results)
+        return _write(run, ALL, results, output)
 
 
 def _run(data: Sequence[Path], checkpoint: Path, output: Path, settings: Settings, folds: int) -> Run:
@@ -139,6 +137,13 @@ def _result(run: Run, name: str) -> tuple[dict[str, Any], Outcomes]:
     films = tuple(run.films[i] for i in rows)
     finding, region = (arrays[key].astype(np.float64).mean(axis=1) for key in ("finding", "region"))
     return about, Outcomes(films, run.fold[rows], finding, region, arrays["places"].astype(np.float32))
+
+
+def _write_fold(run: Run, name: str, results: dict[str, tuple[dict[str, Any], Outcomes]]) -> None:
+    folder = run.output / f"fold-{name}"
+    _write(run, name, results, folder)
+    apart = {f"{film.name.split('/')[0]} {film.group}" for film in results[name][1].films}
+    (folder / APART).write_text("".join(f"{line}\n" for line in sorted(apart)), encoding="utf-8")
 
 
 def _write(run: Run, name: str, results: dict[str, tuple[dict[str, Any], Outcomes]], folder: Path) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from pmclip_deploy.train.findings.strata import placed
 MARGIN = PREPROCESS.size * 9 // 8  # side of the square that views are cut from
 PLACE = 16  # pixels of a place's side
 BATCH = 32
-FOLDER, KEY = "views", "views.json"
+FOLDER, KEY, LOCK = "views", "views.json", ".lock"
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def views_of_films(
 
     What an interrupted one made is kept. Raises InputError, UsageError where there is no room, BundleError where ``resume`` finds others.
     """
-    with _one_process_at_a_time(folder):
+    with one_process_at_a_time(folder):
         views, done = _opened(films, net, folder, made_with, resume)
         writer = _Writer(films, views, net, device)
         of = np.repeat(np.arange(len(films)), views.count)
@@ -186,17 +186,17 @@ def _colours(pixels: NDArray[np.uint8]) -> Tensor:
 
 
 @contextmanager
-def _one_process_at_a_time(folder: Path) -> Iterator[None]:
-    """Others wait until it has made the views."""
+def one_process_at_a_time(folder: Path) -> Iterator[None]:
+    """Others that share ``folder`` wait."""
     if sys.platform == "win32":
         yield
         return
     import fcntl
 
-    with (folder / "views.lock").open("w") as file:
+    with (folder / LOCK).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print_note("features of the locked stages: another process makes them; waiting")
+            print_note(f"{folder}: another process makes its views or its checkpoint; waiting")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
