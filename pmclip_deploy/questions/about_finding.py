@@ -51,13 +51,19 @@ def _of_one_finding(r: Reading, name: str, found: Sequence[Item]) -> Intent:
             form = "choice"
         elif not _are_synonyms(r, found):
             needs = needs or BOTH_SIDES
-    if found and any(found[-1].after <= item.at < other.at for item in r.of("not") for other in r.of(*QUALIFIERS, "side", "place")):
+    if found and any(_turns_what_narrows(r, item) for item in r.of("not") if found[-1].after <= item.at):
         needs = needs or NEGATIVE  # "a fracture without displacement"
     if form != "closed" and not polarity:
         needs = needs or NEGATIVE
     if any(other.tag in ("weighting", "contrast") for item in found for other in r.before(item)):
         needs = needs or f'it may be the picture\'s or the finding\'s; ask "is there {name}?"'  # a T1 fracture
     return Intent("finding", form, name, polarity, (), qualifiers, context_of(r), needs=needs)
+
+
+def _turns_what_narrows(r: Reading, item: Item) -> bool:
+    """Whether a negation behind the finding is of a qualifier: "without displacement", "of the hip, not the femur"."""
+    sites = (other for near in (item, *r.next_to(item)) for other in r.next_to(near) if other.tag == "site")
+    return any(item.at < other.at for other in r.of(*QUALIFIERS, "side", "place")) or any(sites)
 
 
 def _doubt(r: Reading, name: str, found: Sequence[Item]) -> str | None:

@@ -21,7 +21,7 @@ _KIND_OF_FACET = {
     **{"contrast": "contrast", "side": "laterality", "organ": "organ", "region": "organ", "part": "organ", "structure": "organ"},
     "site": "organ",
 }
-_NARROWING = (*QUALIFIERS, "bone", "ordinal", "place", "every")
+_NARROWING = (*QUALIFIERS, "bone", "ordinal", "place", "every", "people")
 _SHOWING = {"show", "shows", "shown", "represent", "represents", "belong", "belongs", "body"}
 _PAIRED = {"hand", "forearm", "elbow", "humerus", "shoulder", "leg", "femur", "breast"}
 

@@ -57,8 +57,8 @@ def words_of(*tags: str) -> frozenset[str]:
 
 QUALIFIERS = ("age", "displacement", "severity", "certainty", "comparison", "count", "type")  # the tags of words that narrow a finding
 SIMPLE = {  # the tables whose rows are (value, phrases) of the tag and no more
-    *QUALIFIERS, "skip", "beyond", "organ", "projection", "plane", "weighting", "contrast", "side", "not", "finding", "wh", "ordinal",
-    "place", "picture", "technique noun", "plane noun", "organ noun", "side noun", "weight noun", "kind", "normal", "abnormal",
+    *QUALIFIERS, "skip", "people", "beyond", "organ", "projection", "plane", "weighting", "contrast", "side", "not", "finding", "wh",
+    "ordinal", "place", "picture", "technique noun", "plane noun", "organ noun", "side noun", "weight noun", "kind", "normal", "abnormal",
     "abnormality", "diagnosis", "twisted", "or", "bone", "every", "yes or no", "vague", "negative question",
 }  # fmt: skip
 WHOLE, BROKEN, NO_BONES, BONY = (frozenset(ROWS[tag][0][1]) for tag in ("whole", "broken", "no bone", "bony"))

@@ -6,13 +6,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from pmclip_deploy.questions.lexicon import AUXILIARIES, LONGEST, MEANINGS, TELLING, Site, site_of
+from pmclip_deploy.questions.lexicon import AUXILIARIES, LIMBS, LONGEST, MEANINGS, TELLING, Site, site_of
 from pmclip_deploy.questions.spelling import spelling_of
 
 STRANGE = "strange"  # the tag of a word without a meaning; its value is the word that it looks like
 BEFORE_ULTRASOUND, BEHIND_ULTRASOUND = {"a", "an", "is", "it", "this", "or", "by", "via"}, {"or", "scan", "image", "probe"}  # of "us"
+ENDS = {"neck", "head"}  # of a bone, where they stand beside one
 MOST_MENDED = 3  # a text with more strange words is not mended: nothing is known of it
-BARE = ("skip", "or", "yes or no", "wh", "kind", "not", "negative question")  # tags that say nothing of what is asked for
+BARE = ("skip", "people", "or", "yes or no", "wh", "kind", "not", "negative question")  # tags that say nothing of what is asked for
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Reading:
     @cached_property
     def is_polite(self) -> bool:
         """A greeting or thanks, or "yes or no" behind a question."""
-        return all(item.tag in ("skip", "yes or no") for item in self.items) and not AUXILIARIES & {*self.words}
+        return all(item.tag in ("skip", "people", "yes or no") for item in self.items) and not AUXILIARIES & {*self.words}
 
     @cached_property
     def is_closed(self) -> bool:
@@ -106,6 +107,9 @@ def _meant(text: str, words: Sequence[str], at: int, after: int) -> tuple[tuple[
         return (("modality", "us"),)
     if text in ("one", "another", "other") and not any(tag == "finding" for tag, _ in MEANINGS.get(behind, ())):
         return (("skip", ""),)
+    of_a_bone = any(tag == "site" and site_of(value).region in LIMBS for tag, value in MEANINGS.get(before, ()))
+    if text in ENDS and (behind == "of" or of_a_bone):
+        return (("place", ""),)
     if text in ("or not", "yes") and after < len(words):
         return (("twisted", ""),)
     return MEANINGS[text]

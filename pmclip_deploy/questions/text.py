@@ -33,8 +33,9 @@ _SPELT_OUT = tuple(
         (r"(?<=\w)/(?=\w)|\s/\s", " or "),
         (r"&", " and "),
         (r"\b(image|slice|picture|frame|film|series|case|patient|question|number)\s?#", r"\1 number "),
-        (r"(?<![\w#])#(?!#)", " fx "),  # the sign for a fracture
-        (r"(?<=\w)#", " number "),
+        (r"(?<=\b[a-z])#", " number "),  # C#
+        (r"##+", " "),
+        (r"#s?(?![a-z]*#)", " fx "),  # the sign for a fracture: #NOF, NOF#, rib #s
         (r"\bx[\s-]?rays?\b", "xray"),
     )
 )
