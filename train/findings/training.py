@@ -176,6 +176,7 @@ def said_to_films(net: FindingsNet, films: Sequence[Film], device: torch.device,
     """
     said: list[tuple[Tensor, ...]] = []
     console = Console(stderr=True)
+    torch.backends.cudnn.allow_tf32 = False  # a GPU's products would keep 10 bits
     for start in track(range(0, len(films), size), f"{title}: asking", console=console, disable=not console.is_terminal):
         x = torch.stack([torch.from_numpy(tensor_from_pixels(film.pixels(), PREPROCESS)) for film in films[start : start + size]]).to(
             device

@@ -2,9 +2,12 @@
 
 import json
 import math
+import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -58,10 +61,31 @@ def views_of_films(
             about = f"{len(of)} views of {len(films)} films, {views.features.nbytes / 1e9:.1f} GB, on {device.type}"
             print_note(f"features of the locked stages: {about}")
         console = Console(stderr=True)
-        for i in track(left, "features of views", console=console, disable=not console.is_terminal):
-            writer.write(i * BATCH, of[i * BATCH : (i + 1) * BATCH].tolist(), Generator().manual_seed(seed * 1_000_003 + i))
+
+        def drawn(i: int) -> tuple[Tensor, Tensor]:
+            return writer.drawn(of[i * BATCH : (i + 1) * BATCH].tolist(), Generator().manual_seed(seed * 1_000_003 + i))
+
+        batches = zip(left, _ahead(drawn, left, device), strict=True)
+        for i, (pixels, mask) in track(batches, "features of views", len(left), console=console, disable=not console.is_terminal):
+            writer.write(i * BATCH, pixels, mask)
             done[i] = 1
     return views
+
+
+def _ahead(drawn: Callable[[int], tuple[Tensor, Tensor]], left: Sequence[int], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """What ``drawn`` gives of each; for a GPU, which would wait, by as many threads as there are cores, a few batches ahead."""
+    if device.type == "cpu":
+        yield from map(drawn, left)
+        return
+    threads = os.cpu_count() or 1
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque[Future[tuple[Tensor, Tensor]]] = deque()
+        for i in left:
+            waiting.append(pool.submit(drawn, i))
+            if len(waiting) > 2 * threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def remove_views(folder: Path) -> None:
@@ -155,19 +179,17 @@ class _Writer:
 
     def __init__(self, films: Sequence[Film], views: Views, net: FindingsNet, device: torch.device) -> None:
         self.films, self.views, self.net, self.device = films, views, net, device
-        self.last: tuple[int, Tensor] | None = None  # a film's views stand in a row: it is read once
 
-    def write(self, start: int, of: list[int], generator: Generator) -> None:
-        """A view of each of the films ``of``, in the rows from ``start`` on."""
-        pixels, mask = augmented(torch.stack([self._square(i) for i in of]).float() / 255, generator)
-        rows = slice(start, start + len(of))
+    def drawn(self, of: list[int], generator: Generator) -> tuple[Tensor, Tensor]:
+        """A view of each of the films ``of``, as ``augmented`` gives them. A film's views stand in a row: it is read once."""
+        squares = {i: square_of_film(self.films[i]) for i in dict.fromkeys(of)}
+        return augmented(torch.stack([squares[i] for i in of]).float() / 255, generator)
+
+    def write(self, start: int, pixels: Tensor, mask: Tensor) -> None:
+        """What ``drawn`` gave, in the rows from ``start`` on."""
+        rows = slice(start, start + len(pixels))
         self.views.features[rows] = self._features(pixels)
         self.views.masks[rows] = (mask * 255).byte().numpy()
-
-    def _square(self, i: int) -> Tensor:
-        if self.last is None or self.last[0] != i:
-            self.last = i, square_of_film(self.films[i])
-        return self.last[1]
 
     @torch.no_grad()
     def _features(self, unit: Tensor) -> NDArray[np.int16]:
