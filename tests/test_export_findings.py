@@ -69,8 +69,8 @@ def with_findings(plain: Path, folder: Path, seed: int = 0, **changes: Any) -> P
     meta, tensors = towers.read_checkpoint(plain)
     net = FindingsNet(2, len(REGIONS))
     net.trunk.load_state_dict(towers.under(tensors, "clip.visual.trunk"))
-    for module in (net.place, net.pool, net.region):
-        torch.nn.init.normal_(module.weight, std=0.1)  # as far apart as trained logits are
+    for module, std in ((net.place, 0.5), (net.pool, 0.1), (net.region, 0.1)):
+        torch.nn.init.normal_(module.weight, std=std)  # as far apart as trained logits are
     tensors |= {f"findings.{k}": v.clone() for k, v in net.state_dict().items()}
     shutil.copytree(plain, folder)
     meta = {k: v for k, v in meta.items() if k != "schema"}
@@ -168,20 +168,17 @@ def test_a_picture_gets_the_same_whatever_is_in_its_batch(bundle: Path) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
-def test_graphs_for_gpus_are_near(checkpoint: Path, bundles: dict[str, Path], precision: str, tmp_path: Path) -> None:
+def test_for_gpus(checkpoint: Path, bundles: dict[str, Path], precision: str, tmp_path: Path) -> None:
+    """Near with every rounding to fp16, typed in the graph, and taken by TensorRT-RTX."""
     made = bundle_from_checkpoint(checkpoint, tmp_path / "out", precision, target="rtx").manifest
     assert made.graphs["findings"].precision == precision and made.parity["findings"]["crossed"] == 0
     ops = [n.op_type for n in onnx.load(tmp_path / "out" / "findings.onnx").graph.node]
     assert ("QuantizeLinear" in ops) == (precision == "int8")
-
-
-def test_tensorrt_rtx_takes_them(checkpoint: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="needs `pip install tensorrt_rtx`")
     from pmclip_deploy.export.engine_from_onnx import engine_from_onnx
 
-    bundle_from_checkpoint(checkpoint, tmp_path / "out", "int8", target="rtx")
     engine = engine_from_onnx(tmp_path / "out" / "findings.onnx", "tensorrt_rtx", compute_capabilities=("8.9",))
-    assert any(kind.endswith("int8") for kind in engine.precisions) and len(engine.plan) > 1e6
+    assert engine.precisions[f"correlation {precision}"] > 25
 
 
 # Its calibration.
@@ -195,7 +192,8 @@ def test_the_other_graphs_stay_as_they_were_byte_for_byte(without: Path, bundles
     assert now.graphs["image"] == before.graphs["image"] and before.findings is None and "findings" not in before.to_json()
     tables = [json.loads((bundle / CALIBRATION).read_text()) for bundle in (without, bundles["int8"])]
     own = tables[1].pop("findings")
-    assert tables[0] == tables[1] and set(own["tensors"]) == {"findings"} and not own["kept"]["cpu"]
+    assert tables[0] == tables[1] and set(own["tensors"]) == {"findings"}
+    assert own["kept"]["cpu"] == [f"findings/{layer}" for layer in now.graphs["findings"].float_layers]
 
 
 def test_the_same_bytes_again_without_images(checkpoint: Path, bundles: dict[str, Path], tmp_path: Path) -> None:
@@ -334,7 +332,7 @@ def test_where_findings_miss_their_gate_only_their_layers_are_ranked(checkpoint:
         kept.append(set(recipe.kept))
         work.missed = {FINDINGS}
     others = {layer for layer in kept[0] if not layer.startswith("findings/")}
-    assert [len(of - others) for of in kept][:3] == [0, 0, 1] and 2 <= len(kept[3] - others) <= 5 and all(others <= of for of in kept)
+    assert [len(of - others) for of in kept][1:3] == [0, 1] and 2 <= len(kept[3] - others) <= 5 and all(others <= of for of in kept)
     assert set(work.ranks) == {FINDINGS} and len(work.effects) == 54 and all(e.layer.startswith("findings/") for e in work.effects)
     assert work.effects[0].effect > 2 * work.effects[-1].effect > 0
     calibration = recipe.calibration
