@@ -21,7 +21,7 @@ COIN = 0.6  # of two answers, one that is less likely than this is not given
 LEAST_ANSWERED = 10  # rows that the share is measured on
 LEAST_MEASURED = 5  # positives on validation images
 LEAST_AUROC = 0.6  # lower 95% bound under which a finding is not answered
-RADIOGRAPHS_KEPT = 0.99  # share of validation images that pass as radiology images
+RADIOGRAPH = 0.0  # the least logit of a radiology image: train/radiograph.py puts its threshold there
 TEMPERATURES = np.geomspace(0.1, 12, 100)
 
 
@@ -43,7 +43,6 @@ class Scored:
 class Limits:
     temperature: dict[int, float]
     threshold: dict[int, float]
-    radiograph: float
 
 
 def calibrated(scored: Scored, vocabulary: "Vocabulary", seed: int) -> tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any]]:
@@ -102,7 +101,7 @@ def calibrated(scored: Scored, vocabulary: "Vocabulary", seed: int) -> tuple[lis
     curve = coverage_curve(fitted_top[asked], right[asked], offered[asked])
     abstention = {
         "kind_threshold": KIND_THRESHOLD,
-        "radiograph_threshold": round(limits.radiograph, 4),
+        "radiograph_threshold": RADIOGRAPH,
         "curve": [[round(c, 4), round(a, 4)] for c, a in curve],
     }
     return kinds, abstention, {"crossfit": _rounded(crossfit), "findings": _rounded(findings)}
@@ -149,10 +148,7 @@ def _fitted(scored: Scored, vocabulary: "Vocabulary", use: Array, kind: Array) -
         threshold[k] = 0.0 if last == len(rows) - 1 else (float(top[order][last]) if last >= 0 else 1.0)
         if vocabulary.allowed[k].sum() == 2:
             threshold[k] = max(threshold[k], COIN)
-    passes = np.sort(scored.radiograph[np.unique(scored.image[use])])
-    first = int((1 - RADIOGRAPHS_KEPT) * len(passes))
-    # Half way to the last that is turned away: one that stood on the threshold would flip with any rounding.
-    return Limits(temperature, threshold, float(passes[max(first - 1, 0)] + passes[first]) / 2)
+    return Limits(temperature, threshold)
 
 
 def _own(scored: Scored, name: str) -> Array:
@@ -169,7 +165,7 @@ def _applied(scored: Scored, vocabulary: "Vocabulary", limits: Limits, kind: Arr
     """(right (N,), confidence (N,), answered (N,)); the best candidate counts whether or not it is given."""
     right, top, answered = (np.zeros(len(kind), t) for t in (bool, float, bool))
     sure = _softmax_max(scored.kind) >= KIND_THRESHOLD
-    radiograph = scored.radiograph[scored.image] >= limits.radiograph
+    radiograph = scored.radiograph[scored.image] >= RADIOGRAPH
     for k in np.unique(kind):
         if k in reasons:
             continue

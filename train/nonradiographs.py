@@ -1,12 +1,26 @@
-"""Pictures that are no radiology images, synthetic ones and crops of photographs: what the head learns to turn away."""
+"""Pictures that are no radiology images: drawings and crops of photographs, grey, bordered, blurred, what the head learns to turn away.
 
+Photographs come with scikit-image, and from a folder where one is given. Debian has more, which need no installation:
+
+    apt-get download gcompris-qt-data gnome-control-center-data lomiri-wallpapers-16.04 palapeli-data ukui-wallpapers
+    for file in *.deb; do dpkg-deb --extract $file photographs; done
+"""
+
+import hashlib
+import io
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageFilter, ImageOps
 
-SIZE = 288
+from pmclip_deploy.errors import InputError
+from pmclip_deploy.train.drawings import DRAWN, SIZE
+
+Rng = np.random.Generator
+
 # Photographs and micrographs that scikit-image ships (public domain or CC0). Its others are kept for tests: TEST_PHOTOGRAPHS.
 PHOTOGRAPHS = [
     "astronaut.png",
@@ -22,108 +36,132 @@ PHOTOGRAPHS = [
     "color.png",
 ]
 TEST_PHOTOGRAPHS = ["camera.png", "chelsea.png", "coffee.png", "grass.png", "gravel.png", "page.png", "moon.png", "cell.png"]
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".pgm", ".ppm"}
+LARGEST, LEAST = 640, 96  # sides of a photograph: what is kept of it, and what it must have
+ALIKE = 0.97  # correlation of two photographs' thumbnails, from which on the second adds nothing
+BORDERS = 0.65  # most of a side that a border takes
 
 
-def nonradiographs(count: int, seed: int) -> list[NDArray[np.uint8]]:
-    """``count`` pictures (288, 288, 3) u8, of all the kinds below in turn, a good third of them without colour."""
+def nonradiographs(count: int, seed: int, photographs: Sequence[Image.Image] = ()) -> list[NDArray[np.uint8]]:
+    """``count`` pictures (288, 288, 3) u8: drawings of all kinds in turn, then as many crops of photographs, each changed as files are.
+
+    ``photographs`` add to scikit-image's. The pictures follow from the seed and from what is given.
+    """
     rng = np.random.default_rng(seed)
-    photographs = [Image.open(_photograph(name)).convert("RGB") for name in PHOTOGRAPHS]
+    files = [*(Image.open(_shipped(name)).convert("RGB") for name in PHOTOGRAPHS), *photographs]
+    kinds = list(DRAWN.values())
 
-    def crop(rng: np.random.Generator) -> Image.Image:
-        picture = photographs[int(rng.integers(len(photographs)))]
-        share = rng.uniform(0.25, 1.0, 2)
-        w, h = (np.array(picture.size) * share).astype(int).tolist()
-        x, y = int(rng.integers(picture.width - w + 1)), int(rng.integers(picture.height - h + 1))
-        picture = picture.crop((x, y, x + w, y + h)).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
-        return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else picture
+    def made(i: int) -> Image.Image:
+        if i % 2:
+            return _crop(files[int(rng.integers(len(files)))], rng, 0.2)
+        drawn = kinds[i // 2 % len(kinds)](rng)
+        return _crop(drawn, rng, 0.3) if rng.random() < 0.3 else drawn
 
-    makers = (_blank, _noise, _smooth_noise, _gradient, _shapes, _leaves, _leaves, _page, _stripes, *[crop] * 9)
-    out = []
-    for i in range(count):
-        picture = makers[i % len(makers)](rng)
-        if rng.random() < 0.4:
-            picture = picture.convert("L")
-        out.append(np.asarray(picture.convert("RGB")))
+    return [np.asarray(changed(made(i), rng).convert("RGB")) for i in range(count)]
+
+
+def photographs_from_folder(folder: Path) -> tuple[list[Image.Image], str]:
+    """(the photographs of a folder and of those within, at most 640 px a side, sha256 of their pixels). Raises InputError.
+
+    Those that are smaller than an icon are left out, and of several that look alike all but the first.
+    """
+    kept, seen = list[Image.Image](), list[NDArray[np.float64]]()
+    for data in (data for path in sorted(folder.rglob("*")) for data in _files(path)):
+        try:
+            with Image.open(data) as opened:
+                opened.draft("RGB", (2 * LARGEST, 2 * LARGEST))
+                picture = Image.alpha_composite(Image.new("RGBA", opened.size, "white"), opened.convert("RGBA")).convert("RGB")
+        except (OSError, ValueError, Image.DecompressionBombError):
+            continue  # no picture after all; what was read is in the hash
+        if min(picture.size) < LEAST:
+            continue
+        picture.thumbnail((LARGEST, LARGEST))
+        small = np.asarray(picture.resize((16, 16), Image.Resampling.BOX).convert("L"), np.float64).ravel()
+        small = (small - small.mean()) / (np.linalg.norm(small - small.mean()) + 1e-6)
+        if all(float(small @ other) < ALIKE for other in seen):
+            kept.append(picture)
+            seen.append(small)
+    if not kept:
+        raise InputError(f"{folder}: holds no photographs; give a folder with JPEG or PNG files of {LEAST} px or more")
+    return kept, hashlib.sha256(b"".join(picture.tobytes() for picture in kept)).hexdigest()
+
+
+def _files(path: Path) -> Iterator[Path | io.BytesIO]:
+    """The picture itself, or the WebP pictures in a Qt resource file, as gcompris has them (RIFF: its length stands after the name)."""
+    if path.suffix.lower() in SUFFIXES:
+        yield path
+    elif path.suffix == ".rcc":
+        content = path.read_bytes()
+        for found in re.finditer(rb"RIFF(....)WEBP", content, re.DOTALL):
+            yield io.BytesIO(content[found.start() : found.start() + 8 + int.from_bytes(found[1], "little")])
+
+
+def changed(picture: Image.Image, rng: Rng) -> Image.Image:
+    """As it may come: without colour in half, inverted, dim or flat, shadowed at the corners, then as ``filed`` has it."""
+    if rng.random() < 0.55:
+        picture = picture.convert("L")
+    if rng.random() < 0.06:
+        picture = ImageOps.invert(picture)
+    if rng.random() < 0.5:
+        flat = np.asarray(picture, np.float32)
+        gamma, gain, shift = np.exp(rng.uniform(-0.6, 0.6)), rng.uniform(0.25, 1.2), rng.uniform(-30, 60)
+        picture = Image.fromarray(np.clip((flat / 255) ** gamma * 255 * gain + shift, 0, 255).astype(np.uint8))
+    if rng.random() < 0.12:
+        down, right = np.mgrid[0 : picture.height, 0 : picture.width] / np.array(picture.size[::-1]).reshape(2, 1, 1) - 0.5
+        shade = (
+            np.clip(rng.uniform(1.1, 1.6) - rng.uniform(1, 2.5) * np.hypot(down, right), 0, 1)
+            if rng.random() < 0.6
+            else np.hypot(down, right) < 0.5
+        )
+        pixels = np.asarray(picture, np.float32)
+        picture = Image.fromarray((pixels * (shade if pixels.ndim == 2 else shade[..., None])).astype(np.uint8))
+    return filed(picture, rng)
+
+
+def filed(picture: Image.Image, rng: Rng) -> Image.Image:
+    """What happens to pictures of every kind, radiology too: resampling, noise, a border, JPEG. The size stays."""
+    size = picture.size
+    if rng.random() < 0.25:
+        small = [max(16, round(side * s)) for side, s in zip(size, np.repeat(rng.uniform(0.15, 0.7), 2), strict=True)]
+        picture = picture.resize((small[0], small[1]), Image.Resampling.BOX).resize(size, Image.Resampling.BICUBIC)
+    elif rng.random() < 0.1:
+        picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.5, 3)))
+    if rng.random() < 0.2:
+        pixels = np.asarray(picture, np.float32)
+        picture = Image.fromarray(np.clip(pixels + rng.normal(0, rng.uniform(1, 20), pixels.shape), 0, 255).astype(np.uint8))
+    if rng.random() < 0.45:
+        picture = _bordered(picture, rng)
+    if rng.random() < 0.25:
+        picture.save(packed := io.BytesIO(), "JPEG", quality=int(rng.integers(25, 90)))
+        picture = Image.open(packed).convert(picture.mode)
+    return picture
+
+
+def _bordered(picture: Image.Image, rng: Rng) -> Image.Image:
+    """Black in most, white or grey in some; the same on all sides, or as a picture stands in another's shape."""
+    level = int(rng.choice([0, 0, 0, 0, rng.integers(0, 40), 255]))
+    share = rng.uniform(0.03, BORDERS, 2) * (rng.choice([[1, 1], [1, 0], [0, 1]], p=[0.7, 0.15, 0.15]))
+    if rng.random() < 0.6 and share.all():
+        share[:] = share[0]
+    w, h = (max(8, round(side * (1 - s))) for side, s in zip(picture.size, share, strict=True))
+    out = Image.new(picture.mode, picture.size, level if picture.mode == "L" else (level, level, level))
+    x, y = picture.width - w, picture.height - h
+    at = (x // 2, y // 2) if rng.random() < 0.75 else (int(rng.integers(x + 1)), int(rng.integers(y + 1)))
+    out.paste(picture.resize((w, h), Image.Resampling.BICUBIC), at)
     return out
 
 
-def _photograph(name: str) -> Path:
+def _crop(picture: Image.Image, rng: Rng, least: float) -> Image.Image:
+    share = rng.uniform(least, 1.0) * rng.uniform(0.75, 1.0, 2)
+    w, h = (np.array(picture.size) * share).astype(int).tolist()
+    x, y = int(rng.integers(picture.width - w + 1)), int(rng.integers(picture.height - h + 1))
+    if rng.random() < 0.3:
+        x, y, w, h = 0, 0, *picture.size
+    cut = picture.crop((x, y, x + w, y + h)).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
+    return cut.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else cut
+
+
+def _shipped(name: str) -> Path:
     import skimage.data
 
     return Path(skimage.data.__file__).parent / name
-
-
-def _colour(rng: np.random.Generator) -> tuple[int, int, int]:
-    r, g, b = rng.integers(0, 256, 3).tolist()
-    return r, g, b
-
-
-def _blank(rng: np.random.Generator) -> Image.Image:
-    return Image.new("RGB", (SIZE, SIZE), _colour(rng))
-
-
-def _noise(rng: np.random.Generator) -> Image.Image:
-    cell = int(rng.choice([1, 2, 4, 8, 32]))
-    small = rng.integers(0, 256, (SIZE // cell + 1, SIZE // cell + 1, 3), dtype=np.uint8)
-    return Image.fromarray(small).resize((SIZE, SIZE), Image.Resampling.NEAREST)
-
-
-def _smooth_noise(rng: np.random.Generator) -> Image.Image:
-    """Noise with a 1/f spectrum, as clouds and landscapes have."""
-    f = np.hypot(*np.meshgrid(np.fft.fftfreq(SIZE), np.fft.fftfreq(SIZE))) + 1 / SIZE
-    planes = np.fft.ifft2(np.fft.fft2(rng.normal(size=(3, SIZE, SIZE))) / f ** rng.uniform(0.7, 1.6)).real
-    planes = 0.6 * planes[:1] + 0.4 * planes
-    low, high = np.percentile(planes, [1, 99])
-    return Image.fromarray((np.clip((planes - low) / (high - low), 0, 1) * 255).astype(np.uint8).transpose(1, 2, 0))
-
-
-def _gradient(rng: np.random.Generator) -> Image.Image:
-    ends = rng.integers(0, 256, (2, 3))
-    ramp = np.linspace(0, 1, SIZE)[:, None, None] * np.ones((1, SIZE, 1))
-    picture = Image.fromarray((ends[0] + ramp * (ends[1] - ends[0])).astype(np.uint8))
-    return picture.rotate(float(rng.uniform(0, 360)), fillcolor=_colour(rng))
-
-
-def _shapes(rng: np.random.Generator) -> Image.Image:
-    picture = _blank(rng)
-    draw = ImageDraw.Draw(picture)
-    for _ in range(int(rng.integers(1, 12))):
-        x, y, w, h = rng.integers(0, SIZE, 4).tolist()
-        shape = (draw.ellipse, draw.rectangle)[int(rng.integers(2))]
-        shape((x, y, x + w // 2 + 1, y + h // 2 + 1), fill=_colour(rng), outline=_colour(rng))
-    return picture
-
-
-def _leaves(rng: np.random.Generator) -> Image.Image:
-    """Dead leaves (Lee, Mumford, Huang 2001): textured discs that hide each other, with the statistics of photographs."""
-    picture = Image.new("RGB", (SIZE, SIZE), _colour(rng))
-    draw = ImageDraw.Draw(picture)
-    base = rng.integers(0, 256, 3)
-    for _ in range(int(rng.integers(150, 700))):
-        radius = min(4 * (1 - rng.random()) ** -0.7, 110)
-        x, y = rng.uniform(-20, SIZE + 20, 2)
-        stretch = rng.uniform(0.4, 1.0)
-        fill = tuple(np.clip(base * 0.3 + rng.integers(0, 256, 3) * 0.7 * rng.uniform(0.4, 1.3), 0, 255).astype(int).tolist())
-        box = (x - radius, y - radius * stretch, x + radius, y + radius * stretch)
-        (draw.ellipse if rng.random() < 0.7 else draw.rectangle)(box, fill=fill)
-    light = np.asarray(_smooth_noise(rng).convert("L"), dtype=np.float32)[..., None] / 255
-    texture = rng.normal(0, rng.uniform(0, 18), (SIZE, SIZE, 1))
-    pixels = np.asarray(picture.filter(ImageFilter.GaussianBlur(float(rng.uniform(0, 2)))), dtype=np.float32)
-    return Image.fromarray(np.clip(pixels * (0.5 + light) + texture, 0, 255).astype(np.uint8))
-
-
-def _page(rng: np.random.Generator) -> Image.Image:
-    paper, ink = sorted([_colour(rng), _colour(rng)], key=sum, reverse=rng.random() < 0.8)
-    picture = Image.new("RGB", (SIZE, SIZE), paper)
-    draw = ImageDraw.Draw(picture)
-    for y in range(int(rng.integers(5, 25)), SIZE - 10, int(rng.integers(11, 24))):
-        words = "".join(chr(int(c)) for c in rng.integers(97, 123, int(rng.integers(10, 50))))
-        draw.text((int(rng.integers(4, 30)), y), " ".join(words[i : i + 5] for i in range(0, len(words), 5)), fill=ink)
-    return picture
-
-
-def _stripes(rng: np.random.Generator) -> Image.Image:
-    x, y = np.meshgrid(np.arange(SIZE), np.arange(SIZE))
-    wave = np.sin((x * rng.normal() + y * rng.normal()) * rng.uniform(0.02, 0.6))[..., None]
-    a, b = rng.integers(0, 256, (2, 3))
-    return Image.fromarray((a + (b - a) * (wave if rng.random() < 0.5 else np.sign(wave)) / 2 + (b - a) / 2).clip(0, 255).astype(np.uint8))

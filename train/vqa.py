@@ -5,6 +5,8 @@ import json
 import math
 import random
 from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,7 @@ from pmclip_deploy.train.heads.lite import LiteHead, unit
 from pmclip_deploy.train.images import Images
 from pmclip_deploy.train.loop import Settings, fit
 from pmclip_deploy.train.modality import facts_by_image, implied_questions
-from pmclip_deploy.train.nonradiographs import nonradiographs
+from pmclip_deploy.train.radiograph import pictures_of_films, train_radiograph
 from pmclip_deploy.train.rounding import RoundedTower
 from pmclip_deploy.train.towers import (
     lock_image_stem,
@@ -97,8 +99,11 @@ def train_vqa(
     output: Path,
     settings: Settings,
     rounded_epochs: int = 4,
+    films: Sequence[Path] = (),
+    photographs: Path | None = None,
 ) -> dict[str, Any]:
     """Trains on the first folder of ``data`` (with captions from all), from the checkpoint ``clip``; writes one to ``output``.
+    ``films`` and ``photographs`` are for the branch that tells what is radiology (train/radiograph.py).
 
     Loss: cross-entropy over the answers that the question's kind allows, cross-entropy of the kind, and the contrastive loss.
     Derived yes/no questions are weighted so that yes and no weigh the same: their probabilities are for even odds. In the last
@@ -241,7 +246,8 @@ def train_vqa(
     with mixed_precision():
         head.remember(embeddings_from_images(towers, images).float(), padded, balance)
     head.leave_to_memory([i for (kind, _), i in vocabulary.column.items() if kind.startswith("finding: ")])
-    train_radiograph(model, images, settings.seed)
+    of_films, _ = pictures_of_films(films)
+    fitted = train_radiograph(towers, head, spec.preprocess, [paths, *of_films], photographs, settings.seed)
 
     held = sorted({q.image for q in validation})
     closed = derived_as_questions(validation, organs)
@@ -257,6 +263,7 @@ def train_vqa(
         "provenance": {
             **meta["provenance"],
             "vqa": {**made_with, "data": [p.name for p in data], "seconds": round(seconds), "threads": torch.get_num_threads()},
+            "radiograph": {"seed": settings.seed, "data": [p.name for p in (*data[:1], *films)], **asdict(fitted)},
         },
     }
     save_checkpoint(output, model.state_dict(), meta, tokenizer)
@@ -272,30 +279,6 @@ def derived_as_questions(questions: list[Question], organs: dict[str, set[str]])
         out.append((Question(d.image, ways[turn[d.finding] * 7 % len(ways)], d.answer, f"finding: {d.finding}", True), d.organ))
         turn[d.finding] += 1
     return out
-
-
-@torch.no_grad()
-def train_radiograph(model: Model, images: Images, seed: int, count: int = 1500) -> None:
-    """Fits the head's third output on embeddings: training images, clean and augmented, against what is no radiology image."""
-    from pmclip_deploy.pixels import tensor_from_pixels
-
-    generator = Generator().manual_seed(seed)
-    some = torch.randperm(len(images), generator=generator)[:count]
-    real = [model.clip.encode_image(images.clean(i)) for i in some.split(32)]
-    real += [model.clip.encode_image(images.augmented(i, generator)) for i in some[: count // 2].split(32)]
-    arrays = [torch.from_numpy(tensor_from_pixels(p, images.preprocess)) for p in nonradiographs(count, seed)]
-    other = [model.clip.encode_image(torch.stack(arrays[i : i + 32])) for i in range(0, count, 32)]
-    x = unit(torch.cat(real + other))
-    y = torch.cat([torch.ones(sum(map(len, real))), torch.zeros(count)])
-    branch = model.head.radiograph
-    with torch.enable_grad():
-        optimizer = torch.optim.AdamW(branch.parameters(), lr=1e-3, weight_decay=0.5)
-        for _ in range(500):
-            optimizer.zero_grad()
-            chosen = torch.randint(len(x), (256,), generator=generator)
-            noisy = x[chosen] + 0.6 * torch.randn(256, x.shape[1], generator=generator)
-            F.binary_cross_entropy_with_logits(branch(noisy).squeeze(-1), y[chosen]).backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
 
 
 @torch.no_grad()

@@ -114,6 +114,12 @@ def vqa(
     rounded_epochs: Annotated[
         int | None, typer.Option(help="lite: the last N epochs compute with the INT8 graph's roundings. [4]", min=0, show_default=False)
     ] = None,
+    films: Annotated[
+        list[Path] | None, typer.Option("--films", help="lite: more radiology, to know it by (FracAtlas, Kermany); repeat for more.")
+    ] = None,
+    photographs: Annotated[
+        Path | None, typer.Option(help="lite: a folder with photographs, to be turned away.", show_default=False)
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(min=2, help="[48; mevf: 32; qcr: 16]", show_default=False)] = None,
     learning_rate: Annotated[
         float | None, typer.Option("--learning-rate", min=0, help="[3e-4; mevf: 2e-3; qcr: 1e-3]", show_default=False)
@@ -139,7 +145,8 @@ def vqa(
         "type_epochs": type_epochs,
     }
     given: dict[str, Any] = {k: v for k, v in of_plan.items() if v is not None}
-    foreign = given if head == "lite" else {"rounded_epochs"} if rounded_epochs is not None else {}
+    of_lite = {"rounded_epochs": rounded_epochs, "films": films or None, "photographs": photographs}
+    foreign = given if head == "lite" else {k for k, v in of_lite.items() if v is not None}
     if head not in ("lite", "mevf", "qcr"):
         raise UsageError(f"head {head!r} is unknown; choose lite, mevf or qcr")
     if foreign:
@@ -157,7 +164,7 @@ def vqa(
         from pmclip_deploy.train.vqa import train_vqa
 
         rounded = 4 if rounded_epochs is None else rounded_epochs
-        meta = train_vqa(data, clip, output, Settings(**{"epochs": 16, "learning_rate": 3e-4, **run}), rounded)
+        meta = train_vqa(data, clip, output, Settings(**{"epochs": 16, "learning_rate": 3e-4, **run}), rounded, films or (), photographs)
     else:
         from pmclip_deploy.train.vqa_heads import Plan, settings_of_head, train_head
 
