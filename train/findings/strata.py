@@ -108,10 +108,13 @@ def region_figures(outcomes: Outcomes) -> dict[str, Any] | None:
     return {"n": len(truth), **sample.accuracy(right), "by_region": by, "baselines": {"majority": float(truth.mean(axis=0).max())}}
 
 
+SPARE = 4.0  # standard errors: from fold to fold logits shift by more than one
+
+
 def least_threshold(logit: Array, positive: Array) -> float:
     """Halfway to the least logit at which the specificity is SPECIFICITY or more and a yes is right as often as the gate asks.
 
-    By a standard error more often, in fact, since the gate is for other films. Where no logit makes a yes right that often, the specificity
+    By SPARE standard errors more often, in fact, since the gate is for other films. Where no logit makes a yes right that often, the specificity
     alone chooses. (n,) f64, (n,) bool; both classes are there.
     """
     negatives = np.sort(logit[~positive])
@@ -121,7 +124,7 @@ def least_threshold(logit: Array, positive: Array) -> float:
         return below + 1.0
     given = np.array([(logit >= level).sum() for level in levels])
     right = np.array([positive[logit >= level].mean() for level in levels])
-    enough = np.flatnonzero(right - np.sqrt(right * (1 - right) / given) >= least_right(float(positive.mean())))
+    enough = np.flatnonzero(right - SPARE * np.sqrt(right * (1 - right) / given) >= least_right(float(positive.mean())))
     chosen = int(enough[0]) if len(enough) else 0
     return float((levels[chosen] + (levels[chosen - 1] if chosen else below)) / 2)
 
