@@ -114,8 +114,8 @@ SPARE = 4.0  # standard errors: from fold to fold logits shift by more than one
 def least_threshold(logit: Array, positive: Array) -> float:
     """Halfway to the least logit at which the specificity is SPECIFICITY or more and a yes is right as often as the gate asks.
 
-    By SPARE standard errors more often, in fact, since the gate is for other films. Where no logit makes a yes right that often, the specificity
-    alone chooses. (n,) f64, (n,) bool; both classes are there.
+    By SPARE standard errors more often, in fact, since the gate is for other films. Where no logit makes a yes right that often, the
+    specificity alone chooses. (n,) f64, (n,) bool; both classes are there.
     """
     negatives = np.sort(logit[~positive])
     below = float(negatives[int(np.ceil(SPECIFICITY * len(negatives) - 1e-9)) - 1])
