@@ -31,6 +31,7 @@ from pmclip_deploy.export.parity import TENSOR_GATES, sample_pictures
 from pmclip_deploy.export.weights import arrays
 from pmclip_deploy.pixels import picture_from_path, tensor_from_pixels
 from pmclip_deploy.spec import BACKBONES
+from pmclip_deploy.train.findings.films import PREPROCESS
 
 F, H = TensorProto.FLOAT, TensorProto.FLOAT16
 GATE = TENSOR_GATES["fp16"]["cosine"]
@@ -156,6 +157,8 @@ def test_pmclip_lite_equals_fp32() -> None:
     tokens[1, 5:] = modules.backbone.pad_id
     feeds: dict[str, Values] = {"image": {"pixels": np.stack(pixels)}, "text": {"tokens": tokens}}
     feeds["head"] = {name: run(graphs[name], feeds[name])["embedding"] for name in ("image", "text")}
+    seen = [tensor_from_pixels(picture_from_path(p).pixels, PREPROCESS) for p in sample_pictures()[:3]]
+    feeds["findings"] = {"pixels": np.stack(seen)}
     for name, graph in graphs.items():
         half, above = half_from_onnx(graph, measured(graph, feeds[name]))
         assert above == ()

@@ -227,5 +227,6 @@ def test_the_shipped_bundle_has_a_report() -> None:
     manifest = json.loads((DEFAULT_BUNDLE / "manifest.json").read_text())
     html = html_from_report(Report(manifest["name"], manifest["parity"]))
     found = [row[0] for row in rows(section(html, "Tensors"))]
-    assert [name for name in found if name] == ["what goes in", "pixels", "tokens", "image", "text", "head"]
+    findings = [f"findings/{output}" for output in ("finding", "region", "places")]
+    assert [name for name in found if name] == ["what goes in", "pixels", "tokens", "image", "text", "head", *findings]
     assert rows(section(html, "Answers"))[1][0] == "all"
