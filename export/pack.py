@@ -66,7 +66,7 @@ from pmclip_deploy.predictor import Predictor, graphs_of_ask
 from pmclip_deploy.sessions import Session
 from pmclip_deploy.sessions.onnxruntime import OnnxRuntimeSession
 from pmclip_deploy.spec import METHODS
-from pmclip_deploy.train.towers import read_checkpoint
+from pmclip_deploy.train.towers import name_of_output, read_checkpoint
 
 CALIBRATION, PARITY = "calibration.json", "parity.json"  # kept beside the checkpoint, so that a rebuild gives the same bytes
 IMAGES, QUESTIONS_READ = 256, 256  # taken of a folder or of a training set to calibrate on, evenly spread over their sorted names
@@ -108,6 +108,7 @@ def bundle_from_checkpoint(
     data: Path | None = None,
     images: Path | None = None,
     labels: Sequence[str] = (),
+    name: str | None = None,
     shipped: Path | None = None,
     ranked: bool = False,
     engines: EngineOptions | None = None,
@@ -120,11 +121,14 @@ def bundle_from_checkpoint(
     ``calibration_findings`` are folders of pictures for the graph "findings", on which its decisions are compared too; without any it is
     calibrated on ``calibration_images``. ``ranked`` ranks the layers even where nothing must stay in float. With ``engines`` an engine of
     each graph is built, and ``steps`` of a graph is told how far it is. ``labels`` are what the bundle's ``classify`` chooses among.
+    ``name`` is the bundle's, by default the checkpoint's.
     """
     refuse_foreign_folder(output)
     if labels:
         check_labels(labels)
     modules = modules_from_checkpoint(checkpoint)
+    if name is not None:
+        modules = replace(modules, meta={**modules.meta, "name": name_of_output(output, name)})
     graphs = onnx_from_modules(modules, dense=target != "cpu")
     rows = rows_from_jsonl(data, images) if data and images else None
     if calibration_findings and modules.findings is None:

@@ -148,6 +148,15 @@ def test_padding_changes_nothing(bundle: Path) -> None:
         np.testing.assert_allclose(text.run({"tokens": padded})["embedding"][:1], alone, atol=2e-3)
 
 
+def test_a_name_is_the_bundles_and_changes_no_graph(checkpoint: Path, bundles: dict[str, Path], tmp_path: Path) -> None:
+    made = bundle_from_checkpoint(checkpoint, tmp_path / "out", "fp32", name="ward-7").manifest
+    assert (made.name, manifest_from_bundle(bundles["fp32"]).name) == ("ward-7", towers.read_checkpoint(checkpoint)[0]["name"])
+    assert made.files == manifest_from_bundle(bundles["fp32"]).files
+    with pytest.raises(UsageError, match="is no name"):
+        bundle_from_checkpoint(checkpoint, tmp_path / "other", "fp32", name="../ward")
+    assert not (tmp_path / "other").exists()
+
+
 def test_the_same_bytes_again_from_the_kept_calibration(checkpoint: Path, bundles: dict[str, Path], tmp_path: Path) -> None:
     command = [CLI, "export", str(checkpoint), "--output", str(tmp_path / "again"), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)

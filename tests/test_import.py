@@ -25,7 +25,7 @@ from pmclip_deploy.errors import BundleError, PmclipError, UsageError
 from pmclip_deploy.spec import BACKBONES
 from pmclip_deploy.tokens import tokens_from_text
 from pmclip_deploy.train.importing import import_weights, weights_from_file
-from pmclip_deploy.train.towers import towers_from_checkpoint, towers_from_spec
+from pmclip_deploy.train.towers import name_of_output, towers_from_checkpoint, towers_from_spec
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch.jit's, of its age
 
@@ -289,6 +289,20 @@ def test_hugging_face_folders_that_are_refused(config: Any, message: str, tmp_pa
 def test_bad_arguments(options: dict[str, str], message: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=message):
         import_weights(tmp_path, tmp_path / "out", **options)
+
+
+@pytest.mark.parametrize(
+    ("folder", "name", "called"),
+    [("hip-2026", None, "hip-2026"), ("our hips (v2)", None, "our-hips-v2"), ("x", "pmclip-lite", "pmclip-lite"), ("x", "é_1", "é_1")],
+)
+def test_a_name_is_given_or_the_folders(folder: str, name: str | None, called: str, tmp_path: Path) -> None:
+    assert name_of_output(tmp_path / folder, name) == called
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "..", ".hidden", "a\nb", "\x1b[31mred", "two words", "x" * 65])
+def test_what_is_no_name(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is no name"):
+        name_of_output(tmp_path, name)
 
 
 # Files that are broken, or worse.

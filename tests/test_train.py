@@ -246,7 +246,7 @@ def test_calibration_lowers_confidence_and_silences_what_is_mostly_wrong() -> No
 
 def test_both_stages_end_to_end_and_resuming_gives_the_same_weights(dataset: Path, tmp_path: Path) -> None:
     whole = train_clip([dataset], tmp_path / "whole", Settings(2, 5e-4, 6, 3))
-    assert whole["metrics"]["retrieval_validation"]["pool"] == 6
+    assert whole["metrics"]["retrieval_validation"]["pool"] == 6 and whole["name"] == "whole"
 
     import pmclip_deploy.train.loop as loop
 
@@ -273,8 +273,9 @@ def test_both_stages_end_to_end_and_resuming_gives_the_same_weights(dataset: Pat
     assert expected.keys() == resumed.keys()
     assert all(torch.equal(expected[k], resumed[k]) for k in expected)
 
-    meta = train_vqa([dataset], tmp_path / "whole", tmp_path / "vqa", Settings(2, 3e-4, 6, 3), rounded_epochs=1)
+    meta = train_vqa([dataset], tmp_path / "whole", tmp_path / "vqa", Settings(2, 3e-4, 6, 3), rounded_epochs=1, name="mine")
     written, tensors = read_checkpoint(tmp_path / "vqa")
+    assert written["name"] == "mine"
     assert written["answers"] == meta["answers"] and {"axial", "coronal", "yes", "no"} <= set(written["answers"])
     assert {k["name"] for k in written["kinds"]} >= {"plane", "organ", "abnormality", K.OUT_OF_SCOPE}
     assert 0 <= written["metrics"]["crossfit"]["accuracy"] <= 1

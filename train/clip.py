@@ -35,6 +35,7 @@ from pmclip_deploy.train.towers import (
     load_pretrained,
     lock_image_stem,
     mixed_precision,
+    name_of_output,
     run_slow_convolutions_in_float,
     save_checkpoint,
     towers_from_checkpoint,
@@ -147,12 +148,14 @@ def train_clip(
     output: Path,
     settings: Settings,
     backbone: str = "pmclip-lite",
+    name: str | None = None,
 ) -> dict[str, Any]:
     """Trains and writes a checkpoint to ``output``; returns its description.
 
     The text transformer stays locked (LiT, Zhai et al. 2022) but for its projection: it keeps what it knows of language, which
     is what tells an unknown question from a known one, and its output is computed once.
     """
+    name = name_of_output(output, name)
     settings.start()
     spec = backbone_named(backbone)
     training, validation = questions_for_training(data)
@@ -207,7 +210,7 @@ def train_clip(
         texts = model.text.proj(pooled_from_text(model, tokenizer, captions)).detach()
         metrics = {"retrieval_validation": recall_at(pool, texts, captions)}
     meta = {
-        "name": backbone,
+        "name": name,
         "version": "0.1.0",
         "backbone": backbone,
         "logit_scale": round(model.logit_scale.detach().clamp(max=4.6052).exp().item(), 4),
@@ -279,20 +282,29 @@ def train_clip_on_pairs(
     recipe: Recipe,
     licences: Collection[str] = (),
     share: float = BROKEN_SHARE,
+    name: str | None = None,
 ) -> dict[str, Any]:
     """Fine-tunes the checkpoint ``source`` on captions; writes the last epoch to ``output`` and the best one to ``output/best``.
 
     The best is the one with the least validation loss. Returns the last one's description. Under torchrun each process takes its part
     of every batch, and negatives are those of the whole batch.
     """
+    name = name_of_output(output, name)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # else each process that reads images warns of it
     with device_of_process() as device:
         recipe.start()
-        return _train_on(device, data, source, output, recipe, licences, share)
+        return _train_on(device, data, source, output, recipe, licences, share, name)
 
 
 def _train_on(
-    device: torch.device, data: list[Path], source: Path, output: Path, recipe: Recipe, licences: Collection[str], share: float
+    device: torch.device,
+    data: list[Path],
+    source: Path,
+    output: Path,
+    recipe: Recipe,
+    licences: Collection[str],
+    share: float,
+    name: str,
 ) -> dict[str, Any]:
     model, meta, _ = towers_from_checkpoint(source)
     locked = lock_towers(model.to(device), recipe)
@@ -337,7 +349,8 @@ def _train_on(
 
     def description(row: Row) -> dict[str, Any]:
         return {
-            **{k: meta[k] for k in ("name", "version", "backbone")},
+            "name": name,
+            **{k: meta[k] for k in ("version", "backbone")},
             "logit_scale": round(model.logit_scale.detach().exp().item(), 4),
             "metrics": {"retrieval_validation": row} if row else {},
             "provenance": {**meta["provenance"], "clip": {**made_with, "data": [p.name for p in data], "processes": processes()}},

@@ -21,7 +21,7 @@ from pmclip_deploy.bundle import sha256_of_file
 from pmclip_deploy.errors import BundleError, PmclipError, UsageError
 from pmclip_deploy.spec import BACKBONES, Backbone
 from pmclip_deploy.train.bpe import clip_tokenizer_json
-from pmclip_deploy.train.towers import backbone_named, read_checkpoint, save_checkpoint, towers_from_spec
+from pmclip_deploy.train.towers import backbone_named, name_of_output, read_checkpoint, save_checkpoint, towers_from_spec
 
 FILES = {"model.safetensors", "checkpoint.json", "tokenizer.json"}  # of a checkpoint
 HUGGING_FACE_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -49,9 +49,7 @@ def import_weights(source: Path, output: Path, backbone: str | None = None, name
     BundleError where the file is unreadable, would run code, or does not hold the backbone; UsageError for bad arguments.
     """
     wanted = _importable(backbone) if backbone else None
-    name = name or output.resolve().name
-    if not re.fullmatch(r"\w[\w.-]{0,99}", name):
-        raise UsageError(f"{name!r} is no name for a checkpoint: letters, digits, dots, dashes; pass --name")
+    name = name_of_output(output, name)
     try:
         _refuse_foreign_folder(output)
     except OSError as error:

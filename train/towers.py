@@ -2,6 +2,7 @@
 
 import ctypes
 import json
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -161,6 +162,14 @@ def _half(x: Tensor) -> Tensor:
     if not x.is_floating_point():
         return x
     return x.half() if x.abs().max() <= torch.finfo(torch.half).max else x.float()
+
+
+def name_of_output(output: Path, name: str | None = None) -> str:
+    """What is trained, imported or exported is called ``name``, else as its folder is, other characters as dashes. Raises UsageError."""
+    named = re.sub(r"[^\w.-]+", "-", output.resolve().name).strip("-.") if name is None else name
+    if not re.fullmatch(r"\w[\w.-]{0,63}", named):
+        raise UsageError(f"{named[:70]!r} is no name: at most 64 letters, digits, dots, dashes; pass another --name")
+    return named
 
 
 def read_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -39,6 +39,7 @@ from pmclip_deploy.train.rounding import RoundedTower
 from pmclip_deploy.train.towers import (
     lock_image_stem,
     mixed_precision,
+    name_of_output,
     run_slow_convolutions_in_float,
     save_checkpoint,
     towers_from_checkpoint,
@@ -101,6 +102,7 @@ def train_vqa(
     rounded_epochs: int = 4,
     films: Sequence[Path] = (),
     photographs: Path | None = None,
+    name: str | None = None,
 ) -> dict[str, Any]:
     """Trains on the first folder of ``data`` (with captions from all), from the checkpoint ``clip``; writes one to ``output``.
     ``films`` and ``photographs`` are for the branch that tells what is radiology (train/radiograph.py).
@@ -109,6 +111,7 @@ def train_vqa(
     Derived yes/no questions are weighted so that yes and no weigh the same: their probabilities are for even odds. In the last
     ``rounded_epochs`` the image tower computes with INT8's roundings.
     """
+    name = name_of_output(output, name)
     settings.start()
     rng = random.Random(settings.seed)
     towers, meta, _ = towers_from_checkpoint(clip)
@@ -254,7 +257,8 @@ def train_vqa(
     scored = scored_from_questions(model, tokenizer, vocabulary, validation, closed, Images(held, spec.preprocess))
     kinds, abstention, metrics = calibrated(scored, vocabulary, settings.seed)
     meta = {
-        **{k: meta[k] for k in ("name", "version", "backbone")},
+        "name": name,
+        **{k: meta[k] for k in ("version", "backbone")},
         "logit_scale": round(towers.logit_scale.detach().clamp(max=4.6052).exp().item(), 4),
         "answers": vocabulary.answers,
         "kinds": kinds,

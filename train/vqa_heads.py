@@ -36,7 +36,7 @@ from pmclip_deploy.train.heads.words import Dictionary, tables_from_glove
 from pmclip_deploy.train.images import readable
 from pmclip_deploy.train.loop import Optimiser, Row, Settings, fit
 from pmclip_deploy.train.splits import IMAGE_DISJOINT, image_disjoint_split, questions_of_split, rows_from_questions
-from pmclip_deploy.train.towers import towers_from_checkpoint, under
+from pmclip_deploy.train.towers import name_of_output, towers_from_checkpoint, under
 from pmclip_deploy.train.vocabulary import AnswerVocabulary, comparable, vocabulary_as_mevf, vocabulary_as_qcr
 
 HELD_OUT = 0.1  # of the training images, for validation
@@ -177,13 +177,14 @@ def answers_from_inputs(head: Head, inputs: Inputs, place: Tensor, tokens: Tenso
     return label, probability, is_open
 
 
-def train_head(data: Path, clip: Path, output: Path, plan: Plan, settings: Settings) -> dict[str, Any]:
+def train_head(data: Path, clip: Path, output: Path, plan: Plan, settings: Settings, name: str | None = None) -> dict[str, Any]:
     """Writes a checkpoint to ``output``, with the tower in it; returns its description. Raises InputError, BundleError and UsageError.
 
     A tenth of the training images is held out: each epoch is measured on it, and the last one is kept whatever it says. The images that are
     asked about in the test split are not looked at.
     """
     plan.check()
+    called = name_of_output(output, name)
     settings.start()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     known, _ = questions_of_split(data, "train" if plan.split == "official" else plan.split, plan.split_seed)
@@ -274,7 +275,8 @@ def train_head(data: Path, clip: Path, output: Path, plan: Plan, settings: Setti
     decide = _asked(model, inputs, vocabulary, dictionary, rows, {str(image.absolute()): i for image, i in at.items()})
     validated = E.figures(rows, decide, {}, before, settings.seed, comparable)[0]
     description = {
-        **{k: meta[k] for k in ("name", "version", "backbone", "logit_scale")},
+        "name": called,
+        **{k: meta[k] for k in ("version", "backbone", "logit_scale")},
         "head": {"kind": plan.head, "features": list(plan.features)},
         "answers": vocabulary.answers,
         "closed_answers": closed,

@@ -33,6 +33,7 @@ def export(
     output: Annotated[
         Path | None, typer.Option(help="Folder to write. Default: ./NAME-PRECISION, with -TARGET if it is not the CPU.", show_default=False)
     ] = None,
+    name: Annotated[str | None, typer.Option(help="What the bundle is called. Default: as the checkpoint.", show_default=False)] = None,
     calibration_images: Annotated[
         Path | None,
         typer.Option(help="int8: training images to calibrate on, a folder or train.jsonl. Default: the checkpoint's calibration.json."),
@@ -62,13 +63,13 @@ def export(
 ) -> None:
     """Write a checkpoint as a bundle, if it passes its parity gates (needs the extra `export`)."""
     _check(data, images)
-    for name, value, known in (
+    for option, value, known in (
         ("precision", precision, PRECISIONS),
         ("target", target, TARGETS),
         ("calibration-method", calibration_method, METHODS),
     ):
         if value not in known:
-            raise UsageError(f"no --{name} {value[:60]}; choose one of {', '.join(known)}")
+            raise UsageError(f"no --{option} {value[:60]}; choose one of {', '.join(known)}")
     if (calibration_images is not None or calibration_findings) and precision != "int8":
         raise UsageError("--calibration-images and --calibration-findings are for --precision int8")
     if target == "cpu" and compute_capability:
@@ -86,7 +87,7 @@ def export(
         package(backend)  # missing is said before the work, not after
     made = bundle_from_checkpoint(
         source,
-        output or Path(f"{name_of_checkpoint(source)}-{precision}{'' if target == 'cpu' else f'-{target}'}"),
+        output or Path(f"{name or name_of_checkpoint(source)}-{precision}{'' if target == 'cpu' else f'-{target}'}"),
         precision,
         target=target,
         calibration_images=calibration_images,
@@ -95,6 +96,7 @@ def export(
         data=data,
         images=images,
         labels=() if labels is None else labels_from_file(labels),
+        name=name,
         shipped=DEFAULT_BUNDLE if source.resolve() == DEFAULT_CHECKPOINT.resolve() else None,
         ranked=report is not None,
         engines=engines,

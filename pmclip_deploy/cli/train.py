@@ -10,7 +10,7 @@ import typer
 
 from pmclip_deploy.cli.evaluate import LARGEST_SEED
 from pmclip_deploy.cli.report import report
-from pmclip_deploy.cli.train_findings import findings
+from pmclip_deploy.cli.train_findings import Name, findings
 from pmclip_deploy.errors import UsageError
 
 app = typer.Typer(no_args_is_help=True, help="Train the dual encoder and its VQA head (needs the extra `train`).")
@@ -34,6 +34,7 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.
 def clip(
     data: Data,
     output: Output,
+    name: Name = None,
     source: Annotated[
         Path | None, typer.Option("--from", help="Checkpoint to fine-tune on captions, made by `import`; without it pmclip-lite is made.")
     ] = None,
@@ -78,11 +79,11 @@ def clip(
     chosen = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate}
     run = {k: v for k, v in chosen.items() if v is not None} | {"seed": seed, "threads": threads, "limit": limit, "resume": resume}
     if source is None:
-        meta = worker.train_clip(data, output, Settings(**{"epochs": 8, "learning_rate": 5e-4, **run}))
+        meta = worker.train_clip(data, output, Settings(**{"epochs": 8, "learning_rate": 5e-4, **run}), name=name)
     else:
         licences, share = given.pop("licence", ()), given.pop("skip_share", worker.BROKEN_SHARE)
         of = worker.recipe_named(given.pop("recipe", "paper"), **given, **run)
-        meta = worker.train_clip_on_pairs(data, source, output, of, licences, share)
+        meta = worker.train_clip_on_pairs(data, source, output, of, licences, share, name)
     if os.environ.get("RANK", "0") == "0":  # the first of torchrun's processes speaks for all
         _report(meta, output, as_json)
 
@@ -92,6 +93,7 @@ def vqa(
     data: Data,
     output: Output,
     clip: Annotated[Path, typer.Option("--clip", help="Checkpoint made by `train clip` or `import`.")],
+    name: Name = None,
     head: Annotated[str, typer.Option(help="lite, mevf or qcr. The last two leave the image tower as it is.")] = "lite",
     split: Annotated[str | None, typer.Option(help="mevf, qcr: official (the default) or image-disjoint.", show_default=False)] = None,
     split_seed: Annotated[
@@ -164,13 +166,14 @@ def vqa(
         from pmclip_deploy.train.vqa import train_vqa
 
         rounded = 4 if rounded_epochs is None else rounded_epochs
-        meta = train_vqa(data, clip, output, Settings(**{"epochs": 16, "learning_rate": 3e-4, **run}), rounded, films or (), photographs)
+        settings = Settings(**{"epochs": 16, "learning_rate": 3e-4, **run})
+        meta = train_vqa(data, clip, output, settings, rounded, films or (), photographs, name)
     else:
         from pmclip_deploy.train.vqa_heads import Plan, settings_of_head, train_head
 
-        names = given.pop("features", "clip,ae" if autoencoder else "clip")
-        wanted = () if names == "none" else tuple(name.strip() for name in names.split(","))
-        meta = train_head(data[0], clip, output, Plan(head, features=wanted, **given), settings_of_head(head, **run))
+        of = given.pop("features", "clip,ae" if autoencoder else "clip")
+        wanted = () if of == "none" else tuple(feature.strip() for feature in of.split(","))
+        meta = train_head(data[0], clip, output, Plan(head, features=wanted, **given), settings_of_head(head, **run), name)
     _report(meta, output, as_json)
 
 

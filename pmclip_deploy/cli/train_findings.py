@@ -8,6 +8,8 @@ import typer
 from pmclip_deploy.cli.evaluate import LARGEST_SEED
 from pmclip_deploy.cli.output import print_json
 
+Name = Annotated[str | None, typer.Option("--name", help="What the model is called. Default: as the folder --output.", show_default=False)]
+
 
 def findings(
     data: Annotated[list[Path], typer.Option("--data", help="FracAtlas's, Kermany's or VQA-Med's folder; repeat for more.")],
@@ -24,6 +26,7 @@ def findings(
     threads: Annotated[int, typer.Option(help="CPU threads; 0 takes all cores.", min=0)] = 0,
     limit: Annotated[int, typer.Option(help="Take N films of each dataset's parts only; 0 takes all.", min=0)] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the folds and the state in --output.")] = False,
+    name: Name = None,
     keep_views: Annotated[bool, typer.Option("--keep-views", help="Leave the views in --output when all folds are done.")] = False,
     fold_checkpoints: Annotated[
         bool, typer.Option("--fold-checkpoints", help="Write a checkpoint of each fold too, with the groups it has not seen.")
@@ -39,7 +42,7 @@ def findings(
     from pmclip_deploy.train.loop import Settings
 
     settings = Settings(epochs, learning_rate, batch_size, seed, threads, limit, resume)
-    meta = train_findings(data, checkpoint, output, settings, folds, only or (), keep_views, fold_checkpoints)
+    meta = train_findings(data, checkpoint, output, settings, folds, only or (), keep_views, fold_checkpoints, name)
     if meta["metrics"]:
         _report(meta, output, as_json)
     elif as_json:

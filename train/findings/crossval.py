@@ -21,7 +21,7 @@ from pmclip_deploy.train.findings.strata import Outcomes, auroc_figures, finding
 from pmclip_deploy.train.findings.training import TRUNK, Labels, new_net, read_result, said_to_films, trained_net, write_result
 from pmclip_deploy.train.findings.views import one_process_at_a_time, remove_views, views_of_films
 from pmclip_deploy.train.loop import Settings, device_of_process
-from pmclip_deploy.train.towers import read_checkpoint, under
+from pmclip_deploy.train.towers import name_of_output, read_checkpoint, under
 
 ALL = "all"  # the part that trains on every fold: its network is the one that is kept
 LEAST_FOLDS = 2  # that give figures: a threshold of one is chosen on the others
@@ -65,6 +65,7 @@ def train_findings(
     only: Sequence[str] = (),
     keep_views: bool = False,
     fold_checkpoints: bool = False,
+    name: str | None = None,
 ) -> dict[str, Any]:
     """Trains the parts ``only`` (by default all folds and "all"), then writes a checkpoint to ``output`` from the parts that are there.
 
@@ -75,8 +76,9 @@ def train_findings(
     names = [*map(str, range(folds)), ALL]
     if unknown := sorted(set(only) - set(names)):
         raise UsageError(f"--only {unknown[0]} is no part; choose of {', '.join(names)}")
+    name = name_of_output(output, name)
     settings.start()
-    run = _run(data, checkpoint, output, settings, folds)
+    run = _run(data, checkpoint, output, settings, folds, name)
     there = [name for name in names if run.result(name).is_file()]
     wanted = [name for name in only or names if not (settings.resume and name in there)]
     results = {name: _result(run, name) for name in there if name not in wanted}  # now, rather than after hours of training
@@ -96,7 +98,7 @@ def train_findings(
         return _write(run, ALL, results, output)
 
 
-def _run(data: Sequence[Path], checkpoint: Path, output: Path, settings: Settings, folds: int) -> Run:
+def _run(data: Sequence[Path], checkpoint: Path, output: Path, settings: Settings, folds: int, name: str) -> Run:
     meta, tensors = read_checkpoint(checkpoint)
     films = films_from_folders(data, settings.limit)
     made_with = {
@@ -108,7 +110,7 @@ def _run(data: Sequence[Path], checkpoint: Path, output: Path, settings: Setting
         "films": len(films),
     }
     fold = folds_of_films(films, folds)
-    return Run(tuple(films), fold, checkpoint, meta, tensors, output, settings, json.loads(json.dumps(made_with)))
+    return Run(tuple(films), fold, checkpoint, {**meta, "name": name}, tensors, output, settings, json.loads(json.dumps(made_with)))
 
 
 def _train_parts(run: Run, names: Sequence[str], device: torch.device) -> None:
