@@ -122,7 +122,7 @@ def logit(predictor: Predictor, path: Path, finding: str) -> float | None:
     known = predictor.manifest.findings
     if known is None or finding not in [f.name for f in known.findings]:
         return None
-    seen = predictor._seen_of_findings(picture_from_path(path))
+    seen = predictor.seen_of_findings(picture_from_path(path))
     return None if seen is None else seen.logits[finding]
 
 

@@ -220,10 +220,10 @@ class Predictor:
             best = np.argsort(-probabilities, kind="stable")
             opinions[facet] = tuple(Candidate(self.manifest.answers[kind.answers[i]], float(probabilities[i])) for i in best)
         radiology = heads.radiograph is None or bool(heads.radiograph[0] >= self.manifest.abstention.radiograph_threshold)
-        looked = self._seen_of_findings(picture) if any(x.kind == "finding" and x.answerable for x in intents) else None
+        looked = self.seen_of_findings(picture) if any(x.kind == "finding" and x.answerable for x in intents) else None
         return Look(opinions, header, radiology, looked, child)
 
-    def _seen_of_findings(self, picture: "Picture") -> Seen | None:
+    def seen_of_findings(self, picture: "Picture") -> Seen | None:
         """The graph "findings", over the picture and its mirror image."""
         from pmclip_deploy.pixels import tensor_from_pixels
 
@@ -261,7 +261,7 @@ class Predictor:
         known = {one.name: one for one in (findings.findings if findings else ())}
         if findings is None or finding not in known:
             raise UsageError(f"bundle {self.manifest.name} has no finding {finding[:60]!r}; it has {', '.join(known) or 'none'}")
-        pixels, seen = resized(picture.pixels, findings.preprocess), self._seen_of_findings(picture)
+        pixels, seen = resized(picture.pixels, findings.preprocess), self.seen_of_findings(picture)
         if seen is None or known[finding].map_hits is None:
             return pixels
         return colored(pixels, seen.places[finding])
