@@ -39,6 +39,7 @@ from pmclip_deploy.pixels import picture_from_path
 from pmclip_deploy.predictor import NO_RADIOGRAPH, Predictor
 from pmclip_deploy.spec import ANSWER_SCHEMA
 from pmclip_deploy.train.datasets.schema import question_from_text
+from pmclip_deploy.train.findings.groups import group_of_row
 from pmclip_deploy.train.kinds import kind_of
 from pmclip_deploy.vocabulary import FAMILY_OF_MODALITY, LOOK_ALIKE, NO_RADIOLOGY, family_of_answer, view_of_answer
 
@@ -255,7 +256,7 @@ class Bench:
 
     def _labelled(self, name: str) -> list[Film]:
         rows = [json.loads(line) for line in (self.data / name / "labels.jsonl").read_text(encoding="utf-8").splitlines()]
-        films = [Film(self.data / name / r["image"], name, r["group"], {**r["labels"], "size": r["original_size"]}) for r in rows]
+        films = [Film(self.data / name / r["image"], name, group_of_row(r), {**r["labels"], "size": r["original_size"]}) for r in rows]
         return [film for film in films if self.predictor_of(film) is not None]
 
     @cached_property

@@ -24,6 +24,7 @@ from pmclip_deploy.train.datasets import Question
 from pmclip_deploy.train.findings import films as films_module
 from pmclip_deploy.train.findings import strata, training, views
 from pmclip_deploy.train.findings.films import PREPROCESS, REGIONS, TRAIN, VAL, Film, films_from_folders, folds_of_films, stratified_folds
+from pmclip_deploy.train.findings.groups import KEPT_FOR_DEMO
 from pmclip_deploy.train.findings.net import FindingsNet
 from pmclip_deploy.train.findings.strata import Outcomes, findings_from_outcomes, least_right, least_threshold, logistic_curve, placed
 from pmclip_deploy.train.findings.training import Labels, Pupil, drawn_batches, new_net, trained_net
@@ -128,6 +129,14 @@ def test_films_say_what_their_datasets_know(data: dict[str, Path]) -> None:
     assert films["vqa-med-2019/train0.png"].findings[0] is True and films["vqa-med-2019/val1.png"].findings[0] is False
     assert [f.part for f in films.values() if f.source == "no radiology"] == ["train"] * 5 + ["val"] * 3
     assert len(films_from_folders(list(data.values()), 2)) == 2 + 2 + 4 + 4
+
+
+@pytest.mark.usefixtures("few_others")
+def test_the_demos_films_and_their_like_neither_train_nor_validate(data: dict[str, Path], tmp_path: Path) -> None:
+    labels = (data["fracatlas"] / "labels.jsonl").read_text().replace('"fa3"', f'"{KEPT_FOR_DEMO[0]}"')
+    (tmp_path / "labels.jsonl").write_text(labels)
+    names = {f.name.partition("/")[2] for f in films_from_folders([tmp_path])}
+    assert {f"IMG{i}.png" for i in range(18)} - names == {"IMG6.png", "IMG7.png"}
 
 
 @pytest.mark.parametrize(
@@ -416,6 +425,7 @@ def test_the_command_from_folds_to_a_checkpoint(
     done, _ = command(monkeypatch, capsys, *arguments, "--resume", "--fold-checkpoints")
     assert (output / "fold-0.npz").stat().st_mtime_ns == first and not (output / "views").exists()
     assert done["provenance"]["findings"]["measured_by"] == ["0", "1", "2"]
+    assert done["provenance"]["findings"]["kept_apart"] == list(KEPT_FOR_DEMO)
 
     (meta, tensors), (_, given) = read_checkpoint(output), read_checkpoint(CHECKPOINT)
     assert all(torch.equal(tensors[k], v) for k, v in given.items() if not k.startswith("findings."))
@@ -460,6 +470,8 @@ def test_films_of_the_real_sets_part_as_they_should(shared: Path) -> None:
     for f, fold in zip(films, folds.tolist(), strict=True):
         of.setdefault((f.source, f.group), set()).add(fold)
     assert all(len(x) == 1 for x in of.values())
+    assert not {"fracatlas/IMG0003182.jpg", "fracatlas/IMG0003189.jpg"} & {f.name for f in films}
+    assert sum(f.source == "FracAtlas" for f in films) == 3137 - 20
     for source, finding in (("FracAtlas", 0), ("Kermany", 1)):
         yes = np.bincount([k for f, k in zip(films, folds, strict=True) if f.source == source and f.findings[finding]])
         assert len(yes) == 5 and yes.max() / yes.min() < 1.3

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -271,6 +272,21 @@ def test_each_fold_is_asked_of_what_it_keeps_apart(data: Path, bundle: Path, tmp
     fracture = found["findings: is there a fracture?", "FracAtlas, all"]
     assert (fracture["answered"]["n"], fracture["right of yes"]["of"], fracture["right of yes"]["n"]) == (6, 2, 3)
     assert found["findings: is there pneumonia?", "Kermany"]["answered"]["n"] == 12  # no file names it: all of them
+
+
+def test_groups_are_those_that_training_names(data: Path, bundle: Path, tmp_path: Path) -> None:
+    """Kermany's normal films are all of group "NIM" by their labels; training keeps tens of file numbers together."""
+    home = tmp_path / "kermany-cxr"
+    shutil.copytree(data / "kermany-cxr", home)
+    rows = [json.loads(line) for line in (home / "labels.jsonl").read_text().splitlines()]
+    for number, row in zip((115, 117, 121), rows[::2], strict=False):  # the normal ones
+        old = row["image"]
+        row |= {"image": f"images/IM-{number:04}-0001.jpg", "group": "NIM"}
+        (home / old).rename(home / row["image"])
+    (home / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "a.txt").write_text("kermany-cxr NIM11\nkermany-cxr g5\n")
+    found = run(tmp_path, "--data", tmp_path, "--bundle", bundle, "--apart", tmp_path / "a.txt", "--only", "findings")
+    assert found["findings: is there pneumonia?", "Kermany"]["answered"]["n"] == 2 + 2
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from pmclip_deploy.cli.output import print_note
 from pmclip_deploy.errors import BundleError, UsageError
 from pmclip_deploy.train.clip import write_tensors
 from pmclip_deploy.train.findings.films import FINDINGS, VAL, Film, films_from_folders, folds_of_films, sha256_of_films
+from pmclip_deploy.train.findings.groups import KEPT_FOR_DEMO
 from pmclip_deploy.train.findings.strata import Outcomes, auroc_figures, findings_from_outcomes, region_figures
 from pmclip_deploy.train.findings.training import TRUNK, Labels, new_net, read_result, said_to_films, trained_net, write_result
 from pmclip_deploy.train.findings.views import one_process_at_a_time, remove_views, views_of_films
@@ -108,6 +109,7 @@ def _run(data: Sequence[Path], checkpoint: Path, output: Path, settings: Setting
         "trunk_sha256": _sha256_of_tensors(under(tensors, TRUNK)),
         "data": [path.name for path in data],
         "films": len(films),
+        "kept_apart": list(KEPT_FOR_DEMO),
     }
     fold = folds_of_films(films, folds)
     return Run(tuple(films), fold, checkpoint, {**meta, "name": name}, tensors, output, settings, json.loads(json.dumps(made_with)))

@@ -18,13 +18,13 @@ from pmclip_deploy.train import kinds as K
 from pmclip_deploy.train.clip import questions_for_training
 from pmclip_deploy.train.datasets import Question, is_there
 from pmclip_deploy.train.datasets.schema import lines_from_text
+from pmclip_deploy.train.findings.groups import group_of_row, kept_for_demo
 from pmclip_deploy.train.nonradiographs import nonradiographs
 
 FINDINGS = ("fracture", "pneumonia")
 REGIONS = ("hand", "leg", "hip", "shoulder", "chest", "other")  # "other": all that is no radiograph of the others
 PREPROCESS = Preprocess(320, "pad", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), trim=True)
 NO_RADIOLOGY, HELD_OUT, SEED = 900, 200, 11  # pictures that are no radiology images: how many, how many of them never train, their seed
-NORMALS = 10  # of Kermany's normal films, which name no patient: file numbers in a row that stay together
 LABELS = "labels.jsonl"
 
 TRAIN, VAL = -1, -2  # in place of a fold: what trains every network, what trains none
@@ -60,11 +60,11 @@ class Film:
 
 
 def films_from_folders(folders: Sequence[Path], limit: int = 0) -> list[Film]:
-    """Those of all datasets, and pictures that are no radiology images. Raises InputError.
+    """Those of all datasets but for the demo's, and pictures that are no radiology images. Raises InputError.
 
     ``limit`` takes as many of each dataset and part, spread over it.
     """
-    known = [films for folder in folders for films in _films_from_folder(folder)]
+    known = [[film for film in films if not kept_for_demo(film.group)] for folder in folders for films in _films_from_folder(folder)]
     return [film for films in [*known, *_films_of_no_radiology()] for film in _spread(films, limit)]
 
 
@@ -137,7 +137,7 @@ def _film_of_fracatlas(folder: Path, row: dict[str, Any]) -> Film:
         image=folder / row["image"],
         source="FracAtlas",
         part="folds",
-        group=row["group"],
+        group=group_of_row(row),
         findings=(fractured, None),
         regions=tuple(bool(labels.get(region, 0)) for region in REGIONS),
         boxes=tuple((float(x), float(y), float(w), float(h)) for x, y, w, h in row["boxes"]),
@@ -148,14 +148,13 @@ def _film_of_fracatlas(folder: Path, row: dict[str, Any]) -> Film:
 
 
 def _film_of_kermany(folder: Path, row: dict[str, Any]) -> Film:
-    name, group = Path(row["image"]).name, row["group"]
-    number = re.search(r"IM-(\d+)-", name)  # a normal film; the others are named by their patients
+    name = Path(row["image"]).name
     return Film(
         name=f"{folder.name}/{name}",
         image=folder / row["image"],
         source="Kermany",
         part="folds",
-        group=f"{group}{int(number[1]) // NORMALS}" if number else group,
+        group=group_of_row(row),
         findings=(False, row["labels"]["finding"] == "pneumonia"),
         regions=_region("chest"),
         size=_size(row),
