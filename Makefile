@@ -1,4 +1,4 @@
-# Two commands: `make demo` installs the runtime and asks a real CT; `make test` installs what the tests need and runs them.
+# Two commands: `make demo` installs the runtime and asks real pictures with known answers; `make test` installs what the tests need and runs them.
 
 PYTHON ?= python3
 DEMO_VENV ?= .venv
@@ -6,9 +6,7 @@ TEST_VENV ?= .venv-test
 SOURCES := pyproject.toml $(shell find pmclip_deploy train export kernels benchmarks -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name manifest.json)
 
 demo: $(DEMO_VENV)/ready
-	@$(DEMO_VENV)/bin/pmclip-deploy infer "$$($(DEMO_VENV)/bin/python -c 'from pydicom.data import get_testdata_file as f; print(f("CT_small.dcm"))')" \
-		"what imaging modality is shown?" "in what plane is this image taken?" "what organ system is shown?" \
-		"is this a chest x-ray?" "is there a fracture?" "what is the patient's name?"
+	@$(DEMO_VENV)/bin/pmclip-deploy demo
 
 test: $(TEST_VENV)/ready
 	$(TEST_VENV)/bin/ruff check .
@@ -16,8 +14,9 @@ test: $(TEST_VENV)/ready
 	$(TEST_VENV)/bin/python -m pytest
 
 $(DEMO_VENV)/ready: $(SOURCES)
+	@echo "installing the runtime into $(DEMO_VENV), once: about a minute"
 	$(PYTHON) -m venv $(DEMO_VENV) || { echo "error: python3 has no venv module; apt-get install python3-venv" >&2; exit 2; }
-	$(DEMO_VENV)/bin/python -m pip install --quiet --disable-pip-version-check .
+	$(DEMO_VENV)/bin/python -m pip install --disable-pip-version-check .
 	@touch $@
 
 $(TEST_VENV)/ready: pyproject.toml tests/constraints.txt

@@ -44,7 +44,7 @@ def test_wheel_is_under_80_mb(wheel: Path) -> None:
 def test_wheel_holds_the_runtime_its_model_and_the_mapped_packages(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {f"pmclip_deploy/{n}/__init__.py" for n in ("cli", "sessions", "models", "train", "export", "benchmarks", "kernels")} <= names
-    assert {f"pmclip_deploy/models/{p.relative_to(MODELS)}" for p in MODELS.rglob("pmclip-lite/*/*")} <= names
+    assert {f"pmclip_deploy/models/{p.relative_to(MODELS)}" for p in [*MODELS.rglob("pmclip-lite/*/*"), *MODELS.glob("demo/*")]} <= names
     assert "pmclip_deploy/train/phrases/out_of_scope.txt" in names
     assert not [n for n in names if n.startswith(("tests/", "train/", "export/", "kernels/"))]
 

@@ -17,6 +17,7 @@ from pmclip_deploy.errors import PmclipError
 COMMANDS = {  # what of pmclip_deploy.cli makes each
     "infer": "infer.infer",
     "questions": "questions.questions",
+    "demo": "demo.demo",
     "classify": "classify.classify",
     "evaluate": "evaluate.evaluate",
     "bench": "bench.bench",

@@ -72,7 +72,7 @@ def infer(
                 if save_picture is not None:
                     from pmclip_deploy.overlay import save_png
 
-                    save_png(predictor.picture_seen(image, _found(answers), frame=frame, window=window), save_picture)
+                    save_png(predictor.picture_seen(image, found_in(answers), frame=frame, window=window), save_picture)
                 if as_json:
                     documents += [_document(answer, prevalence) for answer in answers]
                 else:
@@ -90,7 +90,7 @@ def infer(
     return InputError.exit_code if failed else 0
 
 
-def _found(answers: "list[Answer]") -> str | None:
+def found_in(answers: "list[Answer]") -> str | None:
     """The first finding that was seen."""
     return next((answer.worth.finding for answer in answers if answer.worth is not None and answer.worth.found), None)
 
