@@ -7,6 +7,7 @@ SOURCES := pyproject.toml $(shell find pmclip_deploy train export kernels benchm
 
 demo: $(DEMO_VENV)/ready
 	@$(DEMO_VENV)/bin/pmclip-deploy demo
+	@echo "(pmclip-deploy is $(DEMO_VENV)/bin/pmclip-deploy)"
 
 test: $(TEST_VENV)/ready
 	$(TEST_VENV)/bin/ruff check .
@@ -25,6 +26,6 @@ $(TEST_VENV)/ready: pyproject.toml tests/constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(DEMO_VENV) $(TEST_VENV) build dist *.egg-info
+	rm -rf $(DEMO_VENV) $(TEST_VENV) pmclip-demo build dist *.egg-info
 
 .PHONY: demo test clean

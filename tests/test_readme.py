@@ -43,7 +43,7 @@ def test_readme_console_block(block: str, tmp_path: Path) -> None:
 def test_readme_shows_the_main_job() -> None:
     if not (DEFAULT_BUNDLE / "manifest.json").is_file():
         pytest.skip("needs the embedded bundle")
-    assert any("infer" in block for block in BLOCKS)
+    assert BLOCKS[0].startswith("$ pmclip-deploy demo") and "pmclip-deploy infer" in BLOCKS[0]
 
 
 def test_readme_python_example(tmp_path: Path) -> None:

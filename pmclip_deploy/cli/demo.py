@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -58,7 +59,7 @@ def demo(
         print_json({"schema": "pmclip-deploy/demo/1", "credit": about["credit"], "kept_apart": apart, "pictures": documents})
         return
     print(f"model: {answers[0].model.bundle} {answers[0].model.version}, {answers[0].model.precision}")
-    print(f"films: {about['credit']}")
+    print(fill(about["credit"], 120, initial_indent="films: ", subsequent_indent="       ", break_on_hyphens=False))
     if apart:
         print("       No part of this model learned from the two, or from the others of their group.")
     else:
