@@ -1,7 +1,7 @@
 """Can an answer be trusted? The failures that issue reports named, measured with any bundle, before and after it is trained again.
 
     python -m pmclip_deploy.benchmarks.trust --data DATA --pictures pictures --output benchmarks/results/trust.jsonl
-    python -m pmclip_deploy.benchmarks.trust --rows benchmarks/results/trust.jsonl --markdown docs/trust.md
+    python -m pmclip_deploy.benchmarks.trust --rows benchmarks/results/trust.jsonl --markdown docs/trust.md --markdown docs/model-card.md
 
 DATA holds fracatlas, kermany-cxr, vqa-med-2019, slake and dicom, or some of them. What --pictures holds is told in trust_pictures.py.
 A bundle that learned from one of these sets is measured by cross-validation: --bundle FOLD1 --apart FILE1 --bundle FOLD2 --apart FILE2 ...,
@@ -689,11 +689,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, help="JSON lines to append to")
     parser.add_argument("--rows", type=Path, help="JSON lines to render; no bundle is asked")
-    parser.add_argument("--markdown", type=Path, help="the page whose tables are written anew from --rows")
+    parser.add_argument("--markdown", type=Path, action="append", help="a page whose tables are written anew from --rows; repeat it")
     options = parser.parse_args(arguments)
     try:
         if options.rows is not None:
-            trust_table.render(read(options.rows), options.markdown)
+            rows = read(options.rows)
+            for page in options.markdown or [None]:
+                trust_table.render(rows, page)
             return 0
         if options.data is None or not options.data.is_dir():
             raise UsageError("--data: give the folder that holds fracatlas, vqa-med-2019 and the others, or --rows to render a table")

@@ -11,6 +11,7 @@ from pmclip_deploy.errors import InputError, UsageError
 from pmclip_deploy.export.page import NOT_MEASURED, is_number, one_line
 
 START, END = "<!-- from the rows: do not edit by hand -->", "<!-- end of the rows -->"
+GLANCE_START = "<!-- at a glance, from the rows: do not edit by hand -->"  # in a page that shows the first table alone
 FIRST = "pmclip-deploy/answer/1"  # the form of the answers that the oldest rows are about
 Place = tuple[str, str]  # part ("section: what is asked"), pictures
 
@@ -56,35 +57,48 @@ GLANCE: Sequence[tuple[str, str, str, str, str, str]] = (
 
 
 def render(rows: Iterable[Row], page: Path | None) -> None:
-    """Writes the tables between the marks of a page, or prints them. Raises UsageError where the page has no marks."""
+    """Writes the tables, or the first one, between the marks of a page, or prints them. Raises UsageError where the page has no marks."""
     if page is None:
         print(markdown(rows))
         return
     try:
-        before, start, rest = page.read_text(encoding="utf-8").partition(START)
+        text = page.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{page}: cannot be read ({type(error).__name__}); give a Markdown file with the line {START}") from None
+    mark, made = (GLANCE_START, at_a_glance) if GLANCE_START in text else (START, markdown)
+    before, start, rest = text.partition(mark)
     _, end, after = rest.partition(END)
     if not (start and end):
         raise UsageError(f"{page}: the lines {START} and {END} are not there; write them where the tables belong")
-    page.write_text(f"{before}{START}\n\n{markdown(rows)}\n{END}{after}", encoding="utf-8")
+    page.write_text(f"{before}{mark}\n\n{made(rows)}\n{END}{after}", encoding="utf-8")
+
+
+def at_a_glance(rows: Iterable[Row], limited: bool = False) -> str:
+    """GLANCE, a column for each bundle."""
+    used = _used(rows, limited)
+    newest = {(row["part"], row["scenario"], _bundle(row)): row for row in used}
+    bundles = list(dict.fromkeys(map(_bundle, used)))
+
+    def cells(part: str, pictures: str, figure: str) -> list[str]:
+        found = [newest.get((part, pictures, bundle)) for bundle in bundles]
+        return [NOT_MEASURED if row is None else _cell(row["figures"].get(figure)) for row in found]
+
+    body = [[words, *cells(part, pictures, figure), low, aim] for words, part, pictures, figure, low, aim in GLANCE]
+    return _table(["measured", *bundles, "required", "aim"], body)
+
+
+def _used(rows: Iterable[Row], limited: bool) -> list[Row]:
+    """The oldest first."""
+    return sorted((row for row in rows if limited or row["environment"].get("limit") is None), key=lambda row: row["time"])
 
 
 def markdown(rows: Iterable[Row], limited: bool = False) -> str:
     """``limited`` takes the rows of runs with --limit too."""
-    used = sorted((row for row in rows if limited or row["environment"].get("limit") is None), key=lambda row: row["time"])
-    bundles = list(dict.fromkeys(map(_bundle, used)))
+    used = _used(rows, limited)
     sections: dict[str, dict[Place, dict[str, Row]]] = {}  # section -> place -> bundle -> its newest row
     for row in used:
         sections.setdefault(row["part"].partition(": ")[0], {}).setdefault((row["part"], row["scenario"]), {})[_bundle(row)] = row
-    places = {place: of for section in sections.values() for place, of in section.items()}
-
-    def at_a_glance(part: str, pictures: str, figure: str) -> list[str]:
-        of = places.get((part, pictures), {})
-        return [_cell(of[bundle]["figures"].get(figure)) if bundle in of else NOT_MEASURED for bundle in bundles]
-
-    glance = [[words, *at_a_glance(part, pictures, figure), low, aim] for words, part, pictures, figure, low, aim in GLANCE]
-    out = "## At a glance\n\n" + _table(["measured", *bundles, "required", "aim"], glance)
+    out = f"## At a glance\n\n{at_a_glance(used, limited=True)}"
     for name, section in sections.items():
         out += f"\n## {name.capitalize()}\n\n" + _section(section)
     commands = dict.fromkeys((_bundle(row), row["command"], row["time"][:10]) for row in used)
