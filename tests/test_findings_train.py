@@ -24,9 +24,10 @@ from pmclip_deploy.train.datasets import Question
 from pmclip_deploy.train.findings import films as films_module
 from pmclip_deploy.train.findings import strata, training, views
 from pmclip_deploy.train.findings.films import PREPROCESS, REGIONS, TRAIN, VAL, Film, films_from_folders, folds_of_films, stratified_folds
+from pmclip_deploy.train.findings.gate import least_right, least_threshold, logistic_curve, missed
 from pmclip_deploy.train.findings.groups import KEPT_FOR_DEMO
 from pmclip_deploy.train.findings.net import FindingsNet
-from pmclip_deploy.train.findings.strata import Outcomes, findings_from_outcomes, least_right, least_threshold, logistic_curve, placed
+from pmclip_deploy.train.findings.strata import Outcomes, findings_from_outcomes, placed
 from pmclip_deploy.train.findings.training import Labels, Pupil, drawn_batches, new_net, trained_net
 from pmclip_deploy.train.findings.views import Views, augmented, square_of_film, views_of_films
 from pmclip_deploy.train.loop import Settings
@@ -371,10 +372,10 @@ def test_what_a_stratum_lacks_is_said() -> None:
     weak = findings_from_outcomes(outcomes_of(300, 0.3))[0].findings[0].strata[0]
     assert weak.reason is not None and "AUROC's lower 95% bound is 0.5" in weak.reason and "0.70 is needed" in weak.reason
     good = findings_from_outcomes(outcomes_of(300, 2.5))[0].findings[0].strata[0]  # 63 of 300 are fractured
-    seldom = strata._missed(replace(good, yes=(20, 50)))
-    assert seldom == "20 of 50 yes answers were right; 42% is needed where 63 of 300 films have it"
-    assert strata._missed(replace(good, yes=(21, 50))) is None
-    assert strata._missed(replace(good, yes=(0, 0))) == "no yes was given on 300 films"
+    seldom = missed(replace(good, yes=(20, 50)))
+    assert seldom == "20 of 50 yes answers were right; 42% is needed where 63 of 300 have it"
+    assert missed(replace(good, yes=(21, 50))) is None
+    assert missed(replace(good, yes=(0, 0))) == "no yes was given on 300 pictures"
     assert least_right(0.1) == pytest.approx(0.2) and least_right(0.6) == pytest.approx(0.8)
 
 

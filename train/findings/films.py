@@ -18,6 +18,7 @@ from pmclip_deploy.train import kinds as K
 from pmclip_deploy.train.clip import questions_for_training
 from pmclip_deploy.train.datasets import Question, is_there
 from pmclip_deploy.train.datasets.schema import lines_from_text
+from pmclip_deploy.train.findings.gate import stratified_folds
 from pmclip_deploy.train.findings.groups import group_of_row, kept_for_demo
 from pmclip_deploy.train.nonradiographs import nonradiographs
 
@@ -80,19 +81,6 @@ def folds_of_films(films: Sequence[Film], count: int) -> NDArray[np.int64]:
         if len(of) < count:
             raise UsageError(f"{source}: {len(of)} groups of films cannot be parted into {count} folds; lower --folds, or raise --limit")
         folds[own] = [of[films[i].group] for i in own]
-    return folds
-
-
-def stratified_folds(groups: Sequence[str], positive: Sequence[bool], count: int) -> dict[str, int]:
-    """Each group's fold: the largest go first, each to where the fuller of two shares, of positives and of rows, stays least."""
-    rows: dict[str, NDArray[np.float64]] = {}
-    for group, yes in zip(groups, positive, strict=True):
-        rows[group] = rows.get(group, np.zeros(2)) + np.array([yes, 1])
-    total = np.maximum(np.sum(list(rows.values()), axis=0), 1)
-    load, folds = np.zeros((count, 2)), dict[str, int]()
-    for group, add in sorted(rows.items(), key=lambda row: (-row[1][0], -row[1][1], row[0])):
-        folds[group] = fold = int(np.argmin(((load + add) / total).max(axis=1)))
-        load[fold] += add
     return folds
 
 

@@ -3,7 +3,7 @@
 Nothing is measured on what it was fitted on: a film's answer comes from a network, a threshold and a logistic curve of the other folds.
 """
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +15,8 @@ from pmclip_deploy.evaluate import Bootstrap, calibration_error
 from pmclip_deploy.margins import inner_box
 from pmclip_deploy.pixels import padded_place
 from pmclip_deploy.train.findings.films import FINDINGS, PREPROCESS, REGIONS, Box, Film
+from pmclip_deploy.train.findings.gate import both_beside_each_fold, from_other_folds, judged_by_other_folds, stratum_of
 
-SPECIFICITY = 0.90  # at which a threshold is chosen
-LEAST_AUROC = 0.70  # lower end of the interval of a stratum that is answered
 LEAST_HITS = 0.60  # share of right yes answers whose map points at the finding, where maps are shown
 DILATION = 0.05  # of the picture's sides, around a box
 
@@ -108,49 +107,6 @@ def region_figures(outcomes: Outcomes) -> dict[str, Any] | None:
     return {"n": len(truth), **sample.accuracy(right), "by_region": by, "baselines": {"majority": float(truth.mean(axis=0).max())}}
 
 
-SPARE = 4.0  # standard errors: from fold to fold logits shift by more than one
-
-
-def least_threshold(logit: Array, positive: Array) -> float:
-    """Halfway to the least logit at which the specificity is SPECIFICITY or more and a yes is right as often as the gate asks.
-
-    By SPARE standard errors more often, in fact, since the gate is for other films. Where no logit makes a yes right that often, the
-    specificity alone chooses. (n,) f64, (n,) bool; both classes are there.
-    """
-    negatives = np.sort(logit[~positive])
-    below = float(negatives[int(np.ceil(SPECIFICITY * len(negatives) - 1e-9)) - 1])
-    levels = np.unique(logit[logit > below])
-    if not len(levels):
-        return below + 1.0
-    given = np.array([(logit >= level).sum() for level in levels])
-    right = np.array([positive[logit >= level].mean() for level in levels])
-    enough = np.flatnonzero(right - SPARE * np.sqrt(right * (1 - right) / given) >= least_right(float(positive.mean())))
-    chosen = int(enough[0]) if len(enough) else 0
-    return float((levels[chosen] + (levels[chosen - 1] if chosen else below)) / 2)
-
-
-def least_right(prevalence: float) -> float:
-    """How often a yes must be right: twice as often as chance; where that is more than can be, half of the way from chance to always."""
-    return 2 * prevalence if prevalence <= 0.5 else (1 + prevalence) / 2
-
-
-def logistic_curve(logit: Array, positive: Array) -> tuple[float, float]:
-    """(slope, intercept) from logit to probability (Platt 1999, with his targets, so that separable classes have a curve). Slope > 0."""
-    counts = positive.sum(), (~positive).sum()
-    target = np.where(positive, (counts[0] + 1) / (counts[0] + 2), 1 / (counts[1] + 2))
-    center, scale = float(logit.mean()), float(logit.std()) or 1.0
-    x = np.stack([(logit - center) / scale, np.ones(len(logit))], axis=1)
-    w = np.array([0.0, np.log(target.mean() / (1 - target.mean()))])
-    for _ in range(50):  # Newton's method; the ridge holds it where all logits are equal
-        p = _sigmoid(x @ w)
-        step = np.linalg.solve((x * (p * (1 - p))[:, None]).T @ x + 1e-6 * np.eye(2), x.T @ (p - target))
-        w -= np.clip(step, -5, 5)
-        if np.abs(step).max() < 1e-9:
-            break
-    slope = max(float(w[0]), 1e-3) / scale
-    return slope, float(w[1]) - slope * center
-
-
 def placed(box: Box, pixels: NDArray[np.uint8], size: int) -> tuple[float, float, float, float]:
     """(left, top, right, bottom) of a box of the picture ``pixels`` on the square of ``size`` pixels that the network sees."""
     height, width = pixels.shape[:2]
@@ -169,58 +125,18 @@ def placed(box: Box, pixels: NDArray[np.uint8], size: int) -> tuple[float, float
 def _judged_where_both_are(outcomes: Outcomes, finding: int, region: int) -> Judged | None:
     """None where no film or every film of the region has the finding, or a fold's others have it so."""
     of = outcomes.of(np.flatnonzero([f.findings[finding] is not None and f.regions[region] is True for f in outcomes.films]))
-    positive = _positive(of, finding)
-    apart = [positive[of.fold != k] for k in np.unique(of.fold)]
-    return None if any(not x.any() or x.all() for x in apart) or not apart else _judged(of, finding)
+    return _judged(of, finding) if both_beside_each_fold(_positive(of, finding), of.fold) else None
 
 
 def _judged(outcomes: Outcomes, finding: int) -> Judged:
     logit, positive = outcomes.finding[:, finding].astype(float), _positive(outcomes, finding)
-    yes = logit >= _from_other_folds(outcomes.fold, lambda rows: least_threshold(logit[rows], positive[rows]))
-    curves = _from_other_folds(outcomes.fold, lambda rows: logistic_curve(logit[rows], positive[rows]))
-    return Judged(outcomes, logit, positive, yes, _sigmoid(curves[:, 0] * logit + curves[:, 1]))
-
-
-def _from_other_folds(fold: Array, fitted: Callable[[Array], Any]) -> Array:
-    """(n, ...): for each row what ``fitted`` gives on the rows of all folds but its own."""
-    by = {k: fitted(np.flatnonzero(fold != k)) for k in np.unique(fold).tolist()}
-    return np.array([by[k] for k in fold.tolist()])
+    return Judged(outcomes, logit, positive, *judged_by_other_folds(logit, positive, outcomes.fold))
 
 
 def _stratum(judged: Judged, region: str) -> Stratum:
-    positive, yes = judged.positive, judged.yes
+    children = all(film.children for film in judged.outcomes.films)
     measured = judged.auroc()
-    low, high = measured["ci95"]
-    slope, intercept = logistic_curve(judged.logit, positive)
-    stratum = Stratum(
-        family="xr",
-        region=region,
-        n=len(positive),
-        positives=int(positive.sum()),
-        auroc=measured["auroc"],
-        auroc_ci95=(min(low, measured["auroc"]), max(high, measured["auroc"])),
-        threshold=least_threshold(judged.logit, positive),
-        yes=(int((yes & positive).sum()), int(yes.sum())),
-        no=(int((~yes & ~positive).sum()), int((~yes).sum())),
-        slope=slope,
-        intercept=intercept,
-        children=all(film.children for film in judged.outcomes.films),
-    )
-    missed = _missed(stratum)
-    return stratum if missed is None else Stratum(**{**vars(stratum), "reason": missed})
-
-
-def _missed(stratum: Stratum) -> str | None:
-    """What the stratum lacks to be answered, in words; None where it has earned it."""
-    least = least_right(stratum.positives / stratum.n)
-    right, given = stratum.yes
-    if stratum.auroc_ci95[0] < LEAST_AUROC:
-        return f"the AUROC's lower 95% bound is {stratum.auroc_ci95[0]:.2f}; {LEAST_AUROC:.2f} is needed"
-    if not given:
-        return f"no yes was given on {stratum.n} films"
-    if right / given < least:
-        return f"{right} of {given} yes answers were right; {least:.0%} is needed where {stratum.positives} of {stratum.n} films have it"
-    return None
+    return stratum_of("xr", region, children, judged.logit, judged.positive, judged.yes, measured["auroc"], measured["ci95"])
 
 
 def _figures(judged: Judged) -> dict[str, Any]:
@@ -256,7 +172,7 @@ def _share_of_same(keys: Sequence[Hashable], positive: Array, fold: Array) -> Ar
         yes, all_ = np.bincount(number[rows], positive[rows], len(numbers)), np.bincount(number[rows], minlength=len(numbers))
         return (yes + positive[rows].mean()) / (all_ + 1)
 
-    return np.asarray(_from_other_folds(fold, shares)[np.arange(len(keys)), number])
+    return np.asarray(from_other_folds(fold, shares)[np.arange(len(keys)), number])
 
 
 def _map_hits(finding: int, strata: Sequence[Judged]) -> dict[str, Any] | None:
@@ -298,7 +214,3 @@ def _is_hit(film: Film, point: tuple[float, float]) -> bool:
 
 def _positive(outcomes: Outcomes, finding: int) -> Array:
     return np.array([film.findings[finding] is True for film in outcomes.films], bool)
-
-
-def _sigmoid(x: Array) -> Array:
-    return np.asarray(1 / (1 + np.exp(-np.clip(x, -60, 60))))
