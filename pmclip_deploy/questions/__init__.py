@@ -5,21 +5,31 @@
     False
 
 Docs: docs/questions.md. A question passes through `text` (plain words), `language` (English or not), `reading` (the meaning of each word by
-`lexicon`, misspellings mended by `spelling`) and `rules` (what the meanings make together).
+`lexicon`, misspellings mended by `spelling`) and `rules` (what the meanings make together). Findings that a bundle was taught (`taught`)
+are words beside the lexicon's.
 """
 
 from collections.abc import Sequence
 
 from pmclip_deploy.questions.intent import KINDS, LANGUAGE, OUT_OF_SCOPE, UNKNOWN, Intent, Qualifier
 
-__all__ = ["KINDS", "LANGUAGE", "OUT_OF_SCOPE", "UNKNOWN", "Intent", "Qualifier", "may_show", "nearest", "understood"]
+Taught = tuple[tuple[str, tuple[str, ...]], ...]
+
+__all__ = ["KINDS", "LANGUAGE", "OUT_OF_SCOPE", "UNKNOWN", "Intent", "Qualifier", "Taught", "may_show", "nearest", "understood"]
 
 
-def understood(question: str) -> Intent:
-    """What a question asks. Never raises; what it cannot read is UNKNOWN and asks back."""
+def understood(question: str, taught: Taught = ()) -> Intent:
+    """What a question asks. Never raises; what it cannot read is UNKNOWN and asks back.
+
+    ``taught`` are the findings that the bundle was taught: (name, questions about it) each.
+    """
     from pmclip_deploy.questions import rules  # the lexicon takes 20 ms to build, and --help does without
 
-    return rules.understood(question)
+    if not taught:
+        return rules.understood(question)
+    from pmclip_deploy.questions.taught import meanings_of
+
+    return rules.understood(question, meanings_of(taught))
 
 
 def may_show(picture: str, site: str) -> bool:

@@ -81,7 +81,7 @@ def _plain(words: Iterable[str]) -> Iterable[str]:
         yield " ".join(phrase.replace("-", " ").replace(".", " ").replace("x rays", "xray").replace("x ray", "xray").split())
 
 
-def _one_and_many(phrase: str, tags: tuple[Tag, ...], last: str = "sxiyh") -> Iterable[tuple[str, tuple[Tag, ...]]]:
+def one_and_many(phrase: str, tags: tuple[Tag, ...], last: str = "sxiyh") -> Iterable[tuple[str, tuple[Tag, ...]]]:
     yield phrase, tags
     if phrase[-1] not in last:
         yield phrase + "s", tags
@@ -91,7 +91,7 @@ def _sites() -> Iterable[tuple[str, tuple[Tag, ...]]]:
     for region, phrases in ROWS["site"]:
         for phrase in phrases:
             site = Site(None, phrase) if region == "?" else Site(region, phrase, region not in LIMBS)
-            yield from _one_and_many(phrase, (("site", site.value),))
+            yield from one_and_many(phrase, (("site", site.value),))
     for name, whole in REGIONS.items():
         for phrase in _plain(whole.words):
             yield phrase, (("site", Site(name, phrase).value),)
@@ -102,7 +102,7 @@ def _sites() -> Iterable[tuple[str, tuple[Tag, ...]]]:
         else:
             sites = [Site(next(iter(part.regions), None), part.label, inside)]
         for phrase in _plain(part.words):
-            yield from _one_and_many(phrase, tuple(("site", site.value) for site in sites))
+            yield from one_and_many(phrase, tuple(("site", site.value) for site in sites))
     for name, whole in REGIONS.items():
         for phrase in _plain(whole.words):
             if phrase in WHOLE:
@@ -153,7 +153,7 @@ def _meanings() -> dict[str, tuple[Tag, ...]]:
     for tag, rows in TABLES:
         for value, phrases in rows if tag in SIMPLE else ():
             for phrase in phrases:
-                known.update(_one_and_many(phrase, ((tag, value),), "sdgixy") if tag == "finding" else [(phrase, ((tag, value),))])
+                known.update(one_and_many(phrase, ((tag, value),), "sdgixy") if tag == "finding" else [(phrase, ((tag, value),))])
     known.update(_composed(known))
     return known | {phrase: (("skip", ""),) for phrase in ROWS["phrases"][0][1]}
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 
-from pmclip_deploy.questions.lexicon import AUXILIARIES, LIMBS, LONGEST, MEANINGS, TELLING, Site, site_of
+from pmclip_deploy.questions.lexicon import AUXILIARIES, LIMBS, LONGEST, MEANINGS, TELLING, Site, Tag, site_of
 from pmclip_deploy.questions.spelling import spelling_of
 
 STRANGE = "strange"  # the tag of a word without a meaning; its value is the word that it looks like
@@ -75,29 +76,34 @@ class Reading:
         return self.words[0] in AUXILIARIES and not TELLING & {*self.words}
 
 
-def reading_of(words: Sequence[str]) -> Reading:
+Meanings = Mapping[str, tuple[Tag, ...]]
+
+
+def reading_of(words: Sequence[str], known: Meanings = MappingProxyType({})) -> Reading:
+    """``known`` are phrases beside the lexicon's."""
     mended, corrected = list(words), list[tuple[str, str]]()
-    loose = [item.at for item in _items(words) if item.tag == STRANGE]
+    loose = [item.at for item in _items(words, known) if item.tag == STRANGE]
     for at in loose if len(loose) <= MOST_MENDED else ():
         better = spelling_of(words[at]).word
         if better is not None:
             mended[at] = better
             corrected.append((words[at], better))
-    return Reading(tuple(mended), tuple(_items(mended, len(loose) <= MOST_MENDED)), tuple(corrected))
+    return Reading(tuple(mended), tuple(_items(mended, known, len(loose) <= MOST_MENDED)), tuple(corrected))
 
 
-def _items(words: Sequence[str], with_near: bool = False) -> Iterator[Item]:
-    at = 0
+def _items(words: Sequence[str], known: Meanings, with_near: bool = False) -> Iterator[Item]:
+    at, longest = 0, max([LONGEST, *(phrase.count(" ") + 1 for phrase in known)])
     while at < len(words):
-        length = next((n for n in range(min(LONGEST, len(words) - at), 0, -1) if " ".join(words[at : at + n]) in MEANINGS), 0)
-        if not length:
+        phrases = (" ".join(words[at : at + n]) for n in range(min(longest, len(words) - at), 0, -1))
+        text = next((phrase for phrase in phrases if phrase in known or phrase in MEANINGS), None)
+        if text is None:
             yield Item(STRANGE, (with_near and spelling_of(words[at]).near) or "", words[at], at, at + 1)
             at += 1
             continue
-        text = " ".join(words[at : at + length])
-        for tag, value in _meant(text, words, at, at + length):
-            yield Item(tag, value, text, at, at + length)
-        at += length
+        after = at + text.count(" ") + 1
+        for tag, value in known.get(text) or _meant(text, words, at, after):
+            yield Item(tag, value, text, at, after)
+        at = after
 
 
 def _meant(text: str, words: Sequence[str], at: int, after: int) -> tuple[tuple[str, str], ...]:

@@ -7,6 +7,7 @@ Rules rather than the text tower: they can say which word they did not understan
 from __future__ import annotations
 
 from dataclasses import replace
+from types import MappingProxyType
 
 from pmclip_deploy.questions.about_finding import about_finding
 from pmclip_deploy.questions.about_normality import about_normality
@@ -15,7 +16,7 @@ from pmclip_deploy.questions.intent import KINDS, LANGUAGE, OUT_OF_SCOPE, Intent
 from pmclip_deploy.questions.language import has_foreign_letters, is_another_language
 from pmclip_deploy.questions.lexicon import AUXILIARIES
 from pmclip_deploy.questions.narrowing import NEGATIVE
-from pmclip_deploy.questions.reading import STRANGE, Reading, reading_of
+from pmclip_deploy.questions.reading import STRANGE, Meanings, Reading, reading_of
 from pmclip_deploy.questions.text import sentences
 
 MOST_LETTERS, MOST_WORDS = 400, 60
@@ -23,8 +24,8 @@ DOMAIN = (*FACETS, *NOUNS, "finding", "normal", "abnormal", "abnormality", "diag
 _POINTING = {"this", "that", "it", "there", "these", "one", "see", "any"}
 
 
-def understood(question: str) -> Intent:
-    """What a question asks. Never raises; what it cannot read is UNKNOWN and asks back."""
+def understood(question: str, known: Meanings = MappingProxyType({})) -> Intent:
+    """What a question asks. Never raises; what it cannot read is UNKNOWN and asks back. ``known`` are phrases beside the lexicon's."""
     if len(question) > MOST_LETTERS:
         return Intent(OUT_OF_SCOPE, needs="the question is too long; ask one thing in a few words")
     found = sentences(question)
@@ -35,7 +36,7 @@ def understood(question: str) -> Intent:
         return Intent(OUT_OF_SCOPE)
     if has_foreign_letters(question):
         return unknown("a letter in it is not Latin; write it anew")
-    read = [reading_of(sentence) for sentence in found]
+    read = [reading_of(sentence, known) for sentence in found]
     read = [reading for reading in read if not reading.is_polite] or read[:1]
     if any(reading.has("beyond") for reading in read):
         return Intent(OUT_OF_SCOPE)
