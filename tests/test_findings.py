@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from pydicom import dcmread
+from pydicom.data import get_testdata_file
 from test_cli import bundle, run  # noqa: F401  # fixtures
 from test_decision import FINDINGS, HAND
 from tiny import facets_bundle
@@ -132,6 +134,18 @@ def test_a_picture_that_cannot_be_saved(run: Any, folder: Path, tmp_path: Path, 
 def test_the_picture_of_a_finding_that_is_not_there(folder: Path) -> None:
     with pytest.raises(pm.UsageError, match="no finding"):
         pm.load(folder).picture_seen(film(190), "scoliosis")
+
+
+def test_a_picture_of_another_family_than_a_finding_was_measured_on_is_not_looked_at(folder: Path) -> None:
+    """The file says CT, and the finding is validated for plain films: the graph is not even opened. Of a film it is."""
+    ct, opened = dcmread(get_testdata_file("CT_small.dcm")), []
+    for modality in ("CT", "DX"):
+        predictor = pm.load(folder)
+        ct.Modality = modality
+        given = predictor.ask(ct, FRACTURE)
+        opened.append("findings" in dict.keys(predictor._sessions))
+        assert (given.answer is None) == ("the file says CT" in (given.reason or "")) == (modality == "CT")
+    assert opened == [False, True]
 
 
 # --- questions whose embeddings are kept -----------------------------------------------------------------------------------------
