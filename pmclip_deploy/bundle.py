@@ -11,8 +11,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-from pmclip_deploy.errors import BundleError
+from pmclip_deploy.errors import BundleError, UsageError
 from pmclip_deploy.spec import BUNDLE_SCHEMA, TARGETS, Preprocess, Resize
+from pmclip_deploy.vocabulary import FAMILIES, REGIONS
 
 MANIFEST = "manifest.json"
 SEAL = "manifest.sha256"  # as sha256sum writes it; the manifest holds the hashes of all other files
@@ -21,6 +22,8 @@ TOKENIZER = "tokenizer.json"
 WORDS = "words.json"  # the tokenizer of a head that reads words
 LABELS = "labels.npy"  # (N, D) f32, the embeddings of Manifest.labels
 ASKED = "asked.npy"  # (N, D) f32, the embeddings of Manifest.asked
+PROBES = "probes.npy"  # (N, D + 1) f32, of each of Manifest.probes the weights of the image's embedding, and a number to add
+SEEN = "seen.npy"  # (N, 32) u8, signatures of the pictures that the image tower learned from (train/lookalikes.py); a bundle may have it
 GRAPHS = ("image", "text", "features", "head", "labels", "findings")  # the towers always; the others where something needs them
 NEEDED_BY = {"labels": "labels need", "findings": "findings need"}  # the others by the head
 HEADS = ("lite", "mevf", "qcr")  # kinds of head
@@ -151,6 +154,14 @@ class Findings:
 
 
 @dataclass(frozen=True)
+class Probe:
+    """A finding that a bundle was taught by `train finding`: a linear model of the image's embedding (Predictor.probed_embedding)."""
+
+    finding: Finding  # its strata of any of vocabulary.FAMILIES and REGIONS
+    asked: tuple[str, ...] = ()  # questions about it, beside those by its name; to each a yes says that it is there
+
+
+@dataclass(frozen=True)
 class Manifest:
     """manifest.json as frozen data; ``files`` is filled in by ``write_bundle``."""
 
@@ -170,6 +181,7 @@ class Manifest:
     kinds: tuple[Kind, ...] = ()
     abstention: Abstention = Abstention(0.0, 0.0)
     findings: Findings | None = None
+    probes: tuple[Probe, ...] = ()
     engines: tuple[Engine, ...] = ()
     labels: tuple[str, ...] = ()  # what ``classify`` chooses among where it is given none
     asked: tuple[str, ...] = ()  # questions whose embeddings are kept, so that ``ask`` opens no text tower
@@ -204,6 +216,7 @@ class Manifest:
             kinds=tuple(_kind(k, f"kinds[{i}]", len(answers)) for i, k in enumerate(_get(data, "kinds", list))),
             abstention=_abstention(_get(data, "abstention", dict)),
             findings=_findings(data["findings"]) if data.get("findings") is not None else None,
+            probes=tuple(_probe(p, f"probes[{i}]") for i, p in enumerate(_get({"probes": [], **data}, "probes", list))),
             engines=tuple(_engine(e, f"engines[{i}]", graphs) for i, e in enumerate(_get({"engines": [], **data}, "engines", list))),
             labels=tuple(_is(x, str, f"labels[{i}]") for i, x in enumerate(_get({"labels": [], **data}, "labels", list))),
             asked=tuple(_is(x, str, f"asked[{i}]") for i, x in enumerate(_get({"asked": [], **data}, "asked", list))),
@@ -212,6 +225,9 @@ class Manifest:
             provenance=_get(data, "provenance", dict),
             files={name: _file(name, f) for name, f in _get(data, "files", dict).items()} if "files" in data else {},
         )
+        names = [*(f.name for f in (manifest.findings.findings if manifest.findings else ())), *(p.finding.name for p in manifest.probes)]
+        if manifest.probes and len(set(names)) < len(names):
+            raise ValueError("two of its findings have one name")
         if manifest.head is not None and not (manifest.answers and manifest.kinds):
             raise ValueError("it has a head, and no answers or no kinds of question")
         needed = set() if manifest.head is None else {"head", "features"} if manifest.head.grey else {"head"}
@@ -225,7 +241,7 @@ class Manifest:
 
     def to_json(self) -> dict[str, Any]:
         data = asdict(self)
-        for absent in ("labels", "asked", "findings"):
+        for absent in ("labels", "asked", "findings", "probes"):
             if not data[absent]:
                 del data[absent]
         text = {"context_length": data.pop("context_length"), "pad_id": data.pop("pad_id")}
@@ -245,7 +261,7 @@ def manifest_from_bundle(path: Path) -> Manifest:
             raise BundleError(f"{file}: larger than a manifest can be; {NEXT_STEP}")
         manifest = Manifest.from_json(json.loads(file.read_bytes(), parse_constant=_no_constant))
         more = [WORDS] if manifest.head is not None and manifest.head.words is not None else []
-        more += [name for name, has in ((LABELS, manifest.labels), (ASKED, manifest.asked)) if has]
+        more += [name for name, has in ((LABELS, manifest.labels), (ASKED, manifest.asked), (PROBES, manifest.probes)) if has]
         for name in [*(g.file for g in manifest.graphs.values()), *(e.file for e in manifest.engines), TOKENIZER, *more]:
             if name not in manifest.files:
                 raise ValueError(f'"files" does not list {name}')
@@ -291,6 +307,14 @@ def problems_in_bundle(path: Path, manifest: Manifest, verified: Callable[[str],
     except OSError as error:
         raise BundleError(f"{error.filename}: cannot be read ({error.strerror}); check its permissions") from error
     return problems + [f"{name!r} does not belong to the bundle" for name in extra]
+
+
+def name_of_output(output: Path, name: str | None = None) -> str:
+    """What is trained, imported or exported is called ``name``, else as its folder is, other characters as dashes. Raises UsageError."""
+    named = re.sub(r"[^\w.-]+", "-", output.resolve().name).strip("-.") if name is None else name
+    if not re.fullmatch(r"\w[\w.-]{0,63}", named):
+        raise UsageError(f"{named[:70]!r} is no name: at most 64 letters, digits, dots, dashes; pass another --name")
+    return named
 
 
 def refuse_foreign_folder(directory: Path) -> None:
@@ -543,6 +567,17 @@ def _finding(data: Any, where: str) -> Finding:
     hits = data.get("map_hits") if isinstance(data, dict) else None
     strata = tuple(_stratum(row, f"{where}.strata[{i}]") for i, row in enumerate(_get(data, "strata", list, where)))
     return Finding(_get(data, "name", str, where), strata, None if hits is None else _share(hits, f"{where}.map_hits"))
+
+
+def _probe(data: Any, where: str) -> Probe:
+    probe = Probe(
+        _finding(_get(data, "finding", dict, where), f"{where}.finding"),
+        tuple(_is(x, str, f"{where}.asked") for x in _get(data, "asked", list, where)),
+    )
+    for i, stratum in enumerate(probe.finding.strata):
+        _one_of(tuple(FAMILIES), stratum.family, f"{where}.finding.strata[{i}].family")
+        _one_of(tuple(REGIONS), stratum.region, f"{where}.finding.strata[{i}].region")
+    return probe
 
 
 def _stratum(data: Any, where: str) -> Stratum:

