@@ -3,7 +3,7 @@
 PYTHON ?= python3
 DEMO_VENV ?= .venv
 TEST_VENV ?= .venv-test
-SOURCES := pyproject.toml $(shell find pmclip_deploy train export kernels benchmarks -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name manifest.json)
+SOURCES := pyproject.toml $(shell find pmclip_deploy train export kernels benchmarks -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name manifest.json -o -name films.json)
 
 demo: $(DEMO_VENV)/ready
 	@$(DEMO_VENV)/bin/pmclip-deploy demo

@@ -118,6 +118,7 @@ def export(
             {
                 "schema": "pmclip-deploy/export/1",
                 "bundle": str(made.output),
+                "name": manifest.name,
                 "precision": manifest.precision,
                 "target": manifest.target,
                 "bytes": sum(file.bytes for file in manifest.files.values()),
