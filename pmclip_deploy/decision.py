@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from pmclip_deploy.answer import Candidate, Worth
 from pmclip_deploy.bundle import Finding, Manifest, Stratum
 from pmclip_deploy.header import Header, contradiction, header_value
-from pmclip_deploy.questions import LANGUAGE, OUT_OF_SCOPE, Intent, Qualifier, may_show, nearest
+from pmclip_deploy.questions import LANGUAGE, OUT_OF_SCOPE, Intent, Qualifier, Taught, may_show, nearest
 from pmclip_deploy.vocabulary import FAMILIES, PROJECTIONS, REGIONS, family_of_answer, organs_of_region, regions_of_organ, view_of_answer
 
 # What the head is asked, in the words of its training set, to learn what a picture looks like: (kind of question, question). One wording
@@ -32,6 +32,7 @@ FACETS = {
 WEAKEST = 0.5  # an answer that is less likely than all others together is not given
 COIN = 0.6  # of two answers, one that is less likely than this is not given
 SHOWN = 0.5  # a region from this probability on is taken to be in the picture
+FILM = "xr"  # the family of all pictures whose regions the graph "findings" tells apart
 UNLIKE = 0.2  # a picture whose region has less than this contradicts a header that names it
 
 OUTSIDE = "the question is outside what this model was trained on"
@@ -48,7 +49,7 @@ Group = TypeVar("Group", bound=Hashable)
 
 @dataclass(frozen=True)
 class Seen:
-    """What the graph "findings" says of a picture."""
+    """What the graph "findings" and the bundle's probes say of a picture."""
 
     logits: Mapping[str, float]  # of each finding
     regions: Mapping[str, float]  # probability of each region
@@ -112,13 +113,24 @@ def reply(manifest: Manifest, intent: Intent, look: Look, question: str = "") ->
 
 def askable(manifest: Manifest) -> tuple[str, ...]:
     """What can be asked of this model, as far as its validation goes."""
-    findings = manifest.findings.findings if manifest.findings else ()
-    passed = [finding.name for finding in findings if any(stratum.reason is None for stratum in finding.strata)]
-    return (*EXAMPLES, *map(question_about, passed))
+    passed = [finding.name for finding in findings_of(manifest) if any(stratum.reason is None for stratum in finding.strata)]
+    examples = EXAMPLES if manifest.head is not None and manifest.head.kind == "lite" else ()
+    return (*examples, *(question_about(manifest, name) for name in passed))
 
 
-def question_about(finding: str) -> str:
-    return f"is there {'a ' if finding in COUNTED else ''}{finding}?"
+def findings_of(manifest: Manifest) -> tuple[Finding, ...]:
+    """Those of the graph "findings", and those that the bundle was taught."""
+    return (*(manifest.findings.findings if manifest.findings else ()), *(probe.finding for probe in manifest.probes))
+
+
+def taught(manifest: Manifest) -> Taught:
+    """What `questions.understood` must know of this model's own findings."""
+    return tuple((probe.finding.name, probe.asked) for probe in manifest.probes)
+
+
+def question_about(manifest: Manifest, finding: str) -> str:
+    asked = dict(taught(manifest)).get(finding)
+    return asked[0] if asked else f"is there {'a ' if finding in COUNTED else ''}{finding}?"
 
 
 EXAMPLES = {  # question: the facet that answers it
@@ -453,7 +465,7 @@ def _words(facet: str, value: str) -> str:
 
 
 def _finding(manifest: Manifest, intent: Intent, look: Look) -> Reply:
-    known = {finding.name: finding for finding in (manifest.findings.findings if manifest.findings else ())}
+    known = {finding.name: finding for finding in findings_of(manifest)}
     name = intent.finding or ""
     if name not in known:
         measured = f"; it answers for {', '.join(known)}" if known else ""
@@ -512,11 +524,11 @@ def _stratum(finding: Finding, shown: Sequence[str], look: Look) -> tuple[Stratu
     measured = f"{finding.name} is validated for {_list(_pictures(s) for s in passed)}"
     if family is not None and family not in families:
         return None, f"{measured}, and the file says {header_value(look.header, 'modality')}"
-    fitting = [s for region in shown for s in finding.strata if s.region == region and family in (None, s.family)]
+    fitting = [s for region in shown for s in finding.strata if s.region == region and s.family == (family or FILM)]
     if not fitting or any(region not in {s.region for s in fitting} for region in look.header.regions):
-        where = f"shows the {_list(_label(x) for x in shown)}" if shown else "shows none of these"
-        return None, f"{measured}; this picture {where}"
-    unlike = [s for s in fitting if look.seen.regions.get(s.region, 1.0) < UNLIKE]
+        where = f"this picture shows the {_list(_label(x) for x in shown)}" if shown else "this picture shows none of these"
+        return None, f"{measured}; {where if shown or look.seen.regions else 'the file does not say what this picture shows'}"
+    unlike = [s for s in fitting if s.family == FILM and look.seen.regions.get(s.region, 1.0) < UNLIKE]
     if unlike:
         return None, f"the file says {header_value(look.header, 'region')}, and the picture does not look like it"
     stratum = next((s for s in fitting if s.reason), fitting[0])
@@ -544,7 +556,8 @@ def worth_of(name: str, stratum: Stratum, found: bool) -> Worth:
 
 
 def _pictures(stratum: Stratum) -> str:
-    return f"{FAMILIES[stratum.family].label}s of the {_label(stratum.region)}{' of children' if stratum.children else ''}"
+    what = "plain films" if stratum.family == FILM else f"{FAMILIES[stratum.family].label} pictures"
+    return f"{what} of the {_label(stratum.region)}{' of children' if stratum.children else ''}"
 
 
 def _label(region: str) -> str:

@@ -3,7 +3,7 @@
 import hashlib
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pmclip_deploy.answer import Answer, Candidate, Classification, Match, ModelInfo
-from pmclip_deploy.bundle import ASKED, MANIFEST, TOKENIZER, WORDS, Head, Manifest
-from pmclip_deploy.decision import FACETS, NO_RADIOGRAPH, Look, Reply, Seen, askable, facets_of, reply
-from pmclip_deploy.errors import BundleError, UsageError
+from pmclip_deploy.bundle import ASKED, MANIFEST, PROBES, TOKENIZER, WORDS, Head, Manifest
+from pmclip_deploy.decision import FACETS, NO_RADIOGRAPH, Look, Reply, Seen, askable, facets_of, findings_of, reply, taught
+from pmclip_deploy.errors import BundleError, InputError, UsageError
 from pmclip_deploy.header import Header
 from pmclip_deploy.questions import Intent, understood
 from pmclip_deploy.sessions import Session
@@ -119,6 +119,7 @@ class Predictor:
         self._tokenizers = tokenizers
         self._text_embedding = lru_cache(1024)(self._embedding_from_text)  # the same questions are asked of many images
         self._facets = facet_kinds(manifest)
+        self._own: frozenset[str | None] = frozenset(probe.finding.name for probe in manifest.probes)
         first = sessions[graphs_of_ask(manifest)[0]]
         self.model = ModelInfo(
             bundle=manifest.name,
@@ -144,7 +145,7 @@ class Predictor:
 
         ``frame`` counts from 0, ``window`` is (center, width) in modality units; both are for DICOM. ``ignore_header`` answers from the
         picture alone. ``child`` says whether the patient is under 18 years, where the file does not.
-        Raises UsageError where the bundle has no head, and InputError where the image cannot be read.
+        Raises UsageError where the bundle has no head and was taught no finding, and InputError where the image cannot be read.
         """
         asked = self.ask_many(image, [question], frame=frame, window=window, top=top, ignore_header=ignore_header, child=child)
         return asked[0]
@@ -161,22 +162,25 @@ class Predictor:
         child: bool | None = None,
     ) -> list[Answer]:
         """One answer per question; the image is read and encoded once. All answers carry the timings of this call."""
-        self._head()  # before the image is read
+        if not self.manifest.probes:
+            self._head()  # before the image is read
         _check_questions(questions)
         start = time.perf_counter()
         picture = picture_from_image(image, frame, window)
         read = time.perf_counter()
-        inputs = self._inputs_from_picture(picture)
+        inputs = self._inputs_from_picture(picture) if self.manifest.head else {}
         preprocessed = time.perf_counter()
         seen = self._seen_from_inputs(inputs)  # (V,) f32
         encoded = time.perf_counter()
-        intents = [understood(question) for question in questions]
-        if self._facets:
-            header = Header() if ignore_header or picture.header is None else picture.header
-            look = self._look(picture, seen, intents, header, header.child if child is None else child)
-            replies = [reply(self.manifest, intent, look, question) for intent, question in zip(intents, questions, strict=True)]
-        else:
-            replies = self._replies_of_head(seen, questions)
+        intents = [understood(question, taught(self.manifest)) for question in questions]
+        header = Header() if ignore_header or picture.header is None else picture.header
+        look = self._look(picture, seen, intents, header, header.child if child is None else child)
+        by_rules = [bool(self._facets) or (intent.kind == "finding" and intent.finding in self._own) for intent in intents]
+        others = iter(self._replies_of_head(seen, [q for q, ruled in zip(questions, by_rules, strict=True) if not ruled]))
+        replies = [
+            reply(self.manifest, intent, look, question) if ruled else next(others)
+            for intent, question, ruled in zip(intents, questions, by_rules, strict=True)
+        ]
         done = time.perf_counter()
         steps = {"read": read - start, "preprocess": preprocessed - read, "encode": encoded - preprocessed, "answer": done - encoded}
         timings = {name: round(1e3 * seconds, 2) for name, seconds in {**steps, "total": done - start}.items()}
@@ -201,6 +205,9 @@ class Predictor:
 
     def _replies_of_head(self, seen: Floats, questions: Sequence[str]) -> list[Reply]:
         """Of a head whose kinds of question are not FACETS, as MEVF's and QCR's: it reads each question itself."""
+        if self.manifest.head is None or not questions:
+            names = ", ".join(finding.name for finding in findings_of(self.manifest))
+            return [Reply(None, reason=f"this model has no head; it answers for {names} alone") for _ in questions]
         heads = self.heads(np.repeat(seen[None], len(questions), 0), self.asked(questions))
         decisions = [decision_from_heads(self.manifest, heads, row) for row in range(len(questions))]
         notes = [self.manifest.kinds[d.kind].note if d.candidates else None for d in decisions]
@@ -211,6 +218,10 @@ class Predictor:
 
     def _look(self, picture: "Picture", seen: Floats, intents: Sequence[Intent], header: Header, child: bool | None) -> Look:
         """What the graphs say of a picture, as far as these questions need it."""
+        asked = {x.finding for x in intents if x.kind == "finding" and x.answerable}
+        if not self._facets:
+            return Look(header=header, seen=self._looked(picture, seen, header, asked & self._own), child=child)
+        looked = self._looked(picture, seen, header, asked)
         facets = sorted(facets_of(intents)) or ["modality"]  # one at least, which says whether it is a radiology image
         heads = self.heads(np.repeat(seen[None], len(facets), 0), self.asked([FACETS[facet][1] for facet in facets]))
         opinions = {}
@@ -220,13 +231,45 @@ class Predictor:
             best = np.argsort(-probabilities, kind="stable")
             opinions[facet] = tuple(Candidate(self.manifest.answers[kind.answers[i]], float(probabilities[i])) for i in best)
         radiology = heads.radiograph is None or bool(heads.radiograph[0] >= self.manifest.abstention.radiograph_threshold)
-        looked = self._looked(picture, header) if any(x.kind == "finding" and x.answerable for x in intents) else None
         return Look(opinions, header, radiology, looked, child)
 
-    def _looked(self, picture: "Picture", header: Header) -> Seen | None:
-        """Of a picture that by its header is of no family that any finding was measured on nothing is answered: the graph stays closed."""
+    def _looked(self, picture: "Picture", seen: Floats, header: Header, asked: Set[str | None]) -> Seen | None:
+        """What is seen of the findings ``asked``; None where there are none to be seen.
+
+        Of a picture that by its header is of no family that any finding was measured on nothing is answered: the graph stays closed.
+        """
+        if not asked:
+            return None
         measured = {s.family for finding in (self.manifest.findings.findings if self.manifest.findings else ()) for s in finding.strata}
-        return Seen({}, {}) if measured and header.family not in (None, *measured) else self.seen_of_findings(picture)
+        closed = measured and header.family not in (None, *measured)
+        looked = Seen({}, {}) if closed else self.seen_of_findings(picture)
+        if not asked & self._own:
+            return looked
+        looked = looked or Seen({}, {})
+        return replace(looked, logits={**looked.logits, **self._probed(picture, seen)})
+
+    def _probed(self, picture: "Picture", seen: Floats) -> dict[str, float]:
+        """The logits of all probes; ``seen`` begins with the picture's embedding where the head looks through the image tower."""
+        clip = self.manifest.head is not None and self.manifest.head.clip
+        embedding = self.probed_embedding(picture, seen[: self.manifest.embed_dim] if clip else None)
+        names = [probe.finding.name for probe in self.manifest.probes]
+        logits = self._weights[:, :-1].astype(np.float64) @ embedding + self._weights[:, -1]
+        return dict(zip(names, logits.tolist(), strict=True))
+
+    def probed_embedding(self, picture: "Picture", straight: Floats | None = None) -> NDArray[np.float64]:
+        """(D,): the mean of the unit embeddings of a picture and of its mirror image, in which the logits of probes are linear.
+
+        ``straight`` is the picture's own embedding where it is known. Raises InputError where one of the two has no direction.
+        """
+        from pmclip_deploy.pixels import tensor_from_pixels
+
+        tensor = tensor_from_pixels(picture.pixels, self.manifest.preprocess)
+        both = [self.embedding_from_tensor(tensor) if straight is None else straight]
+        both.append(self.embedding_from_tensor(np.ascontiguousarray(tensor[..., ::-1])))
+        lengths = [float(np.linalg.norm(x.astype(np.float64))) for x in both]
+        if not all(0 < length < np.inf for length in lengths):
+            raise InputError(f"{picture.info.source}: its embedding has no direction; give another picture")
+        return np.asarray(sum(x.astype(np.float64) / length for x, length in zip(both, lengths, strict=True)) / 2)
 
     def seen_of_findings(self, picture: "Picture") -> Seen | None:
         """The graph "findings", over the picture and its mirror image."""
@@ -255,7 +298,8 @@ class Predictor:
         """(S, S) or (S, S, 3) u8: the picture as the model saw it, windowed, cropped and scaled.
 
         With the name of a ``finding`` it is what the graph "findings" saw, (S, S, 3), with that finding's map in red where the map was
-        found to point at findings in validation; without a map else. Raises UsageError for a finding that the bundle has not.
+        found to point at findings in validation; without a map else. A finding that the bundle was taught is looked for by the image
+        tower. Raises UsageError for a finding that the bundle has not.
         """
         from pmclip_deploy.overlay import colored
         from pmclip_deploy.pixels import resized
@@ -264,6 +308,8 @@ class Predictor:
         if finding is None:
             return resized(picture.pixels, self.manifest.preprocess)
         known = {one.name: one for one in (findings.findings if findings else ())}
+        if finding in self._own:
+            return resized(picture.pixels, self.manifest.preprocess)
         if findings is None or finding not in known:
             raise UsageError(f"bundle {self.manifest.name} has no finding {finding[:60]!r}; it has {', '.join(known) or 'none'}")
         pixels, seen = resized(picture.pixels, findings.preprocess), self.seen_of_findings(picture)
@@ -272,8 +318,8 @@ class Predictor:
         return colored(pixels, seen.places[finding])
 
     def questions(self) -> tuple[str, ...]:
-        """Examples of what can be asked of this model; none where its head reads each question itself, as MEVF's and QCR's do."""
-        return askable(self.manifest) if self._facets else ()
+        """Examples of what can be asked of this model; what it was taught alone where its head reads questions itself, as MEVF's does."""
+        return askable(self.manifest) if self._facets or self.manifest.probes else ()
 
     def classify(
         self,
@@ -381,14 +427,24 @@ class Predictor:
         """The embeddings that the bundle keeps of questions, (D,) each."""
         if not self.manifest.asked or self.path is None:
             return {}
-        shape = (len(self.manifest.asked), self.manifest.embed_dim)
-        try:
-            rows = np.load(self.path / ASKED, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise BundleError(f"{self.path}: {ASKED} cannot be read ({type(error).__name__}); copy the bundle again") from error
-        if rows.shape != shape or rows.dtype != np.float32 or not np.isfinite(rows).all():
-            raise BundleError(f"{self.path}: {ASKED} is not {shape[0]} x {shape[1]} numbers; export the bundle again")
+        rows = self._rows_of(ASKED, len(self.manifest.asked), self.manifest.embed_dim)
         return dict(zip(self.manifest.asked, rows, strict=True))
+
+    @cached_property
+    def _weights(self) -> Floats:
+        """(P, D + 1): of each probe the weights of ``probed_embedding``, and what is added."""
+        return self._rows_of(PROBES, len(self.manifest.probes), self.manifest.embed_dim + 1)
+
+    def _rows_of(self, name: str, count: int, width: int) -> Floats:
+        """(count, width) f32 of one of the bundle's arrays. Raises BundleError."""
+        assert self.path is not None
+        try:
+            rows = np.load(self.path / name, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise BundleError(f"{self.path}: {name} cannot be read ({type(error).__name__}); copy the bundle again") from error
+        if rows.shape != (count, width) or rows.dtype != np.float32 or not np.isfinite(rows).all():
+            raise BundleError(f"{self.path}: {name} is not {count} x {width} numbers; export the bundle again")
+        return np.asarray(rows)
 
     def heads(self, seen: Floats, asked: NDArray[Any]) -> Heads:
         """(N, V) and (N, D) or (N, T), as ``seen`` and ``asked`` give them. Raises BundleError where the graph does not fit."""

@@ -38,9 +38,12 @@ def questions(
         return
     table = Table("Question", "Answered from", "What an answer is worth")
     for row in rows:
-        table.add_row(Text(row["question"]), Text(row["from"]), Text(row["worth"]))
+        table.add_row(Text(one_line(row["question"])), Text(row["from"]), Text(row["worth"]))
     console.print(table)
-    console.print("Other wordings are read too. What is not here is refused, and the refusal says why.")
+    if manifest.head is not None and not _facets(manifest):
+        console.print(Text(f"All else {one_line(manifest.name)} reads itself; ask in the words of its training set", "default"))
+    else:
+        console.print("Other wordings are read too. What is not here is refused, and the refusal says why.")
 
 
 def _facets(manifest: "Manifest") -> list[dict[str, Any]]:
@@ -60,12 +63,13 @@ def _facets(manifest: "Manifest") -> list[dict[str, Any]]:
 
 
 def _findings(manifest: "Manifest") -> list[dict[str, Any]]:
-    from pmclip_deploy.decision import question_about, worth_of
+    from pmclip_deploy.decision import findings_of, question_about, worth_of
 
     rows = []
-    for finding in manifest.findings.findings if manifest.findings else ():
+    for finding in findings_of(manifest):
         for stratum in finding.strata:
             worth = worth_of(finding.name, stratum, found=True)
             text = f"not answered for {worth.stratum}: {stratum.reason}" if stratum.reason else f"yes: {worth.sentence()}"
-            rows.append({"question": question_about(finding.name), "from": "the picture", "worth": text, "stratum": asdict(stratum)})
+            question = question_about(manifest, finding.name)
+            rows.append({"question": question, "from": "the picture", "worth": text, "stratum": asdict(stratum)})
     return rows
