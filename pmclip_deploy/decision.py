@@ -130,7 +130,7 @@ def taught(manifest: Manifest) -> Taught:
 
 def question_about(manifest: Manifest, finding: str) -> str:
     asked = dict(taught(manifest)).get(finding)
-    return asked[0] if asked else f"is there {'a ' if finding in COUNTED else ''}{finding}?"
+    return asked[0] if asked else f"is there {'a ' if finding.split()[-1] in COUNTED else ''}{finding}?"
 
 
 EXAMPLES = {  # question: the facet that answers it

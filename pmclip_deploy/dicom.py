@@ -85,6 +85,13 @@ def uid_from_dicom(path: str | PathLike[str]) -> str:
         raise Refused("it has no SOP Instance UID (0008,0018)")
 
 
+def patient_from_dicom(path: str | PathLike[str]) -> str:
+    """Patient ID (0010,0020), "" where the file has none: to keep one patient's pictures together; never print or store it."""
+    where = fspath(path)
+    with _reading(where) as stack:
+        return _text(_image_from_file(where, stack).dataset, "PatientID")
+
+
 @contextmanager
 def _reading(where: str) -> Iterator[ExitStack]:
     try:

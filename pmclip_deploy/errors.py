@@ -6,6 +6,7 @@
     │   └── NoPictureError          the file may be whole, and holds no picture
     ├── BundleError              4  a bundle or checkpoint is missing, broken or tampered with
     ├── ParityError              5  a parity gate failed
+    ├── GateError                5  a finding did not pass the gate of its validation
     ├── DeviceError              6  the device or backend asked for is not there
     └── TrainingError            1  training cannot go on: the loss is no number, or memory is full
 
@@ -34,6 +35,10 @@ class BundleError(PmclipError):
 
 
 class ParityError(PmclipError):
+    exit_code = 5
+
+
+class GateError(PmclipError):
     exit_code = 5
 
 

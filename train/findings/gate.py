@@ -3,6 +3,7 @@
 For all who train a finding: the network of `train findings`, and a hospital's own with `train finding`.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -118,7 +119,8 @@ def missed(stratum: Stratum) -> str | None:
     least = least_right(stratum.positives / stratum.n)
     right, given = stratum.yes
     if stratum.auroc_ci95[0] < LEAST_AUROC:
-        return f"the AUROC's lower 95% bound is {stratum.auroc_ci95[0]:.2f}; {LEAST_AUROC:.2f} is needed"
+        low = math.floor(100 * stratum.auroc_ci95[0]) / 100  # never rounded up to what is needed
+        return f"the AUROC's lower 95% bound is {low:.2f}; {LEAST_AUROC:.2f} is needed"
     if not given:
         return f"no yes was given on {stratum.n} pictures"
     if right / given < least:

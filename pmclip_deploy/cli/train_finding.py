@@ -1,0 +1,110 @@
+"""`pmclip-deploy train finding`: a finding of your own, from a few hundred labelled pictures."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pmclip_deploy.cli.output import one_line, print_json, print_note, progress
+from pmclip_deploy.cli.train_findings import Name
+from pmclip_deploy.errors import GateError, UsageError
+
+if TYPE_CHECKING:
+    from pmclip_deploy.bundle import Manifest, Stratum
+    from pmclip_deploy.train.finding import Measured
+
+
+def finding(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What it is called in questions, such as pneumothorax.")],
+    images: Annotated[
+        Path, typer.Option("--images", help="A folder with sub-folders positive and negative, or a CSV file path,label,group.")
+    ],
+    output: Annotated[Path, typer.Option("--output", help="Folder for the new bundle.")],
+    ask: Annotated[
+        list[str] | None, typer.Option("--ask", help='A way to ask for it, "has the lung collapsed?"; repeatable.', show_default=False)
+    ] = None,
+    bundle: Annotated[Path | None, typer.Option(help="Bundle folder to add it to. Default: the embedded model.")] = None,
+    called: Name = None,
+    modality: Annotated[
+        str | None, typer.Option(help="Of pictures whose files do not say it: xr, ct, mr, us, ...", show_default=False)
+    ] = None,
+    region: Annotated[
+        str | None, typer.Option(help="Of pictures whose files do not say it: hand, shoulder, chest, ...", show_default=False)
+    ] = None,
+    children: Annotated[bool, typer.Option("--children", help="All are of patients under 18; it is answered for these alone.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="In place of the finding of this name that the bundle was taught.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+) -> None:
+    """Teach a bundle a finding from labelled pictures, and measure where it may answer; needs no torch.
+
+    pmclip-deploy train finding pneumothorax --images FOLDER --ask "has the lung collapsed?" --output DIR
+    """
+    from pmclip_deploy.vocabulary import FAMILIES, REGIONS
+
+    for option, value, known in (("modality", modality, FAMILIES), ("region", region, REGIONS)):
+        if value is not None and value not in known:
+            raise UsageError(f"no --{option} {value[:60]}; choose one of {', '.join(known)}")
+    from pmclip_deploy.train.finding import advice, train_finding
+    from pmclip_deploy.train.finding_data import Defaults
+
+    defaults = Defaults(modality, region, children)
+    measured, manifest = train_finding(
+        name, images, output, asked=ask or (), bundle=bundle, called=called, defaults=defaults, replace_it=replace, progress=progress
+    )
+    if as_json:
+        _print_document(measured, manifest, output)
+    else:
+        _print(measured, manifest, output)
+    if manifest is None:
+        best = max(measured.strata, key=lambda stratum: stratum.auroc_ci95[0])
+        raise GateError(f"{measured.name} is not answered, so no bundle was written: {best.reason}; {advice(best)}")
+
+
+def _print_document(measured: "Measured", manifest: "Manifest | None", output: Path) -> None:
+    from pmclip_deploy.cli.train import SCHEMA
+
+    written = None if manifest is None else {"bundle": str(output), "name": manifest.name, "signed": False}
+    print_json({"schema": SCHEMA, **(written or {"bundle": None}), "metrics": measured.to_json()})
+
+
+def _print(measured: "Measured", manifest: "Manifest | None", output: Path) -> None:
+    from pmclip_deploy.decision import question_about
+    from pmclip_deploy.train.finding import label_of
+
+    of, s = measured.to_json(), measured.samples
+    print(f"{of['pictures']} pictures, {of['positives']} with {measured.name}, in {of['groups']} groups ({_counted(s.grouped)})")
+    if s.left_out:
+        print(f"left out: {_counted(s.left_out)}")
+    if s.alike:
+        print(f"{s.alike} pairs of look-alikes stood in two groups, which were joined")
+    if s.disagreeing:
+        print(f"{s.disagreeing} pairs of look-alikes have different labels; see whether these are right")
+    if s.first_broken:
+        print_note(f"the first file that cannot be read: {s.first_broken}")
+    if not measured.contamination_checked:
+        named = ", ".join(map(one_line, measured.tower_trained_on)) or "pictures that the bundle does not name"
+        print(f"the image tower learned from {named}; the bundle has no signatures of these, so whether yours are among them was not checked")
+    for stratum in measured.strata:
+        _print_stratum(measured.name, stratum)
+    for key, (yes, no) in measured.small.items():
+        print(f"{label_of(key)}: {yes} with it and {no} without are too few, or of too few patients, to be measured; not answered")
+    if manifest is not None:
+        print(f"bundle {manifest.name} in {one_line(str(output))}; it is not signed")
+        print(f'ask it: pmclip-deploy infer FILE "{question_about(manifest, measured.name)}" --bundle {one_line(str(output))}')
+
+
+def _print_stratum(name: str, stratum: "Stratum") -> None:
+    from pmclip_deploy.decision import worth_of
+    from pmclip_deploy.train.finding import advice
+
+    low, high = stratum.auroc_ci95
+    print(f"{worth_of(name, stratum, True).stratum}: AUROC {stratum.auroc:.2f} (95% {low:.2f} to {high:.2f}), {stratum.n} pictures")
+    if stratum.reason:
+        print(f"  not answered: {stratum.reason}; {advice(stratum)}")
+        return
+    for found, word in ((True, "yes"), (False, "no")):
+        print(f"  {word} - {worth_of(name, stratum, found).sentence()}")
+
+
+def _counted(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count}: {what}" for what, count in counts.items())
