@@ -25,6 +25,7 @@ from pmclip_deploy.bundle import (
     ASKED,
     LABELS,
     MANIFEST,
+    SEEN,
     TOKENIZER,
     WORDS,
     Manifest,
@@ -144,7 +145,7 @@ def bundle_from_checkpoint(
         work = _Work(reference, graphs, precision, target, method, calibration_images, calibration_findings, Path(scratch), progress)
         trial, missed = Path(scratch, "bundle"), ParityError("")
         for recipe in work.recipes():
-            files = {**_tokenizers(modules), **_files_from_graphs(recipe.graphs), **embedded}
+            files = {**_files_as_they_are(modules), **_files_from_graphs(recipe.graphs), **embedded}
             if recipe.calibration is not None:
                 files[CALIBRATION] = _json(recipe.calibration.to_json())
             manifest = write_bundle(trial, _manifest(reference, precision, target, method, recipe, labels), files)
@@ -460,9 +461,10 @@ def _against_shipped(manifest: Manifest, shipped: Path | None) -> tuple[dict[str
     return {name: there.files.get(name) == file for name, file in manifest.files.items()}, why
 
 
-def _tokenizers(modules: Modules) -> dict[str, bytes]:
-    words = words_of(modules)
-    return {TOKENIZER: (modules.folder / TOKENIZER).read_bytes(), **({} if words is None else {WORDS: words.encode()})}
+def _files_as_they_are(modules: Modules) -> dict[str, bytes]:
+    """The tokenizers, and the signatures of the pictures that the image tower learned from where the checkpoint has them."""
+    words, there = words_of(modules), [name for name in (TOKENIZER, SEEN) if (modules.folder / name).is_file()]
+    return {**{name: (modules.folder / name).read_bytes() for name in there}, **({} if words is None else {WORDS: words.encode()})}
 
 
 def _files_from_labels(reference: Reference, labels: Sequence[str]) -> dict[str, bytes]:

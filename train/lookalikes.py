@@ -47,9 +47,10 @@ def are_in(signatures: NDArray[np.uint8], others: NDArray[np.uint8]) -> NDArray[
 def write_seen(folder: Path, pictures: Iterable[Path | NDArray[np.uint8]]) -> None:
     """SEEN of a checkpoint: the signatures of the pictures that its image tower learned from, so that none of them validates a finding.
 
-    For `train vqa` and `train clip`, when they end; `export` copies the file into the bundle. Pictures that cannot be read are left out.
+    For `train clip` and `train vqa`, when they end: what stands there is added to. A checkpoint that is made from this one takes the file
+    over (save_checkpoint), and so does its bundle (`export`). Pictures that cannot be read are left out.
     """
-    rows = set[bytes]()
+    rows = {row.tobytes() for row in read_seen(folder)} if (folder / SEEN).is_file() else set[bytes]()
     for picture in pictures:
         try:
             rows.add(signature(picture_from_path(picture).pixels if isinstance(picture, Path) else picture).tobytes())

@@ -83,7 +83,7 @@ def _print(measured: "Measured", manifest: "Manifest | None", output: Path) -> N
         print_note(f"the first file that cannot be read: {s.first_broken}")
     if not measured.contamination_checked:
         named = ", ".join(map(one_line, measured.tower_trained_on)) or "pictures that the bundle does not name"
-        print(f"the image tower learned from {named}; the bundle has no signatures of these, so whether yours are among them was not checked")
+        print(f"the image tower learned from {named}; without their signatures, whether yours are among them was not checked")
     for stratum in measured.strata:
         _print_stratum(measured.name, stratum)
     for key, (yes, no) in measured.small.items():
