@@ -55,7 +55,7 @@ def main() -> None:
     config = get_model_config(spec.open_clip_name)
     config["vision_cfg"]["patch_dropout"] = DROPPED
     model = ClipTowers(**config)
-    pixels = [with_margin(path, spec.preprocess) for path in training]
+    pixels = [with_margin(picture_from_path(path).pixels, spec.preprocess) for path in training]
     groups = [
         {"params": [p for p in model.visual.parameters() if (p.ndim > 1) == decayed], "weight_decay": 0.05 * decayed}
         for decayed in (True, False)

@@ -28,7 +28,7 @@ from pmclip_deploy.train.findings.gate import least_right, least_threshold, logi
 from pmclip_deploy.train.findings.groups import KEPT_FOR_DEMO
 from pmclip_deploy.train.findings.net import FindingsNet
 from pmclip_deploy.train.findings.strata import Outcomes, findings_from_outcomes, placed
-from pmclip_deploy.train.findings.training import Labels, Pupil, drawn_batches, new_net, trained_net
+from pmclip_deploy.train.findings.training import Labels, drawn_batches, new_net, trained_net
 from pmclip_deploy.train.findings.views import Views, augmented, square_of_film, views_of_films
 from pmclip_deploy.train.loop import Settings
 from pmclip_deploy.train.towers import read_checkpoint, under
@@ -281,16 +281,6 @@ def test_training_resumes_to_the_weights_of_an_uninterrupted_run(
     locked = under({f"x.{k}": v for k, v in a.items()}, "x.trunk.blocks.0")
     assert all(torch.equal(v, trunk[f"clip.visual.trunk.blocks.0.{k}"]) for k, v in locked.items())
     assert not torch.equal(a["trunk.conv_head.weight"], trunk["clip.visual.trunk.conv_head.weight"])
-
-
-def test_the_mean_of_weights_follows_them(trunk: dict[str, Any]) -> None:
-    pupil = Pupil(trunk)
-    before = pupil.mean.pool.weight.clone()
-    assert torch.equal(before, pupil.net.pool.weight)
-    with torch.no_grad():
-        pupil.net.pool.weight += 1
-    pupil.follow(10_000)
-    assert torch.allclose(pupil.mean.pool.weight, before + 1 - training.DECAY, atol=1e-6)
 
 
 def test_another_tower_is_refused() -> None:

@@ -14,7 +14,7 @@ pytest.importorskip("open_clip", reason="training needs the extra `train`")
 from torch import Generator, Tensor, nn
 
 from pmclip_deploy.errors import BundleError, TrainingError, UsageError
-from pmclip_deploy.train.loop import Optimiser, Row, Settings, fit
+from pmclip_deploy.train.loop import Averaged, Optimiser, Row, Settings, fit
 
 SETTINGS = Settings(epochs=3, learning_rate=0.05, batch_size=4, seed=5)
 
@@ -194,3 +194,22 @@ def test_learning_rates_warm_up_and_fall_or_stay() -> None:
     warm = [Optimiser(warmup=4).rate(step, 24) for step in range(25)]
     assert warm[:5] == [0.25, 0.5, 0.75, 1.0, 1.0] and warm[14] == pytest.approx(0.5) and warm[24] == pytest.approx(0)
     assert {Optimiser(warmup=None).rate(step, 24) for step in range(25)} == {1.0}
+
+
+def test_the_mean_of_weights_follows_them_and_settles_in_their_place() -> None:
+    net = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    averaged = Averaged(net, every=2, decay=0.9)
+    before = net[0].weight.detach().clone()
+    for _ in averaged.following(range(3), done=10_000):  # the mean follows after the second step alone
+        with torch.no_grad():
+            net[0].weight += 1
+    averaged.settle()
+    assert torch.allclose(net[0].weight, before + 2 * 0.1, atol=1e-6)
+
+
+def test_the_mean_of_weights_is_part_of_the_state() -> None:
+    averaged = Averaged(nn.Linear(3, 2))
+    fresh = Averaged(nn.Linear(3, 2))
+    fresh.load_state_dict(averaged.state_dict())
+    fresh.settle()
+    assert torch.equal(fresh.model.weight, averaged.model.weight)  # type: ignore[arg-type]

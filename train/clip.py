@@ -137,6 +137,16 @@ def recall_at(image: Tensor, text: Tensor, captions: list[str], ranks: tuple[int
     return out
 
 
+def loss_among_all(image: Tensor, texts: Tensor, indices: Tensor, scale: Tensor) -> Tensor:
+    """The mean of the contrastive loss in the batch and of every image's among all N training captions, which a locked tower makes cheap.
+
+    ``image`` (B, D) and ``texts`` (N, D) f32 of any length, ``indices`` (B,) i64 the row of each image's own text, ``scale`` ().
+    """
+    in_batch = contrastive_loss(image, texts[indices], scale)
+    among_all = F.cross_entropy(scale * F.normalize(image, dim=-1) @ F.normalize(texts, dim=-1).T, indices)
+    return (in_batch + among_all) / 2
+
+
 @torch.no_grad()
 def embeddings_from_images(model: CustomTextCLIP, images: Images) -> Tensor:
     model.eval()
@@ -157,7 +167,7 @@ def train_clip(
     """
     name = name_of_output(output, name)
     settings.start()
-    spec = backbone_named(backbone)
+    device, spec = torch.device("cuda" if torch.cuda.is_available() else "cpu"), backbone_named(backbone)
     training, validation = questions_for_training(data)
     said = statements_by_image(training)
     paths = settings.images(sorted(said, key=lambda p: (p.name, str(p))))
@@ -173,18 +183,18 @@ def train_clip(
     model.eval()
     captions = [caption(said[p], rng) for p in paths for _ in range(VARIANTS)]
     pooled = pooled_from_text(model, tokenizer, captions).view(len(paths), VARIANTS, -1)
-    images = Images(paths, spec.preprocess)
+    images, pooled = Images(paths, spec.preprocess), pooled.to(device)
+    model.to(device)
 
     def loss_of(indices: Tensor, generator: Generator, epoch: int) -> Tensor:
         model.train()
         for module in locked:
             module.eval()
-        with mixed_precision():
-            image = model.visual(images.augmented(indices, generator))
-        chosen = torch.randint(VARIANTS, (len(indices),), generator=generator)
-        text = model.text.proj(pooled[indices, chosen])
+        with autocast(device, True):
+            image = model.visual(images.augmented(indices, generator).to(device))
+        text = model.text.proj(pooled[torch.arange(len(pooled)), torch.randint(VARIANTS, (len(pooled),), generator=generator)])
         scale = model.logit_scale.clamp(max=4.6052).exp()  # at most 100, as CLIP does
-        return contrastive_loss(image.float(), text, scale)
+        return loss_among_all(image.float(), text, indices.to(device), scale)
 
     fresh = [*model.visual.head.parameters(), *model.text.proj.parameters(), model.logit_scale]
     trunk = [p for p in model.visual.trunk.parameters() if p.requires_grad]
@@ -201,6 +211,7 @@ def train_clip(
         made_with,
         output / "state.pt",
     )
+    model.cpu()
     metrics: dict[str, Any] = {}
     if validation:
         told = statements_by_image(validation)

@@ -3,7 +3,7 @@
 import math
 import os
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 from torch import Generator, Tensor
@@ -23,18 +24,26 @@ from pmclip_deploy.pixels import picture_from_path, resized, tensor_from_pixels
 from pmclip_deploy.spec import Preprocess
 
 Augmentation = Literal["none", "crop and flip", "radiology"]
+Pixels = NDArray[np.uint8]
+Change = Callable[[Path, Pixels], Iterable[Pixels]]
 
 
 class Images:
-    """``clean(indices)`` is what inference sees; ``augmented(indices, generator)`` is for training. Both (B, 3, S, S) f32."""
+    """``clean(indices)`` is what inference sees; ``augmented(indices, generator)`` is for training. Both (B, 3, S, S) f32.
 
-    def __init__(self, paths: list[Path], preprocess: Preprocess) -> None:
+    With a ``change``, ``augmented`` takes one of the versions that it gives in half of the cases. They are made once.
+    """
+
+    def __init__(self, paths: list[Path], preprocess: Preprocess, change: Change | None = None) -> None:
         self.paths = paths
         self.preprocess = preprocess
         console = Console(stderr=True)
-        self.pixels = [  # (1 or 3, M, M) u8
-            with_margin(path, preprocess) for path in track(paths, "reading images", console=console, disable=not console.is_terminal)
-        ]
+
+        def versions(path: Path) -> list[Tensor]:  # (1 or 3, M, M) u8
+            pixels = picture_from_path(path).pixels
+            return [with_margin(x, preprocess) for x in (pixels, *(change(path, pixels) if change else ()))]
+
+        self.pixels = [versions(path) for path in track(paths, "reading images", console=console, disable=not console.is_terminal)]
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -44,8 +53,11 @@ class Images:
         return torch.stack([torch.from_numpy(a) for a in arrays]).contiguous(memory_format=torch.channels_last)
 
     def augmented(self, indices: Tensor, generator: Generator) -> Tensor:
-        x = torch.stack([self.pixels[i].expand(3, -1, -1) for i in indices.tolist()])
-        return radiology_augmented(x, self.preprocess, generator)
+        drawn = torch.rand(len(indices), generator=generator).tolist()
+        chosen = [
+            of[max(0, math.ceil((2 * u - 1) * (len(of) - 1)))] for u, of in zip(drawn, (self.pixels[i] for i in indices), strict=True)
+        ]
+        return radiology_augmented(torch.stack([x.expand(3, -1, -1) for x in chosen]), self.preprocess, generator)
 
 
 class Pairs(Dataset[tuple[Tensor, Tensor]]):
@@ -68,7 +80,8 @@ class Pairs(Dataset[tuple[Tensor, Tensor]]):
 
     def _pixels(self, path: Path, generator: Generator) -> Tensor:
         if self.augmentation == "radiology":
-            return radiology_augmented(with_margin(path, self.preprocess).expand(1, 3, -1, -1), self.preprocess, generator)[0]
+            large = with_margin(picture_from_path(path).pixels, self.preprocess)
+            return radiology_augmented(large.expand(1, 3, -1, -1), self.preprocess, generator)[0]
         pixels = picture_from_path(path).pixels
         if self.augmentation == "none":
             return torch.from_numpy(tensor_from_pixels(pixels, self.preprocess))
@@ -98,10 +111,10 @@ def reading_processes(here: int) -> int:
     return min(8, cores // here - 1) if cores > here else 0
 
 
-def with_margin(path: Path, preprocess: Preprocess) -> Tensor:
-    """(1 or 3, M, M) u8, M an eighth larger than the input: room for crops."""
-    pixels = torch.from_numpy(resized(picture_from_path(path).pixels, replace(preprocess, size=preprocess.size * 9 // 8)).copy())
-    return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1).contiguous()
+def with_margin(pixels: Pixels, preprocess: Preprocess) -> Tensor:
+    """(H, W) or (H, W, 3) u8 -> (1 or 3, M, M) u8, M an eighth larger than the input: room for crops."""
+    large = torch.from_numpy(resized(pixels, replace(preprocess, size=preprocess.size * 9 // 8)).copy())
+    return large[None] if large.ndim == 2 else large.permute(2, 0, 1).contiguous()
 
 
 def radiology_augmented(pixels: Tensor, preprocess: Preprocess, generator: Generator) -> Tensor:

@@ -95,6 +95,38 @@ class Settings:
         return {k: v for k, v in asdict(self).items() if k not in ("threads", "limit", "resume")}
 
 
+class Averaged(nn.Module):
+    """A model and the running mean of its weights, which is what is kept: ``settle`` puts it in their place."""
+
+    def __init__(self, model: nn.Module, every: int = 4, decay: float = 0.98) -> None:
+        super().__init__()
+        self.model, self.every, self.decay = model, every, decay  # steps between two updates, and what an update keeps
+        for name, value in model.state_dict().items():
+            self.register_buffer(name.replace(".", "/"), value.clone())
+
+    def following(self, batches: Iterable[T], done: int) -> Iterator[T]:
+        """The batches, for ``fit`` to read, with ``done`` steps before them: the mean follows once a batch's step is done."""
+        for step, batch in enumerate(batches, done + 1):
+            yield batch
+            if step % self.every == 0:
+                self.follow(step)
+
+    @torch.no_grad()
+    def follow(self, steps: int) -> None:
+        """Draws the mean on, after ``steps`` steps; early ones count for more."""
+        share = 1 - min(self.decay, (1 + steps) / (10 + steps))
+        for mean, value in self._pairs():
+            mean.lerp_(value, share) if mean.is_floating_point() else mean.copy_(value)
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        for mean, value in self._pairs():
+            value.copy_(mean)
+
+    def _pairs(self) -> list[tuple[Tensor, Tensor]]:
+        return [(getattr(self, name.replace(".", "/")), value) for name, value in self.model.state_dict().items()]
+
+
 def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 

@@ -30,6 +30,7 @@ from pmclip_deploy.spec import BACKBONES, Preprocess
 from pmclip_deploy.train.clip import questions_for_training
 from pmclip_deploy.train.datasets.schema import lines_from_text
 from pmclip_deploy.train.findings.films import stratified_folds
+from pmclip_deploy.train.findings.groups import KEPT_FOR_DEMO, group_of_row, kept_for_demo
 from pmclip_deploy.train.heads.lite import LiteHead, unit
 from pmclip_deploy.train.nonradiographs import filed, nonradiographs, photographs_from_folder
 from pmclip_deploy.train.towers import save_checkpoint, towers_from_checkpoint, under
@@ -161,18 +162,21 @@ def _small_in_black(picture: Image.Image, rng: Rng) -> Image.Image:
 
 
 def pictures_of_films(folders: Sequence[Path], fold: int | None = None) -> tuple[list[list[Path]], list[str]]:
-    """(each dataset's pictures, lines "SET GROUP" of those that fold ``fold`` leaves out). Raises InputError.
-
-    The folds are drawn from the groups that the labels name, as whoever measures knows no others.
-    """
+    """(each dataset's pictures, lines "SET GROUP" of those that fold ``fold`` leaves out). Raises InputError."""
     sources, apart = list[list[Path]](), list[str]()
     for folder in folders:
-        rows = [json.loads(line) for _, line in lines_from_text(folder / "labels.jsonl")]
-        groups = [str(row["group"]) for row in rows]
+        every = [json.loads(line) for _, line in lines_from_text(folder / "labels.jsonl")]
+        rows = [row for row in every if not kept_for_demo(str(row["group"]))]
+        groups = [group_of_row(row) for row in rows]
         of = stratified_folds(groups, [bool(row["labels"].get("fractured")) for row in rows], FOLDS)
         sources.append([folder / row["image"] for row, group in zip(rows, groups, strict=True) if of[group] != fold])
         apart += sorted({f"{folder.name} {group}" for group in groups if of[group] == fold})
     return sources, apart
+
+
+def provenance(data: Sequence[Path], seed: int, fitted: Fitted) -> dict[str, Any]:
+    """What checkpoint.json says of the branch."""
+    return {"seed": seed, "data": [folder.name for folder in data], "kept_apart": list(KEPT_FOR_DEMO), **asdict(fitted)}
 
 
 def refit(
@@ -187,8 +191,7 @@ def refit(
     fitted = train_radiograph(towers, head, BACKBONES[meta["backbone"]].preprocess, sources, photographs, seed)
     tensors |= {f"head.{name}": tensor for name, tensor in head.state_dict().items()}
     meta["abstention"]["radiograph_threshold"] = 0.0
-    named = [data.name, *(folder.name for folder in films)]
-    meta["provenance"]["radiograph"] = {"seed": seed, "fold": fold, "data": named, **asdict(fitted)}
+    meta["provenance"]["radiograph"] = {"fold": fold, **provenance([data, *films], seed, fitted)}
     save_checkpoint(output, tensors, meta, checkpoint / "tokenizer.json")
     (output / "apart.txt").write_text("".join(f"{line}\n" for line in apart), encoding="utf-8")
     return asdict(fitted)

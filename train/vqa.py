@@ -5,36 +5,39 @@ import json
 import math
 import random
 from collections import Counter, defaultdict
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from open_clip import ClipLoss
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from pmclip_deploy.bundle import sha256_of_file
 from pmclip_deploy.spec import BACKBONES
 from pmclip_deploy.train import kinds as K
+from pmclip_deploy.train import radiograph
 from pmclip_deploy.train.calibration import Scored, calibrated
 from pmclip_deploy.train.captions import caption, statements_by_image
 from pmclip_deploy.train.clip import (
     LOCKED_STAGES,
     VARIANTS,
+    autocast,
     embeddings_from_images,
+    loss_among_all,
     pooled_from_text,
     questions_for_training,
     sha256_of_questions,
 )
 from pmclip_deploy.train.datasets import Question
 from pmclip_deploy.train.heads.lite import LiteHead, unit
-from pmclip_deploy.train.images import Images
-from pmclip_deploy.train.loop import Settings, fit
+from pmclip_deploy.train.images import Images, radiology_augmented, with_margin
+from pmclip_deploy.train.loop import Averaged, Settings, fit
 from pmclip_deploy.train.modality import facts_by_image, implied_questions
-from pmclip_deploy.train.radiograph import pictures_of_films, train_radiograph
+from pmclip_deploy.train.nonradiographs import filed, nonradiographs, photographs_from_folder
 from pmclip_deploy.train.rounding import RoundedTower
 from pmclip_deploy.train.towers import (
     lock_image_stem,
@@ -50,6 +53,9 @@ BY_HEART = "abnormality"  # 1,500 names, most of them seen once or twice: nothin
 REMEMBERED = ("plane", "organ", "modality", BY_HEART)
 FINDING_WEIGHT = 0.15  # of one derived question against one of the dataset's
 CONTRASTIVE_WEIGHT = 0.3  # keeps image and text embeddings aligned while the tower learns to answer
+RADIOGRAPH_WEIGHT = 0.3
+OTHERS, OTHERS_SHARE = 1200, 6  # pictures that are no radiology, and how many of radiology come with one in a batch
+VERSIONS, NEGATIVE = 2, 0.05  # of each training image, beside itself, and the share of radiographs with black and white exchanged
 
 
 class Vocabulary:
@@ -94,6 +100,21 @@ class Model(nn.Module):
         self.head = head
 
 
+class AsFiled:
+    """Versions of a picture as files bring it: a quarter turn or a negative of a radiograph; smaller, noisy, bordered, compressed."""
+
+    def __init__(self, radiographs: set[Path], seed: int) -> None:
+        self.radiographs, self.rng = radiographs, np.random.default_rng(seed)
+
+    def __call__(self, path: Path, pixels: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
+        for _ in range(VERSIONS):
+            x = pixels
+            if path in self.radiographs:
+                x = np.rot90(x, int(self.rng.choice(4, p=(0.7, 0.1, 0.1, 0.1))))
+                x = 255 - x if self.rng.random() < NEGATIVE else x
+            yield np.asarray(filed(Image.fromarray(np.ascontiguousarray(x)), self.rng))
+
+
 def train_vqa(
     data: list[Path],
     clip: Path,
@@ -113,7 +134,7 @@ def train_vqa(
     """
     name = name_of_output(output, name)
     settings.start()
-    rng = random.Random(settings.seed)
+    device, rng = torch.device("cuda" if torch.cuda.is_available() else "cpu"), random.Random(settings.seed)
     towers, meta, _ = towers_from_checkpoint(clip)
     spec, tokenizer = BACKBONES[meta["backbone"]], clip / "tokenizer.json"
     towers.text.transformer.requires_grad_(False)
@@ -158,7 +179,8 @@ def train_vqa(
         for text in ways if kind in vocabulary.kind_id else ():
             text_id(text, kind)
     own = {(q.image, q.question) for q in training}
-    for image, facts in facts_by_image(training).items():
+    facts_of = facts_by_image(training)
+    for image, facts in facts_of.items():
         for question, answer, kind, weight in implied_questions(facts):
             if (kind, answer) not in vocabulary.column:
                 continue
@@ -190,33 +212,42 @@ def train_vqa(
     texts_of_kind = [torch.nonzero(kind_of_text == k).squeeze(1) for k in range(len(vocabulary.kinds))]
     finding_texts = {vocabulary.kind_id[f"finding: {name}"]: torch.tensor(ids) for name, ids in ways_of.items()}
 
-    images = Images(paths, spec.preprocess)
+    images = Images(paths, spec.preprocess, AsFiled({p for p, facts in facts_of.items() if facts.family == "xr"}, settings.seed))
+    given, photographs_sha256 = photographs_from_folder(photographs) if photographs is not None else ([], None)
+    others = [with_margin(x, spec.preprocess) for x in nonradiographs(OTHERS, settings.seed + 1, given)]
     head = LiteHead(spec.embed_dim, len(vocabulary.answers), vocabulary.trained, len(vocabulary.kinds), HIDDEN)
-    model, contrastive, allowed = Model(towers, head), ClipLoss(), vocabulary.allowed[:, : vocabulary.trained]
+    model, allowed = Model(towers, head).to(device), vocabulary.allowed[:, : vocabulary.trained].to(device)
+    averaged, pooled, pooled_captions = Averaged(model), pooled.to(device), pooled_captions.to(device)
 
     def loss_of(indices: Tensor, generator: Generator, epoch: int) -> Tensor:
         model.train()
         visual.on = epoch >= settings.epochs - rounded_epochs
         for module in locked:
             module.eval()
-        with mixed_precision():
-            embedding = visual(images.augmented(indices, generator))
-        embedding = embedding.float()
+        strange = torch.randint(len(others), (len(indices) // OTHERS_SHARE,), generator=generator)
+        unlike = torch.stack([others[i].expand(3, -1, -1) for i in strange])
+        shown = torch.cat([images.augmented(indices, generator), radiology_augmented(unlike, spec.preprocess, generator)])
+        with autocast(device, True):
+            every = visual(shown.to(device, memory_format=torch.channels_last))
+        every, embedding = every.float(), every[: len(indices)].float()
+        of_radiology = head.radiograph(unit(every)).squeeze(-1)
+        told_apart = F.softplus(-of_radiology[: len(indices)]).mean() + F.softplus(of_radiology[len(indices) :]).mean()
         where, text, kind, answer, weight = rows.batch(indices.tolist())
         for k, ids in finding_texts.items():  # a derived question is put in another way each time
             asked = (text < 0) & (kind == k)
             text[asked] = ids[torch.randint(len(ids), (int(asked.sum()),), generator=generator)]
+        where, text, kind, answer, weight = (x.to(device) for x in (where, text, kind, answer, weight))
         logits = head.trained(embedding[where], towers.text.proj(pooled[text]))
         logits = logits.masked_fill(~allowed[kind], -1e4)
         answers = F.cross_entropy(logits, answer, reduction="none")
         asked_kinds = torch.randint(len(texts_of_kind), (96,), generator=generator).tolist()
         drawn = torch.stack([texts_of_kind[k][torch.randint(len(texts_of_kind[k]), (), generator=generator)] for k in asked_kinds])
-        kind_loss = F.cross_entropy(head.kind(unit(towers.text.proj(pooled[drawn]))), kind_of_text[drawn])
-        chosen = torch.randint(VARIANTS, (len(indices),), generator=generator)
-        told = towers.text.proj(pooled_captions[indices, chosen])
-        scale = towers.logit_scale.clamp(max=4.6052).exp()
-        pairs: Tensor = contrastive(F.normalize(embedding, dim=-1), F.normalize(told, dim=-1), scale)
-        return (answers * weight).sum() / len(indices) + kind_loss + CONTRASTIVE_WEIGHT * pairs
+        kind_loss = F.cross_entropy(head.kind(unit(towers.text.proj(pooled[drawn]))), kind_of_text[drawn].to(device))
+        chosen = torch.randint(VARIANTS, (len(paths),), generator=generator)
+        told = towers.text.proj(pooled_captions[torch.arange(len(paths)), chosen])
+        pairs = loss_among_all(embedding, told, indices.to(device), towers.logit_scale.clamp(max=4.6052).exp())
+        of_answers = (answers * weight).sum() / len(indices)
+        return of_answers + kind_loss + CONTRASTIVE_WEIGHT * pairs + RADIOGRAPH_WEIGHT * told_apart
 
     fresh = [p for p in head.parameters()]
     projections = [*towers.visual.head.parameters(), *towers.text.proj.parameters(), towers.logit_scale]
@@ -229,28 +260,31 @@ def train_vqa(
         "data_sha256": sha256_of_questions(everything),
         "phrases_sha256": hashlib.sha256(b"".join(p.read_bytes() for p in sorted(K.PHRASES.iterdir()))).hexdigest(),
         "clip_sha256": sha256_of_file(clip / "model.safetensors"),
+        "photographs_sha256": photographs_sha256,
         "images": len(paths),
     }
     rate = settings.learning_rate
     seconds = fit(
         "train vqa",
-        model,
+        averaged,
         loss_of,
         len(paths),
         [(fresh, 4 * rate), (projections, rate), (trunk, rate)],
         settings,
         made_with,
         output / "state.pt",
+        lambda order, epoch: averaged.following(order, epoch * len(order)),
     )
-    model.eval()
+    averaged.settle()
+    model.eval().cpu()
     visual.on = False
     widest = max(map(len, slots))
     padded = torch.tensor([row + [len(vocabulary.answers)] * (widest - len(row)) for row in slots])
     with mixed_precision():
         head.remember(embeddings_from_images(towers, images).float(), padded, balance)
     head.leave_to_memory([i for (kind, _), i in vocabulary.column.items() if kind.startswith("finding: ")])
-    of_films, _ = pictures_of_films(films)
-    fitted = train_radiograph(towers, head, spec.preprocess, [paths, *of_films], photographs, settings.seed)
+    of_films, _ = radiograph.pictures_of_films(films)
+    fitted = radiograph.train_radiograph(towers, head, spec.preprocess, [paths, *of_films], photographs, settings.seed)
 
     held = sorted({q.image for q in validation})
     closed = derived_as_questions(validation, organs)
@@ -267,7 +301,7 @@ def train_vqa(
         "provenance": {
             **meta["provenance"],
             "vqa": {**made_with, "data": [p.name for p in data], "seconds": round(seconds), "threads": torch.get_num_threads()},
-            "radiograph": {"seed": settings.seed, "data": [p.name for p in (*data[:1], *films)], **asdict(fitted)},
+            "radiograph": radiograph.provenance([*data[:1], *films], settings.seed, fitted),
         },
     }
     save_checkpoint(output, model.state_dict(), meta, tokenizer)

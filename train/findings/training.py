@@ -23,7 +23,7 @@ from pmclip_deploy.train.clip import autocast
 from pmclip_deploy.train.findings.films import FINDINGS, PREPROCESS, REGIONS, Film
 from pmclip_deploy.train.findings.net import FindingsNet
 from pmclip_deploy.train.findings.views import Views, tensor_of_features
-from pmclip_deploy.train.loop import Settings, fit
+from pmclip_deploy.train.loop import Averaged, Settings, fit
 from pmclip_deploy.train.towers import run_slow_convolutions_in_float, under
 
 TRUNK = "clip.visual.trunk"
@@ -49,23 +49,6 @@ class Labels:
         finding, region = tensor([film.findings for film in films]), tensor([film.regions for film in films])
         boxed = torch.tensor([float(film.boxes is not None) for film in films], device=device)
         return cls(finding, region, boxed, np.array([film.weight for film in films]))
-
-
-class Pupil(nn.Module):
-    """A network and the running mean of its weights, which is what is kept."""
-
-    def __init__(self, tensors: dict[str, Tensor]) -> None:
-        super().__init__()
-        self.net, self.mean = new_net(tensors), new_net(tensors)
-        self.mean.load_state_dict(self.net.state_dict())
-        self.mean.requires_grad_(False)
-
-    @torch.no_grad()
-    def follow(self, steps: int) -> None:
-        """Draws the mean on, after ``steps`` steps; early ones count for more."""
-        share = 1 - min(DECAY, (1 + steps) / (10 + steps))
-        for mean, value in zip(self.mean.state_dict().values(), self.net.state_dict().values(), strict=True):
-            mean.lerp_(value, share) if mean.is_floating_point() else mean.copy_(value)
 
 
 def new_net(tensors: dict[str, Tensor]) -> FindingsNet:
@@ -98,27 +81,26 @@ def trained_net(
 ) -> tuple[FindingsNet, float]:
     """(in eval mode, the seconds it took), trained on the films ``rows``. Raises what ``fit`` raises."""
     torch.manual_seed(settings.seed)
-    pupil = Pupil(tensors).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    net = new_net(tensors).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    averaged = Averaged(net, EVERY, DECAY)
     if device.type == "cpu":
-        run_slow_convolutions_in_float(pupil.net)
+        run_slow_convolutions_in_float(net)
     per_epoch = int(labels.weight[rows].sum()) // settings.batch_size
     if not per_epoch:
         raise UsageError(f"{title}: its films do not fill a batch of {settings.batch_size}; lower --batch-size, or raise --limit")
 
     def read(order: list[Tensor], epoch: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-        for step, batch in enumerate(drawn_batches(rows, labels, views, settings, len(order), epoch), epoch * len(order) + 1):
-            yield batch
-            if step % EVERY == 0:  # its step is done
-                pupil.follow(step)
+        return averaged.following(drawn_batches(rows, labels, views, settings, len(order), epoch), epoch * len(order))
 
     def loss_of(batch: tuple[NDArray[np.int64], NDArray[np.int64]], generator: Generator, epoch: int) -> Tensor:
-        pupil.net.train()
-        return loss_of_batch(pupil.net, labels, views, *batch, device)
+        net.train()
+        return loss_of_batch(net, labels, views, *batch, device)
 
-    groups = [([p for p in pupil.net.parameters() if p.requires_grad], settings.learning_rate)]
+    groups = [([p for p in net.parameters() if p.requires_grad], settings.learning_rate)]
     state.parent.mkdir(parents=True, exist_ok=True)
-    seconds = fit(title, pupil, loss_of, per_epoch * settings.batch_size, groups, settings, made_with, state, read)
-    return pupil.mean.eval(), seconds
+    seconds = fit(title, averaged, loss_of, per_epoch * settings.batch_size, groups, settings, made_with, state, read)
+    averaged.settle()
+    return net.eval(), seconds
 
 
 def drawn_batches(
