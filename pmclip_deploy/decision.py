@@ -164,6 +164,13 @@ def _reply(manifest: Manifest, intent: Intent, look: Look) -> Reply:
     return replace(given, note=against or given.note)
 
 
+def unvalidated(intent: Intent) -> str | None:
+    """Why a head that reads words itself, as MEVF's and QCR's, may not answer: it was measured in no stratum."""
+    if intent.kind == "finding":
+        return f"{intent.finding} is not validated for this model on any kind of picture"
+    return {"normal": NOT_VALIDATED, "abnormality": NOT_NAMED}.get(intent.kind)
+
+
 def _unanswerable(intent: Intent) -> str:
     if intent.kind == LANGUAGE:
         return NOT_ENGLISH

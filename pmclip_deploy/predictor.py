@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pmclip_deploy.answer import Answer, Candidate, Classification, Match, ModelInfo
 from pmclip_deploy.bundle import ASKED, MANIFEST, PROBES, TOKENIZER, WORDS, Head, Manifest
-from pmclip_deploy.decision import FACETS, NO_RADIOGRAPH, Look, Reply, Seen, askable, facets_of, findings_of, reply, taught
+from pmclip_deploy.decision import FACETS, NO_RADIOGRAPH, Look, Reply, Seen, askable, facets_of, findings_of, reply, taught, unvalidated
 from pmclip_deploy.errors import BundleError, InputError, UsageError
 from pmclip_deploy.header import Header
 from pmclip_deploy.questions import Intent, understood
@@ -176,7 +176,7 @@ class Predictor:
         header = Header() if ignore_header or picture.header is None else picture.header
         look = self._look(picture, seen, intents, header, header.child if child is None else child)
         by_rules = [bool(self._facets) or (intent.kind == "finding" and intent.finding in self._own) for intent in intents]
-        others = iter(self._replies_of_head(seen, [q for q, ruled in zip(questions, by_rules, strict=True) if not ruled]))
+        others = iter(self._replies_of_head(seen, [(q, x) for q, x, ruled in zip(questions, intents, by_rules, strict=True) if not ruled]))
         replies = [
             reply(self.manifest, intent, look, question) if ruled else next(others)
             for intent, question, ruled in zip(intents, questions, by_rules, strict=True)
@@ -203,18 +203,21 @@ class Predictor:
             for question, intent, said in zip(questions, intents, replies, strict=True)
         ]
 
-    def _replies_of_head(self, seen: Floats, questions: Sequence[str]) -> list[Reply]:
+    def _replies_of_head(self, seen: Floats, asked: Sequence[tuple[str, Intent]]) -> list[Reply]:
         """Of a head whose kinds of question are not FACETS, as MEVF's and QCR's: it reads each question itself."""
-        if self.manifest.head is None or not questions:
+        if self.manifest.head is None or not asked:
             names = ", ".join(finding.name for finding in findings_of(self.manifest))
-            return [Reply(None, reason=f"this model has no head; it answers for {names} alone") for _ in questions]
-        heads = self.heads(np.repeat(seen[None], len(questions), 0), self.asked(questions))
-        decisions = [decision_from_heads(self.manifest, heads, row) for row in range(len(questions))]
-        notes = [self.manifest.kinds[d.kind].note if d.candidates else None for d in decisions]
-        return [
-            Reply(d.candidates[0].answer if d.reason is None else None, d.probability, d.reason, "picture", d.candidates, note=note)
-            for d, note in zip(decisions, notes, strict=True)
-        ]
+            return [Reply(None, reason=f"this model has no head; it answers for {names} alone") for _ in asked]
+        heads = self.heads(np.repeat(seen[None], len(asked), 0), self.asked([question for question, _ in asked]))
+        replies, reads_words = [], self.manifest.head.words is not None
+        for row, (_, intent) in enumerate(asked):
+            d = decision_from_heads(self.manifest, heads, row)
+            reason = (unvalidated(intent) if reads_words else None) or d.reason
+            note = self.manifest.kinds[d.kind].note if d.candidates else None
+            replies.append(
+                Reply(d.candidates[0].answer if reason is None else None, d.probability, reason, "picture", d.candidates, note=note)
+            )
+        return replies
 
     def _look(self, picture: "Picture", seen: Floats, intents: Sequence[Intent], header: Header, child: bool | None) -> Look:
         """What the graphs say of a picture, as far as these questions need it."""

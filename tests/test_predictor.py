@@ -287,12 +287,13 @@ def test_what_each_head_is_asked(predictor: pm.Predictor, others: dict[str, pm.P
 
 def test_a_head_that_reads_words_answers(others: dict[str, pm.Predictor]) -> None:
     sure, no, plane = (others["mevf"].ask(picture(b), q) for b, q in ((200, FRACTURE), (50, FRACTURE), (200, "which plane?")))
-    assert (sure.answer, no.answer, plane.answer) == ("yes", "no", "axial")
+    assert (sure.candidates[0].answer, no.candidates[0].answer, plane.answer) == ("yes", "no", "axial")
+    assert sure.answer is None and sure.reason == "fracture is not validated for this model on any kind of picture"
     assert sure.probability == pytest.approx(1 / (1 + np.exp(-(8 * grey(16) - 4 + 3))), abs=1e-5)
     assert len(sure.candidates) == 5 and sum(c.probability for c in sure.candidates) > 1.5
     unsure = others["mevf"].ask(picture(128), "is there a")
     assert unsure.abstained and "under the bundle's threshold" in str(unsure.reason)
-    assert others["mevf"].ask(picture(contrast=0), FRACTURE).reason is None  # nothing says what is a radiograph
+    assert others["mevf"].ask(picture(contrast=0), "which plane?").reason is None  # nothing says what is a radiograph
     assert (sure.model.backend, sure.model.device) == ("onnxruntime", "cpu") and set(sure.timings_ms) > {"preprocess", "encode"}
 
 
@@ -300,7 +301,7 @@ def test_a_head_that_reads_words_answers(others: dict[str, pm.Predictor]) -> Non
 def test_a_question_of_which_no_word_is_known(others: dict[str, pm.Predictor], name: str) -> None:
     answer = others[name].ask(picture(), "asdf qwerty")
     assert answer.answer is None and answer.reason == UNTRAINED and answer.candidates[0].probability > 0.8
-    assert others[name].ask(picture(), "asdf fracture").answer == "yes"
+    assert others[name].ask(picture(), "asdf fracture").candidates[0].answer == "yes"
 
 
 def test_two_branches_answer_by_the_type_of_question(others: dict[str, pm.Predictor]) -> None:
@@ -369,14 +370,14 @@ def test_infer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     Image.fromarray(picture()).save(tmp_path / "p.png")
     for name in (None, *WORDS_HEADS):
         tiny_bundle(tmp_path / str(name), name)
-    ask = ["infer", str(tmp_path / "p.png"), FRACTURE, "asdf", "--bundle"]
+    ask = ["infer", str(tmp_path / "p.png"), "which plane?", "asdf", "--bundle"]
     assert command(monkeypatch, *ask, str(tmp_path / "None")) == 2
     captured = capsys.readouterr()
     assert captured.out == "" and captured.err.count("\n") == 1 and "has no head" in captured.err
     for name in WORDS_HEADS:
         assert command(monkeypatch, *ask, str(tmp_path / name), "--json") == 0
         captured = capsys.readouterr()
-        assert [answer["answer"] for answer in json.loads(captured.out)] == ["yes", None] and captured.err == ""
+        assert [answer["answer"] for answer in json.loads(captured.out)] == ["axial", None] and captured.err == ""
         assert command(monkeypatch, *ask, str(tmp_path / name)) == 0
         assert "no answer: the question is outside" in capsys.readouterr().out
 
@@ -449,7 +450,7 @@ def test_what_a_question_needs_is_opened_at_once(tmp_path: Path, name: str) -> N
 @pytest.mark.parametrize(("kind", "idle"), [("mevf", ["text.onnx", "tokenizer.json"]), ("blind", ["image.onnx", "text.onnx"])])
 def test_what_is_not_needed_is_not_opened(tmp_path: Path, kind: str, idle: list[str]) -> None:
     predictor = pm.load(broken(tmp_path, dict.fromkeys(idle, NO_GRAPH), kind=kind))
-    assert predictor.ask(picture(), FRACTURE).answer == "yes"
+    assert predictor.ask(picture(), FRACTURE).candidates[0].answer == "yes"
     if "image.onnx" not in idle:
         predictor.embed_image(picture())
     for _ in range(2):
@@ -565,7 +566,7 @@ def test_engines_that_do_not_run_here(tmp_path: Path, monkeypatch: pytest.Monkey
     path = tmp_path / "b"
     write_bundle(path, tiny_manifest("mevf", target="rtx", engines=engines), {**tiny_files("mevf"), "x.engine": b"plan"})
     predictor = pm.load(path)
-    assert predictor.model.backend == "onnxruntime" and predictor.ask(picture(), FRACTURE).answer == "yes"
+    assert predictor.model.backend == "onnxruntime" and predictor.ask(picture(), FRACTURE).candidates[0].answer == "yes"
     (note,) = predictor.notes
     assert "no engine of it runs here" in note and "0.0.1" in note
     predictor.embed_text("plane")
@@ -573,9 +574,9 @@ def test_engines_that_do_not_run_here(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(pm.DeviceError, match="no engine of it runs here"):
         pm.load(path, device="tensorrt_rtx")
     Image.fromarray(picture()).save(tmp_path / "p.png")
-    assert command(monkeypatch, "infer", str(tmp_path / "p.png"), FRACTURE, "--bundle", str(path), "--json") == 0
+    assert command(monkeypatch, "infer", str(tmp_path / "p.png"), "which plane?", "--bundle", str(path), "--json") == 0
     captured = capsys.readouterr()
-    assert json.loads(captured.out)["answer"] == "yes" and captured.err == note + "\n"
+    assert json.loads(captured.out)["answer"] == "axial" and captured.err == note + "\n"
 
 
 def test_the_model_names_its_manifest(predictor: pm.Predictor, bundle: Path) -> None:
