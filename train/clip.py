@@ -28,6 +28,7 @@ from pmclip_deploy.train.contrastive import contrastive_loss, contrastive_loss_o
 from pmclip_deploy.train.datasets import Pair, Question, image_key, layout_of, layout_of_questions, pairs_from_folder, questions_from_folder
 from pmclip_deploy.train.datasets.schema import BROKEN_SHARE
 from pmclip_deploy.train.images import Augmentation, Images, Pairs, readable, reading_processes
+from pmclip_deploy.train.lookalikes import write_seen
 from pmclip_deploy.train.loop import Optimiser, Row, Settings, device_of_process, fit, own_part, processes, rank
 from pmclip_deploy.train.splits import pictures_seen_in
 from pmclip_deploy.train.towers import (
@@ -231,6 +232,7 @@ def train_clip(
         },
     }
     write_checkpoint(output, model, meta, tokenizer)
+    write_seen(output, paths)
     return meta
 
 
@@ -399,6 +401,7 @@ def _train_on(
     described["provenance"]["clip"]["seconds"] = round(seconds)
     if rank() == 0:
         write_checkpoint(output, model, described, tokenizer)
+        write_seen(output, (p.image for p in training))
     return described
 
 
