@@ -215,8 +215,10 @@ def advice(stratum: Stratum) -> str:
     missing, share = pictures_missing(stratum), stratum.positives / stratum.n
     if missing is None:
         return f"with an AUROC of {stratum.auroc:.2f}, more pictures alone are not expected to help: see whether the labels are right"
+    if not missing and share > 1 / 3:
+        return "two or more pictures without the finding for each with it, as practice has them, would ask less of a yes"
     if not missing:
-        return "its AUROC is enough; too few pictures have the finding for a yes to be right that often"
+        return "its AUROC is enough: more pictures would let the threshold be chosen more surely"
     return (
         f"about {missing} more pictures like these, {math.ceil(missing * share)} of them with the finding, would lift that bound to "
         f"{LEAST_AUROC:.2f}, if the AUROC stays {stratum.auroc:.2f}"

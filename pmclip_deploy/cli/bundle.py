@@ -34,6 +34,7 @@ def show(folder: Folder = None, as_json: Json = False) -> None:
         f"text:     up to {manifest.context_length} tokens",
         *_lines_of_head(manifest),
         *([f"labels:   {', '.join(manifest.labels)}"] if manifest.labels else []),
+        *(f"taught:   {probe.finding.name}, measured on {sum(s.n for s in probe.finding.strata)} pictures" for probe in manifest.probes),
         *(
             f"graph:    {name}, {graph.precision}, {graph.file}"
             + (f", layers in float: {len(kept)}" if (kept := graph.float_layers) else "")
@@ -101,7 +102,7 @@ def sign(
 def _lines_of_head(manifest: "Manifest") -> list[str]:
     head, limits = manifest.head, manifest.abstention
     if head is None:
-        return ["head:     none; it embeds images and texts and answers no question"]
+        return [f"head:     none; it embeds images and texts and answers {'what it was taught' if manifest.probes else 'no question'}"]
     sees = [*(["the image's embedding"] if head.clip else []), *(f"{name} {side} x {side}" for name, side in head.grey.items())]
     reads = "the text's embedding" if head.words is None else f"{head.words.length} words"
     answerable = [kind for kind in manifest.kinds if kind.reason is None]

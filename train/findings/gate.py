@@ -93,8 +93,8 @@ def least_threshold(logit: Array, positive: Array) -> float:
 
 
 def least_right(prevalence: float) -> float:
-    """How often a yes must be right: twice as often as chance; where that is more than can be, half of the way from chance to always."""
-    return 2 * prevalence if prevalence <= 0.5 else (1 + prevalence) / 2
+    """How often a yes must be right: twice as often as chance; where that is always or more, half of the way from chance to always."""
+    return 2 * prevalence if prevalence < 0.5 else (1 + prevalence) / 2
 
 
 def logistic_curve(logit: Array, positive: Array) -> tuple[float, float]:
