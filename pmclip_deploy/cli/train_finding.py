@@ -1,5 +1,6 @@
 """`pmclip-deploy train finding`: a finding of your own, from a few hundred labelled pictures."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -54,6 +55,8 @@ def finding(
     if as_json:
         _print_document(measured, manifest, output)
     else:
+        if measured.name != name.lower():
+            print(f"{one_line(name)} is asked for as {measured.name}, or by another of its names")
         _print(measured, manifest, output)
     if manifest is None:
         best = max(measured.strata, key=lambda stratum: stratum.auroc_ci95[0])
@@ -97,7 +100,7 @@ def _print_stratum(name: str, stratum: "Stratum") -> None:
     from pmclip_deploy.decision import worth_of
     from pmclip_deploy.train.finding import advice
 
-    low, high = stratum.auroc_ci95
+    low, high = math.floor(100 * stratum.auroc_ci95[0]) / 100, stratum.auroc_ci95[1]  # rounded as the gate says it
     print(f"{worth_of(name, stratum, True).stratum}: AUROC {stratum.auroc:.2f} (95% {low:.2f} to {high:.2f}), {stratum.n} pictures")
     if stratum.reason:
         print(f"  not answered: {stratum.reason}; {advice(stratum)}")
