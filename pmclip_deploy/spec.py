@@ -67,7 +67,7 @@ BACKBONES = {
     for b in [
         Backbone(
             name="pmclip-lite",
-            preprocess=Preprocess(size=256, resize="squash", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
+            preprocess=Preprocess(size=256, resize="squash", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), trim=True),
             embed_dim=512,
             context_length=64,
             pad_id=0,
