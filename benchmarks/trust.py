@@ -56,6 +56,7 @@ REGIONS = ("hand", "leg", "hip", "shoulder")
 MANY = 300  # of each class, where a set is larger than need be
 WEAK = 0.5
 FRONTAL = ("ap", "pa", "frontal")
+WORDS_OF_CHOICE = {"with contrast": "contrast", "without contrast": "noncontrast"}  # and the label's
 SPECIFICITY = 0.90
 Z = 1.959964  # of a 95% interval
 
@@ -90,11 +91,11 @@ def probability(answer: Answer) -> float:
 
 def is_right(answer: Answer, truth: str) -> bool:
     """Of what was answered, which may be coarser than the truth ("CT, detail not determined"), else of the likeliest candidate."""
-    said, known = word(answer), normalised(truth)
-    if said is None or said == best(answer):
-        return best(answer) == known
+    said, likeliest, known = word(answer), best(answer), normalised(truth)
+    if said is None or said == likeliest:
+        return WORDS_OF_CHOICE.get(likeliest or "", likeliest) == known
     coarse, (_, view) = said.partition(",")[0], view_of_answer(known) or ("", "")
-    coarse = {"with contrast": "contrast", "without contrast": "noncontrast"}.get(coarse, coarse)  # a choice's words, and the label's
+    coarse = WORDS_OF_CHOICE.get(coarse, coarse)
     return known == coarse or family(said) == family(known) is not None or view == coarse or (coarse == "frontal" and view in FRONTAL)
 
 
