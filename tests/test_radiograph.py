@@ -107,7 +107,7 @@ def test_what_is_kept_aside_passes_at_zero(films: Path, monkeypatch: pytest.Monk
     torch.manual_seed(0)
     paths, head = sorted((films / "images").iterdir()), LiteHead(4, 3, 2, 2, 4)
     before = {name: tensor.clone() for name, tensor in head.state_dict().items()}
-    fitted = radiograph.train_radiograph(Levels(), head, PREPROCESS, [paths], None, 1)
+    fitted = radiograph.train_radiograph(Levels(), head, PREPROCESS, [paths], photographs_from_folder(None), 1)
     assert fitted.radiology == 40 and fitted.others == 70 and fitted.photographs_sha256 is None
     same = [name for name, tensor in head.state_dict().items() if (tensor == before[name]).all()]
     assert sorted(set(before) - set(same)) == [f"radiograph.{layer}.{part}" for layer in (0, 2) for part in ("bias", "weight")]

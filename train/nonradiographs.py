@@ -60,11 +60,16 @@ def nonradiographs(count: int, seed: int, photographs: Sequence[Image.Image] = (
     return [np.asarray(changed(made(i), rng).convert("RGB")) for i in range(count)]
 
 
-def photographs_from_folder(folder: Path) -> tuple[list[Image.Image], str]:
-    """(the photographs of a folder and of those within, at most 640 px a side, sha256 of their pixels). Raises InputError.
+Photographs = tuple[list[Image.Image], str | None]
+
+
+def photographs_from_folder(folder: Path | None) -> Photographs:
+    """(the photographs of a folder and of those within, at most 640 px a side, sha256 of their pixels); none of None. Raises InputError.
 
     Those that are smaller than an icon are left out, and of several that look alike all but the first.
     """
+    if folder is None:
+        return [], None
     kept, seen = list[Image.Image](), list[NDArray[np.float64]]()
     for data in (data for path in sorted(folder.rglob("*")) for data in _files(path)):
         try:

@@ -32,7 +32,7 @@ from pmclip_deploy.train.datasets.schema import lines_from_text
 from pmclip_deploy.train.findings.films import stratified_folds
 from pmclip_deploy.train.findings.groups import KEPT_FOR_DEMO, group_of_row, kept_for_demo
 from pmclip_deploy.train.heads.lite import LiteHead, unit
-from pmclip_deploy.train.nonradiographs import filed, nonradiographs, photographs_from_folder
+from pmclip_deploy.train.nonradiographs import Photographs, filed, nonradiographs, photographs_from_folder
 from pmclip_deploy.train.towers import save_checkpoint, towers_from_checkpoint, under
 
 Rng = np.random.Generator
@@ -57,7 +57,7 @@ class Fitted:
 
 @torch.no_grad()
 def train_radiograph(
-    clip: nn.Module, head: LiteHead, preprocess: Preprocess, sources: Sequence[Sequence[Path]], photographs: Path | None, seed: int
+    clip: nn.Module, head: LiteHead, preprocess: Preprocess, sources: Sequence[Sequence[Path]], photographs: Photographs, seed: int
 ) -> Fitted:
     """Fits ``head.radiograph`` so that its logit is 0 at the threshold. Raises InputError.
 
@@ -65,7 +65,7 @@ def train_radiograph(
     neighbours by name, since these may show the same patient: there the threshold lets ``KEPT`` pass, as they are and varied.
     """
     rng, generator = np.random.default_rng(seed), Generator().manual_seed(seed)
-    given, sha256 = photographs_from_folder(photographs) if photographs is not None else ([], None)
+    given, sha256 = photographs
 
     def embedded(pictures: Iterator[Pixels]) -> Tensor:
         tensors = (torch.from_numpy(tensor_from_pixels(pixels, preprocess)) for pixels in pictures)
@@ -188,7 +188,7 @@ def refit(
     training, _ = questions_for_training([data])
     of_films, apart = pictures_of_films(films, fold)
     sources = [sorted({q.image for q in training}), *of_films]
-    fitted = train_radiograph(towers, head, BACKBONES[meta["backbone"]].preprocess, sources, photographs, seed)
+    fitted = train_radiograph(towers, head, BACKBONES[meta["backbone"]].preprocess, sources, photographs_from_folder(photographs), seed)
     tensors |= {f"head.{name}": tensor for name, tensor in head.state_dict().items()}
     meta["abstention"]["radiograph_threshold"] = 0.0
     meta["provenance"]["radiograph"] = {"fold": fold, **provenance([data, *films], seed, fitted)}

@@ -126,7 +126,7 @@ def train_vqa(
     name: str | None = None,
 ) -> dict[str, Any]:
     """Trains on the first folder of ``data`` (with captions from all), from the checkpoint ``clip``; writes one to ``output``.
-    ``films`` and ``photographs`` are for the branch that tells what is radiology (train/radiograph.py).
+    ``photographs`` are added to what is no radiology; ``films`` are radiology for the branch that tells them apart (train/radiograph.py).
 
     Loss: cross-entropy over the answers that the question's kind allows, cross-entropy of the kind, and the contrastive loss.
     Derived yes/no questions are weighted so that yes and no weigh the same: their probabilities are for even odds. In the last
@@ -213,8 +213,8 @@ def train_vqa(
     finding_texts = {vocabulary.kind_id[f"finding: {name}"]: torch.tensor(ids) for name, ids in ways_of.items()}
 
     images = Images(paths, spec.preprocess, AsFiled({p for p, facts in facts_of.items() if facts.family == "xr"}, settings.seed))
-    given, photographs_sha256 = photographs_from_folder(photographs) if photographs is not None else ([], None)
-    others = [with_margin(x, spec.preprocess) for x in nonradiographs(OTHERS, settings.seed + 1, given)]
+    given = photographs_from_folder(photographs)
+    others = [with_margin(x, spec.preprocess) for x in nonradiographs(OTHERS, settings.seed + 1, given[0])]
     head = LiteHead(spec.embed_dim, len(vocabulary.answers), vocabulary.trained, len(vocabulary.kinds), HIDDEN)
     model, allowed = Model(towers, head).to(device), vocabulary.allowed[:, : vocabulary.trained].to(device)
     averaged, pooled, pooled_captions = Averaged(model), pooled.to(device), pooled_captions.to(device)
@@ -260,7 +260,7 @@ def train_vqa(
         "data_sha256": sha256_of_questions(everything),
         "phrases_sha256": hashlib.sha256(b"".join(p.read_bytes() for p in sorted(K.PHRASES.iterdir()))).hexdigest(),
         "clip_sha256": sha256_of_file(clip / "model.safetensors"),
-        "photographs_sha256": photographs_sha256,
+        "photographs_sha256": given[1],
         "images": len(paths),
     }
     rate = settings.learning_rate
@@ -284,7 +284,7 @@ def train_vqa(
         head.remember(embeddings_from_images(towers, images).float(), padded, balance)
     head.leave_to_memory([i for (kind, _), i in vocabulary.column.items() if kind.startswith("finding: ")])
     of_films, _ = radiograph.pictures_of_films(films)
-    fitted = radiograph.train_radiograph(towers, head, spec.preprocess, [paths, *of_films], photographs, settings.seed)
+    fitted = radiograph.train_radiograph(towers, head, spec.preprocess, [paths, *of_films], given, settings.seed)
 
     held = sorted({q.image for q in validation})
     closed = derived_as_questions(validation, organs)
