@@ -20,11 +20,11 @@ from pmclip_deploy.export import clip_graphs, head_graphs
 from pmclip_deploy.export.graph import Graph
 from pmclip_deploy.spec import BACKBONES, Backbone
 from pmclip_deploy.train.findings.net import MIDDLE, PLACES, FindingsNet
-from pmclip_deploy.train.heads.lite import STRENGTH, TAU, LiteHead
+from pmclip_deploy.train.heads.lite import STRENGTH, TAU, TAU_DETAILS, LiteHead
 from pmclip_deploy.train.heads.mevf import MEVF
 from pmclip_deploy.train.heads.qcr import QCR
 from pmclip_deploy.train.heads.vision import ImageFeatures
-from pmclip_deploy.train.towers import towers_from_checkpoint, under
+from pmclip_deploy.train.towers import DETAILED, GRID, embedding_and_details, towers_from_checkpoint, under
 from pmclip_deploy.train.vqa_heads import head_from_tensors
 
 Head = LiteHead | MEVF | QCR
@@ -75,7 +75,7 @@ def onnx_from_modules(modules: Modules, dense: bool = False) -> dict[str, onnx.M
     """The graphs "image" and "text", and of "features", "head" and "findings" what there is, in fp32; ``dense`` as TensorRT takes them."""
     clip, backbone, head = modules.clip, modules.backbone, modules.head
     if isinstance(clip, CustomTextCLIP):
-        graphs = {"image": image_graph(clip, backbone), "text": text_graph(clip, backbone)}
+        graphs = {"image": image_graph(clip, backbone, details_of(head) > 0), "text": text_graph(clip, backbone)}
     else:
         graphs = {"image": clip_graphs.image_graph(clip, backbone), "text": clip_graphs.text_graph(clip, backbone)}
     if isinstance(head, LiteHead):
@@ -95,11 +95,18 @@ def functions_of(modules: Modules) -> dict[str, Callable[..., Any]]:
     functions: dict[str, Callable[..., Any]] = {"image": clip.encode_image, "text": clip.encode_text}
     if isinstance(head, LiteHead):
         functions["head"] = head
+        if details_of(head):
+            functions["image"] = partial(embedding_and_details, clip)
     elif head is not None:
         functions |= {"features": partial(_features, head.features), "head": partial(_answers, head)}
     if modules.findings is not None:
         functions["findings"] = modules.findings
     return functions
+
+
+def details_of(head: Head | None) -> int:
+    """How many details of a picture the head sees beside its embedding."""
+    return head.detail.in_features if isinstance(head, LiteHead) and head.detail is not None else 0
 
 
 def _features(features: ImageFeatures, *grey: Tensor) -> Tensor:
@@ -119,12 +126,19 @@ def _answers(head: MEVF | QCR, seen: Tensor, tokens: Tensor) -> tuple[Tensor, Te
     return torch.cat([head.closed(*joined), head.open(*joined)], dim=1), head.kind(tokens)
 
 
-def image_graph(clip: CustomTextCLIP, backbone: Backbone) -> onnx.ModelProto:
-    """timm's EfficientNet, its features pooled and projected."""
-    g, size = Graph(), backbone.preprocess.size
-    x = g.node("Flatten", "flatten", g.node("GlobalAveragePool", "pool", _trunk(g, clip.visual.trunk, size)[-1]))
+def image_graph(clip: CustomTextCLIP, backbone: Backbone, details: bool = False) -> onnx.ModelProto:
+    """timm's EfficientNet, its features pooled and projected; with ``details`` those of ``embedding_and_details`` too."""
+    g, size, trunk = Graph(), backbone.preprocess.size, clip.visual.trunk
+    outputs, stages = {"embedding": ["B", backbone.embed_dim]}, _trunk(g, trunk, size)
+    x = g.node("Flatten", "flatten", g.node("GlobalAveragePool", "pool", stages[-1]))
     g.node("MatMul", "embedding", x, g.weight("proj.weight", clip.visual.head.proj.weight.T))
-    return g.model("image", {"pixels": (TensorProto.FLOAT, ["B", 3, size, size])}, {"embedding": ["B", backbone.embed_dim]})
+    if details:
+        place = size // 16 // GRID
+        grid = g.node("AveragePool", "grid", stages[DETAILED], kernel_shape=[place, place], strides=[place, place])
+        left = g.node("Slice", "grid.left", grid, g.ints("first", [0]), g.ints("half", [GRID // 2]), g.ints("columns", [3]))
+        g.node("Flatten", "details", left)
+        outputs["details"] = ["B", trunk.blocks[DETAILED][-1].bn3.num_features * GRID * GRID // 2]
+    return g.model("image", {"pixels": (TensorProto.FLOAT, ["B", 3, size, size])}, outputs)
 
 
 def findings_graph(net: FindingsNet, size: int) -> onnx.ModelProto:
@@ -156,7 +170,8 @@ def findings_graph(net: FindingsNet, size: int) -> onnx.ModelProto:
     local = g.node("ReduceLogSumExp", "local.sum", "places", g.ints("sides", [2, 3]), keepdims=0)
     local = g.node("Sub", "local", local, g.floats("log_places", math.log(PLACES)))
     seen = g.node("Flatten", "seen", g.node("GlobalAveragePool", "seen.pool", x))
-    g.node("Mul", "finding", g.node("Add", "both", linear("pooled", seen, net.pool), local), g.floats("half", 0.5))
+    mean = g.node("Mul", "mean", g.node("Add", "both", linear("pooled", seen, net.pool), local), g.floats("half", 0.5))
+    g.node("Add", "finding", mean, g.node("ReduceMax", "highest", "places", g.ints("sides", [2, 3]), keepdims=0))
     linear("region", seen, net.region)
     findings = net.pool.out_features
     outputs = {"finding": ["B", findings], "region": ["B", net.region.out_features], "places": ["B", findings, size // 16, size // 16]}
@@ -209,7 +224,7 @@ def text_graph(clip: CustomTextCLIP, backbone: Backbone) -> onnx.ModelProto:
 
 
 def head_graph(head: LiteHead, dense: bool = False) -> onnx.ModelProto:
-    """image (B, D) f32, text (B, D) f32 -> answer (B, A), kind (B, K), radiograph (B,) f32 logits.
+    """image (B, D + E) f32, text (B, D) f32 -> answer (B, A), kind (B, K), radiograph (B,) f32 logits.
 
     The memory's cases are scattered to their answers; ``dense`` multiplies with a matrix of ones instead, since TensorRT adds nothing up
     that it scatters.
@@ -222,12 +237,24 @@ def head_graph(head: LiteHead, dense: bool = False) -> onnx.ModelProto:
     def mlp(name: str, x: str, module: nn.Sequential) -> str:
         return linear(f"{name}.2", g.node("Gelu", f"{name}.gelu", linear(f"{name}.0", x, module[0])), module[2])
 
-    def unit(x: str) -> str:  # as F.normalize does, times sqrt(D)
+    def normalised(x: str) -> str:  # as F.normalize
         norm = g.node("ReduceL2", f"{x}.norm", x, g.ints("last", [-1]), keepdims=1)
-        unit = g.node("Div", f"{x}.unit", x, g.node("Max", f"{x}.norm.positive", norm, g.floats("tiny", 1e-12)))
-        return g.node("Mul", f"{x}.scaled", unit, g.floats("sqrt_width", width**0.5))
+        return g.node("Div", f"{x}.unit", x, g.node("Max", f"{x}.norm.positive", norm, g.floats("tiny", 1e-12)))
 
-    image, text = unit("image"), unit("text")
+    def unit(x: str) -> str:
+        return g.node("Mul", f"{x}.scaled", normalised(x), g.floats("sqrt_width", width**0.5))
+
+    embedding, like, details = "image", None, details_of(head)
+    if head.detail is not None:
+        last, middle = g.ints("last", [-1]), g.ints("width", [width])
+        embedding = g.node("Slice", "image.embedding", "image", g.ints("first", [0]), middle, last)
+        g.node("Slice", "details", "image", middle, g.ints("end", [width + details]), last)
+        # Gemm, which the INT8 passes leave alone: whitening makes small differences large, and those of rounding too.
+        weight, bias = g.weight("detail.weight", head.detail.weight), g.weight("detail.bias", head.detail.bias)
+        shared = normalised(g.node("Gemm", "detail", "details", weight, bias, transB=1))
+        alike = g.node("MatMul", "detail.similarity", shared, g.weight("detail.cases", head.detail_cases.T * (1 / TAU_DETAILS)))
+        like = g.node("Softmax", "like", alike, axis=-1)  # (B, N)
+    image, text = unit(embedding), unit("text")
     fused = g.node(
         "Mul", "fused", g.node("Relu", "fused.relu", linear("fused.image", image, head.image)), linear("fused.text", text, head.text)
     )
@@ -238,7 +265,7 @@ def head_graph(head: LiteHead, dense: bool = False) -> onnx.ModelProto:
     answers, (cases, slots) = len(head.balance), head.slots.shape
     keys = g.weight("cases", head.cases.T * (1 / (TAU * width**0.5)))  # (D, N); "image" is already scaled by sqrt(D)
     g.node("Softmax", "near", g.node("MatMul", "similarity", image, keys), axis=-1)  # (B, N)
-    real = _dense(g, head) if dense else _scattered(g, image, cases, slots, answers, head)
+    real = _dense(g, head, like) if dense else _scattered(g, image, cases, slots, answers, head, like)
     log = g.node("Log", "memory.log", g.node("Add", "memory.positive", real, g.floats("least", 1e-6)))
     memory = g.node("Sub", "memory", log, g.weight("balance", head.balance))
     padded = g.node("Pad", "trained.padded", trained, g.ints("padding", [0, 0, 0, answers - head.answer.out_features]))
@@ -246,24 +273,35 @@ def head_graph(head: LiteHead, dense: bool = False) -> onnx.ModelProto:
     g.node("Identity", "kind", mlp("kinds", text, head.kind))
     g.node("Squeeze", "radiograph", mlp("radiographs", image, head.radiograph), g.ints("last", [-1]))
     outputs = {"answer": ["B", len(head.balance)], "kind": ["B", head.kind[2].out_features], "radiograph": ["B"]}
-    return g.model("head", {name: (TensorProto.FLOAT, ["B", width]) for name in ("image", "text")}, outputs)
+    inputs = {name: (TensorProto.FLOAT, ["B", wide]) for name, wide in (("image", width + details), ("text", width))}
+    return g.model("head", inputs, outputs)
 
 
-def _dense(g: Graph, head: LiteHead) -> str:
-    """near (B, N) -> (B, A): how often each case speaks for each answer, as a matrix."""
-    answers = len(head.balance)
+def _dense(g: Graph, head: LiteHead, like: str | None) -> str:
+    """near, like (B, N) -> (B, A): how often each case speaks for each answer, as a matrix."""
+    answers, trained = len(head.balance), head.answer.out_features
     ones = torch.zeros(len(head.slots), answers + 1).scatter_add_(1, head.slots, torch.ones(head.slots.shape))
-    return g.node("MatMul", "density", "near", g.weight("speaks", ones[:, :answers]))
+    if like is None:
+        return g.node("MatMul", "density", "near", g.weight("speaks", ones[:, :answers]))
+    near = g.node("MatMul", "density.near", "near", g.weight("speaks", ones[:, :trained]))
+    return g.node("Concat", "density", near, g.node("MatMul", "density.like", like, g.weight("alike", ones[:, trained:answers])), axis=1)
 
 
-def _scattered(g: Graph, image: str, cases: int, slots: int, answers: int, head: LiteHead) -> str:
-    """near (B, N) -> (B, A)."""
+def _scattered(g: Graph, image: str, cases: int, slots: int, answers: int, head: LiteHead, like: str | None) -> str:
+    """near, like (B, N) -> (B, A)."""
     batch = g.node("Shape", "batch", image, start=0, end=1)
     columns = g.node("Concat", "columns.shape", batch, g.ints("columns.count", [cases * slots]), axis=0)
     column = g.node("Expand", "columns", g.constant("slots", head.slots.reshape(1, -1).numpy().astype(np.int32)), columns)
-    each = g.node("Unsqueeze", "near.each", "near", g.ints("last", [-1]))
-    wide = g.node("Expand", "near.wide", each, g.ints("slots.count", [1, 1, slots]))
-    spread = g.node("Reshape", "near.flat", wide, g.ints("flat", [0, -1]))
+
+    def flat(name: str) -> str:
+        each = g.node("Unsqueeze", f"{name}.each", name, g.ints("last", [-1]))
+        wide = g.node("Expand", f"{name}.wide", each, g.ints("slots.count", [1, 1, slots]))
+        return g.node("Reshape", f"{name}.flat", wide, g.ints("flat", [0, -1]))
+
+    spread = flat("near")
+    if like is not None:
+        untrained = g.constant("untrained", (head.slots.reshape(1, -1) >= head.answer.out_features).numpy())
+        spread = g.node("Where", "spread", untrained, flat(like), spread)
     sums = g.node("Concat", "sums.shape", batch, g.ints("sums.count", [answers + 1]), axis=0)
     empty = g.node("Expand", "empty", g.floats("zero", 0.0), sums)
     density = g.node("ScatterElements", "density", empty, column, spread, axis=1, reduction="add")

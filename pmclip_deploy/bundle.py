@@ -60,6 +60,7 @@ class Head:
     words: Words | None = None
     grey: Mapping[str, int] = field(default_factory=dict)
     clip: bool = True  # whether it sees the image tower's embedding
+    details: int = 0  # numbers that it sees beside the embedding; with any, both are means over a picture and its mirror image
 
 
 @dataclass(frozen=True)
@@ -486,9 +487,12 @@ def _head(data: dict[str, Any]) -> Head:
         ),
         grey={name: _between(_is(side, int, f"head.grey.{name}"), 8, 4096, f"head.grey.{name}") for name, side in sides.items()},
         clip=_get({"clip": True, **data}, "clip", bool, "head"),
+        details=_between(_get({"details": 0, **data}, "details", int, "head"), 0, 1 << 16, "head.details"),
     )
-    if head.kind == "lite" and head != Head("lite"):
-        raise ValueError("a lite head sees the towers' embeddings alone, and its words, grey or clip say otherwise")
+    if head.kind == "lite" and head != Head("lite", details=head.details):
+        raise ValueError("a lite head sees what the towers give alone, and its words, grey or clip say otherwise")
+    if head.kind != "lite" and head.details:
+        raise ValueError(f"head.details is not 0, and a head of kind {head.kind} sees none")
     if head.kind != "lite" and head.words is None:
         raise ValueError(f"head.words is missing, which a head of kind {head.kind} needs")
     return head

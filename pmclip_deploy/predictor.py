@@ -47,6 +47,8 @@ def contract_of(manifest: Manifest) -> Contract:
     contract, head = {name: CONTRACT[name] for name in ("image", "text")}, manifest.head
     if head is not None:
         contract["head"] = CONTRACT["head"] if head.words is None else (("image", "tokens"), ("answer", "kind"))
+        if head.details:
+            contract["image"] = (("pixels",), ("embedding", "details"))
         if head.grey:
             contract["features"] = (tuple(head.grey), ("features",))
     if manifest.findings:
@@ -253,8 +255,11 @@ class Predictor:
 
     def _probed(self, picture: "Picture", seen: Floats) -> dict[str, float]:
         """The logits of all probes; ``seen`` begins with the picture's embedding where the head looks through the image tower."""
-        clip = self.manifest.head is not None and self.manifest.head.clip
-        embedding = self.probed_embedding(picture, seen[: self.manifest.embed_dim] if clip else None)
+        head, own = self.manifest.head, seen[: self.manifest.embed_dim]
+        if head is not None and head.details:
+            embedding = own.astype(np.float64)
+        else:
+            embedding = self.probed_embedding(picture, own if head is not None and head.clip else None)
         names = [probe.finding.name for probe in self.manifest.probes]
         logits = self._weights[:, :-1].astype(np.float64) @ embedding + self._weights[:, -1]
         return dict(zip(names, logits.tolist(), strict=True))
@@ -409,8 +414,8 @@ class Predictor:
         return embedding
 
     def seen(self, image: Image, *, frame: int | None = None, window: tuple[float, float] | None = None) -> Floats:
-        """(V,): all that the head sees of an image. The image tower's embedding where it looks through that, then the features of
-        ``manifest.head.grey``; a single 1 where it has neither and answers from the question alone."""
+        """(V,): all that the head sees of an image. The image tower's embedding where it looks through that, then its details or the
+        features of ``manifest.head.grey``; a single 1 where it has none of them and answers from the question alone."""
         self._head()  # before the image is read
         return self._seen_from_inputs(self._inputs_from_picture(picture_from_image(image, frame, window)))
 
@@ -479,18 +484,26 @@ class Predictor:
         return self.manifest.head
 
     def _inputs_from_picture(self, picture: "Picture") -> dict[str, dict[str, Floats]]:
-        """The inputs, batch 1, of each graph that the head sees an image through."""
+        """The inputs, batch 1, of each graph that the head sees an image through; with its mirror image where the head has details."""
         from pmclip_deploy.pixels import grey_from_pixels, tensor_from_pixels
 
         head, inputs = self._head(), dict[str, dict[str, Floats]]()
         if head.clip:
-            inputs["image"] = {"pixels": tensor_from_pixels(picture.pixels, self.manifest.preprocess)[None]}  # (1, 3, S, S)
+            pixels = tensor_from_pixels(picture.pixels, self.manifest.preprocess)[None]  # (1, 3, S, S)
+            inputs["image"] = {"pixels": np.concatenate([pixels, pixels[..., ::-1]]) if head.details else pixels}
         if head.grey:
             inputs["features"] = {name: grey_from_pixels(picture.pixels, side)[None] for name, side in head.grey.items()}  # (1, 1, s, s)
         return inputs
 
     def _seen_from_inputs(self, inputs: Mapping[str, Mapping[str, Floats]]) -> Floats:
-        parts = [self._sessions[name].run(of)[self._contract[name][1][0]].ravel() for name, of in inputs.items()]
+        parts = []
+        for name, of in inputs.items():
+            first, *details = (self._sessions[name].run(of)[output] for output in self._contract[name][1])
+            if details:  # (2, D), (2, E)
+                lengths = np.linalg.norm(first, axis=1, keepdims=True)
+                parts += [(first / np.maximum(lengths, 1e-12)).mean(0), details[0].mean(0)]
+            else:
+                parts.append(first.ravel())
         return np.concatenate(parts) if parts else np.ones(1, np.float32)
 
 

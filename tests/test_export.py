@@ -25,8 +25,8 @@ from pmclip_deploy.export.pack import CALIBRATION, bundle_from_checkpoint
 from pmclip_deploy.export.parity import answer_parity, gate, predictor_from_modules, said_to, sample_pictures
 from pmclip_deploy.export.weights import arrays
 from pmclip_deploy.opening import load
-from pmclip_deploy.pixels import picture_from_path
-from pmclip_deploy.predictor import CONTRACT, Heads
+from pmclip_deploy.pixels import picture_from_path, tensor_from_pixels
+from pmclip_deploy.predictor import CONTRACT, Heads, contract_of
 from pmclip_deploy.sessions import Session, open_session
 from pmclip_deploy.spec import BACKBONES
 from pmclip_deploy.train import towers
@@ -35,6 +35,7 @@ from pmclip_deploy.train.heads.lite import LiteHead
 BACKBONE = BACKBONES["pmclip-lite"]
 NAMES = ("modality", "plane", "organ", "contrast", "weighting")  # those that decision.py asks for
 ANSWERS, KINDS = 60, len(NAMES)
+SEEN_BESIDE = 80 * 4 * 2  # details
 CLI = str(Path(sys.executable).with_name("pmclip-deploy"))
 
 
@@ -48,7 +49,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     head = LiteHead(BACKBONE.embed_dim, ANSWERS, ANSWERS - KINDS, KINDS, 128)
     generator = torch.Generator().manual_seed(2)
     slots = torch.randint(ANSWERS + 1, (40, 3), generator=generator)
-    head.remember(torch.randn(40, BACKBONE.embed_dim, generator=generator), slots, torch.rand(ANSWERS, generator=generator))
+    seen = torch.randn(40, BACKBONE.embed_dim + SEEN_BESIDE, generator=generator)
+    head.remember(seen, slots, torch.rand(ANSWERS, generator=generator))
     share = ANSWERS // KINDS
     kinds = [
         {"name": NAMES[k], "answers": list(range(k * share, (k + 1) * share)), "temperature": 1.0, "threshold": 0.0, "reason": None}
@@ -123,8 +125,9 @@ def test_graphs_are_plain_onnx(bundle: Path, name: str) -> None:
     assert [(x.domain, x.version) for x in model.opset_import] == [("", 20)]
     ops = {node.op_type for node in model.graph.node}
     assert not ops & {"BatchNormalization", "Dropout", "Pad", "Identity"} - ({"Identity", "Pad"} if name == "head" else set())
-    assert tuple(x.name for x in model.graph.input) == CONTRACT[name][0]
-    assert tuple(x.name for x in model.graph.output) == CONTRACT[name][1]
+    contract = contract_of(manifest_from_bundle(bundle))
+    assert tuple(x.name for x in model.graph.input) == contract[name][0]
+    assert tuple(x.name for x in model.graph.output) == contract[name][1]
     assert all(x.type.tensor_type.shape.dim[0].dim_param == "B" for x in [*model.graph.input, *model.graph.output])
     assert not any(node.doc_string or node.metadata_props for node in model.graph.node)
 
@@ -133,10 +136,12 @@ def test_batch_is_dynamic(bundle: Path) -> None:
     size, rng = BACKBONE.preprocess.size, np.random.default_rng(0)
     pixels = rng.uniform(-1, 1, (3, 3, size, size)).astype(np.float32)
     image = session(bundle, "image")
-    whole = image.run({"pixels": pixels})["embedding"]
-    assert whole.shape == (3, BACKBONE.embed_dim)
-    np.testing.assert_allclose(image.run({"pixels": pixels[1:2]})["embedding"], whole[1:2], atol=1e-4)
-    out = session(bundle, "head").run({"image": whole, "text": whole})
+    seen = image.run({"pixels": pixels})
+    whole = seen["embedding"]
+    assert whole.shape == (3, BACKBONE.embed_dim) and seen["details"].shape == (3, SEEN_BESIDE)
+    for name, alone in image.run({"pixels": pixels[1:2]}).items():
+        np.testing.assert_allclose(alone, seen[name][1:2], atol=1e-4)
+    out = session(bundle, "head").run({"image": np.concatenate([whole, seen["details"]], 1), "text": whole})
     assert [out[name].shape for name in CONTRACT["head"][1]] == [(3, ANSWERS), (3, KINDS), (3,)]
 
 
@@ -288,3 +293,31 @@ def test_every_integer_convolution_of_the_bundle_is_safe(bundles: dict[str, Path
     floats = manifest_from_bundle(bundles["int8"]).graphs["image"].float_layers
     whole = [n for n in model.graph.node if n.op_type == "Conv" and not any(a.name == "group" and a.i > 1 for a in n.attribute)]
     assert checked == sum(n.output[0] not in floats for n in whole) and checked > 25
+
+
+def test_the_head_sees_a_picture_and_its_mirror_image(bundles: dict[str, Path]) -> None:
+    predictor, path = load(bundles["fp32"]), sample_pictures()[0]
+    pixels = tensor_from_pixels(picture_from_path(path).pixels, BACKBONE.preprocess)[None]
+    both = [predictor._sessions["image"].run({"pixels": np.ascontiguousarray(x)}) for x in (pixels, pixels[..., ::-1])]
+    embedding = np.mean([x["embedding"][0] / np.linalg.norm(x["embedding"]) for x in both], axis=0)
+    details = np.mean([x["details"][0] for x in both], axis=0)
+    seen = predictor.seen(path)
+    np.testing.assert_allclose(seen, np.concatenate([embedding, details]), atol=1e-5)
+    np.testing.assert_allclose(seen, predictor.seen(np.ascontiguousarray(picture_from_path(path).pixels[:, ::-1])), atol=2e-3)
+    assert not np.allclose(both[0]["details"], both[1]["details"], atol=1e-2)
+
+
+def test_untrained_answers_are_those_of_the_case_with_the_same_details(checkpoint: Path) -> None:
+    head = LiteHead.from_tensors(towers.under(towers.read_checkpoint(checkpoint)[1], "head"))
+    alone = [i for i in range(40) if (head.slots[i] >= ANSWERS - KINDS).sum() == 1 and (head.slots[i] == ANSWERS).sum() == 0]
+    torch.manual_seed(3)
+    seen = torch.randn(40, BACKBONE.embed_dim + SEEN_BESIDE)  # as many cases, that are known again by their details
+    head.remember(seen, head.slots, torch.zeros(ANSWERS))
+    for i in alone:
+        query = torch.cat([seen[(i + 7) % 40, : BACKBONE.embed_dim], seen[i, BACKBONE.embed_dim :]])[None]
+        memory = head.memory(query[:, : BACKBONE.embed_dim], query[:, BACKBONE.embed_dim :])[0]
+        untrained = head.slots[i][head.slots[i] >= ANSWERS - KINDS]
+        assert memory[ANSWERS - KINDS :].argmax() + ANSWERS - KINDS == untrained and memory[untrained] > -0.1
+        trained = head.slots[(i + 7) % 40]
+        assert memory[: ANSWERS - KINDS].argmax() in trained
+    assert alone

@@ -33,7 +33,7 @@ from pmclip_deploy.train.findings.films import stratified_folds
 from pmclip_deploy.train.findings.groups import KEPT_FOR_DEMO, group_of_row, kept_for_demo
 from pmclip_deploy.train.heads.lite import LiteHead, unit
 from pmclip_deploy.train.nonradiographs import Photographs, filed, nonradiographs, photographs_from_folder
-from pmclip_deploy.train.towers import save_checkpoint, towers_from_checkpoint, under
+from pmclip_deploy.train.towers import embedding_and_details_mirrored, save_checkpoint, towers_from_checkpoint, under
 
 Rng = np.random.Generator
 Pixels = NDArray[np.uint8]
@@ -67,10 +67,15 @@ def train_radiograph(
     rng, generator = np.random.default_rng(seed), Generator().manual_seed(seed)
     given, sha256 = photographs
 
+    def look(pixels: Tensor) -> Tensor:  # as the head sees it
+        if head.detail is None:
+            return clip.encode_image(pixels)  # type: ignore[operator, no-any-return]
+        return embedding_and_details_mirrored(clip, pixels)[:, : head.image.in_features]  # type: ignore[arg-type]
+
     def embedded(pictures: Iterator[Pixels]) -> Tensor:
         tensors = (torch.from_numpy(tensor_from_pixels(pixels, preprocess)) for pixels in pictures)
         batches = iter(lambda: list(islice(tensors, 32)), [])
-        return torch.cat([clip.encode_image(torch.stack(batch)) for batch in batches])  # type: ignore[operator]
+        return torch.cat([look(torch.stack(batch)) for batch in batches])
 
     x, weight, aside, real = list[Tensor](), list[Tensor](), list[Tensor](), 0
     for paths in sources:

@@ -53,6 +53,26 @@ class ClipTowers(CLIP):
         return F.normalize(x, dim=-1) if normalize else x
 
 
+DETAILED, GRID = 3, 4  # the stage of the trunk, S / 16 wide, whose output is a picture's details; the sides of the grid it is pooled to
+
+
+def embedding_and_details(clip: CustomTextCLIP, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, 3, S, S) -> (B, D), as ``encode_image``; (B, C * 8): the left half of a coarse grid of what an early stage of the trunk sees."""
+    trunk = clip.visual.trunk
+    x = trunk.bn1(trunk.conv_stem(pixels))
+    for i, stage in enumerate(trunk.blocks):
+        x = stage(x)
+        if i == DETAILED:
+            details = F.adaptive_avg_pool2d(x, GRID)[..., : GRID // 2].flatten(1)
+    return clip.visual.head(trunk.forward_head(trunk.bn2(trunk.conv_head(x)))), details
+
+
+def embedding_and_details_mirrored(clip: CustomTextCLIP, pixels: Tensor) -> Tensor:
+    """(B, D + C * 8): the means over pictures and their mirror images of unit embeddings, and of details, which so tell of both halves."""
+    both = [embedding_and_details(clip, x) for x in (pixels, pixels.flip(-1))]
+    return sum(torch.cat([F.normalize(embedding, dim=-1), details], 1) for embedding, details in both) / 2  # type: ignore[return-value]
+
+
 def towers_from_spec(backbone: Backbone) -> CLIP | CustomTextCLIP:
     """The untrained dual encoder in fp32.
 

@@ -26,7 +26,6 @@ from pmclip_deploy.train.clip import (
     LOCKED_STAGES,
     VARIANTS,
     autocast,
-    embeddings_from_images,
     loss_among_all,
     pooled_from_text,
     questions_for_training,
@@ -40,6 +39,7 @@ from pmclip_deploy.train.modality import facts_by_image, implied_questions
 from pmclip_deploy.train.nonradiographs import filed, nonradiographs, photographs_from_folder
 from pmclip_deploy.train.rounding import RoundedTower
 from pmclip_deploy.train.towers import (
+    embedding_and_details_mirrored,
     lock_image_stem,
     mixed_precision,
     name_of_output,
@@ -281,7 +281,7 @@ def train_vqa(
     widest = max(map(len, slots))
     padded = torch.tensor([row + [len(vocabulary.answers)] * (widest - len(row)) for row in slots])
     with mixed_precision():
-        head.remember(embeddings_from_images(towers, images).float(), padded, balance)
+        head.remember(seen_from_images(towers, images), padded, balance)
     head.leave_to_memory([i for (kind, _), i in vocabulary.column.items() if kind.startswith("finding: ")])
     of_films, _ = radiograph.pictures_of_films(films)
     fitted = radiograph.train_radiograph(towers, head, spec.preprocess, [paths, *of_films], given, settings.seed)
@@ -320,6 +320,12 @@ def derived_as_questions(questions: list[Question], organs: dict[str, set[str]])
 
 
 @torch.no_grad()
+def seen_from_images(clip: nn.Module, images: Images) -> Tensor:
+    """(N, D + E) f32: all that the head sees of each image."""
+    return torch.cat([embedding_and_details_mirrored(clip, images.clean(i)).float() for i in torch.arange(len(images)).split(32)])
+
+
+@torch.no_grad()
 def scored_from_questions(
     model: Model,
     tokenizer: Path,
@@ -330,13 +336,13 @@ def scored_from_questions(
 ) -> Scored:
     """What the model says to every validation question, kept as raw logits."""
     place = {p: i for i, p in enumerate(images.paths)}
-    embedding = embeddings_from_images(model.clip, images)
+    seen = seen_from_images(model.clip, images)
     questions = asked + [q for q, _ in derived]
     unique = {q.question: None for q in questions}
     text = model.clip.text.proj(pooled_from_text(model.clip, tokenizer, list(unique)))
     at = {t: i for i, t in enumerate(unique)}
     image_rows, text_rows = torch.tensor([place[q.image] for q in questions]), torch.tensor([at[q.question] for q in questions])
-    answer, kind, _ = model.head(embedding[image_rows], text[text_rows])
+    answer, kind, _ = model.head(seen[image_rows], text[text_rows])
     return Scored(
         image=image_rows.numpy(),
         category=np.array([q.category for q in questions]),
@@ -345,5 +351,5 @@ def scored_from_questions(
         organ=np.array([""] * len(asked) + [o for _, o in derived]),
         answer=answer.numpy(),
         kind=kind.numpy(),
-        radiograph=model.head(embedding, text[:1].expand(len(embedding), -1))[2].numpy(),
+        radiograph=model.head(seen, text[:1].expand(len(seen), -1))[2].numpy(),
     )

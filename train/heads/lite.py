@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-TAU = 0.08  # width of the memory's kernel, in cosine
+TAU, TAU_DETAILS = 0.08, 0.05  # width of the memory's kernel, in cosine: of embeddings, of details
+DETAILS = 192  # principal components that are kept of a picture's details
 STRENGTH = 3.0  # of the memory against the trained logits
 
 
@@ -14,18 +15,23 @@ def unit(x: Tensor) -> Tensor:
 
 
 class LiteHead(nn.Module):
-    """image (B, D) f32, text (B, D) f32 -> answer (B, A), kind (B, K), radiograph (B,) f32 logits.
+    """image (B, D + E) f32, text (B, D) f32 -> answer (B, A), kind (B, K), radiograph (B,) f32 logits.
 
     There is one column in ``answer`` for each answer of each kind of question. For the first ones a bilinear form of the two
     normalised embeddings (rank ``hidden``, after MLB, Kim et al. 2017), a term of the question and one of the image are trained
     (what ``leave_to_memory`` names is forgotten afterwards). To all of them a memory of N training cases is added, as in Tip-Adapter
     (Zhang et al. 2022): the log of the kernel density of each answer at the image. ``kind`` sees the question alone. ``radiograph``
     sees the image alone and tells whether it is a radiology image.
+
+    ``image`` is the embedding and, once ``remember`` was given them, E details of the picture (train/towers.py). The answers for which
+    nothing is trained are those of the cases with the most similar details: they tell which case it is, embeddings what kind of picture.
     """
 
     cases: Tensor  # (N, D) f32, unit vectors
     slots: Tensor  # (N, S) i64, the columns that a case speaks for; A where it has none
     balance: Tensor  # (A,) f32, taken off the memory's logits: the log count of cases, for answers at even odds
+    detail: nn.Linear | None  # E -> DETAILS, their whitened principal components; None where the head sees embeddings alone
+    detail_cases: Tensor  # (N, DETAILS) f32, unit vectors
 
     def __init__(self, embed_dim: int, answers: int, trained: int, kinds: int, hidden: int, cases: int = 0, slots: int = 1) -> None:
         super().__init__()
@@ -40,6 +46,7 @@ class LiteHead(nn.Module):
         self.register_buffer("cases", torch.zeros(cases, embed_dim))
         self.register_buffer("slots", torch.full((cases, slots), answers))
         self.register_buffer("balance", torch.zeros(answers))
+        self.detail = None
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor]) -> "LiteHead":
@@ -47,12 +54,16 @@ class LiteHead(nn.Module):
         hidden, embed_dim = tensors["image.weight"].shape
         sizes = [len(tensors[name]) for name in ("balance", "answer.weight", "kind.2.weight")]
         head = cls(embed_dim, *sizes, hidden, *tensors["slots"].shape)
+        if "detail.weight" in tensors:
+            head.detail = nn.Linear(*reversed(tensors["detail.weight"].shape))
+            head.register_buffer("detail_cases", torch.zeros_like(tensors["detail_cases"]))
         head.load_state_dict(tensors)
         return head.eval()
 
     def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        image, details = image[:, : self.image.in_features], image[:, self.image.in_features :]
         trained = F.pad(self.trained(image, text), (0, len(self.balance) - self.answer.out_features))
-        return trained + STRENGTH * self.memory(image), self.kind(unit(text)), self.radiograph(unit(image)).squeeze(-1)
+        return trained + STRENGTH * self.memory(image, details), self.kind(unit(text)), self.radiograph(unit(image)).squeeze(-1)
 
     def trained(self, image: Tensor, text: Tensor) -> Tensor:
         """(B, trained) f32 logits."""
@@ -61,15 +72,25 @@ class LiteHead(nn.Module):
         logits: Tensor = self.answer(fused) + self.look(image) + self.prior(text)
         return logits
 
-    def memory(self, image: Tensor) -> Tensor:
+    def memory(self, image: Tensor, details: Tensor) -> Tensor:
         """(B, A) f32 logits."""
         near = torch.softmax(F.normalize(image, dim=-1) @ self.cases.T / TAU, dim=-1)  # (B, N)
         spread = near.repeat_interleave(self.slots.shape[1], dim=1)  # (B, N * S)
+        if self.detail is not None:
+            like = torch.softmax(F.normalize(self.detail(details), dim=-1) @ self.detail_cases.T / TAU_DETAILS, dim=-1)
+            untrained = self.slots.flatten() >= self.answer.out_features
+            spread = torch.where(untrained, like.repeat_interleave(self.slots.shape[1], dim=1), spread)
         density = torch.zeros(len(image), len(self.balance) + 1).scatter_add(1, self.slots.flatten().expand(len(image), -1), spread)
         return torch.log(density[:, :-1] + 1e-6) - self.balance
 
-    def remember(self, embeddings: Tensor, slots: Tensor, balance: Tensor) -> None:
+    @torch.no_grad()
+    def remember(self, seen: Tensor, slots: Tensor, balance: Tensor) -> None:
+        """``seen`` is (N, D) or (N, D + E)."""
+        embeddings, details = seen[:, : self.image.in_features], seen[:, self.image.in_features :]
         self.cases, self.slots, self.balance = F.normalize(embeddings, dim=-1), slots, balance
+        if details.shape[1]:
+            self.detail = whitening(details)
+            self.register_buffer("detail_cases", F.normalize(self.detail(details), dim=-1))
 
     @torch.no_grad()
     def leave_to_memory(self, columns: list[int]) -> None:
@@ -78,3 +99,14 @@ class LiteHead(nn.Module):
             layer.weight[columns] = 0
             if layer.bias is not None:
                 layer.bias[columns] = 0
+
+
+def whitening(x: Tensor) -> nn.Linear:
+    """(N, E) -> E to at most DETAILS: the principal components of ``x``, each with mean 0 and variance 1 over its rows."""
+    x, count = x.double(), min(DETAILS, len(x) - 1, x.shape[1])
+    _, deviation, axes = torch.linalg.svd(x - x.mean(0), full_matrices=False)
+    weight = axes[:count] * (len(x) ** 0.5 / deviation[:count].clamp(min=1e-6))[:, None]
+    linear = nn.Linear(x.shape[1], count)
+    linear.weight.copy_(weight)
+    linear.bias.copy_(-weight @ x.mean(0))
+    return linear
