@@ -505,11 +505,19 @@ def weak(bench: Bench) -> Iterator[Found]:
             "... right of these": over.share(right, few),
             "ECE": _ece(p, right, offered),
             "ECE of answered": _ece(p, right, offered & given),
+            "... by chance alone": _ece_by_chance(p, offered & given, bench.seed),
         })  # fmt: skip
 
 
 def _ece(p: NDArray[np.float64], right: Bools, rows: Bools) -> Figure:
     return {"value": calibration_error(p[rows], right[rows]), "n": int(rows.sum())}
+
+
+def _ece_by_chance(p: NDArray[np.float64], rows: Bools, seed: int, draws: int = 200) -> Figure:
+    """What the ECE of these confidences would be, on the average, if each were exactly the probability that its answer is right."""
+    rng, chosen = np.random.default_rng(seed), p[rows]
+    drawn = [calibration_error(chosen, rng.random(len(chosen)) < chosen) for _ in range(draws if len(chosen) else 0)]
+    return {"value": float(np.mean(drawn)) if drawn else None, "n": len(chosen)}
 
 
 def no_radiology(bench: Bench) -> Iterator[Found]:

@@ -67,6 +67,14 @@ def test_a_manifest_from_before_heads_were_named_is_of_a_lite_head(bundle: Path)
     assert manifest_from_bundle(bundle) == now and now.head == Head("lite")
 
 
+def test_details_are_a_lite_heads(tmp_path: Path) -> None:
+    manifest = replace(tiny_manifest(), head=Head("lite", details=640))
+    assert replace(write_bundle(tmp_path / "b", manifest, tiny_files()), files={}) == manifest
+    for wrong in ({"kind": "lite", "grey": {}, "details": -1}, {**tiny_manifest("mevf").to_json()["head"], "details": 640}):
+        with pytest.raises(ValueError, match=r"head\.details"):
+            Manifest.from_json({**manifest.to_json(), "head": wrong})
+
+
 def test_a_source_may_be_a_file(tmp_path: Path) -> None:
     (tmp_path / "weights").write_bytes(tiny_files()["image.onnx"])
     write_bundle(tmp_path / "b", tiny_manifest(), {**tiny_files(), "image.onnx": tmp_path / "weights"})
@@ -221,7 +229,7 @@ WORDS_CHANGES: dict[str, tuple[Any, str]] = {
     "engine unlisted": (lambda d: d["files"].pop(ENGINE.file), f'"files" does not list {ENGINE.file}'),
     "head is a list": (lambda d: d.update(head=[]), "head is not a dict"),
     "unknown head": (lambda d: d["head"].update(kind="san"), "head.kind is 'san', not one of lite, mevf, qcr"),
-    "lite that reads words": (lambda d: d["head"].update(kind="lite"), "a lite head sees the towers' embeddings alone"),
+    "lite that reads words": (lambda d: d["head"].update(kind="lite"), "a lite head sees what the towers give alone"),
     "no words": (lambda d: d["head"].update(words=None), "head.words is missing"),
     "words are a number": (lambda d: d["head"].update(words=12), "head.words is not an object"),
     "no length": (lambda d: d["head"]["words"].pop("length"), "head.words.length is missing"),

@@ -255,6 +255,8 @@ def test_contracts() -> None:
     assert contract_of(tiny_manifest()) == CONTRACT and contract_of(tiny_manifest(None)) == towers
     assert contract_of(tiny_manifest("blind")) == words
     assert contract_of(tiny_manifest("mevf")) == {**words, "features": (("autoencoder", "maml"), ("features",))}
+    detailed = replace(tiny_manifest(), head=replace(HEADS["lite"], details=4))
+    assert contract_of(detailed) == {**CONTRACT, "image": (("pixels",), ("embedding", "details"))}
     asked_through = {name: graphs_of_ask(tiny_manifest(name)) for name in (None, *HEADS)}
     assert asked_through == {
         None: ("image", "text"),

@@ -366,3 +366,10 @@ def test_a_page_without_marks_is_left_alone(tmp_path: Path, capsys: pytest.Captu
     page.write_text("mine", encoding="utf-8")
     assert trust.main(["--rows", str(ROOT / "benchmarks/results/trust.jsonl"), "--markdown", str(page)]) == 2
     assert page.read_text(encoding="utf-8") == "mine" and "the lines" in capsys.readouterr().err
+
+
+def test_the_ece_of_perfect_confidences_is_that_of_chance() -> None:
+    rng = np.random.default_rng(0)
+    few, many = (trust._ece_by_chance(rng.uniform(0.5, 1, n), np.ones(n, bool), 0) for n in (40, 20_000))
+    assert 0.08 < few["value"] < 0.16 and many["value"] < 0.01 and (few["n"], many["n"]) == (40, 20_000)
+    assert trust._ece_by_chance(np.array([0.5]), np.zeros(1, bool), 0) == {"value": None, "n": 0}
