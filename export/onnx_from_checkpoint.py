@@ -170,8 +170,7 @@ def findings_graph(net: FindingsNet, size: int) -> onnx.ModelProto:
     local = g.node("ReduceLogSumExp", "local.sum", "places", g.ints("sides", [2, 3]), keepdims=0)
     local = g.node("Sub", "local", local, g.floats("log_places", math.log(PLACES)))
     seen = g.node("Flatten", "seen", g.node("GlobalAveragePool", "seen.pool", x))
-    mean = g.node("Mul", "mean", g.node("Add", "both", linear("pooled", seen, net.pool), local), g.floats("half", 0.5))
-    g.node("Add", "finding", mean, g.node("ReduceMax", "highest", "places", g.ints("sides", [2, 3]), keepdims=0))
+    g.node("Mul", "finding", g.node("Add", "both", linear("pooled", seen, net.pool), local), g.floats("half", 0.5))
     linear("region", seen, net.region)
     findings = net.pool.out_features
     outputs = {"finding": ["B", findings], "region": ["B", net.region.out_features], "places": ["B", findings, size // 16, size // 16]}

@@ -281,7 +281,8 @@ def train_vqa(
     widest = max(map(len, slots))
     padded = torch.tensor([row + [len(vocabulary.answers)] * (widest - len(row)) for row in slots])
     with mixed_precision():
-        head.remember(seen_from_images(towers, images), padded, balance)
+        seen = seen_from_images(towers, images)
+    head.remember(seen, padded, balance)
     head.leave_to_memory([i for (kind, _), i in vocabulary.column.items() if kind.startswith("finding: ")])
     of_films, _ = radiograph.pictures_of_films(films)
     fitted = radiograph.train_radiograph(towers, head, spec.preprocess, [paths, *of_films], given, settings.seed)

@@ -16,9 +16,8 @@ PLACES = 4.0  # places that a finding takes, about: the scale of their log-sum-e
 class FindingsNet(nn.Module):
     """pixels (B, 3, S, S) f32 -> finding (B, F), region (B, R), places (B, F, S / 16, S / 16) f32 logits.
 
-    A finding's logit is the mean of two, one of the pooled features and the log-sum-exp over the places, plus that of the highest place.
-    The places are upsampled deep features plus those of a middle stage (a feature pyramid, Lin et al. 2017), so that a fracture of
-    20 pixels has a place of its own.
+    A finding's logit is the mean of two: one of the pooled features, one the log-sum-exp over the places. The places are upsampled deep
+    features plus those of a middle stage (a feature pyramid, Lin et al. 2017), so that a fracture of 20 pixels has a place of its own.
     """
 
     def __init__(self, findings: int, regions: int) -> None:
@@ -38,7 +37,7 @@ class FindingsNet(nn.Module):
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         pooled, local, places, region = self.parts(self.stem(pixels))
-        return (pooled + local) / 2 + places.amax((2, 3)), region, places
+        return (pooled + local) / 2, region, places
 
     def stem(self, pixels: Tensor) -> Tensor:
         """The locked part: (B, 3, S, S) -> (B, C, S / 8, S / 8)."""
