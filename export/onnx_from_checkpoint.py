@@ -170,7 +170,11 @@ def findings_graph(net: FindingsNet, size: int) -> onnx.ModelProto:
     local = g.node("ReduceLogSumExp", "local.sum", "places", g.ints("sides", [2, 3]), keepdims=0)
     local = g.node("Sub", "local", local, g.floats("log_places", math.log(PLACES)))
     seen = g.node("Flatten", "seen", g.node("GlobalAveragePool", "seen.pool", x))
-    g.node("Mul", "finding", g.node("Add", "both", linear("pooled", seen, net.pool), local), g.floats("half", 0.5))
+    both, mean = g.node("Add", "both", linear("pooled", seen, net.pool), local), "mean" if net.boxed.any() else "finding"
+    g.node("Mul", mean, both, g.floats("half", 0.5))
+    if net.boxed.any():
+        highest = g.node("ReduceMax", "highest", "places", g.ints("sides", [2, 3]), keepdims=0)
+        g.node("Add", "finding", mean, g.node("Mul", "highest.boxed", highest, g.weight("boxed", net.boxed)))
     linear("region", seen, net.region)
     findings = net.pool.out_features
     outputs = {"finding": ["B", findings], "region": ["B", net.region.out_features], "places": ["B", findings, size // 16, size // 16]}

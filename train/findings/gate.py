@@ -15,6 +15,7 @@ from pmclip_deploy.bundle import Stratum
 
 SPECIFICITY = 0.90  # at which a threshold is chosen
 LEAST_AUROC = 0.70  # lower end of the interval of a stratum that is answered
+COLLECTED = 1 / 3  # of a set, and more, have a finding that it was collected for: what a yes is worth is reckoned for this share
 SPARE = 4.0  # standard errors: from fold to fold logits shift by more than one
 
 Array = NDArray[Any]
@@ -116,15 +117,20 @@ def logistic_curve(logit: Array, positive: Array) -> tuple[float, float]:
 
 def missed(stratum: Stratum) -> str | None:
     """What the stratum lacks to be answered, in words; None where it has earned it."""
-    least = least_right(stratum.positives / stratum.n)
     right, given = stratum.yes
     if stratum.auroc_ci95[0] < LEAST_AUROC:
         low = math.floor(100 * stratum.auroc_ci95[0]) / 100  # never rounded up to what is needed
         return f"the AUROC's lower 95% bound is {low:.2f}; {LEAST_AUROC:.2f} is needed"
     if not given:
         return f"no yes was given on {stratum.n} pictures"
-    if right / given < least:
-        return f"{right} of {given} yes answers were right; {least:.0%} is needed where {stratum.positives} of {stratum.n} have it"
+    positives, negatives = stratum.positives, stratum.n - stratum.positives
+    share = min(positives / stratum.n, COLLECTED)
+    true, false = share * right / positives, (1 - share) * (given - right) / negatives
+    if true < 2 * share * (true + false):
+        said = f"{right} of {given} yes answers were right"
+        if share < COLLECTED:
+            return f"{said}; {2 * share:.0%} is needed where {positives} of {stratum.n} have it"
+        return f"{said}, as {math.floor(100 * true / (true + false))}% would be where a third has it; {2 * share:.0%} is needed there"
     return None
 
 

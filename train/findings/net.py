@@ -16,9 +16,12 @@ PLACES = 4.0  # places that a finding takes, about: the scale of their log-sum-e
 class FindingsNet(nn.Module):
     """pixels (B, 3, S, S) f32 -> finding (B, F), region (B, R), places (B, F, S / 16, S / 16) f32 logits.
 
-    A finding's logit is the mean of two: one of the pooled features, one the log-sum-exp over the places. The places are upsampled deep
-    features plus those of a middle stage (a feature pyramid, Lin et al. 2017), so that a fracture of 20 pixels has a place of its own.
+    A finding's logit is the mean of two: one of the pooled features, one the log-sum-exp over the places; that of the highest place is
+    added where boxes have taught the places. They are upsampled deep features plus those of a middle stage (a feature pyramid, Lin et al.
+    2017), so that a fracture of 20 pixels has a place of its own.
     """
+
+    boxed: Tensor  # (F,) f32: 1 for a finding whose places boxes have taught, else 0
 
     def __init__(self, findings: int, regions: int) -> None:
         super().__init__()
@@ -33,11 +36,12 @@ class FindingsNet(nn.Module):
         self.pool = nn.Linear(deep, findings)
         self.region = nn.Linear(deep, regions)
         self.dropout = nn.Dropout(0.2)
+        self.register_buffer("boxed", torch.zeros(findings))
         nn.init.constant_(self.place.bias, -3.0)  # most places hold nothing
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         pooled, local, places, region = self.parts(self.stem(pixels))
-        return (pooled + local) / 2, region, places
+        return (pooled + local) / 2 + self.boxed * places.amax((2, 3)), region, places
 
     def stem(self, pixels: Tensor) -> Tensor:
         """The locked part: (B, 3, S, S) -> (B, C, S / 8, S / 8)."""
@@ -68,5 +72,5 @@ class FindingsNet(nn.Module):
     def from_tensors(cls, tensors: dict[str, Tensor]) -> "FindingsNet":
         """In eval mode, of whatever sizes the tensors have. Raises KeyError and RuntimeError."""
         net = cls(len(tensors["place.weight"]), len(tensors["region.weight"]))
-        net.load_state_dict(tensors)
+        net.load_state_dict({"boxed": net.boxed, **tensors})  # weights from before it have none
         return net.eval()

@@ -58,6 +58,7 @@ def new_net(tensors: dict[str, Tensor]) -> FindingsNet:
         net.trunk.load_state_dict(under(tensors, TRUNK))
     except RuntimeError:
         raise BundleError("the checkpoint's image tower is no EfficientNet-Lite0; give pmclip-lite's, as `train clip` makes it") from None
+    net.boxed[0] = 1
     for module in (*net.locked(), *depthwise(net)):
         module.requires_grad_(False)
     return net
