@@ -368,7 +368,8 @@ def test_what_a_stratum_lacks_is_said() -> None:
     assert missed(replace(good, yes=(0, 0))) == "no yes was given on 300 pictures"
     half = replace(good, positives=150, yes=(120, 125))  # twice a half would be always: reckoned for a third
     assert missed(half) is None
-    assert missed(replace(half, yes=(75, 110))) == "75 of 110 yes answers were right, as 51% would be where a third has it; 67% is needed there"
+    reckoned = "75 of 110 yes answers were right, as 51% would be where a third has it; 67% is needed there"
+    assert missed(replace(half, yes=(75, 110))) == reckoned
     assert least_right(0.1) == pytest.approx(0.2) and least_right(0.6) == pytest.approx(0.8)
 
 
