@@ -321,6 +321,15 @@ def test_a_threshold_rises_where_a_yes_would_be_right_too_seldom() -> None:
     assert truth[logit >= found].mean() >= least_right(480 / 980) > truth[logit >= np.sort(logit[:500])[450]].mean()
 
 
+def test_a_margin_only_raises_a_threshold() -> None:
+    rng = np.random.default_rng(0)
+    logit, truth = np.concatenate([rng.normal(size=500), rng.normal(size=480) + 4]), np.arange(980) >= 500
+    assert least_threshold(logit, truth, 1.0) == pytest.approx(least_threshold(logit, truth) + 1.0)  # seldom right decides
+    seldom = np.concatenate([np.flatnonzero(~truth), np.flatnonzero(truth)[:50]])  # the specificity decides
+    assert least_threshold(logit[seldom], truth[seldom], 0.1) == least_threshold(logit[seldom], truth[seldom])
+    assert least_threshold(logit[seldom], truth[seldom], 9.0) > least_threshold(logit[seldom], truth[seldom])
+
+
 def test_no_fold_s_own_labels_decide_its_answers() -> None:
     known = outcomes_of(600, 2.0)
     flipped = tuple(
@@ -366,10 +375,6 @@ def test_what_a_stratum_lacks_is_said() -> None:
     assert seldom == "20 of 50 yes answers were right; 42% is needed where 63 of 300 have it"
     assert missed(replace(good, yes=(21, 50))) is None
     assert missed(replace(good, yes=(0, 0))) == "no yes was given on 300 pictures"
-    half = replace(good, positives=150, yes=(120, 125))  # twice a half would be always: reckoned for a third
-    assert missed(half) is None
-    reckoned = "75 of 110 yes answers were right, as 51% would be where a third has it; 67% is needed there"
-    assert missed(replace(half, yes=(75, 110))) == reckoned
     assert least_right(0.1) == pytest.approx(0.2) and least_right(0.6) == pytest.approx(0.8)
 
 

@@ -15,8 +15,7 @@ from pmclip_deploy.bundle import Stratum
 
 SPECIFICITY = 0.90  # at which a threshold is chosen
 LEAST_AUROC = 0.70  # lower end of the interval of a stratum that is answered
-COLLECTED = 1 / 3  # of a set, and more, have a finding that it was collected for: what a yes is worth is reckoned for this share
-SPARE = 4.0  # standard errors: from fold to fold logits shift by more than one
+SPARE = 4.0  # standard errors
 
 Array = NDArray[Any]
 
@@ -46,15 +45,23 @@ def from_other_folds(fold: Array, fitted: Callable[[Array], Any]) -> Array:
     return np.array([by[k] for k in fold.tolist()])
 
 
-def judged_by_other_folds(logit: Array, positive: Array, fold: Array) -> tuple[Array, Array]:
+def judged_by_other_folds(logit: Array, positive: Array, fold: Array, margin: float = 0.0) -> tuple[Array, Array]:
     """((n,) bool, whether a yes is given; (n,) f64, the probability), each by a threshold and a logistic curve of the other folds."""
-    yes = logit >= from_other_folds(fold, lambda rows: least_threshold(logit[rows], positive[rows]))
+    yes = logit >= from_other_folds(fold, lambda rows: least_threshold(logit[rows], positive[rows], margin))
     curves = from_other_folds(fold, lambda rows: logistic_curve(logit[rows], positive[rows]))
     return yes, _sigmoid(curves[:, 0] * logit + curves[:, 1])
 
 
 def stratum_of(
-    family: str, region: str, children: bool, logit: Array, positive: Array, yes: Array, auroc: float, ci95: Sequence[float]
+    family: str,
+    region: str,
+    children: bool,
+    logit: Array,
+    positive: Array,
+    yes: Array,
+    auroc: float,
+    ci95: Sequence[float],
+    margin: float = 0.0,
 ) -> Stratum:
     """What n out-of-fold logits, and the answers that other folds gave to them, are worth; with a ``reason`` where they did not pass."""
     slope, intercept = logistic_curve(logit, positive)
@@ -65,7 +72,7 @@ def stratum_of(
         positives=int(positive.sum()),
         auroc=auroc,
         auroc_ci95=(min(ci95[0], auroc), max(ci95[1], auroc)),
-        threshold=least_threshold(logit, positive),
+        threshold=least_threshold(logit, positive, margin),
         yes=(int((yes & positive).sum()), int(yes.sum())),
         no=(int((~yes & ~positive).sum()), int((~yes).sum())),
         slope=slope,
@@ -75,22 +82,28 @@ def stratum_of(
     return replace(stratum, reason=missed(stratum))
 
 
-def least_threshold(logit: Array, positive: Array) -> float:
+def least_threshold(logit: Array, positive: Array, margin: float = 0.0) -> float:
     """Halfway to the least logit at which the specificity is SPECIFICITY or more and a yes is right as often as the gate asks.
 
-    By SPARE standard errors more often, in fact, since the gate is for other films. Where no logit makes a yes right that often, the
-    specificity alone chooses. (n,) f64, (n,) bool; both classes are there.
+    By SPARE standard errors more often, in fact, since the gate is for other films; and the least logit at which a yes is right so often
+    lies ``margin`` or more below. Where no logit makes a yes right that often, the specificity alone chooses. (n,) f64, (n,) bool; both
+    classes are there.
     """
-    negatives = np.sort(logit[~positive])
+    negatives, levels = np.sort(logit[~positive]), np.unique(logit)
     below = float(negatives[int(np.ceil(SPECIFICITY * len(negatives) - 1e-9)) - 1])
-    levels = np.unique(logit[logit > below])
-    if not len(levels):
+    above = np.flatnonzero(levels > below)
+    if not len(above):
         return below + 1.0
     given = np.array([(logit >= level).sum() for level in levels])
     right = np.array([positive[logit >= level].mean() for level in levels])
     enough = np.flatnonzero(right - SPARE * np.sqrt(right * (1 - right) / given) >= least_right(float(positive.mean())))
-    chosen = int(enough[0]) if len(enough) else 0
-    return float((levels[chosen] + (levels[chosen - 1] if chosen else below)) / 2)
+    chosen = next((i for i in enough if i >= above[0]), above[0])
+    spared = _halfway(levels, enough[0]) + margin if len(enough) else -math.inf
+    return max(_halfway(levels, chosen), spared)
+
+
+def _halfway(levels: Array, i: int) -> float:
+    return float((levels[i] + levels[max(i - 1, 0)]) / 2)
 
 
 def least_right(prevalence: float) -> float:
@@ -117,20 +130,15 @@ def logistic_curve(logit: Array, positive: Array) -> tuple[float, float]:
 
 def missed(stratum: Stratum) -> str | None:
     """What the stratum lacks to be answered, in words; None where it has earned it."""
+    least = least_right(stratum.positives / stratum.n)
     right, given = stratum.yes
     if stratum.auroc_ci95[0] < LEAST_AUROC:
         low = math.floor(100 * stratum.auroc_ci95[0]) / 100  # never rounded up to what is needed
         return f"the AUROC's lower 95% bound is {low:.2f}; {LEAST_AUROC:.2f} is needed"
     if not given:
         return f"no yes was given on {stratum.n} pictures"
-    positives, negatives = stratum.positives, stratum.n - stratum.positives
-    share = min(positives / stratum.n, COLLECTED)
-    true, false = share * right / positives, (1 - share) * (given - right) / negatives
-    if true < 2 * share * (true + false):
-        said = f"{right} of {given} yes answers were right"
-        if share < COLLECTED:
-            return f"{said}; {2 * share:.0%} is needed where {positives} of {stratum.n} have it"
-        return f"{said}, as {math.floor(100 * true / (true + false))}% would be where a third has it; {2 * share:.0%} is needed there"
+    if right / given < least:
+        return f"{right} of {given} yes answers were right; {least:.0%} is needed where {stratum.positives} of {stratum.n} have it"
     return None
 
 
