@@ -75,7 +75,8 @@ def onnx_from_modules(modules: Modules, dense: bool = False) -> dict[str, onnx.M
     """The graphs "image" and "text", and of "features", "head" and "findings" what there is, in fp32; ``dense`` as TensorRT takes them."""
     clip, backbone, head = modules.clip, modules.backbone, modules.head
     if isinstance(clip, CustomTextCLIP):
-        graphs = {"image": image_graph(clip, backbone, details_of(head) > 0), "text": text_graph(clip, backbone)}
+        details = head.details if isinstance(head, LiteHead) else 0
+        graphs = {"image": image_graph(clip, backbone, details), "text": text_graph(clip, backbone)}
     else:
         graphs = {"image": clip_graphs.image_graph(clip, backbone), "text": clip_graphs.text_graph(clip, backbone)}
     if isinstance(head, LiteHead):
@@ -95,18 +96,13 @@ def functions_of(modules: Modules) -> dict[str, Callable[..., Any]]:
     functions: dict[str, Callable[..., Any]] = {"image": clip.encode_image, "text": clip.encode_text}
     if isinstance(head, LiteHead):
         functions["head"] = head
-        if details_of(head):
+        if head.details:
             functions["image"] = partial(embedding_and_details, clip)
     elif head is not None:
         functions |= {"features": partial(_features, head.features), "head": partial(_answers, head)}
     if modules.findings is not None:
         functions["findings"] = modules.findings
     return functions
-
-
-def details_of(head: Head | None) -> int:
-    """How many details of a picture the head sees beside its embedding."""
-    return head.detail.in_features if isinstance(head, LiteHead) and head.detail is not None else 0
 
 
 def _features(features: ImageFeatures, *grey: Tensor) -> Tensor:
@@ -126,10 +122,10 @@ def _answers(head: MEVF | QCR, seen: Tensor, tokens: Tensor) -> tuple[Tensor, Te
     return torch.cat([head.closed(*joined), head.open(*joined)], dim=1), head.kind(tokens)
 
 
-def image_graph(clip: CustomTextCLIP, backbone: Backbone, details: bool = False) -> onnx.ModelProto:
-    """timm's EfficientNet, its features pooled and projected; with ``details`` those of ``embedding_and_details`` too."""
-    g, size, trunk = Graph(), backbone.preprocess.size, clip.visual.trunk
-    outputs, stages = {"embedding": ["B", backbone.embed_dim]}, _trunk(g, trunk, size)
+def image_graph(clip: CustomTextCLIP, backbone: Backbone, details: int = 0) -> onnx.ModelProto:
+    """timm's EfficientNet, its features pooled and projected; with ``details``, their number, those of ``embedding_and_details`` too."""
+    g, size = Graph(), backbone.preprocess.size
+    outputs, stages = {"embedding": ["B", backbone.embed_dim]}, _trunk(g, clip.visual.trunk, size)
     x = g.node("Flatten", "flatten", g.node("GlobalAveragePool", "pool", stages[-1]))
     g.node("MatMul", "embedding", x, g.weight("proj.weight", clip.visual.head.proj.weight.T))
     if details:
@@ -137,7 +133,7 @@ def image_graph(clip: CustomTextCLIP, backbone: Backbone, details: bool = False)
         grid = g.node("AveragePool", "grid", stages[DETAILED], kernel_shape=[place, place], strides=[place, place])
         left = g.node("Slice", "grid.left", grid, g.ints("first", [0]), g.ints("half", [GRID // 2]), g.ints("columns", [3]))
         g.node("Flatten", "details", left)
-        outputs["details"] = ["B", trunk.blocks[DETAILED][-1].bn3.num_features * GRID * GRID // 2]
+        outputs["details"] = ["B", details]
     return g.model("image", {"pixels": (TensorProto.FLOAT, ["B", 3, size, size])}, outputs)
 
 
@@ -247,11 +243,11 @@ def head_graph(head: LiteHead, dense: bool = False) -> onnx.ModelProto:
     def unit(x: str) -> str:
         return g.node("Mul", f"{x}.scaled", normalised(x), g.floats("sqrt_width", width**0.5))
 
-    embedding, like, details = "image", None, details_of(head)
+    embedding, like = "image", None
     if head.detail is not None:
         last, middle = g.ints("last", [-1]), g.ints("width", [width])
         embedding = g.node("Slice", "image.embedding", "image", g.ints("first", [0]), middle, last)
-        g.node("Slice", "details", "image", middle, g.ints("end", [width + details]), last)
+        g.node("Slice", "details", "image", middle, g.ints("end", [width + head.details]), last)
         # Gemm, which the INT8 passes leave alone: whitening makes small differences large, and those of rounding too.
         weight, bias = g.weight("detail.weight", head.detail.weight), g.weight("detail.bias", head.detail.bias)
         shared = normalised(g.node("Gemm", "detail", "details", weight, bias, transB=1))
@@ -276,7 +272,7 @@ def head_graph(head: LiteHead, dense: bool = False) -> onnx.ModelProto:
     g.node("Identity", "kind", mlp("kinds", text, head.kind))
     g.node("Squeeze", "radiograph", mlp("radiographs", image, head.radiograph), g.ints("last", [-1]))
     outputs = {"answer": ["B", len(head.balance)], "kind": ["B", head.kind[2].out_features], "radiograph": ["B"]}
-    inputs = {name: (TensorProto.FLOAT, ["B", wide]) for name, wide in (("image", width + details), ("text", width))}
+    inputs = {name: (TensorProto.FLOAT, ["B", wide]) for name, wide in (("image", width + head.details), ("text", width))}
     return g.model("head", inputs, outputs)
 
 

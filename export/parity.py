@@ -15,7 +15,7 @@ from pmclip_deploy.bundle import TOKENIZER, WORDS, Abstention, Findings, Graph, 
 from pmclip_deploy.classify import scores_from_bundle
 from pmclip_deploy.errors import BundleError, ParityError, PmclipError
 from pmclip_deploy.evaluate import Bootstrap, Row, mcnemar, normalised, pictures_of, sha256_of_rows
-from pmclip_deploy.export.onnx_from_checkpoint import Modules, details_of, functions_of
+from pmclip_deploy.export.onnx_from_checkpoint import Modules, functions_of
 from pmclip_deploy.opening import load
 from pmclip_deploy.pixels import picture_from_path, tensor_from_pixels
 from pmclip_deploy.predictor import Decision, Predictor, contract_of, decision_from_heads
@@ -196,7 +196,7 @@ def manifest_from_modules(modules: Modules) -> Manifest:
             answering = Manifest.from_json({**manifest.to_json(), **{key: meta[key] for key in ("answers", "kinds", "abstention")},
                                             "graphs": {name: {"file": g.file, "precision": g.precision} for name, g in graphs.items()},
                                             "head": {"kind": "lite", "grey": {}}})  # fmt: skip
-            seen = Head("lite", details=details_of(head))
+            seen = Head("lite", details=head.details)
             return replace(manifest, graphs=graphs, head=seen, answers=answering.answers, kinds=answering.kinds,
                            abstention=answering.abstention)  # fmt: skip
         networks = (("autoencoder", head.features.autoencoder, AUTOENCODER_SIZE), ("maml", head.features.maml, MAML_SIZE))

@@ -60,6 +60,11 @@ class LiteHead(nn.Module):
         head.load_state_dict(tensors)
         return head.eval()
 
+    @property
+    def details(self) -> int:
+        """How many details of a picture it sees beside the embedding."""
+        return 0 if self.detail is None else self.detail.in_features
+
     def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         image, details = image[:, : self.image.in_features], image[:, self.image.in_features :]
         trained = F.pad(self.trained(image, text), (0, len(self.balance) - self.answer.out_features))
