@@ -321,15 +321,6 @@ def test_a_threshold_rises_where_a_yes_would_be_right_too_seldom() -> None:
     assert truth[logit >= found].mean() >= least_right(480 / 980) > truth[logit >= np.sort(logit[:500])[450]].mean()
 
 
-def test_a_margin_only_raises_a_threshold() -> None:
-    rng = np.random.default_rng(0)
-    logit, truth = np.concatenate([rng.normal(size=500), rng.normal(size=480) + 4]), np.arange(980) >= 500
-    assert least_threshold(logit, truth, 1.0) == pytest.approx(least_threshold(logit, truth) + 1.0)  # seldom right decides
-    seldom = np.concatenate([np.flatnonzero(~truth), np.flatnonzero(truth)[:50]])  # the specificity decides
-    assert least_threshold(logit[seldom], truth[seldom], 0.1) == least_threshold(logit[seldom], truth[seldom])
-    assert least_threshold(logit[seldom], truth[seldom], 9.0) > least_threshold(logit[seldom], truth[seldom])
-
-
 def test_no_fold_s_own_labels_decide_its_answers() -> None:
     known = outcomes_of(600, 2.0)
     flipped = tuple(

@@ -15,7 +15,7 @@ from pmclip_deploy.bundle import Stratum
 
 SPECIFICITY = 0.90  # at which a threshold is chosen
 LEAST_AUROC = 0.70  # lower end of the interval of a stratum that is answered
-SPARE = 4.0  # standard errors
+SPARE = 4.0  # standard errors: from fold to fold logits shift by more than one
 
 Array = NDArray[Any]
 
@@ -45,23 +45,15 @@ def from_other_folds(fold: Array, fitted: Callable[[Array], Any]) -> Array:
     return np.array([by[k] for k in fold.tolist()])
 
 
-def judged_by_other_folds(logit: Array, positive: Array, fold: Array, margin: float = 0.0) -> tuple[Array, Array]:
+def judged_by_other_folds(logit: Array, positive: Array, fold: Array) -> tuple[Array, Array]:
     """((n,) bool, whether a yes is given; (n,) f64, the probability), each by a threshold and a logistic curve of the other folds."""
-    yes = logit >= from_other_folds(fold, lambda rows: least_threshold(logit[rows], positive[rows], margin))
+    yes = logit >= from_other_folds(fold, lambda rows: least_threshold(logit[rows], positive[rows]))
     curves = from_other_folds(fold, lambda rows: logistic_curve(logit[rows], positive[rows]))
     return yes, _sigmoid(curves[:, 0] * logit + curves[:, 1])
 
 
 def stratum_of(
-    family: str,
-    region: str,
-    children: bool,
-    logit: Array,
-    positive: Array,
-    yes: Array,
-    auroc: float,
-    ci95: Sequence[float],
-    margin: float = 0.0,
+    family: str, region: str, children: bool, logit: Array, positive: Array, yes: Array, auroc: float, ci95: Sequence[float]
 ) -> Stratum:
     """What n out-of-fold logits, and the answers that other folds gave to them, are worth; with a ``reason`` where they did not pass."""
     slope, intercept = logistic_curve(logit, positive)
@@ -72,7 +64,7 @@ def stratum_of(
         positives=int(positive.sum()),
         auroc=auroc,
         auroc_ci95=(min(ci95[0], auroc), max(ci95[1], auroc)),
-        threshold=least_threshold(logit, positive, margin),
+        threshold=least_threshold(logit, positive),
         yes=(int((yes & positive).sum()), int(yes.sum())),
         no=(int((~yes & ~positive).sum()), int((~yes).sum())),
         slope=slope,
@@ -82,28 +74,22 @@ def stratum_of(
     return replace(stratum, reason=missed(stratum))
 
 
-def least_threshold(logit: Array, positive: Array, margin: float = 0.0) -> float:
+def least_threshold(logit: Array, positive: Array) -> float:
     """Halfway to the least logit at which the specificity is SPECIFICITY or more and a yes is right as often as the gate asks.
 
-    By SPARE standard errors more often, in fact, since the gate is for other films; and the least logit at which a yes is right so often
-    lies ``margin`` or more below. Where no logit makes a yes right that often, the specificity alone chooses. (n,) f64, (n,) bool; both
-    classes are there.
+    By SPARE standard errors more often, in fact, since the gate is for other films. Where no logit makes a yes right that often, the
+    specificity alone chooses. (n,) f64, (n,) bool; both classes are there.
     """
-    negatives, levels = np.sort(logit[~positive]), np.unique(logit)
+    negatives = np.sort(logit[~positive])
     below = float(negatives[int(np.ceil(SPECIFICITY * len(negatives) - 1e-9)) - 1])
-    above = np.flatnonzero(levels > below)
-    if not len(above):
+    levels = np.unique(logit[logit > below])
+    if not len(levels):
         return below + 1.0
     given = np.array([(logit >= level).sum() for level in levels])
     right = np.array([positive[logit >= level].mean() for level in levels])
     enough = np.flatnonzero(right - SPARE * np.sqrt(right * (1 - right) / given) >= least_right(float(positive.mean())))
-    chosen = next((i for i in enough if i >= above[0]), above[0])
-    spared = _halfway(levels, enough[0]) + margin if len(enough) else -math.inf
-    return max(_halfway(levels, chosen), spared)
-
-
-def _halfway(levels: Array, i: int) -> float:
-    return float((levels[i] + levels[max(i - 1, 0)]) / 2)
+    chosen = int(enough[0]) if len(enough) else 0
+    return float((levels[chosen] + (levels[chosen - 1] if chosen else below)) / 2)
 
 
 def least_right(prevalence: float) -> float:

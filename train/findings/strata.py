@@ -18,7 +18,6 @@ from pmclip_deploy.train.findings.films import FINDINGS, PREPROCESS, REGIONS, Bo
 from pmclip_deploy.train.findings.gate import both_beside_each_fold, from_other_folds, judged_by_other_folds, stratum_of
 
 LEAST_HITS = 0.60  # share of right yes answers whose map points at the finding, where maps are shown
-MARGIN = 1.0  # of a logit, between what is enough on some folds and a threshold: logits shift by as much from fold to fold
 DILATION = 0.05  # of the picture's sides, around a box
 
 Array = NDArray[Any]
@@ -131,14 +130,13 @@ def _judged_where_both_are(outcomes: Outcomes, finding: int, region: int) -> Jud
 
 def _judged(outcomes: Outcomes, finding: int) -> Judged:
     logit, positive = outcomes.finding[:, finding].astype(float), _positive(outcomes, finding)
-    return Judged(outcomes, logit, positive, *judged_by_other_folds(logit, positive, outcomes.fold, MARGIN))
+    return Judged(outcomes, logit, positive, *judged_by_other_folds(logit, positive, outcomes.fold))
 
 
 def _stratum(judged: Judged, region: str) -> Stratum:
     children = all(film.children for film in judged.outcomes.films)
     measured = judged.auroc()
-    auroc, ci95 = measured["auroc"], measured["ci95"]
-    return stratum_of("xr", region, children, judged.logit, judged.positive, judged.yes, auroc, ci95, MARGIN)
+    return stratum_of("xr", region, children, judged.logit, judged.positive, judged.yes, measured["auroc"], measured["ci95"])
 
 
 def _figures(judged: Judged) -> dict[str, Any]:
