@@ -21,7 +21,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if names.returncode:
         pytest.skip("needs a git checkout")
     for name in names.stdout.splitlines():
-        if (ROOT / name).is_file():
+        if (ROOT / name).exists():
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             (source / name).symlink_to(ROOT / name)
     return source
@@ -47,6 +47,7 @@ def test_wheel_holds_the_runtime_its_model_and_the_mapped_packages(wheel: Path) 
     assert {f"pmclip_deploy/models/{p.relative_to(MODELS)}" for p in [*MODELS.rglob("pmclip-lite/*/*"), *MODELS.glob("demo/*")]} <= names
     assert "pmclip_deploy/train/phrases/out_of_scope.txt" in names
     assert not [n for n in names if n.startswith(("tests/", "train/", "export/", "kernels/"))]
+    assert len(names) == len(zipfile.ZipFile(wheel).namelist())  # nothing twice, though links lead to the mapped folders
 
 
 def test_wheel_holds_the_kernel_compiled_where_a_compiler_is(wheel: Path) -> None:
