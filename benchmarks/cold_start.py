@@ -33,14 +33,14 @@ from pmclip_deploy.pixels import picture_from_path, tensor_from_pixels
 from pmclip_deploy.spec import BACKBONES
 from pmclip_deploy.tokens import tokenizer_from_file, tokens_from_text
 from pmclip_deploy.train.heads.lite import LiteHead
-from pmclip_deploy.train.towers import embedding_and_details_mirrored, towers_from_checkpoint, under
+from pmclip_deploy.train.towers import features_for_head, towers_from_checkpoint, under
 checkpoint, path, question = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 model, meta, tensors = towers_from_checkpoint(checkpoint)
 head = LiteHead.from_tensors(under(tensors, "head"))
 spec = BACKBONES[meta["backbone"]]
 with torch.inference_mode():
     pixels = torch.from_numpy(tensor_from_pixels(picture_from_path(path).pixels, spec.preprocess))[None]
-    image = model.encode_image(pixels) if head.detail is None else embedding_and_details_mirrored(model, pixels)
+    image = features_for_head(model, pixels, head.details > 0)
     tokens = tokens_from_text(tokenizer_from_file(checkpoint / "tokenizer.json"), [question], spec.context_length, spec.pad_id)
     answer, kind, _ = head(image, model.encode_text(torch.from_numpy(tokens)))
     chosen = meta["kinds"][int(kind.argmax())]

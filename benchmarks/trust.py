@@ -99,6 +99,12 @@ def is_right(answer: Answer, truth: str) -> bool:
     return known == coarse or family(said) == family(known) is not None or view == coarse or (coarse == "frontal" and view in FRONTAL)
 
 
+def agree(one: Answer, other: Answer) -> bool:
+    """Whether two answers are equal, or one of them is coarser; so too where one is not given."""
+    a, b = word(one), word(other)
+    return a is None or b is None or is_right(one, b) or is_right(other, a)
+
+
 def yes_minus_no(answer: Answer) -> float:
     """What ranks pictures, answered or not; NaN where yes or no is no candidate."""
     of = {normalised(c.answer): c.probability for c in answer.candidates}
@@ -631,6 +637,7 @@ def _changes(
             labelled, given = _bools(known), _bools(was)
             figures = {
                 "another answer, of given": over.share((a != b and b for a, b in zip(was, now, strict=True)), given),
+                "... that contradicts it": over.share((not agree(a, b) for a, b in pairs), given),
                 "no answer any more, of given": over.share((b is None for b in now), given),
             }
             for when, side in (("before", 0), ("after", 1)):

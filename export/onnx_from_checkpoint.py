@@ -241,7 +241,10 @@ def head_graph(head: LiteHead, dense: bool = False) -> onnx.ModelProto:
         return g.node("Div", f"{x}.unit", x, g.node("Max", f"{x}.norm.positive", norm, g.floats("tiny", 1e-12)))
 
     def unit(x: str) -> str:
-        return g.node("Mul", f"{x}.scaled", normalised(x), g.floats("sqrt_width", width**0.5))
+        return scaled(x, normalised(x), "sqrt_width", width)
+
+    def scaled(x: str, normal: str, name: str, count: int) -> str:
+        return g.node("Mul", f"{x}.scaled", normal, g.floats(name, count**0.5))
 
     embedding, like = "image", None
     if head.detail is not None:
@@ -270,7 +273,11 @@ def head_graph(head: LiteHead, dense: bool = False) -> onnx.ModelProto:
     padded = g.node("Pad", "trained.padded", trained, g.ints("padding", [0, 0, 0, answers - head.answer.out_features]))
     g.node("Add", "answer", padded, g.node("Mul", "memory.scaled", memory, g.floats("strength", STRENGTH)))
     g.node("Identity", "kind", mlp("kinds", text, head.kind))
-    g.node("Squeeze", "radiograph", mlp("radiographs", image, head.radiograph), g.ints("last", [-1]))
+    evidence = image
+    if head.radiograph[0].in_features > width:
+        detail = scaled("detail", "detail.unit", "sqrt_details", head.detail.out_features)
+        evidence = g.node("Concat", "evidence", image, detail, axis=-1)
+    g.node("Squeeze", "radiograph", mlp("radiographs", evidence, head.radiograph), g.ints("last", [-1]))
     outputs = {"answer": ["B", len(head.balance)], "kind": ["B", head.kind[2].out_features], "radiograph": ["B"]}
     inputs = {name: (TensorProto.FLOAT, ["B", wide]) for name, wide in (("image", width + head.details), ("text", width))}
     return g.model("head", inputs, outputs)

@@ -30,7 +30,7 @@ from pmclip_deploy.predictor import CONTRACT, Heads, contract_of
 from pmclip_deploy.sessions import Session, open_session
 from pmclip_deploy.spec import BACKBONES
 from pmclip_deploy.train import towers
-from pmclip_deploy.train.heads.lite import LiteHead
+from pmclip_deploy.train.heads.lite import LiteHead, radiograph_branch
 
 BACKBONE = BACKBONES["pmclip-lite"]
 NAMES = ("modality", "plane", "organ", "contrast", "weighting")  # those that decision.py asks for
@@ -51,6 +51,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     slots = torch.randint(ANSWERS + 1, (40, 3), generator=generator)
     seen = torch.randn(40, BACKBONE.embed_dim + SEEN_BESIDE, generator=generator)
     head.remember(seen, slots, torch.rand(ANSWERS, generator=generator))
+    head.radiograph = radiograph_branch(BACKBONE.embed_dim + head.detail.out_features)
     share = ANSWERS // KINDS
     kinds = [
         {"name": NAMES[k], "answers": list(range(k * share, (k + 1) * share)), "temperature": 1.0, "threshold": 0.0, "reason": None}

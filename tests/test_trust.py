@@ -104,6 +104,22 @@ def test_a_coarser_answer_is_right_where_the_truth_is_one_of_it(said: str, truth
     assert trust.is_right(answer(said, ("mr - flair", 0.4)), truth) is right
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("ct noncontrast", "ct noncontrast", True),
+        ("ct noncontrast", "ct with iv contrast", False),
+        ("CT, detail not determined", "ct noncontrast", True),
+        ("CT, detail not determined", "mr - flair", False),
+        ("CT, detail not determined", None, True),
+        ("yes", "no", False),
+    ],
+)
+def test_a_coarser_answer_contradicts_none_of_its_own(one: str, other: str | None, same: bool) -> None:
+    pair = [answer(x, *([(x, 0.6)] if x and "," not in x else [("mr - flair", 0.4)])) for x in (one, other)]
+    assert trust.agree(*pair) is trust.agree(*reversed(pair)) is same
+
+
 def test_what_is_not_answered_is_judged_by_its_likeliest_candidate() -> None:
     assert trust.is_right(answer(None, ("ap", 0.4), ("pa", 0.3)), "ap") and not trust.is_right(answer(None, ("ap", 0.4)), "frontal")
     assert not trust.is_right(answer(None), "ap")
@@ -258,6 +274,7 @@ def test_figures_of_a_bundle_whose_answers_are_known(data: Path, bundle: Path, t
     assert figures["consistency: is the bone intact?", "FracAtlas, all"]["answered"]["of"] == 0  # no word of it is known
     half = figures["robustness: half size: fracture", "FracAtlas"]
     assert half["accuracy before"]["value"] == half["accuracy after"]["value"] == 1 and half["another answer, of given"]["of"] == 0
+    assert half["... that contradicts it"]["of"] == 0
     wide = figures["robustness: black border of 60%: fracture", "FracAtlas"]  # so dark that all bones are whole
     assert wide["accuracy after"]["value"] == 0.5
 

@@ -31,9 +31,9 @@ from pmclip_deploy.train.clip import questions_for_training
 from pmclip_deploy.train.datasets.schema import lines_from_text
 from pmclip_deploy.train.findings.films import stratified_folds
 from pmclip_deploy.train.findings.groups import KEPT_FOR_DEMO, group_of_row, kept_for_demo
-from pmclip_deploy.train.heads.lite import LiteHead, unit
+from pmclip_deploy.train.heads.lite import LiteHead, radiograph_branch
 from pmclip_deploy.train.nonradiographs import Photographs, filed, nonradiographs, photographs_from_folder
-from pmclip_deploy.train.towers import embedding_and_details_mirrored, save_checkpoint, towers_from_checkpoint, under
+from pmclip_deploy.train.towers import features_for_head, mixed_precision, save_checkpoint, towers_from_checkpoint, under
 
 Rng = np.random.Generator
 Pixels = NDArray[np.uint8]
@@ -67,15 +67,14 @@ def train_radiograph(
     rng, generator = np.random.default_rng(seed), Generator().manual_seed(seed)
     given, sha256 = photographs
 
-    def look(pixels: Tensor) -> Tensor:  # as the head sees it
-        if head.detail is None:
-            return clip.encode_image(pixels)  # type: ignore[operator, no-any-return]
-        return embedding_and_details_mirrored(clip, pixels)[:, : head.image.in_features]  # type: ignore[arg-type]
+    width = head.image.in_features
 
     def embedded(pictures: Iterator[Pixels]) -> Tensor:
         tensors = (torch.from_numpy(tensor_from_pixels(pixels, preprocess)) for pixels in pictures)
         batches = iter(lambda: list(islice(tensors, 32)), [])
-        return torch.cat([look(torch.stack(batch)) for batch in batches])
+        with mixed_precision():
+            seen = torch.cat([features_for_head(clip, torch.stack(batch), head.details > 0).float() for batch in batches])
+        return head.evidence(seen[:, :width], seen[:, width:])
 
     x, weight, aside, real = list[Tensor](), list[Tensor](), list[Tensor](), 0
     for paths in sources:
@@ -91,11 +90,12 @@ def train_radiograph(
     x.append(others[held:])
     weight.append(torch.full((len(others) - held,), 1 / (len(others) - held)))
     truth = torch.cat([torch.ones(sum(map(len, x[:-1]))), torch.zeros(len(others) - held)])
-    _fit(head.radiograph, unit(torch.cat(x)), truth, torch.cat(weight), generator)
+    head.radiograph = radiograph_branch(others.shape[1])
+    _fit(head.radiograph, torch.cat(x), truth, torch.cat(weight), generator)
 
-    passes = head.radiograph(unit(torch.cat(aside))).squeeze(-1)
+    passes = head.radiograph(torch.cat(aside)).squeeze(-1)
     head.radiograph[2].bias -= torch.quantile(passes, 1 - KEPT)
-    away = head.radiograph(unit(others[:held])).squeeze(-1) < 0
+    away = head.radiograph(others[:held]).squeeze(-1) < 0
     return Fitted(real, len(others), sha256, round(float(away.float().mean()), 4))
 
 

@@ -67,8 +67,13 @@ def embedding_and_details(clip: CustomTextCLIP, pixels: Tensor) -> tuple[Tensor,
     return clip.visual.head(trunk.forward_head(trunk.bn2(trunk.conv_head(x)))), details
 
 
-def embedding_and_details_mirrored(clip: CustomTextCLIP, pixels: Tensor) -> Tensor:
-    """(B, D + C * 8): the means over pictures and their mirror images of unit embeddings, and of details, which so tell of both halves."""
+def features_for_head(clip: CustomTextCLIP, pixels: Tensor, details: bool = True) -> Tensor:
+    """(B, D + C * 8): the means over pictures and their mirror images of unit embeddings, and of details, which so tell of both halves.
+
+    Without ``details`` it is ``encode_image``'s (B, D).
+    """
+    if not details:
+        return clip.encode_image(pixels)  # type: ignore[no-any-return]
     both = [embedding_and_details(clip, x) for x in (pixels, pixels.flip(-1))]
     return sum(torch.cat([F.normalize(embedding, dim=-1), details], 1) for embedding, details in both) / 2  # type: ignore[return-value]
 

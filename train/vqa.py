@@ -39,7 +39,7 @@ from pmclip_deploy.train.modality import facts_by_image, implied_questions
 from pmclip_deploy.train.nonradiographs import filed, nonradiographs, photographs_from_folder
 from pmclip_deploy.train.rounding import RoundedTower
 from pmclip_deploy.train.towers import (
-    embedding_and_details_mirrored,
+    features_for_head,
     lock_image_stem,
     mixed_precision,
     name_of_output,
@@ -323,7 +323,7 @@ def derived_as_questions(questions: list[Question], organs: dict[str, set[str]])
 @torch.no_grad()
 def seen_from_images(clip: nn.Module, images: Images) -> Tensor:
     """(N, D + E) f32: all that the head sees of each image."""
-    return torch.cat([embedding_and_details_mirrored(clip, images.clean(i)).float() for i in torch.arange(len(images)).split(32)])
+    return torch.cat([features_for_head(clip, images.clean(i)).float() for i in torch.arange(len(images)).split(32)])
 
 
 @torch.no_grad()

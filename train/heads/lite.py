@@ -25,6 +25,7 @@ class LiteHead(nn.Module):
 
     ``image`` is the embedding and, once ``remember`` was given them, E details of the picture (train/towers.py). The answers for which
     nothing is trained are those of the cases with the most similar details: they tell which case it is, embeddings what kind of picture.
+    ``radiograph`` sees both, where train/radiograph.py fitted it to both.
     """
 
     cases: Tensor  # (N, D) f32, unit vectors
@@ -41,7 +42,7 @@ class LiteHead(nn.Module):
         self.look = nn.Linear(embed_dim, trained, bias=False)
         self.answer = nn.Linear(hidden, trained)
         self.kind = nn.Sequential(nn.Linear(embed_dim, 256), nn.GELU(), nn.Linear(256, kinds))
-        self.radiograph = nn.Sequential(nn.Linear(embed_dim, 64), nn.GELU(), nn.Linear(64, 1))
+        self.radiograph = radiograph_branch(embed_dim)
         self.dropout = nn.Dropout(0.2)
         self.register_buffer("cases", torch.zeros(cases, embed_dim))
         self.register_buffer("slots", torch.full((cases, slots), answers))
@@ -57,6 +58,7 @@ class LiteHead(nn.Module):
         if "detail.weight" in tensors:
             head.detail = nn.Linear(*reversed(tensors["detail.weight"].shape))
             head.register_buffer("detail_cases", torch.zeros_like(tensors["detail_cases"]))
+            head.radiograph = radiograph_branch(tensors["radiograph.0.weight"].shape[1])
         head.load_state_dict(tensors)
         return head.eval()
 
@@ -68,7 +70,8 @@ class LiteHead(nn.Module):
     def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         image, details = image[:, : self.image.in_features], image[:, self.image.in_features :]
         trained = F.pad(self.trained(image, text), (0, len(self.balance) - self.answer.out_features))
-        return trained + STRENGTH * self.memory(image, details), self.kind(unit(text)), self.radiograph(unit(image)).squeeze(-1)
+        radiograph = self.radiograph(self.evidence(image, details)[:, : self.radiograph[0].in_features]).squeeze(-1)
+        return trained + STRENGTH * self.memory(image, details), self.kind(unit(text)), radiograph
 
     def trained(self, image: Tensor, text: Tensor) -> Tensor:
         """(B, trained) f32 logits."""
@@ -76,6 +79,10 @@ class LiteHead(nn.Module):
         fused = self.dropout(torch.relu(self.image(image)) * self.text(text))
         logits: Tensor = self.answer(fused) + self.look(image) + self.prior(text)
         return logits
+
+    def evidence(self, image: Tensor, details: Tensor) -> Tensor:
+        """(B, D) or (B, D + DETAILS) f32: what ``radiograph`` may see."""
+        return unit(image) if self.detail is None else torch.cat([unit(image), unit(self.detail(details))], 1)
 
     def memory(self, image: Tensor, details: Tensor) -> Tensor:
         """(B, A) f32 logits."""
@@ -104,6 +111,10 @@ class LiteHead(nn.Module):
             layer.weight[columns] = 0
             if layer.bias is not None:
                 layer.bias[columns] = 0
+
+
+def radiograph_branch(width: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(width, 64), nn.GELU(), nn.Linear(64, 1))
 
 
 def whitening(x: Tensor) -> nn.Linear:
