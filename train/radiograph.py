@@ -33,7 +33,14 @@ from pmclip_deploy.train.findings.films import stratified_folds
 from pmclip_deploy.train.findings.groups import KEPT_FOR_DEMO, group_of_row, kept_for_demo
 from pmclip_deploy.train.heads.lite import LiteHead, radiograph_branch
 from pmclip_deploy.train.nonradiographs import Photographs, filed, nonradiographs, photographs_from_folder
-from pmclip_deploy.train.towers import features_for_head, mixed_precision, save_checkpoint, towers_from_checkpoint, under
+from pmclip_deploy.train.towers import (
+    features_for_head,
+    keep_freed_memory,
+    mixed_precision,
+    save_checkpoint,
+    towers_from_checkpoint,
+    under,
+)
 
 Rng = np.random.Generator
 Pixels = NDArray[np.uint8]
@@ -73,7 +80,8 @@ def train_radiograph(
         tensors = (torch.from_numpy(tensor_from_pixels(pixels, preprocess)) for pixels in pictures)
         batches = iter(lambda: list(islice(tensors, 32)), [])
         with mixed_precision():
-            seen = torch.cat([features_for_head(clip, torch.stack(batch), head.details > 0).float() for batch in batches])
+            stacks = (torch.stack(batch).contiguous(memory_format=torch.channels_last) for batch in batches)
+            seen = torch.cat([features_for_head(clip, x, head.details > 0).float() for x in stacks])
         return head.evidence(seen[:, :width], seen[:, width:])
 
     x, weight, aside, real = list[Tensor](), list[Tensor](), list[Tensor](), 0
@@ -188,7 +196,9 @@ def refit(
     checkpoint: Path, data: Path, films: Sequence[Path], photographs: Path | None, output: Path, fold: int | None, seed: int
 ) -> dict[str, Any]:
     """Writes the checkpoint with a new branch to ``output``. Raises InputError, UsageError and BundleError."""
+    keep_freed_memory()
     towers, meta, tensors = towers_from_checkpoint(checkpoint)
+    towers.visual.to(memory_format=torch.channels_last)
     head = LiteHead.from_tensors(under(tensors, "head"))
     training, _ = questions_for_training([data])
     of_films, apart = pictures_of_films(films, fold)
