@@ -15,9 +15,9 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-from pmclip_deploy.benchmarks.environment import stamp, versions
 from pmclip_deploy.benchmarks.harness import process
 from pmclip_deploy.benchmarks.results import Run, append, command_line
+from pmclip_deploy.machine import stamp, versions
 from pmclip_deploy.models import DEFAULT_CHECKPOINT
 from pmclip_deploy.spec import BACKBONES
 
@@ -29,7 +29,8 @@ OPEN_CLIP = """
 import sys, json
 from pathlib import Path
 import torch
-from pmclip_deploy.pixels import picture_from_path, tensor_from_pixels
+from pmclip_deploy.imaging.preprocess import tensor_from_pixels
+from pmclip_deploy.imaging.read import picture_from_path
 from pmclip_deploy.spec import BACKBONES
 from pmclip_deploy.tokens import tokenizer_from_file, tokens_from_text
 from pmclip_deploy.train.heads.lite import LiteHead
@@ -97,7 +98,7 @@ def embedding_jobs(folder: Path, backbone: str, image: str) -> dict[str, list[st
 
     from pmclip_deploy.benchmarks.towers import checkpoint_of_random_weights, pictures_for_calibration
     from pmclip_deploy.export.pack import bundle_from_checkpoint
-    from pmclip_deploy.pixels import picture_from_path
+    from pmclip_deploy.imaging.read import picture_from_path
 
     model = checkpoint_of_random_weights(folder / "checkpoint", backbone)
     weights, picture = folder / "open_clip.pt", folder / "picture.png"

@@ -28,11 +28,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pmclip_deploy.benchmarks import environments
-from pmclip_deploy.benchmarks.environment import stamp
 from pmclip_deploy.benchmarks.harness import SYSTEMS, Measurement, SystemFailed, Worker, interleaved, offline, pooled, ratio, single_stream
 from pmclip_deploy.benchmarks.results import Row, Run, append
 from pmclip_deploy.benchmarks.systems import CONTEXT
 from pmclip_deploy.errors import PmclipError
+from pmclip_deploy.machine import stamp
 from pmclip_deploy.spec import TENSOR_GATES
 from pmclip_deploy.threads import cpu_threads
 

@@ -16,8 +16,9 @@ import torch
 from open_clip import get_model_config
 from torch.nn import functional as F
 
+from pmclip_deploy.imaging.preprocess import tensor_from_pixels
+from pmclip_deploy.imaging.read import picture_from_path
 from pmclip_deploy.models import DEFAULT_CHECKPOINT
-from pmclip_deploy.pixels import picture_from_path, tensor_from_pixels
 from pmclip_deploy.spec import BACKBONES
 from pmclip_deploy.train.bpe import clip_tokenizer_json
 from pmclip_deploy.train.clip import questions_for_training

@@ -23,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pmclip_deploy.benchmarks.environment import cpu, output_of, version
+from pmclip_deploy.machine import cpu, output_of, version
 
 BASELINE = Path("benchmarks/results/guard.json")
 SCHEMA = "pmclip-deploy/guard/1"
@@ -42,8 +42,9 @@ def jobs(stack: contextlib.ExitStack) -> dict[str, Callable[[], Any]]:
 
     from pmclip_deploy import kernels
     from pmclip_deploy.benchmarks import stages
+    from pmclip_deploy.imaging.preprocess import tensor_from_pixels
+    from pmclip_deploy.imaging.read import picture_from_path
     from pmclip_deploy.opening import load
-    from pmclip_deploy.pixels import picture_from_path, tensor_from_pixels
 
     predictor, rng = load(device="cpu"), np.random.default_rng(0)
     picture = picture_from_path(stages.picture_file(stages.CT))

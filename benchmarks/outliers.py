@@ -14,13 +14,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pmclip_deploy.evaluate import rows_from_jsonl
+from pmclip_deploy.evaluation.rows import rows_from_jsonl
 from pmclip_deploy.export.calibration import measured_from_feeds
 from pmclip_deploy.export.int8_dynamic import int8_dynamic
 from pmclip_deploy.export.onnx_from_checkpoint import modules_from_checkpoint, onnx_from_modules
 from pmclip_deploy.export.parity import Reference, answer_parity, said_to, tensor_difference, tokenizers_of
 from pmclip_deploy.export.smooth import smoothed
-from pmclip_deploy.pixels import picture_from_path, tensor_from_pixels
+from pmclip_deploy.imaging.preprocess import tensor_from_pixels
+from pmclip_deploy.imaging.read import picture_from_path
 from pmclip_deploy.predictor import Predictor
 from pmclip_deploy.sessions.onnxruntime import OnnxRuntimeSession
 

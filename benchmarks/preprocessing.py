@@ -16,12 +16,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pmclip_deploy import decoders, dicom
 from pmclip_deploy.benchmarks import harness
-from pmclip_deploy.benchmarks.environment import stamp, versions
 from pmclip_deploy.benchmarks.results import Run, append, command_line
 from pmclip_deploy.benchmarks.stages import dataset_from_stored, radiograph_from_ct, rendering
-from pmclip_deploy.decoders import Layout
+from pmclip_deploy.imaging.decoders.frame import samples_from_codestream
+from pmclip_deploy.imaging.decoders.layout import Layout
+from pmclip_deploy.imaging.dicom_file import image_from_file, reading
+from pmclip_deploy.imaging.stored import layout_from_dataset, stored_values
+from pmclip_deploy.machine import stamp, versions
 from pmclip_deploy.spec import BACKBONES
 from pmclip_deploy.threads import cpu_threads
 
@@ -119,7 +121,7 @@ def decoding_jobs(stored: Array, syntax: str) -> dict[str, Job]:
     bits = max(8, int(stored.max()).bit_length())
     layout = Layout(*stored.shape, 1, 16, bits, bits - 1, False, "MONOCHROME2", 0)
     frame = encoded(stored, syntax, bits)
-    jobs: dict[str, Job] = {"pmclip-deploy": lambda: decoders.samples_from_codestream(syntax, frame, layout)[0]}
+    jobs: dict[str, Job] = {"pmclip-deploy": lambda: samples_from_codestream(syntax, frame, layout)[0]}
     jobs["GDCM"] = lambda: gdcm_samples(frame, layout, syntax)
     others = {RLE: (pylibjpeg_rle, imagecodecs), JPEG_LS: (imagecodecs,), JPEG_2000: (pylibjpeg_openjpeg, imagecodecs)}
     for other in others[syntax]:
@@ -202,10 +204,10 @@ def imagecodecs(frame: bytes, layout: Layout, syntax: str) -> dict[str, Job]:
 
 def stored_from_dicom(path: Path) -> Array:
     """(H, W) u16 of a grey radiograph."""
-    with dicom._reading(str(path)) as stack:
-        image = dicom._image_from_file(str(path), stack)
-        layout = dicom._layout(image.dataset)
-        stored, _ = dicom._stored_values(image, layout, 0, 1)
+    with reading(str(path)) as stack:
+        image = image_from_file(str(path), stack)
+        layout = layout_from_dataset(image.dataset)
+        stored, _ = stored_values(image, layout, 0, 1)
     assert stored.ndim == 2 and stored.dtype.itemsize == 2 and int(stored.min()) >= 0, (
         "give a grey picture of 16 bits without negative values"
     )

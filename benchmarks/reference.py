@@ -16,9 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pmclip_deploy.decision.heads import Decision, decision_from_heads
+from pmclip_deploy.imaging.preprocess import resized
+from pmclip_deploy.imaging.read import picture_from_path
 from pmclip_deploy.models import DEFAULT_CHECKPOINT, DEFAULT_REFERENCE
-from pmclip_deploy.pixels import picture_from_path, resized
-from pmclip_deploy.predictor import Decision, Predictor, decision_from_heads
+from pmclip_deploy.predictor import Predictor
 from pmclip_deploy.spec import AGREEMENT, CANDIDATE_AGREEMENT, TENSOR_GATES, Preprocess
 
 Array = NDArray[Any]
@@ -106,7 +108,7 @@ def _cosines(a: Array, b: Array) -> Array:
 
 
 def main() -> None:
-    from pmclip_deploy.bundle import sha256_of_file
+    from pmclip_deploy.bundle.files import sha256_of_file
     from pmclip_deploy.export.onnx_from_checkpoint import modules_from_checkpoint
     from pmclip_deploy.export.parity import QUESTIONS, predictor_from_modules, sample_pictures
 

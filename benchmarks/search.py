@@ -33,9 +33,10 @@ with open(sys.argv[1], "rb", buffering=0) as file:
 def random_index(path: Path, rows: int) -> None:
     import numpy as np
 
-    from pmclip_deploy.bundle import MANIFEST, manifest_from_bundle, sha256_of_file
-    from pmclip_deploy.index import ROWS, About, Chunk, write_index
+    from pmclip_deploy.bundle.files import manifest_from_bundle, sha256_of_file
+    from pmclip_deploy.bundle.names import MANIFEST
     from pmclip_deploy.models import DEFAULT_BUNDLE
+    from pmclip_deploy.search.index import ROWS, About, Chunk, write_index
 
     manifest, rng = manifest_from_bundle(DEFAULT_BUNDLE), np.random.default_rng(0)
     dim = manifest.embed_dim

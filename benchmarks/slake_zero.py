@@ -24,9 +24,11 @@ from typing import Any
 
 import numpy as np
 
-from pmclip_deploy.evaluate import Asked, Decided, Row, about_bundle, figures, normalised, pictures_of
+from pmclip_deploy.decision.heads import Decision, decision_from_heads
+from pmclip_deploy.evaluation.evaluate import Asked, Decided, about_bundle, figures
+from pmclip_deploy.evaluation.rows import Row, normalised, pictures_of
 from pmclip_deploy.opening import load
-from pmclip_deploy.predictor import Decision, Predictor, decision_from_heads
+from pmclip_deploy.predictor import Predictor
 from pmclip_deploy.train.datasets import Question, questions_from_folder
 from pmclip_deploy.train.splits import rows_from_questions
 from pmclip_deploy.vocabulary import family_of_answer, view_of_answer

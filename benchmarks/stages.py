@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 
 from pmclip_deploy.benchmarks import harness
 from pmclip_deploy.benchmarks.harness import Measurement, Worker
-from pmclip_deploy.bundle import MANIFEST, Manifest
+from pmclip_deploy.bundle.manifest import Manifest
+from pmclip_deploy.bundle.names import MANIFEST
 from pmclip_deploy.spec import ACCURACY_LOSS
 
 QUESTION = "is there a fracture?"
@@ -133,7 +134,8 @@ def found_of(worker: Worker, part: str, measured: Measurement) -> Found:
 
 def stages(predictor: Any, seconds: float) -> Iterator[Found]:
     """From file to answer, each stage alone and warm, and then all of them."""
-    from pmclip_deploy.pixels import picture_from_path, tensor_from_pixels
+    from pmclip_deploy.imaging.preprocess import tensor_from_pixels
+    from pmclip_deploy.imaging.read import picture_from_path
 
     jobs: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {}
     stack, manifest, path = ExitStack(), predictor.manifest, picture_file(CT)
@@ -176,45 +178,49 @@ def timed(part: str, job: Callable[[], Any], seconds: float, about: Mapping[str,
 
 def reading(path: Path) -> tuple[Callable[[], Any], dict[str, Any]]:
     """The file to a dataset without pixels: inflated, where it is deflated."""
-    from pmclip_deploy import dicom
+    from pmclip_deploy.imaging.dicom_file import image_from_file, reading
 
     def job() -> None:
-        with dicom._reading(str(path)) as stack:
-            dicom._image_from_file(str(path), stack)
+        with reading(str(path)) as stack:
+            image_from_file(str(path), stack)
 
     return job, {}
 
 
 def decoding(path: Path, stack: ExitStack) -> tuple[Callable[[], Any], dict[str, Any]]:
     """One frame's stored values from an open file."""
-    from pmclip_deploy import dicom
+    from pmclip_deploy.imaging.dicom_file import image_from_file, quiet
+    from pmclip_deploy.imaging.elements import whole_number
+    from pmclip_deploy.imaging.stored import layout_from_dataset, stored_values
 
-    stack.enter_context(dicom._quiet())
-    image = dicom._image_from_file(str(path), stack)
+    stack.enter_context(quiet())
+    image = image_from_file(str(path), stack)
     assert image.file
-    start, layout = image.file.tell(), dicom._layout(image.dataset)
-    frames = max(dicom._whole(image.dataset, "NumberOfFrames", 1), 1)
+    start, layout = image.file.tell(), layout_from_dataset(image.dataset)
+    frames = max(whole_number(image.dataset, "NumberOfFrames", 1), 1)
 
     def job() -> NDArray[Any]:
         assert image.file
         image.file.seek(start)
-        return dicom._stored_values(image, layout, frames // 2, frames)[0]
+        return stored_values(image, layout, frames // 2, frames)[0]
 
     return job, {"pixels": layout.pixels}
 
 
 def rendering(source: Any, preprocess: Any) -> tuple[Callable[[], Any], dict[str, Any]]:
     """Stored values to the image tower's input: modality, window, polarity, resize, normalise."""
-    from pmclip_deploy import dicom
-    from pmclip_deploy.pixels import tensor_from_pixels
+    from pmclip_deploy.imaging.dicom_file import image_from_dataset, image_from_file
+    from pmclip_deploy.imaging.grayscale import gray_from_stored
+    from pmclip_deploy.imaging.preprocess import tensor_from_pixels
+    from pmclip_deploy.imaging.stored import layout_from_dataset, stored_values
 
     with ExitStack() as stack:
-        image = dicom._image_from_file(str(source), stack) if isinstance(source, Path) else dicom._image_from_dataset(source)
-        layout = dicom._layout(image.dataset)
-        stored = np.array(dicom._stored_values(image, layout, 0, 1)[0])
+        image = image_from_file(str(source), stack) if isinstance(source, Path) else image_from_dataset(source)
+        layout = layout_from_dataset(image.dataset)
+        stored = np.array(stored_values(image, layout, 0, 1)[0])
 
     def job() -> NDArray[np.float32]:
-        return tensor_from_pixels(dicom._gray_from_stored(image, layout, stored, 0, None, [])[0], preprocess)
+        return tensor_from_pixels(gray_from_stored(image, layout, stored, 0, None, [])[0], preprocess)
 
     return job, {"pixels": layout.pixels}
 
@@ -223,7 +229,7 @@ def radiograph_from_ct(rows: int = 2500, columns: int = 2048) -> NDArray[np.uint
     """A synthetic radiograph of 12 stored bits: the CT in pydicom's wheel, scaled up, with the noise of a detector."""
     from PIL import Image
 
-    from pmclip_deploy.pixels import picture_from_path
+    from pmclip_deploy.imaging.read import picture_from_path
 
     smooth = Image.fromarray(picture_from_path(picture_file(CT)).pixels).convert("F").resize((columns, rows), Image.Resampling.BICUBIC)
     noise = np.random.default_rng(0).normal(scale=8, size=(rows, columns))
@@ -355,7 +361,8 @@ def agreement(predictor: Any) -> tuple[Found, list[str]]:
 
 def accuracy(predictor: Any, data: Path, images: Path) -> tuple[Found, list[str]]:
     """On questions with answers, by type or category; where the export measured the same rows, against what fp32 PyTorch got there."""
-    from pmclip_deploy.evaluate import evaluation, rows_from_jsonl, sha256_of_rows
+    from pmclip_deploy.evaluation.evaluate import evaluation
+    from pmclip_deploy.evaluation.rows import rows_from_jsonl, sha256_of_rows
 
     rows, beside = rows_from_jsonl(data, images), data.with_name("train.jsonl")
     train = rows_from_jsonl(beside) if beside.is_file() and not beside.samefile(data) else None

@@ -19,8 +19,8 @@ from PIL import Image
 
 from pmclip_deploy.export.pack import bundle_from_checkpoint
 from pmclip_deploy.export.parity import sample_pictures
+from pmclip_deploy.imaging.read import picture_from_path
 from pmclip_deploy.opening import load
-from pmclip_deploy.pixels import picture_from_path
 from pmclip_deploy.sessions import open_session
 from pmclip_deploy.spec import BACKBONES
 from pmclip_deploy.threads import cpu_threads

@@ -29,14 +29,17 @@ from PIL import Image
 import pmclip_deploy as pm
 from pmclip_deploy.answer import Answer
 from pmclip_deploy.benchmarks import trust_pictures, trust_table
-from pmclip_deploy.benchmarks.environment import versions
 from pmclip_deploy.benchmarks.results import Row, Run, append, command_line, read
-from pmclip_deploy.cli.output import print_error, print_note, progress
+from pmclip_deploy.console import print_error, print_note, progress
+from pmclip_deploy.decision.evidence import NO_RADIOGRAPH
 from pmclip_deploy.errors import InputError, PmclipError, UsageError
-from pmclip_deploy.evaluate import Bootstrap, calibration_error, normalised, tower_trained_on
+from pmclip_deploy.evaluation.evaluate import tower_trained_on
+from pmclip_deploy.evaluation.rows import normalised
+from pmclip_deploy.evaluation.statistics import Bootstrap, calibration_error
+from pmclip_deploy.imaging.read import picture_from_path
+from pmclip_deploy.machine import versions
 from pmclip_deploy.models import DEFAULT_BUNDLE
-from pmclip_deploy.pixels import picture_from_path
-from pmclip_deploy.predictor import NO_RADIOGRAPH, Predictor
+from pmclip_deploy.predictor import Predictor
 from pmclip_deploy.spec import ANSWER_SCHEMA
 from pmclip_deploy.train.datasets.schema import question_from_text
 from pmclip_deploy.train.findings.groups import group_of_row

@@ -28,8 +28,9 @@ from pmclip_deploy.benchmarks.towers import checkpoint_of_random_weights, pictur
 from pmclip_deploy.errors import InputError
 from pmclip_deploy.export.pack import bundle_from_checkpoint
 from pmclip_deploy.export.parity import QUESTIONS
+from pmclip_deploy.imaging.preprocess import tensor_from_pixels
+from pmclip_deploy.imaging.read import picture_from_path
 from pmclip_deploy.models import DEFAULT_BUNDLE, DEFAULT_CHECKPOINT
-from pmclip_deploy.pixels import picture_from_path, tensor_from_pixels
 from pmclip_deploy.spec import BACKBONES, Backbone
 from pmclip_deploy.tokens import tokens_from_text
 from pmclip_deploy.train.towers import MINILM, towers_from_checkpoint

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from pmclip_deploy.classify import bank_from_labels
-from pmclip_deploy.evaluate import rows_from_jsonl
+from pmclip_deploy.evaluation.rows import rows_from_jsonl
 from pmclip_deploy.kernels import contrastive_similarity
 from pmclip_deploy.opening import load
 from pmclip_deploy.train.captions import statement

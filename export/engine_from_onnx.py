@@ -19,7 +19,8 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
-from pmclip_deploy.bundle import Engine, sha256_of_file
+from pmclip_deploy.bundle.files import sha256_of_file
+from pmclip_deploy.bundle.types import Engine
 from pmclip_deploy.errors import BundleError, UsageError
 from pmclip_deploy.sessions import onnx_sha256
 from pmclip_deploy.sessions.tensorrt import OR_LATER, TITLES, logger, machine, package, platform_here

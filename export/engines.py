@@ -5,7 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pmclip_deploy.bundle import MANIFEST, Engine, Manifest, manifest_from_bundle, sha256_of_file
+from pmclip_deploy.bundle.files import manifest_from_bundle, sha256_of_file
+from pmclip_deploy.bundle.manifest import Manifest
+from pmclip_deploy.bundle.names import MANIFEST
+from pmclip_deploy.bundle.types import Engine
 from pmclip_deploy.errors import BundleError
 from pmclip_deploy.export.engine_from_onnx import Step, engine_from_onnx, onnx_sha256
 from pmclip_deploy.sessions.tensorrt import package, platform_here

@@ -21,24 +21,15 @@ import onnxruntime as ort
 from onnx.external_data_helper import set_external_data
 from safetensors.torch import save
 
-from pmclip_deploy.bundle import (
-    ASKED,
-    LABELS,
-    MANIFEST,
-    SEEN,
-    TOKENIZER,
-    WORDS,
-    Manifest,
-    manifest_from_bundle,
-    refuse_foreign_folder,
-    sha256_of_file,
-    write_bundle,
-)
-from pmclip_deploy.bundle import Graph as GraphFile
+from pmclip_deploy.bundle.contract import facet_kinds, graphs_of_ask
+from pmclip_deploy.bundle.files import manifest_from_bundle, refuse_foreign_folder, sha256_of_file, write_bundle
+from pmclip_deploy.bundle.manifest import Manifest
+from pmclip_deploy.bundle.names import ASKED, LABELS, MANIFEST, SEEN, TOKENIZER, WORDS
+from pmclip_deploy.bundle.types import Graph as GraphFile
 from pmclip_deploy.classify import bank_from_labels, check_labels
-from pmclip_deploy.decision import FACETS
+from pmclip_deploy.decision.evidence import FACETS
 from pmclip_deploy.errors import BundleError, InputError, ParityError, UsageError
-from pmclip_deploy.evaluate import rows_from_jsonl
+from pmclip_deploy.evaluation.rows import rows_from_jsonl
 from pmclip_deploy.export.calibration import Calibration, Measured, histograms_from_feeds, measured_from_feeds
 from pmclip_deploy.export.engine_from_onnx import Step
 from pmclip_deploy.export.engines import EngineOptions, engines_of_bundle
@@ -64,10 +55,11 @@ from pmclip_deploy.export.parity import (
 )
 from pmclip_deploy.export.sensitivity import Effect, effects_of_layers, said, said_of_findings
 from pmclip_deploy.export.weights import half_stored
+from pmclip_deploy.imaging.preprocess import grey_from_pixels, tensor_from_pixels
+from pmclip_deploy.imaging.read import picture_from_path
 from pmclip_deploy.kernels.onnx_function import similarity_graph
 from pmclip_deploy.opening import load
-from pmclip_deploy.pixels import grey_from_pixels, picture_from_path, tensor_from_pixels
-from pmclip_deploy.predictor import Predictor, facet_kinds, graphs_of_ask
+from pmclip_deploy.predictor import Predictor
 from pmclip_deploy.sessions import Session
 from pmclip_deploy.sessions.onnxruntime import OnnxRuntimeSession
 from pmclip_deploy.spec import METHODS
@@ -475,7 +467,7 @@ def _files_from_labels(reference: Reference, labels: Sequence[str]) -> dict[str,
 
 
 def _asked(reference: Reference) -> tuple[str, ...]:
-    """All that the head is asked to answer any question, where the rules of decision.py are about it."""
+    """All that the head is asked to answer any question, where the rules of decision are about it."""
     return tuple(sorted({question for _, question in FACETS.values()})) if facet_kinds(reference.predictor.manifest) else ()
 
 

@@ -11,14 +11,20 @@ import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from pmclip_deploy.bundle import TOKENIZER, WORDS, Abstention, Findings, Graph, Head, Kind, Manifest, Words
+from pmclip_deploy.bundle.contract import contract_of
+from pmclip_deploy.bundle.manifest import Manifest
+from pmclip_deploy.bundle.names import TOKENIZER, WORDS
+from pmclip_deploy.bundle.types import Abstention, Findings, Graph, Head, Kind, Words
 from pmclip_deploy.classify import scores_from_bundle
+from pmclip_deploy.decision.heads import Decision, decision_from_heads
 from pmclip_deploy.errors import BundleError, ParityError, PmclipError
-from pmclip_deploy.evaluate import Bootstrap, Row, mcnemar, normalised, pictures_of, sha256_of_rows
+from pmclip_deploy.evaluation.rows import Row, normalised, pictures_of, sha256_of_rows
+from pmclip_deploy.evaluation.statistics import Bootstrap, mcnemar
 from pmclip_deploy.export.onnx_from_checkpoint import Modules, functions_of
+from pmclip_deploy.imaging.preprocess import tensor_from_pixels
+from pmclip_deploy.imaging.read import picture_from_path
 from pmclip_deploy.opening import load
-from pmclip_deploy.pixels import picture_from_path, tensor_from_pixels
-from pmclip_deploy.predictor import Decision, Predictor, contract_of, decision_from_heads
+from pmclip_deploy.predictor import Predictor
 from pmclip_deploy.spec import ACCURACY_LOSS, AGREEMENT, CANDIDATE_AGREEMENT, TENSOR_GATES
 from pmclip_deploy.tokens import tokenizer_from_file
 from pmclip_deploy.train.findings.net import FindingsNet

@@ -8,10 +8,11 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from pmclip_deploy.decision.heads import decision_from_heads, sigmoid
 from pmclip_deploy.errors import BundleError
 from pmclip_deploy.export.parity import QUESTIONS, Progress, looked
-from pmclip_deploy.pixels import picture_from_path
-from pmclip_deploy.predictor import Predictor, decision_from_heads, sigmoid
+from pmclip_deploy.imaging.read import picture_from_path
+from pmclip_deploy.predictor import Predictor
 from pmclip_deploy.sessions import Session
 from pmclip_deploy.sessions.onnxruntime import OnnxRuntimeSession
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from pmclip_deploy.spec import ANSWER_SCHEMA, CLASSIFICATION_SCHEMA
 
 if TYPE_CHECKING:
-    from pmclip_deploy.questions import Intent
+    from pmclip_deploy.intent import Intent
 
 
 @dataclass(frozen=True)

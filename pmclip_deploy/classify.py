@@ -9,10 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pmclip_deploy.answer import Classification, Label
-from pmclip_deploy.bundle import LABELS
+from pmclip_deploy.bundle.names import LABELS
+from pmclip_deploy.decision.heads import Floats, softmax
 from pmclip_deploy.errors import BundleError, UsageError
+from pmclip_deploy.imaging.images import Image, picture_from_image
 from pmclip_deploy.kernels import contrastive_similarity, implementation
-from pmclip_deploy.predictor import Floats, Image, Predictor, picture_from_image, softmax
+from pmclip_deploy.predictor import Predictor
 
 METHODS = ("zero-shot", "cache", "probe")
 TEMPLATES = ("{}", "an image showing {}", "a radiology image of {}")  # a label's embedding is their mean (CLIP, section 3.1.4)

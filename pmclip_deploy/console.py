@@ -1,9 +1,8 @@
-"""What commands share: one-line messages on stderr, one JSON document on stdout, a progress bar on a terminal."""
+"""What a person at a terminal reads: one line at a time on stderr, and a progress bar."""
 
-import json
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 T = TypeVar("T")
 
@@ -19,10 +18,6 @@ def print_error(message: str) -> None:
 
 def print_note(message: str) -> None:
     print(one_line(message), file=sys.stderr)
-
-
-def print_json(document: Any) -> None:
-    print(json.dumps(document, indent=1, allow_nan=False))
 
 
 def progress(items: Sequence[T], what: str) -> Iterable[T]:

@@ -8,7 +8,9 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pmclip_deploy.bundle import TOKENIZER, WORDS, Manifest, manifest_from_bundle, verify_bundle
+from pmclip_deploy.bundle.files import manifest_from_bundle, verify_bundle
+from pmclip_deploy.bundle.manifest import Manifest
+from pmclip_deploy.bundle.names import TOKENIZER, WORDS
 from pmclip_deploy.errors import BundleError
 from pmclip_deploy.models import DEFAULT_BUNDLE
 
@@ -47,9 +49,10 @@ def load_beside(work: Callable[[], object], bundle: "str | os.PathLike[str] | No
                 if name in files and files[name] in wait((files[name], verified), return_when=FIRST_COMPLETED).not_done:
                     verified.result()
 
-        import pmclip_deploy.pixels
+        import pmclip_deploy.imaging.preprocess
         import pmclip_deploy.sessions.onnxruntime  # noqa: F401
-        from pmclip_deploy.predictor import Predictor, graphs_of_ask
+        from pmclip_deploy.bundle.contract import graphs_of_ask
+        from pmclip_deploy.predictor import Predictor
 
         def session(name: str) -> "Session":
             file = manifest.graphs[name].file
@@ -93,7 +96,7 @@ class Opened(dict[str, T]):
 
 
 def _session(path: Path, manifest: Manifest, name: str, device: str, notes: list[str], once: bool) -> "Session":
-    from pmclip_deploy.predictor import contract_of
+    from pmclip_deploy.bundle.contract import contract_of
     from pmclip_deploy.sessions import session_from_bundle
 
     session = session_from_bundle(path, manifest, name, device, notes, once)

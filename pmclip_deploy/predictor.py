@@ -4,101 +4,37 @@ import hashlib
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, Union
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pmclip_deploy.answer import Answer, Candidate, Classification, Match, ModelInfo
-from pmclip_deploy.bundle import ASKED, MANIFEST, PROBES, TOKENIZER, WORDS, Head, Manifest
-from pmclip_deploy.decision import FACETS, NO_RADIOGRAPH, Look, Reply, Seen, askable, facets_of, findings_of, reply, taught, unvalidated
+from pmclip_deploy.bundle.contract import contract_of, facet_kinds, graphs_of_ask
+from pmclip_deploy.bundle.manifest import Manifest
+from pmclip_deploy.bundle.names import ASKED, MANIFEST, PROBES, TOKENIZER, WORDS
+from pmclip_deploy.bundle.types import Head
+from pmclip_deploy.decision.evidence import FACETS, Look, Reply, Seen, findings_of
+from pmclip_deploy.decision.heads import Floats, Heads, decision_from_heads, sigmoid, softmax
+from pmclip_deploy.decision.rules import askable, facets_of, reply, taught, unvalidated
 from pmclip_deploy.errors import BundleError, InputError, UsageError
-from pmclip_deploy.header import Header
+from pmclip_deploy.header.read import Header
+from pmclip_deploy.imaging.images import Image, picture_from_image
 from pmclip_deploy.questions import Intent, understood
 from pmclip_deploy.sessions import Session
 
 if TYPE_CHECKING:
-    from pydicom import Dataset
     from tokenizers import Tokenizer
 
-    from pmclip_deploy.index import Index
-    from pmclip_deploy.pixels import Picture
+    from pmclip_deploy.imaging.picture import Picture
+    from pmclip_deploy.search.index import Index
 
-Floats: TypeAlias = NDArray[np.float32]
-Contract: TypeAlias = Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]
-Image: TypeAlias = Union[str, "os.PathLike[str]", "Dataset", NDArray[Any], "Picture"]
 
 TOP = 5  # candidates an answer carries
 ROWS = 256  # pairs that the head answers at a time, which bounds its memory
-CONTRACT: Contract = {  # inputs and outputs of each graph, where the head is pmclip-lite's
-    "image": (("pixels",), ("embedding",)),
-    "text": (("tokens",), ("embedding",)),
-    "head": (("image", "text"), ("answer", "kind", "radiograph")),
-}
-UNTRAINED = "the question is outside what this model was trained on"
-NEVER_SURE = "too few answers to this kind of question were right on validation images"
-
-
-def contract_of(manifest: Manifest) -> Contract:
-    """The inputs and outputs of each graph of a bundle, in their order."""
-    contract, head = {name: CONTRACT[name] for name in ("image", "text")}, manifest.head
-    if head is not None:
-        contract["head"] = CONTRACT["head"] if head.words is None else (("image", "tokens"), ("answer", "kind"))
-        if head.details:
-            contract["image"] = (("pixels",), ("embedding", "details"))
-        if head.grey:
-            contract["features"] = (tuple(head.grey), ("features",))
-    if manifest.findings:
-        contract["findings"] = (("pixels",), ("finding", "region", "places"))
-    if manifest.labels:
-        contract["labels"] = (("image", "bank", "logit_scale"), ("score", "index", "log_sum_exp"))
-    return contract
-
-
-def graphs_of_ask(manifest: Manifest) -> tuple[str, ...]:
-    """The graphs that ``ask`` runs; without a head both towers."""
-    head = manifest.head
-    if head is None:
-        return ("image", "text")
-    needed = {"image": head.clip, "text": head.words is None and not asks_from_memory(manifest), "features": bool(head.grey), "head": True}
-    return tuple(name for name, is_needed in needed.items() if is_needed)
-
-
-def asks_from_memory(manifest: Manifest) -> bool:
-    """Whether the bundle keeps the embeddings of all that its head is asked to answer any question."""
-    return bool(facet_kinds(manifest)) and {question for _, question in FACETS.values()} <= {*manifest.asked}
-
-
-def facet_kinds(manifest: Manifest) -> dict[str, int]:
-    """The place of each of FACETS among the kinds of question; empty where the rules of decision.py are not about this head."""
-    places = {kind.name: i for i, kind in enumerate(manifest.kinds)}
-    known = all(kind in places for kind, _ in FACETS.values())
-    return {facet: places[kind] for facet, (kind, _) in FACETS.items()} if known else {}
-
-
-@dataclass(frozen=True)
-class Heads:
-    """What the head says about N pairs of an image and a question."""
-
-    answer: Floats  # (N, A) logits
-    kind: Floats  # (N, K) logits
-    radiograph: Floats | None = None  # (N,) logits, where the head has them
-    known: NDArray[np.bool_] | None = None  # (N,), whether a head that reads words knows one of the question's
-
-    def __len__(self) -> int:
-        return len(self.kind)
-
-
-@dataclass(frozen=True)
-class Decision:
-    kind: int
-    candidates: tuple[Candidate, ...]  # every answer of the kind, best first
-    probability: float
-    rule: str | None = None  # which rule abstained: "kind", "question", "radiograph" or "confidence"
-    reason: str | None = None
 
 
 class Predictor:
@@ -269,7 +205,7 @@ class Predictor:
 
         ``straight`` is the picture's own embedding where it is known. Raises InputError where one of the two has no direction.
         """
-        from pmclip_deploy.pixels import tensor_from_pixels
+        from pmclip_deploy.imaging.preprocess import tensor_from_pixels
 
         tensor = tensor_from_pixels(picture.pixels, self.manifest.preprocess)
         both = [self.embedding_from_tensor(tensor) if straight is None else straight]
@@ -281,7 +217,7 @@ class Predictor:
 
     def seen_of_findings(self, picture: "Picture") -> Seen | None:
         """The graph "findings", over the picture and its mirror image."""
-        from pmclip_deploy.pixels import tensor_from_pixels
+        from pmclip_deploy.imaging.preprocess import tensor_from_pixels
 
         findings = self.manifest.findings
         if findings is None:
@@ -309,8 +245,8 @@ class Predictor:
         found to point at findings in validation; without a map else. A finding that the bundle was taught is looked for by the image
         tower. Raises UsageError for a finding that the bundle has not.
         """
-        from pmclip_deploy.overlay import colored
-        from pmclip_deploy.pixels import resized
+        from pmclip_deploy.imaging.overlay import colored
+        from pmclip_deploy.imaging.preprocess import resized
 
         picture, findings = picture_from_image(image, frame, window), self.manifest.findings
         if finding is None:
@@ -357,7 +293,7 @@ class Predictor:
 
     def embed_image(self, image: Image, *, frame: int | None = None, window: tuple[float, float] | None = None) -> Floats:
         """(D,), not normalised."""
-        from pmclip_deploy.pixels import tensor_from_pixels
+        from pmclip_deploy.imaging.preprocess import tensor_from_pixels
 
         picture = picture_from_image(image, frame, window)
         return self.embedding_from_tensor(tensor_from_pixels(picture.pixels, self.manifest.preprocess))
@@ -387,7 +323,7 @@ class Predictor:
         ``index`` is what ``index_from_file`` opens, or a path, which is read and verified anew each time. Raises BundleError where another
         bundle made it.
         """
-        from pmclip_deploy.index import Index, index_from_file, unit
+        from pmclip_deploy.search.index import Index, index_from_file, unit
 
         if (image is None) == (text is None) or k < 1:
             raise UsageError("search for an image or for a text, one of them, and for 1 or more rows")
@@ -485,7 +421,7 @@ class Predictor:
 
     def _inputs_from_picture(self, picture: "Picture") -> dict[str, dict[str, Floats]]:
         """The inputs, batch 1, of each graph that the head sees an image through; with its mirror image where the head has details."""
-        from pmclip_deploy.pixels import grey_from_pixels, tensor_from_pixels
+        from pmclip_deploy.imaging.preprocess import grey_from_pixels, tensor_from_pixels
 
         head, inputs = self._head(), dict[str, dict[str, Floats]]()
         if head.clip:
@@ -505,57 +441,6 @@ class Predictor:
             else:
                 parts.append(first.ravel())
         return np.concatenate(parts) if parts else np.ones(1, np.float32)
-
-
-def picture_from_image(image: Image, frame: int | None = None, window: tuple[float, float] | None = None) -> "Picture":
-    from pmclip_deploy import pixels
-
-    if isinstance(image, (str, os.PathLike)):
-        return pixels.picture_from_path(image, frame, window)
-    if isinstance(image, np.ndarray):
-        return pixels.picture_from_array(image)
-    if isinstance(image, pixels.Picture):
-        return image
-    from pydicom import Dataset
-
-    if not isinstance(image, Dataset):
-        raise UsageError(f"an image is a path, an array or a pydicom Dataset, not a {type(image).__name__}")
-    from pmclip_deploy.dicom import picture_from_dicom
-
-    return picture_from_dicom(image, frame, window)
-
-
-def decision_from_heads(manifest: Manifest, heads: Heads, row: int) -> Decision:
-    """The rules in their order; a later rule never overrules an earlier one."""
-    kinds = softmax(heads.kind[row])
-    index = int(kinds.argmax())
-    kind, limits = manifest.kinds[index], manifest.abstention
-    if kind.reason is not None:
-        return Decision(index, (), float(kinds[index]), "kind", kind.reason)
-    logits = heads.answer[row, list(kind.answers)].astype(np.float64) / kind.temperature
-    probabilities = sigmoid(logits) if kind.independent else softmax(logits)
-    best = np.argsort(-logits, kind="stable")  # the probabilities' order, where those are so near 1 that they are equal
-    candidates = tuple(Candidate(manifest.answers[kind.answers[i]], float(probabilities[i])) for i in best)
-    decision = Decision(index, candidates, candidates[0].probability)
-    if kinds[index] < limits.kind_threshold or (heads.known is not None and not heads.known[row]):
-        return replace(decision, rule="question", reason=UNTRAINED)
-    if heads.radiograph is not None and heads.radiograph[row] < limits.radiograph_threshold:
-        return replace(decision, rule="radiograph", reason=NO_RADIOGRAPH)
-    if kind.threshold >= 1:
-        return replace(decision, rule="confidence", reason=NEVER_SURE)
-    if decision.probability < kind.threshold:
-        reason = f"the confidence {decision.probability:.2f} is under the bundle's threshold {kind.threshold:.2f}"
-        return replace(decision, rule="confidence", reason=reason)
-    return decision
-
-
-def softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
-    shifted = np.exp(np.asarray(logits, np.float64) - np.max(logits))
-    return np.asarray(shifted / shifted.sum())
-
-
-def sigmoid(logits: NDArray[Any]) -> NDArray[np.float64]:
-    return np.asarray(np.exp(-np.logaddexp(0, -np.asarray(logits, np.float64))))  # a plain exp would overflow
 
 
 def _check_questions(questions: Sequence[str]) -> None:

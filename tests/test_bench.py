@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import tiny_bundle
 
-from pmclip_deploy.benchmarks import environment, harness, reference, results, stages
+from pmclip_deploy import machine
+from pmclip_deploy.benchmarks import harness, reference, results, stages
 from pmclip_deploy.benchmarks.harness import Worker, least_queries, overs_allowed, percentile_bound
 from pmclip_deploy.errors import InputError, ParityError, UsageError
 from pmclip_deploy.opening import load
@@ -233,23 +234,23 @@ def test_a_command_line_has_no_paths(tmp_path: Path) -> None:
 def test_a_jetson_and_its_power_mode(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = {"/etc/nv_tegra_release": "# R36 (release), REVISION: 4.3, GCID: 38968081", "/proc/device-tree/model": "Orin Nano\x00"}
     printed = {"nvpmodel": "NV Power Mode: MAXN_SUPER\n2", "dpkg-query": "6.2+b77"}
-    assert environment.jetson() is None or Path("/etc/nv_tegra_release").exists()
-    monkeypatch.setattr(environment, "_text", lambda path: texts.get(path, ""))
-    monkeypatch.setattr(environment, "output_of", lambda command: printed[command[0]])
-    assert environment.jetson() == {"model": "Orin Nano", "l4t": "36.4.3", "jetpack": "6.2+b77", "power_mode": "MAXN_SUPER"}
+    assert machine.jetson() is None or Path("/etc/nv_tegra_release").exists()
+    monkeypatch.setattr(machine, "_text", lambda path: texts.get(path, ""))
+    monkeypatch.setattr(machine, "output_of", lambda command: printed[command[0]])
+    assert machine.jetson() == {"model": "Orin Nano", "l4t": "36.4.3", "jetpack": "6.2+b77", "power_mode": "MAXN_SUPER"}
 
 
 def test_the_stamp_leaves_out_who_built_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     line = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  570.86.15  Release Build  (root@ward7)  Thu Jan 23"
-    monkeypatch.setattr(environment, "nvidia_driver", lambda: line)
-    stamp = environment.stamp(2)
+    monkeypatch.setattr(machine, "nvidia_driver", lambda: line)
+    stamp = machine.stamp(2)
     assert stamp["nvidia_driver"] == "570.86.15" and stamp["threads"] == 2 and "ward7" not in json.dumps(stamp)
     assert stamp["cpu"]["name"] and stamp["packages"]["numpy"] == np.__version__
 
 
 def test_a_program_that_is_not_there_or_fails_says_nothing() -> None:
-    assert environment.output_of(["no-such-program"]) is None and environment.output_of([sys.executable, "-c", "raise"]) is None
-    assert environment.output_of([sys.executable, "-c", "print(7)"]) == "7"
+    assert machine.output_of(["no-such-program"]) is None and machine.output_of([sys.executable, "-c", "raise"]) is None
+    assert machine.output_of([sys.executable, "-c", "print(7)"]) == "7"
 
 
 # --- energy ---------------------------------------------------------------------------------------------------------------------
@@ -373,7 +374,7 @@ def test_accuracy_below_what_the_export_measured_fails(bundle: Path, tmp_path: P
 
     from PIL import Image
 
-    from pmclip_deploy.evaluate import rows_from_jsonl, sha256_of_rows
+    from pmclip_deploy.evaluation.rows import rows_from_jsonl, sha256_of_rows
 
     Image.fromarray(np.arange(1600, dtype=np.uint8).reshape(40, 40)).save(tmp_path / "a.png")
     data = tmp_path / "questions.jsonl"

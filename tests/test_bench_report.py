@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pmclip_deploy.benchmarks import guard, harness, report, results
-from pmclip_deploy.benchmarks.environment import stamp
 from pmclip_deploy.errors import InputError
+from pmclip_deploy.machine import stamp
 
 COMPARE = "python -m pmclip_deploy.benchmarks.compare --model RN50 --peers PATH"
 PREPROCESSING = "python -m pmclip_deploy.benchmarks.preprocessing --output PATH"

@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 from tiny import HEADS, tiny_bundle, tiny_files, tiny_manifest
 
-from pmclip_deploy.bundle import MANIFEST, SEAL, Engine, Graph, Head, Manifest, manifest_from_bundle, verify_bundle, write_bundle
+from pmclip_deploy.bundle.files import manifest_from_bundle, verify_bundle, write_bundle
+from pmclip_deploy.bundle.manifest import Manifest
+from pmclip_deploy.bundle.names import MANIFEST, SEAL
+from pmclip_deploy.bundle.types import Engine, Graph, Head
 from pmclip_deploy.cli import app
 from pmclip_deploy.errors import BundleError
 

@@ -16,8 +16,8 @@ from pmclip_deploy import classify
 from pmclip_deploy.classify import bank_from_labels, probe_from_examples, scores_from_cache, scores_from_probe, zero_shot_scores
 from pmclip_deploy.cli import app
 from pmclip_deploy.cli.classify import labels_from_file
+from pmclip_deploy.imaging.raster import picture_from_array
 from pmclip_deploy.kernels import contrastive_similarity
-from pmclip_deploy.pixels import picture_from_array
 
 RNG = np.random.default_rng(0)
 LABELS = ["is there a fracture", "which plane", "the plane"]
@@ -221,7 +221,7 @@ def test_kernel_and_graph_give_the_same_answers(labelled: tuple[Path, Any], comp
 
 
 def test_export_says_whether_labels_survive(labelled: tuple[Path, Any]) -> None:
-    from pmclip_deploy.bundle import manifest_from_bundle
+    from pmclip_deploy.bundle.files import manifest_from_bundle
     from pmclip_deploy.errors import ParityError
     from pmclip_deploy.export.parity import gate, label_parity, sample_pictures
 
@@ -241,8 +241,8 @@ def test_export_says_whether_labels_survive(labelled: tuple[Path, Any]) -> None:
 
 
 def test_a_bundles_labels_are_checked(labelled: tuple[Path, Any], tmp_path: Path) -> None:
-    from pmclip_deploy.bundle import LABELS as FILE
-    from pmclip_deploy.bundle import manifest_from_bundle, write_bundle
+    from pmclip_deploy.bundle.files import manifest_from_bundle, write_bundle
+    from pmclip_deploy.bundle.names import LABELS as FILE
 
     path, bank = labelled
     manifest = manifest_from_bundle(path)

@@ -14,9 +14,8 @@ import pytest
 from PIL import Image
 from tiny import KINDS, tiny_bundle
 
-from pmclip_deploy import opening
-from pmclip_deploy.benchmarks import environment
-from pmclip_deploy.bundle import verify_bundle
+from pmclip_deploy import machine, opening
+from pmclip_deploy.bundle.files import verify_bundle
 from pmclip_deploy.cli import app, doctor, infer
 from pmclip_deploy.errors import InputError, UsageError
 
@@ -398,7 +397,7 @@ def test_evaluate_counts_a_dataset_as_its_own_people_do(run: Any, folder: Path, 
 def test_doctor_says_how_to_get_the_gpu(
     run: Any, monkeypatch: pytest.MonkeyPatch, installed: tuple[str, ...], driver: str | None, providers: list[str], said: str | None
 ) -> None:
-    monkeypatch.setattr(environment, "version", lambda name: "1.0" if name in installed else None)
+    monkeypatch.setattr(machine, "version", lambda name: "1.0" if name in installed else None)
     monkeypatch.setattr(doctor, "_gpu", lambda: {"nvidia_driver": driver, "nvidia_smi": None})
     monkeypatch.setattr(doctor, "_backend", lambda: ({"name": "onnxruntime", "providers": providers, "threads": 1, "problem": None}, 0))
     advice, printed = run("doctor", "--json").json["backend"]["advice"], run("doctor").out
@@ -407,7 +406,7 @@ def test_doctor_says_how_to_get_the_gpu(
 
 def test_doctor(run: Any, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pmclip_deploy import kernels, models
-    from pmclip_deploy.decoders import CODECS
+    from pmclip_deploy.imaging.decoders.frame import CODECS
 
     monkeypatch.setattr(models, "DEFAULT_BUNDLE", bundle)
     result = run("doctor", "--json")

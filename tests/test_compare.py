@@ -11,11 +11,11 @@ import pytest
 from tiny import SIZE, tiny_bundle, tiny_files, tiny_manifest
 
 from pmclip_deploy.benchmarks import compare, environments
-from pmclip_deploy.benchmarks.environment import stamp
 from pmclip_deploy.benchmarks.harness import SystemFailed, Worker
 from pmclip_deploy.benchmarks.results import Run
-from pmclip_deploy.bundle import write_bundle
+from pmclip_deploy.bundle.files import write_bundle
 from pmclip_deploy.errors import DeviceError, UsageError
+from pmclip_deploy.machine import stamp
 from pmclip_deploy.opening import load
 
 PEERS = Path(os.environ.get("PMCLIP_PEERS", "peers"))  # of environments.py

@@ -1,6 +1,6 @@
 """A hundred DICOM files of five modalities and more: no answer contradicts what the file says of itself without saying so.
 
-What a file says is read here from its elements, not by header.py. Files of pydicom's wheel, of the package pydicom-data, of ../shared/data
+What a file says is read here from its elements, not by header/. Files of pydicom's wheel, of the package pydicom-data, of ../shared/data
 and of the demo, each content once; of a multi-frame file the middle frame.
 """
 
@@ -17,8 +17,9 @@ import pydicom
 import pytest
 
 import pmclip_deploy as pm
+from pmclip_deploy.imaging.picture import Picture
+from pmclip_deploy.imaging.read import picture_from_path
 from pmclip_deploy.models import DEFAULT_BUNDLE, DEMO
-from pmclip_deploy.pixels import Picture, picture_from_path
 from pmclip_deploy.vocabulary import family_of_answer
 
 pytestmark = pytest.mark.skipif(not (DEFAULT_BUNDLE / "manifest.json").is_file(), reason="needs the embedded bundle")

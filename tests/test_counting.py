@@ -2,8 +2,8 @@
 
 import pytest
 
-from pmclip_deploy.counting import MEVF, MEVF_ALL, MOST_BRACKETS, QCR, VQA_MED_2019, answer_as_qcr, bleu, readings, words_of
-from pmclip_deploy.evaluate import Row
+from pmclip_deploy.evaluation.counting import MEVF, MEVF_ALL, MOST_BRACKETS, QCR, VQA_MED_2019, answer_as_qcr, bleu, readings, words_of
+from pmclip_deploy.evaluation.rows import Row
 
 
 def test_words() -> None:

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from pmclip_deploy.cli import app
-from pmclip_deploy.counting import CONTRACTIONS, answer_as_mevf
 from pmclip_deploy.errors import InputError
+from pmclip_deploy.evaluation.counting import CONTRACTIONS, answer_as_mevf
 from pmclip_deploy.train.datasets import Question, image_key, images_there, pairs_from_folder, questions_from_folder
 from pmclip_deploy.train.datasets.schema import BROKEN_SHARE
 from pmclip_deploy.train.datasets.vqa_med import category_of

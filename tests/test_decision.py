@@ -7,9 +7,11 @@ import pytest
 from tiny import tiny_manifest
 
 from pmclip_deploy.answer import Candidate
-from pmclip_deploy.bundle import Finding, Findings, Manifest, Stratum
-from pmclip_deploy.decision import NO_RADIOGRAPH, NOT_SURE, Look, Reply, Seen, facets_of, reply
-from pmclip_deploy.header import Header
+from pmclip_deploy.bundle.manifest import Manifest
+from pmclip_deploy.bundle.types import Finding, Findings, Stratum
+from pmclip_deploy.decision.evidence import NO_RADIOGRAPH, NOT_SURE, Look, Reply, Seen
+from pmclip_deploy.decision.rules import facets_of, reply
+from pmclip_deploy.header.read import Header
 from pmclip_deploy.questions import understood
 from pmclip_deploy.spec import Preprocess
 

@@ -10,12 +10,12 @@ import pydicom
 import pytest
 
 import pmclip_deploy as pm
-from pmclip_deploy.bundle import manifest_from_bundle
+from pmclip_deploy.bundle.files import manifest_from_bundle
 from pmclip_deploy.cli.app import main
 from pmclip_deploy.cli.demo import kept_apart
 from pmclip_deploy.errors import InputError
+from pmclip_deploy.imaging.read import picture_from_path
 from pmclip_deploy.models import DEFAULT_BUNDLE, DEMO
-from pmclip_deploy.pixels import picture_from_path
 from pmclip_deploy.train.findings.groups import kept_for_demo
 
 FILMS = json.loads((DEMO / "films.json").read_text(encoding="utf-8"))["films"]

@@ -19,11 +19,13 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate, get_frame
 from pydicom.uid import UID
 
-from pmclip_deploy import decoders
-from pmclip_deploy.decoders import CODECS, Layout, Refused, samples_from_codestream
-from pmclip_deploy.dicom import NATIVE, picture_from_dicom
 from pmclip_deploy.errors import InputError
-from pmclip_deploy.pixels import picture_from_path
+from pmclip_deploy.imaging.decoders import jpeg2000
+from pmclip_deploy.imaging.decoders.frame import CODECS, samples_from_codestream
+from pmclip_deploy.imaging.decoders.layout import Layout, Refused
+from pmclip_deploy.imaging.dicom import picture_from_dicom
+from pmclip_deploy.imaging.dicom_file import NATIVE
+from pmclip_deploy.imaging.read import picture_from_path
 
 IMPLICIT, EXPLICIT, BIG_ENDIAN, DEFLATED = NATIVE
 JPEG_LOSSLESS, JPEG_LOSSLESS_1, JPEG_LS, J2K, RLE = (f"1.2.840.10008.1.2.{tail}" for tail in ("4.57", "4.70", "4.80", "4.90", "5"))
@@ -550,9 +552,9 @@ def test_jpeg_2000_decoded_in_threads_is_the_same(monkeypatch, bits, lossy):
     colour = {"photometric_interpretation": 1, "use_mct": True} if samples == 3 else {}
     frame = bytes(encode_array(values, bits_stored=bits, **colour, **lossy))
     layout = Layout(rows, columns, samples, 8 * values.itemsize, bits, bits - 1, False, "MONOCHROME2" if samples == 1 else "YBR_RCT", 0)
-    assert decoders._j2k_in_threads(frame, layout, decoders._j2k_header(frame, layout)) is not None
+    assert jpeg2000._j2k_in_threads(frame, layout, jpeg2000.header_of(frame, layout)) is not None
     decoded = [samples_from_codestream(J2K, frame, layout)]
-    monkeypatch.setattr(decoders, "LARGE", rows * columns + 1)
+    monkeypatch.setattr(jpeg2000, "LARGE", rows * columns + 1)
     decoded.append(samples_from_codestream(J2K, frame, layout))
     assert decoded[0][1] == decoded[1][1] and decoded[0][0].dtype == decoded[1][0].dtype
     np.testing.assert_array_equal(decoded[0][0], decoded[1][0])
@@ -571,14 +573,14 @@ def test_tiled_jpeg_2000_in_threads(monkeypatch):
     Image.fromarray(pattern(300, 200, 1)).save(file, "JPEG2000", tile_size=(64, 96), no_jp2=True, irreversible=False)
     layout = Layout(300, 200, 1, 8, 8, 7, False, "MONOCHROME2", 0)
     for large in (1, 1 << 18):
-        monkeypatch.setattr(decoders, "LARGE", large)
+        monkeypatch.setattr(jpeg2000, "LARGE", large)
         np.testing.assert_array_equal(samples_from_codestream(J2K, file.getvalue(), layout)[0], pattern(300, 200, 1))
 
 
 @pytest.mark.parametrize("large", [1, 1 << 18])
 @pytest.mark.parametrize("syntax", HTJ2K)
 def test_htj2k(monkeypatch, syntax, large):
-    monkeypatch.setattr(decoders, "LARGE", large)
+    monkeypatch.setattr(jpeg2000, "LARGE", large)
     frame = (HERE / "htj2k_gray12.j2k").read_bytes()
     ds = dataset(pattern12(), BitsStored=16)
     reference = picture_from_dicom(ds)
@@ -790,7 +792,8 @@ def test_nothing_of_the_patient_is_logged_or_printed(tmp_path, capfd, caplog):
 def test_the_lean_import_decodes_everything_too():
     code = """
 import sys
-from pmclip_deploy.dicom import import_pydicom_lean, picture_from_dicom
+from pmclip_deploy.imaging.dicom import picture_from_dicom
+from pmclip_deploy.imaging.dicom_file import import_pydicom_lean
 import_pydicom_lean()
 assert "pydicom" in sys.modules and not {"gdcm", "openjpeg", "urllib.request", "pydicom.examples"} & set(sys.modules)
 import urllib.request

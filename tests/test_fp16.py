@@ -29,7 +29,8 @@ from pmclip_deploy.export.int8_static import TENSORRT, int8_static
 from pmclip_deploy.export.onnx_from_checkpoint import modules_from_checkpoint, onnx_from_modules
 from pmclip_deploy.export.parity import TENSOR_GATES, sample_pictures
 from pmclip_deploy.export.weights import arrays
-from pmclip_deploy.pixels import picture_from_path, tensor_from_pixels
+from pmclip_deploy.imaging.preprocess import tensor_from_pixels
+from pmclip_deploy.imaging.read import picture_from_path
 from pmclip_deploy.spec import BACKBONES
 from pmclip_deploy.train.findings.films import PREPROCESS
 

@@ -23,7 +23,7 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from pmclip_deploy.export.head_graphs import features_graph, head_graph
-from pmclip_deploy.pixels import grey_from_pixels
+from pmclip_deploy.imaging.preprocess import grey_from_pixels
 from pmclip_deploy.tokens import tokenizer_from_file, tokens_from_text
 from pmclip_deploy.train.heads.mevf import MEVF
 from pmclip_deploy.train.heads.qcr import QCR

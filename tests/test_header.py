@@ -18,10 +18,12 @@ from pydicom import Dataset, Sequence, dcmread
 from pydicom.dataset import FileMetaDataset
 
 from pmclip_deploy import vocabulary as v
-from pmclip_deploy.dicom import picture_from_dicom
+from pmclip_deploy.body_parts import PARTS
 from pmclip_deploy.errors import InputError
-from pmclip_deploy.header import DISAGREES, FACETS, OBLIQUE, Header, contradiction, header_from_dataset, header_value
-from pmclip_deploy.pixels import picture_from_array
+from pmclip_deploy.header.read import DISAGREES, FACETS, Header, contradiction, header_from_dataset, header_value
+from pmclip_deploy.header.view import OBLIQUE
+from pmclip_deploy.imaging.dicom import picture_from_dicom
+from pmclip_deploy.imaging.raster import picture_from_array
 
 CANARY = "CANARYNAME"
 IMPLICIT, EXPLICIT, BIG_ENDIAN = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"
@@ -88,8 +90,8 @@ OUTCOMES = {
     "projection": {None, *v.PROJECTIONS},
     "modifiers": {"magnification", "spot compression", "implant displaced", "axillary tail", "cleavage", "tangential beam"},
     "regions": set(v.REGIONS),
-    "parts": {part.label for part in v.PARTS},
-    "organs": {organ for part in v.PARTS for organ in part.organs},
+    "parts": {part.label for part in PARTS},
+    "organs": {organ for part in PARTS for organ in part.organs},
     "contrast": {None, True, False},
     "laterality": {None, "left", "right", "both"},
     "child": {None, True, False},

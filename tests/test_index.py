@@ -14,9 +14,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pmclip_deploy import index as module
 from pmclip_deploy.errors import BundleError, InputError
-from pmclip_deploy.index import BLOCK, HEADER, About, Chunk, Halves, beside, index_from_file, locked, unit, write_index
+from pmclip_deploy.search import index as module
+from pmclip_deploy.search.index import BLOCK, HEADER, About, Chunk, Halves, beside, index_from_file, locked, unit, write_index
 
 ABOUT = About("tiny", "ab" * 32, "image", "path")
 DIM = 8
@@ -108,7 +108,7 @@ def test_parts_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, p
     write_index(tmp_path / "many", ABOUT, chunk[0].shape[1], [chunk])
     query = rows(1, seed=1)[0].astype(np.float32)
     whole = index_from_file(tmp_path / "many").matches(query, 40)
-    monkeypatch.setattr("pmclip_deploy.index.PART", part)
+    monkeypatch.setattr("pmclip_deploy.search.index.PART", part)
     index = index_from_file(tmp_path / "many")
     assert index.matches(query, 40) == whole == index.matches(query, 40) and len(index.matches(query, 999)) == 450
 
@@ -296,7 +296,7 @@ def test_a_failed_write_keeps_the_old_file(file: Path, monkeypatch: pytest.Monke
 def test_a_process_that_dies_while_writing_keeps_the_old_file(file: Path) -> None:
     before = file.read_bytes()
     code = (
-        "import os, sys; from pathlib import Path; from pmclip_deploy.index import *\n"
+        "import os, sys; from pathlib import Path; from pmclip_deploy.search.index import *\n"
         "os.fsync = lambda handle: os._exit(9)\n"
         "path = Path(sys.argv[1]); index = index_from_file(path)\n"
         "with locked(path): write_index(path, index.about, index.dim, index.chunks())"
@@ -356,7 +356,7 @@ PEAK = """
 import sys
 import numpy as np
 from pmclip_deploy import kernels
-from pmclip_deploy.index import index_from_file
+from pmclip_deploy.search.index import index_from_file
 
 def peak():
     return next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith("VmHWM"))

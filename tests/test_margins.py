@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pmclip_deploy.margins import LEAST, inner_box
-from pmclip_deploy.pixels import padded_place, resized, tensor_from_pixels
+from pmclip_deploy.imaging.margins import LEAST, inner_box
+from pmclip_deploy.imaging.preprocess import padded_place, resized, tensor_from_pixels
 from pmclip_deploy.spec import Preprocess
 
 PADDED = Preprocess(64, "pad", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), trim=True)

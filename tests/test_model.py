@@ -92,7 +92,7 @@ def test_the_header_is_used_and_said_to_be(predictor: pm.Predictor, ct: str) -> 
 
 def test_no_answer_contradicts_the_header_without_saying_so(predictor: pm.Predictor) -> None:
     """All pictures of pydicom's wheel: of each the modality, and whether it is any other."""
-    from pmclip_deploy.pixels import picture_from_path
+    from pmclip_deploy.imaging.read import picture_from_path
     from pmclip_deploy.vocabulary import FAMILIES, family_of_answer
 
     questions = ["what imaging modality is shown?", *(f"is this {family.words[1]}?" for family in FAMILIES.values())]
@@ -160,7 +160,7 @@ def test_answers_do_not_depend_on_the_transfer_syntax(predictor: pm.Predictor, t
 
 
 def test_a_png_of_the_same_pixels_gives_the_same_answer(predictor: pm.Predictor, ct: str, tmp_path: Path) -> None:
-    from pmclip_deploy.pixels import picture_from_path
+    from pmclip_deploy.imaging.read import picture_from_path
 
     Image.fromarray(picture_from_path(ct).pixels).save(tmp_path / "ct.png")
     question = "in what plane is this image taken?"

@@ -1,6 +1,8 @@
 """The wheel: small enough to carry to a workstation, complete, and free of what the runtime must not need."""
 
+import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 MODELS = ROOT / "pmclip_deploy" / "models"
+MAPPED = ("train", "export", "kernels", "benchmarks")
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +38,13 @@ def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert done.returncode == 0, done.stderr
     (built,) = folder.glob("*.whl")
     return built
+
+
+def test_the_packages_listed_are_the_folders_with_an_init() -> None:
+    listed = re.search(r"^packages = (\[.*?\])", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    folders = [file.parent.relative_to(ROOT) for top in ("pmclip_deploy", *MAPPED) for file in (ROOT / top).rglob("__init__.py")]
+    found = {".".join(path.parts) if path.parts[0] == "pmclip_deploy" else ".".join(("pmclip_deploy", *path.parts)) for path in folders}
+    assert listed and sorted(ast.literal_eval(listed[1])) == sorted(found)
 
 
 def test_wheel_is_under_80_mb(wheel: Path) -> None:

@@ -8,7 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pmclip_deploy import decoders, dicom, pixels
+from pmclip_deploy.imaging.decoders.layout import Layout, native_samples
+from pmclip_deploy.imaging.decoders.rle import _unpack_bits
+from pmclip_deploy.imaging.dicom import picture_from_dicom
+from pmclip_deploy.imaging.preprocess import tensor_from_pixels
 from pmclip_deploy.kernels import pixels as kernels
 from pmclip_deploy.spec import BACKBONES
 
@@ -103,20 +106,20 @@ def test_the_runtime_says_the_same_without_them(backbone: str, signed: bool, mon
         dataset.BitsStored, dataset.HighBit = 16, 15
     dataset.compress("1.2.840.10008.1.2.5", encoding_plugin="pydicom")
     preprocess = BACKBONES[backbone].preprocess
-    with_kernels = pixels.tensor_from_pixels(dicom.picture_from_dicom(dataset).pixels, preprocess)
+    with_kernels = tensor_from_pixels(picture_from_dicom(dataset).pixels, preprocess)
     used = []
     for name in ("bicubic", "look_up", "unpack_bits"):
         monkeypatch.setattr(kernels, name, lambda *_, name=name: used.append(name))
-    without = pixels.tensor_from_pixels(dicom.picture_from_dicom(dataset).pixels, preprocess)
+    without = tensor_from_pixels(picture_from_dicom(dataset).pixels, preprocess)
     assert set(used) == {"bicubic", "look_up", "unpack_bits"}
     np.testing.assert_array_equal(with_kernels, without)
 
 
 def test_stored_bits_alone_count() -> None:
-    layout = decoders.Layout(2, 2, 1, 16, 12, 11, False, "MONOCHROME2", 0)
+    layout = Layout(2, 2, 1, 16, 12, 11, False, "MONOCHROME2", 0)
     clean, overlaid = np.array([[0, 1], [2, 4095]], "<u2"), np.array([[0, 1], [2, 0xF000 | 4095]], "<u2")
-    np.testing.assert_array_equal(decoders.native_samples(clean, layout), clean)
-    np.testing.assert_array_equal(decoders.native_samples(overlaid, layout), clean)
+    np.testing.assert_array_equal(native_samples(clean, layout), clean)
+    np.testing.assert_array_equal(native_samples(overlaid, layout), clean)
 
 
 @settings(max_examples=400, deadline=None)
@@ -124,6 +127,6 @@ def test_stored_bits_alone_count() -> None:
 def test_broken_runs_are_taken_as_pillow_takes_them(code: bytes, count: int) -> None:
     ours, pillows = np.zeros(count, np.uint8), np.zeros(count, np.uint8)
     enough = kernels.unpack_bits(np.frombuffer(code, np.uint8), ours)
-    assert enough == decoders._unpack_bits(code, 0, len(code), pillows)
+    assert enough == _unpack_bits(code, 0, len(code), pillows)
     if enough:
         np.testing.assert_array_equal(ours, pillows)

@@ -13,7 +13,10 @@ from golden.make import CASES, HERE, MEAN, STD, pattern
 from PIL import Image
 
 from pmclip_deploy.errors import InputError
-from pmclip_deploy.pixels import MAX_PIXELS, picture_from_array, picture_from_path, resized, tensor_from_pixels
+from pmclip_deploy.imaging.picture import MAX_PIXELS
+from pmclip_deploy.imaging.preprocess import resized, tensor_from_pixels
+from pmclip_deploy.imaging.raster import picture_from_array
+from pmclip_deploy.imaging.read import picture_from_path
 from pmclip_deploy.spec import Preprocess
 
 
@@ -205,7 +208,7 @@ def test_a_png_does_not_pay_for_pydicom(tmp_path):
     path = saved(tmp_path, Image.fromarray(pattern(6, 8, 1)))
     code = """
 import sys
-from pmclip_deploy.pixels import picture_from_path
+from pmclip_deploy.imaging.read import picture_from_path
 picture_from_path(sys.argv[1])
 assert not {"pydicom", "gdcm"} & set(sys.modules)
 """

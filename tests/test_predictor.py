@@ -15,22 +15,17 @@ from PIL import Image
 from tiny import ANSWERS, DIM, HEADS, KINDS, OUTSIDE, READS, tiny_bundle, tiny_files, tiny_manifest
 
 import pmclip_deploy as pm
-from pmclip_deploy.bundle import MANIFEST, Engine, Graph, manifest_from_bundle, sha256_of_file, write_bundle
+from pmclip_deploy.bundle.contract import CONTRACT, contract_of, graphs_of_ask
+from pmclip_deploy.bundle.files import manifest_from_bundle, sha256_of_file, write_bundle
+from pmclip_deploy.bundle.names import MANIFEST
+from pmclip_deploy.bundle.types import Engine, Graph
 from pmclip_deploy.cli import app
+from pmclip_deploy.decision.evidence import NO_RADIOGRAPH
+from pmclip_deploy.decision.heads import NEVER_SURE, UNTRAINED, Heads, decision_from_heads, sigmoid
+from pmclip_deploy.imaging.preprocess import grey_from_pixels
+from pmclip_deploy.imaging.raster import picture_from_array
 from pmclip_deploy.opening import Opened
-from pmclip_deploy.pixels import grey_from_pixels, picture_from_array
-from pmclip_deploy.predictor import (
-    CONTRACT,
-    NEVER_SURE,
-    NO_RADIOGRAPH,
-    ROWS,
-    UNTRAINED,
-    Heads,
-    contract_of,
-    decision_from_heads,
-    graphs_of_ask,
-    sigmoid,
-)
+from pmclip_deploy.predictor import ROWS
 from pmclip_deploy.sessions import session_from_bundle
 
 FRACTURE = "is there a fracture?"
@@ -422,7 +417,7 @@ def test_a_graph_opens_while_others_are_verified(tmp_path: Path, monkeypatch: py
             opened.set()
         return session_from_bundle(path, manifest, name, *others)
 
-    monkeypatch.setattr("pmclip_deploy.bundle.sha256_of_file", hashes)
+    monkeypatch.setattr("pmclip_deploy.bundle.files.sha256_of_file", hashes)
     monkeypatch.setattr("pmclip_deploy.sessions.session_from_bundle", opens)
     pm.load(path)
     assert opened.is_set()

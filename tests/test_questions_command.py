@@ -12,7 +12,7 @@ from test_decision import FINDINGS
 from tiny import tiny_bundle, tiny_manifest
 
 import pmclip_deploy as pm
-from pmclip_deploy.decision import EXAMPLES, askable
+from pmclip_deploy.decision.rules import EXAMPLES, askable
 from pmclip_deploy.models import DEFAULT_BUNDLE
 from pmclip_deploy.questions import understood
 

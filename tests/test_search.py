@@ -21,8 +21,8 @@ from tiny import tiny_bundle
 import pmclip_deploy as pm
 from pmclip_deploy.cli import app
 from pmclip_deploy.errors import BundleError, InputError, NoPictureError, UsageError
-from pmclip_deploy.index import beside, index_from_file, locked
-from pmclip_deploy.indexing import Journal, build_index, captions_of_file, delete_rows, images_of_folder
+from pmclip_deploy.search.index import beside, index_from_file, locked
+from pmclip_deploy.search.indexing import Journal, build_index, captions_of_file, delete_rows, images_of_folder
 
 SALT = b"sixteen bytes ok"
 

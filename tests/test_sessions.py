@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from tiny import DIM, SIZE, tiny_files, tiny_manifest
 
-from pmclip_deploy.benchmarks import environment
-from pmclip_deploy.bundle import Engine, Manifest, write_bundle
+from pmclip_deploy import machine
+from pmclip_deploy.bundle.files import write_bundle
+from pmclip_deploy.bundle.manifest import Manifest
+from pmclip_deploy.bundle.types import Engine
 from pmclip_deploy.cli import doctor
 from pmclip_deploy.errors import DeviceError, UsageError
 from pmclip_deploy.sessions import DEVICES, PROVIDERS, cache_folder, onnx_sha256, open_session, session_from_bundle, tensorrt
@@ -291,7 +293,7 @@ def test_doctor_says_whether_an_engine_runs_here(monkeypatch: pytest.MonkeyPatch
     assert other["version"] is None and "pip install tensorrt" in other["problem"]
     if find_spec("tensorrt_rtx") and find_spec("cuda") and not DRIVER:
         assert rtx["version"] and rtx["compute_capability"] is None and "no NVIDIA driver" in rtx["problem"]
-    assert {"tensorrt_rtx", "tensorrt", "cuda-bindings", "cuda-core"} <= set(environment.PACKAGES)
+    assert {"tensorrt_rtx", "tensorrt", "cuda-bindings", "cuda-core"} <= set(machine.PACKAGES)
 
 
 # --- with a GPU -----------------------------------------------------------------------------------------------------------------

@@ -18,10 +18,9 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed448, rsa, x25519
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, NoEncryption, PrivateFormat, PublicFormat
 
-from pmclip_deploy.bundle import MANIFEST, SEAL, SIGNATURE, sha256_of_file, verify_bundle
-from pmclip_deploy.cli import app
-from pmclip_deploy.errors import BundleError, InputError, UsageError
-from pmclip_deploy.signing import (
+from pmclip_deploy.bundle.files import sha256_of_file, verify_bundle
+from pmclip_deploy.bundle.names import MANIFEST, SEAL, SIGNATURE
+from pmclip_deploy.bundle.signing import (
     PASSWORD,
     fingerprint,
     private_key_from_pem,
@@ -29,6 +28,8 @@ from pmclip_deploy.signing import (
     public_key_from_pem,
     sign_bundle,
 )
+from pmclip_deploy.cli import app
+from pmclip_deploy.errors import BundleError, InputError, UsageError
 
 OPENSSL = shutil.which("openssl")
 needs_openssl = pytest.mark.skipif(OPENSSL is None, reason="needs the openssl command line")
@@ -185,7 +186,7 @@ def test_a_write_that_fails_keeps_the_old_signature(bundle: Path, keys: tuple[Pa
     seal(bundle)
     full = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))"
     code = (
-        f"{full}\nfrom pathlib import Path\nfrom pmclip_deploy.signing import *\n"
+        f"{full}\nfrom pathlib import Path\nfrom pmclip_deploy.bundle.signing import *\n"
         + "sign_bundle(Path({!r}), private_key_from_pem(Path({!r})))"
     )
     command = [sys.executable, "-B", "-c", code.format(str(bundle), str(keys[0]))]
@@ -333,7 +334,7 @@ def test_without_cryptography_the_error_says_what_to_install(
 
 def test_nothing_else_loads_cryptography(bundle: Path, keys: tuple[Path, Path]) -> None:
     modules = [name for name in RUNTIME if not name.startswith(NOT_RUNTIME)]
-    assert "pmclip_deploy.signing" in modules and "pmclip_deploy.cli.bundle" in modules
+    assert "pmclip_deploy.bundle.signing" in modules and "pmclip_deploy.cli.bundle" in modules
     assert "cryptography" not in loaded(f"import {', '.join(modules)}")
     call = "import sys; sys.argv = {}\nfrom pmclip_deploy.cli.app import main\ntry: main()\nexcept SystemExit: pass"
     assert "cryptography" not in loaded(call.format(["pmclip-deploy", "bundle", "verify", str(bundle)]))

@@ -20,7 +20,7 @@ from pmclip_deploy.benchmarks.slake_zero import (
     reading_of_question,
     same,
 )
-from pmclip_deploy.predictor import Decision
+from pmclip_deploy.decision.heads import Decision
 from pmclip_deploy.train.datasets import questions_from_folder
 
 

@@ -18,8 +18,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from pmclip_deploy.errors import BundleError
+from pmclip_deploy.imaging.preprocess import tensor_from_pixels
 from pmclip_deploy.models import DEFAULT_CHECKPOINT
-from pmclip_deploy.pixels import tensor_from_pixels
 from pmclip_deploy.spec import BACKBONES, Backbone
 from pmclip_deploy.tokens import tokenizer_from_file, tokens_from_text
 from pmclip_deploy.train import towers

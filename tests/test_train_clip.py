@@ -23,7 +23,8 @@ pytest.importorskip("open_clip", reason="training needs the extra `train`")
 import tiny_clip
 
 from pmclip_deploy.errors import BundleError, InputError, UsageError
-from pmclip_deploy.pixels import picture_from_path, tensor_from_pixels
+from pmclip_deploy.imaging.preprocess import tensor_from_pixels
+from pmclip_deploy.imaging.read import picture_from_path
 from pmclip_deploy.spec import BACKBONES
 from pmclip_deploy.train.clip import RECIPES, Recipe, loss_over, pairs_for_training, recall_at, recipe_named, train_clip_on_pairs
 from pmclip_deploy.train.contrastive import contrastive_loss

@@ -23,7 +23,9 @@ from test_imports import loaded
 from tiny import facets_bundle, tiny_bundle, tiny_manifest
 
 import pmclip_deploy as pm
-from pmclip_deploy.bundle import Finding, Manifest, Probe, Stratum, manifest_from_bundle, verify_bundle
+from pmclip_deploy.bundle.files import manifest_from_bundle, verify_bundle
+from pmclip_deploy.bundle.manifest import Manifest
+from pmclip_deploy.bundle.types import Finding, Probe, Stratum
 from pmclip_deploy.models import DEFAULT_BUNDLE
 from pmclip_deploy.questions import understood
 from pmclip_deploy.questions.taught import name_of_finding, trouble
@@ -278,7 +280,7 @@ def test_what_the_tower_learned_from_does_not_validate(base: Path, tmp_path: Pat
     write_seen(known, seen)
     assert len(read_seen(known)) == 10
     manifest = manifest_from_bundle(known)
-    from pmclip_deploy.bundle import write_bundle
+    from pmclip_deploy.bundle.files import write_bundle
 
     write_bundle(tmp_path / "with", manifest, {name: known / name for name in (*manifest.files, "seen.npy")})
     measured, made = F.train_finding(DENSE, images, tmp_path / "out", bundle=tmp_path / "with", defaults=Defaults("xr", "hand"))

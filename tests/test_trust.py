@@ -13,7 +13,7 @@ from tiny import tiny_bundle
 
 from pmclip_deploy.answer import Answer, Candidate, ImageInfo, ModelInfo
 from pmclip_deploy.benchmarks import results, trust, trust_pictures, trust_table
-from pmclip_deploy.predictor import NO_RADIOGRAPH
+from pmclip_deploy.decision.evidence import NO_RADIOGRAPH
 from pmclip_deploy.train import nonradiographs
 
 ROOT = Path(__file__).parents[1]

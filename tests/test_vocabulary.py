@@ -10,6 +10,7 @@ from pydicom.sr import _cid_dict, _concepts_dict
 from pydicom.sr._snomed_dict import mapping
 
 from pmclip_deploy import vocabulary as v
+from pmclip_deploy.body_parts import PART_OF_CODE, PART_OF_TERM, PARTS
 from pmclip_deploy.models import __file__ as models
 
 MANIFEST = json.loads((Path(models).parent / "pmclip-lite" / "bundle" / "manifest.json").read_text(encoding="utf-8"))
@@ -62,7 +63,7 @@ def test_every_plane_answer_is_a_view():
 
 def test_organs_are_the_models():
     assert {organ for region in v.REGIONS.values() for organ in region.organs} | {v.VESSELS} == ORGANS
-    assert {organ for part in v.PARTS for organ in part.organs} == ORGANS
+    assert {organ for part in PARTS for organ in part.organs} == ORGANS
     assert v.organ_of_region("hand") == "musculoskeletal"
     assert v.organ_of_region("chest") is None
     assert v.organs_of_region("chest")[0] == "lung, mediastinum, pleura"
@@ -71,18 +72,18 @@ def test_organs_are_the_models():
 
 
 def test_regions_are_those_of_parts():
-    assert {region for part in v.PARTS for region in part.regions} == set(v.REGIONS)
+    assert {region for part in PARTS for region in part.regions} == set(v.REGIONS)
 
 
 def test_a_fracture_is_claimed_for_no_more_than_it_was_validated_on():
-    validated = {part.label for part in v.PARTS if set(part.regions) & {"hand", "leg", "hip", "shoulder"}}
+    validated = {part.label for part in PARTS if set(part.regions) & {"hand", "leg", "hip", "shoulder"}}
     assert {"hand", "wrist", "finger", "knee", "ankle", "foot", "hip", "pelvis", "shoulder", "clavicle"} <= validated
     assert not validated & {"forearm", "elbow", "upper arm", "femur", "spine", "chest", "skull", "upper limb", "extremity"}
 
 
 @pytest.mark.parametrize("field", ["terms", "codes", "words"])
 def test_nothing_stands_twice(field):
-    values = [value for part in v.PARTS for value in getattr(part, field)]
+    values = [value for part in PARTS for value in getattr(part, field)]
     assert len(values) == len(set(values))
 
 
@@ -93,37 +94,37 @@ def test_modalities_stand_once():
 
 
 def test_words_are_lower_case_and_terms_are_upper():
-    words = [word for part in v.PARTS for word in part.words]
+    words = [word for part in PARTS for word in part.words]
     for named in (*v.REGIONS.values(), *v.FAMILIES.values()):
         words += named.words
     assert all(word == word.lower().strip() and word for word in words)
-    assert all(term == term.upper() and term.isalnum() for part in v.PARTS for term in part.terms)
+    assert all(term == term.upper() and term.isalnum() for part in PARTS for term in part.terms)
 
 
 @pytest.mark.parametrize("term", ANNEX_L.split())
 def test_annex_l(term):
-    assert term in v.PART_OF_TERM
+    assert term in PART_OF_TERM
 
 
 def test_common_anatomic_regions_are_all_known():
     known = cid(4031)
     assert len(known) > 100
-    assert sorted(known - set(v.PART_OF_CODE) - NOT_A_PART) == []
+    assert sorted(known - set(PART_OF_CODE) - NOT_A_PART) == []
 
 
 def test_snomed_ct_and_rt_name_the_same_part():
     """Against pydicom's own map of the two."""
     compared = 0
-    for code, part in v.PART_OF_CODE.items():
+    for code, part in PART_OF_CODE.items():
         scheme = "SCT" if code.isdigit() else "SRT"
         other = mapping[scheme].get(code)
-        if other in v.PART_OF_CODE:
-            assert v.PART_OF_CODE[other] is part
+        if other in PART_OF_CODE:
+            assert PART_OF_CODE[other] is part
             compared += 1
     assert compared > 300
 
 
 def test_standard_library_alone():
-    code = "import sys; old = set(sys.modules); import pmclip_deploy.vocabulary, pmclip_deploy.header; print(*set(sys.modules) - old)"
+    code = "import sys; old = set(sys.modules); import pmclip_deploy.vocabulary, pmclip_deploy.header.read; print(*set(sys.modules) - old)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True).stdout.split()
     assert {name.partition(".")[0] for name in out} - set(sys.stdlib_module_names) == {"pmclip_deploy"}

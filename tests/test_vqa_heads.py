@@ -22,7 +22,8 @@ import tiny_clip
 from tiny import tiny_bundle
 
 from pmclip_deploy.errors import BundleError
-from pmclip_deploy.pixels import picture_from_path, tensor_from_pixels
+from pmclip_deploy.imaging.preprocess import tensor_from_pixels
+from pmclip_deploy.imaging.read import picture_from_path
 from pmclip_deploy.spec import BACKBONES
 from pmclip_deploy.train import vqa_heads
 from pmclip_deploy.train.clip import recipe_named, train_clip_on_pairs

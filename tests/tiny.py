@@ -18,7 +18,9 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from pmclip_deploy.bundle import Abstention, Findings, Graph, Head, Kind, Manifest, Words, write_bundle
+from pmclip_deploy.bundle.files import write_bundle
+from pmclip_deploy.bundle.manifest import Manifest
+from pmclip_deploy.bundle.types import Abstention, Findings, Graph, Head, Kind, Words
 from pmclip_deploy.spec import Preprocess
 
 DIM, SIZE = 8, 32
@@ -91,7 +93,7 @@ FACET_KINDS = tuple(Kind(name, (2 * i, 2 * i + 1)) for i, name in enumerate(("mo
 
 
 def facets_bundle(directory: Path, findings: Findings | None = None, asked: tuple[str, ...] = ()) -> Path:
-    """A bundle whose kinds are those that decision.py knows: it takes every picture for a lateral plain film of bones.
+    """A bundle whose kinds are those that decision/ knows: it takes every picture for a lateral plain film of bones.
 
     With ``findings`` it has that graph: a finding's logit is the mean brightness, from -1 to 1, and so is each region's; the map is
     brighter where the picture is.

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pmclip_deploy.evaluate import Bootstrap, calibration_error, coverage_curve
+from pmclip_deploy.evaluation.statistics import Bootstrap, calibration_error, coverage_curve
 from pmclip_deploy.train import kinds as K
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ from safetensors import SafetensorError
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from pmclip_deploy.bundle import sha256_of_file
-from pmclip_deploy.cli.output import print_note
+from pmclip_deploy.bundle.files import sha256_of_file
+from pmclip_deploy.console import print_note
 from pmclip_deploy.errors import InputError, UsageError
 from pmclip_deploy.spec import BACKBONES
 from pmclip_deploy.tokens import tokens_from_text

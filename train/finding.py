@@ -16,20 +16,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pmclip_deploy.bundle import (
-    PROBES,
-    SEEN,
-    Finding,
-    Manifest,
-    Probe,
-    Stratum,
-    name_of_output,
-    refuse_foreign_folder,
-    write_bundle,
-)
-from pmclip_deploy.decision import findings_of
+from pmclip_deploy.bundle.files import name_of_output, refuse_foreign_folder, write_bundle
+from pmclip_deploy.bundle.manifest import Manifest
+from pmclip_deploy.bundle.names import PROBES, SEEN
+from pmclip_deploy.bundle.types import Finding, Probe, Stratum
+from pmclip_deploy.decision.evidence import findings_of
 from pmclip_deploy.errors import InputError, UsageError
-from pmclip_deploy.evaluate import Bootstrap, tower_trained_on
+from pmclip_deploy.evaluation.evaluate import tower_trained_on
+from pmclip_deploy.evaluation.statistics import Bootstrap
 from pmclip_deploy.models import DEFAULT_BUNDLE
 from pmclip_deploy.opening import load
 from pmclip_deploy.predictor import Predictor

@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pmclip_deploy.bundle import SEEN
-from pmclip_deploy.dicom import patient_from_dicom
+from pmclip_deploy.bundle.names import SEEN
 from pmclip_deploy.errors import InputError, NoPictureError
 from pmclip_deploy.files import files_below
-from pmclip_deploy.pixels import Picture, picture_from_path
+from pmclip_deploy.imaging.dicom_file import patient_from_dicom
+from pmclip_deploy.imaging.picture import Picture
+from pmclip_deploy.imaging.read import picture_from_path
 from pmclip_deploy.predictor import Predictor
 from pmclip_deploy.train.lookalikes import are_in, chained, joined, pairs_alike, read_seen, signature
 

@@ -20,7 +20,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from pmclip_deploy.errors import InputError, PmclipError
-from pmclip_deploy.pixels import picture_from_path, resized, tensor_from_pixels
+from pmclip_deploy.imaging.preprocess import resized, tensor_from_pixels
+from pmclip_deploy.imaging.read import picture_from_path
 from pmclip_deploy.spec import Preprocess
 
 Augmentation = Literal["none", "crop and flip", "radiology"]

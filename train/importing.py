@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pmclip_deploy.bundle import sha256_of_file
+from pmclip_deploy.bundle.files import sha256_of_file
 from pmclip_deploy.errors import BundleError, PmclipError, UsageError
 from pmclip_deploy.spec import BACKBONES, Backbone
 from pmclip_deploy.train.bpe import clip_tokenizer_json

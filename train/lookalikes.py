@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pmclip_deploy.bundle import SEEN
+from pmclip_deploy.bundle.names import SEEN
 from pmclip_deploy.errors import BundleError, PmclipError
-from pmclip_deploy.pixels import picture_from_path
+from pmclip_deploy.imaging.read import picture_from_path
 
 SIDE = 16
 DIFFER = 16  # bits, of 256, at most, between two pictures that are one

@@ -23,9 +23,10 @@ from PIL import Image, ImageDraw
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from pmclip_deploy.cli.output import print_error
+from pmclip_deploy.console import print_error
 from pmclip_deploy.errors import PmclipError
-from pmclip_deploy.pixels import picture_from_path, tensor_from_pixels
+from pmclip_deploy.imaging.preprocess import tensor_from_pixels
+from pmclip_deploy.imaging.read import picture_from_path
 from pmclip_deploy.spec import BACKBONES, Preprocess
 from pmclip_deploy.train.clip import questions_for_training
 from pmclip_deploy.train.datasets.schema import lines_from_text

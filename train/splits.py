@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import track
 
 from pmclip_deploy.errors import InputError
-from pmclip_deploy.evaluate import Row
+from pmclip_deploy.evaluation.rows import Row
 from pmclip_deploy.train.datasets import Question, image_key, layout_of_questions, questions_from_folder
 
 IMAGE_DISJOINT = "image-disjoint"

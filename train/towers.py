@@ -17,8 +17,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pmclip_deploy.bundle import SEEN, sha256_of_file
-from pmclip_deploy.bundle import name_of_output as name_of_output
+from pmclip_deploy.bundle.files import name_of_output as name_of_output
+from pmclip_deploy.bundle.files import sha256_of_file
+from pmclip_deploy.bundle.names import SEEN
 from pmclip_deploy.errors import BundleError, UsageError
 from pmclip_deploy.spec import BACKBONES, CHECKPOINT_SCHEMA, Backbone
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
-from pmclip_deploy.counting import answer_as_mevf
+from pmclip_deploy.evaluation.counting import answer_as_mevf
 from pmclip_deploy.train.datasets import Question, normalised
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from pmclip_deploy.bundle import sha256_of_file
+from pmclip_deploy.bundle.files import sha256_of_file
 from pmclip_deploy.spec import BACKBONES
 from pmclip_deploy.train import kinds as K
 from pmclip_deploy.train import radiograph

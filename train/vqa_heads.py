@@ -13,10 +13,13 @@ from rich.progress import track
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from pmclip_deploy import evaluate as E
-from pmclip_deploy.bundle import sha256_of_file
+from pmclip_deploy.bundle.files import sha256_of_file
 from pmclip_deploy.errors import BundleError, DeviceError, InputError, UsageError
-from pmclip_deploy.pixels import picture_from_path, tensor_from_pixels
+from pmclip_deploy.evaluation import evaluate as E
+from pmclip_deploy.evaluation.rows import Row as EvaluationRow
+from pmclip_deploy.evaluation.rows import pictures_of
+from pmclip_deploy.imaging.preprocess import tensor_from_pixels
+from pmclip_deploy.imaging.read import picture_from_path
 from pmclip_deploy.spec import BACKBONES
 from pmclip_deploy.train.clip import sha256_of_questions, write_checkpoint
 from pmclip_deploy.train.datasets import image_key
@@ -339,7 +342,7 @@ def head_from_tensors(tensors: dict[str, Tensor], meta: dict[str, Any]) -> Head:
     return head
 
 
-def asked_of_checkpoint(folder: Path, rows: Sequence[E.Row], images: Path, device: str = "auto") -> tuple[E.Asked, dict[str, Any]]:
+def asked_of_checkpoint(folder: Path, rows: Sequence[EvaluationRow], images: Path, device: str = "auto") -> tuple[E.Asked, dict[str, Any]]:
     """(how to ask the head of a checkpoint about ``rows``, what it is). Raises BundleError, DeviceError and InputError."""
     if device not in ("auto", "cpu", "cuda"):
         raise UsageError(f"device {device!r} is unknown; choose auto, cpu or cuda")
@@ -360,7 +363,7 @@ def asked_of_checkpoint(folder: Path, rows: Sequence[E.Row], images: Path, devic
         tower_trained_on = E.tower_trained_on(meta["provenance"]) if "clip" in about["features"] else []
     except (KeyError, TypeError, ValueError, RuntimeError):
         raise BundleError(f"{folder}: its head does not fit its description; make it again with `pmclip-deploy train vqa`") from None
-    names = E.pictures_of(rows)[0]
+    names = pictures_of(rows)[0]
     where = torch.device("cuda" if on_gpu else "cpu")
     tower = towers if "clip" in about["features"] else None
     inputs = inputs_from_images([images / name for name in names], tower, spec.preprocess, head.features, encoded=True).to(where)
@@ -381,12 +384,12 @@ def asked_of_checkpoint(folder: Path, rows: Sequence[E.Row], images: Path, devic
 
 
 def _asked(
-    head: Head, inputs: Inputs, vocabulary: AnswerVocabulary, dictionary: Dictionary, rows: Sequence[E.Row], at: dict[str, int]
+    head: Head, inputs: Inputs, vocabulary: AnswerVocabulary, dictionary: Dictionary, rows: Sequence[EvaluationRow], at: dict[str, int]
 ) -> E.Asked:
     """``at`` says where in ``inputs`` an image is."""
     device = next(head.parameters()).device
     tokens = dictionary.tokens([row.question for row in rows]).to(device)
-    place = np.array([at[name] for name in E.pictures_of(rows)[0]])
+    place = np.array([at[name] for name in pictures_of(rows)[0]])
 
     def asked(picture: Any) -> E.Decided:
         at = torch.from_numpy(place[picture]).to(device)

@@ -5,11 +5,13 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pmclip_deploy.bundle import MANIFEST, SIGNATURE, verify_bundle
+from pmclip_deploy.bundle.files import verify_bundle
+from pmclip_deploy.bundle.names import MANIFEST, SIGNATURE
 from pmclip_deploy.errors import BundleError, InputError, UsageError
 
 if TYPE_CHECKING:  # the extra `sign`: nothing else may need it, so the functions import it
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
 
 PASSWORD = "PMCLIP_SIGNING_PASSWORD"  # of an encrypted private key; never an option, which other users of the machine could read
 MAX_KEY_BYTES = 1 << 16

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pmclip_deploy.cli.output import print_error
+from pmclip_deploy.console import print_error
 from pmclip_deploy.errors import PmclipError
 
 COMMANDS = {  # what of pmclip_deploy.cli makes each

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pmclip_deploy.cli.output import one_line, print_json, print_note
+from pmclip_deploy.cli.output import print_json
+from pmclip_deploy.console import one_line, print_note
 from pmclip_deploy.errors import ParityError, UsageError
 
 if TYPE_CHECKING:
-    from pmclip_deploy.bundle import Manifest
+    from pmclip_deploy.bundle.manifest import Manifest
 
 SCENARIOS = ("single-stream", "multi-stream", "offline", "server")
 
@@ -47,9 +48,10 @@ def bench(
         if file is not None and (file.is_dir() or not file.absolute().parent.is_dir()):
             raise UsageError(f"{file}: cannot be written; give a file in a folder that exists")
 
-    from pmclip_deploy.benchmarks.environment import stamp
     from pmclip_deploy.benchmarks.results import Run, append, command_line
-    from pmclip_deploy.bundle import MANIFEST, sha256_of_file, verify_bundle
+    from pmclip_deploy.bundle.files import sha256_of_file, verify_bundle
+    from pmclip_deploy.bundle.names import MANIFEST
+    from pmclip_deploy.machine import stamp
     from pmclip_deploy.models import DEFAULT_BUNDLE
     from pmclip_deploy.threads import cpu_threads
 

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pmclip_deploy.cli.output import one_line, print_json
+from pmclip_deploy.cli.output import print_json
+from pmclip_deploy.console import one_line
 
 if TYPE_CHECKING:
-    from pmclip_deploy.bundle import Manifest
+    from pmclip_deploy.bundle.manifest import Manifest
 
 app = typer.Typer(help="Look into a bundle.", no_args_is_help=True)
 
@@ -20,7 +21,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 @app.command()
 def show(folder: Folder = None, as_json: Json = False) -> None:
     """Print the manifest: the model, its graphs, thresholds, figures and files."""
-    from pmclip_deploy.bundle import manifest_from_bundle
+    from pmclip_deploy.bundle.files import manifest_from_bundle
     from pmclip_deploy.models import DEFAULT_BUNDLE
 
     path = folder or DEFAULT_BUNDLE
@@ -59,10 +60,11 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Check the sha256 of every file, and with --key the signature; a changed, missing or extra file or a wrong signature exits with 4."""
-    from pmclip_deploy.bundle import NEXT_STEP, manifest_from_bundle, problems_in_bundle
+    from pmclip_deploy.bundle.files import manifest_from_bundle, problems_in_bundle
+    from pmclip_deploy.bundle.names import NEXT_STEP
+    from pmclip_deploy.bundle.signing import fingerprint, problems_in_signature, public_key_from_pem
     from pmclip_deploy.errors import BundleError
     from pmclip_deploy.models import DEFAULT_BUNDLE
-    from pmclip_deploy.signing import fingerprint, problems_in_signature, public_key_from_pem
 
     path, public_key = folder or DEFAULT_BUNDLE, None if key is None else public_key_from_pem(key)
     manifest = manifest_from_bundle(path)
@@ -87,8 +89,8 @@ def sign(
     as_json: Json = False,
 ) -> None:
     """Sign a bundle that verifies, so that `verify --key` can tell whose it is (needs the extra `sign`)."""
-    from pmclip_deploy.bundle import SIGNATURE
-    from pmclip_deploy.signing import fingerprint, private_key_from_pem, sign_bundle
+    from pmclip_deploy.bundle.names import SIGNATURE
+    from pmclip_deploy.bundle.signing import fingerprint, private_key_from_pem, sign_bundle
 
     private_key = private_key_from_pem(key)
     sign_bundle(folder, private_key)

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pmclip_deploy.cli.infer import RESEARCH_ONLY
-from pmclip_deploy.cli.output import one_line, print_json, print_note, progress
+from pmclip_deploy.cli.output import print_json
+from pmclip_deploy.console import one_line, print_note, progress
 from pmclip_deploy.errors import InputError, NoPictureError, UsageError
 
 if TYPE_CHECKING:
     from pmclip_deploy.answer import Classification
-    from pmclip_deploy.pixels import Picture
+    from pmclip_deploy.imaging.picture import Picture
 
 
 def classify(
@@ -93,7 +94,7 @@ def _seen(folder: Path) -> list[Path]:
 
 def pictures_of_label(folder: Path, files: Iterator[Path], skipped: list[NoPictureError]) -> "Iterator[Picture]":
     """One at a time, as they are embedded. Raises InputError where none of its files is a picture."""
-    from pmclip_deploy.predictor import picture_from_image
+    from pmclip_deploy.imaging.images import picture_from_image
 
     count = 0
     for file in files:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pmclip_deploy.cli.infer import RESEARCH_ONLY
-from pmclip_deploy.cli.output import one_line, print_json
+from pmclip_deploy.cli.output import print_json
+from pmclip_deploy.console import one_line
 from pmclip_deploy.errors import UsageError
 
 if TYPE_CHECKING:
@@ -37,9 +38,9 @@ def demo(
 ) -> None:
     """Ask two real radiographs and a CT what is known of them, and print what is true beside each answer."""
     from pmclip_deploy.cli.infer import found_in
+    from pmclip_deploy.imaging.overlay import save_png
     from pmclip_deploy.models import DEMO
     from pmclip_deploy.opening import load
-    from pmclip_deploy.overlay import save_png
 
     about = json.loads((DEMO / "films.json").read_text(encoding="utf-8"))
     cases, predictor, documents = _cases(about, DEMO), load(), []

@@ -9,7 +9,7 @@ import typer
 from pmclip_deploy.cli.output import print_json
 from pmclip_deploy.errors import GPU_STEPS, BundleError, DeviceError
 
-LIBRARIES = {  # of decoders.CODECS, by the start of the transfer syntax
+LIBRARIES = {  # of CODECS, by the start of the transfer syntax
     "1.2.840.10008.1.2.4.50": "PIL",
     "1.2.840.10008.1.2.4.5": "gdcm",  # 12 bits and lossless
     "1.2.840.10008.1.2.4.7": "gdcm",
@@ -22,7 +22,7 @@ LIBRARIES = {  # of decoders.CODECS, by the start of the transfer syntax
 
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False) -> int:
     """Say what backends, decoders and devices this machine has; exits with 0 if `infer` can work."""
-    from pmclip_deploy.benchmarks.environment import cpu
+    from pmclip_deploy.machine import cpu
 
     backend, backend_code = _backend()
     bundle, bundle_code = _bundle()
@@ -62,13 +62,13 @@ def _backend() -> tuple[dict[str, Any], int]:
 
 
 def _packages() -> dict[str, str | None]:
-    from pmclip_deploy.benchmarks.environment import PACKAGES, version
+    from pmclip_deploy.machine import PACKAGES, version
 
     return {name: version(name) for name in PACKAGES}
 
 
 def _gpu() -> dict[str, Any]:
-    from pmclip_deploy.benchmarks.environment import nvidia_driver
+    from pmclip_deploy.machine import nvidia_driver
 
     return {"nvidia_driver": nvidia_driver(), "nvidia_smi": shutil.which("nvidia-smi")}
 
@@ -85,7 +85,7 @@ def _similarity() -> str:
 
 def _engines() -> list[dict[str, Any]]:
     """Whether a TensorRT engine could run here: the package and a driver that answers."""
-    from pmclip_deploy.bundle import BACKENDS
+    from pmclip_deploy.bundle.names import BACKENDS
 
     found = []
     for backend in BACKENDS:
@@ -110,7 +110,7 @@ def _advice(packages: dict[str, str | None], gpu: dict[str, Any], providers: lis
 
 
 def _bundle() -> tuple[dict[str, Any], int]:
-    from pmclip_deploy.bundle import verify_bundle
+    from pmclip_deploy.bundle.files import verify_bundle
     from pmclip_deploy.models import DEFAULT_BUNDLE
 
     try:
@@ -127,8 +127,8 @@ def _decoders() -> list[dict[str, Any]]:
 
     from pydicom.uid import UID
 
-    from pmclip_deploy.decoders import CODECS
-    from pmclip_deploy.dicom import NATIVE
+    from pmclip_deploy.imaging.decoders.frame import CODECS
+    from pmclip_deploy.imaging.dicom_file import NATIVE
 
     def readable(library: str | None) -> bool:
         try:

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pmclip_deploy.cli.output import one_line, print_json, print_note, progress
+from pmclip_deploy.cli.output import print_json
+from pmclip_deploy.console import one_line, print_note, progress
 from pmclip_deploy.errors import InputError, UsageError
 
 if TYPE_CHECKING:
-    from pmclip_deploy.counting import Count
-    from pmclip_deploy.evaluate import Asked, Row
+    from pmclip_deploy.evaluation.counting import Count
+    from pmclip_deploy.evaluation.evaluate import Asked
+    from pmclip_deploy.evaluation.rows import Row
 
 LARGEST_SEED = 2**32 - 1
 OURS = "the best candidate, abstained or not, is the answer word for word; case, blanks and a closing full stop do not count"
@@ -51,8 +53,10 @@ def evaluate(
         raise UsageError("--bundle and --checkpoint are two models; give one of them, and the other as --against")
     import numpy as np
 
-    from pmclip_deploy.counting import VQA_MED_2019
-    from pmclip_deploy.evaluate import difference, figures, normalised, rows_from_jsonl, seeds
+    from pmclip_deploy.evaluation.counting import VQA_MED_2019
+    from pmclip_deploy.evaluation.evaluate import figures
+    from pmclip_deploy.evaluation.rows import normalised, rows_from_jsonl
+    from pmclip_deploy.evaluation.statistics import difference, seeds
 
     same, ours = normalised, OURS
     counts: tuple[Count, ...] = (VQA_MED_2019,)
@@ -105,7 +109,7 @@ def _rows_of_folder(folder: Path, split: str, seed: int) -> "tuple[list[Row], li
 
 
 def _counts_of_folder(folder: Path, rows: "Sequence[Row]") -> "tuple[Count, ...]":
-    from pmclip_deploy import counting as C
+    from pmclip_deploy.evaluation import counting as C
     from pmclip_deploy.train.datasets import layout_of_questions
 
     if layout_of_questions(folder).name.startswith("VQA-Med 2019"):
@@ -121,7 +125,7 @@ def _asked(path: Path | None, is_checkpoint: bool, rows: "Sequence[Row]", images
 
         of_checkpoint: tuple[Asked, dict[str, Any]] = asked_of_checkpoint(path, rows, images, device)
         return of_checkpoint
-    from pmclip_deploy.evaluate import about_bundle, asked_of_bundle
+    from pmclip_deploy.evaluation.evaluate import about_bundle, asked_of_bundle
     from pmclip_deploy.opening import load
 
     predictor = load(path, device)

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pmclip_deploy.cli.classify import labels_from_file
-from pmclip_deploy.cli.output import one_line, print_json, progress
+from pmclip_deploy.cli.output import print_json
+from pmclip_deploy.console import one_line, progress
 from pmclip_deploy.errors import UsageError
 from pmclip_deploy.spec import METHODS, PRECISIONS, TARGETS
 
 if TYPE_CHECKING:
-    from pmclip_deploy.bundle import Manifest
+    from pmclip_deploy.bundle.manifest import Manifest
 
 PICTURES = 32  # of the data, to compare tensors on
 
@@ -176,8 +177,8 @@ def parity(
 ) -> None:
     """Measure a bundle against its checkpoint in fp32 PyTorch; a missed gate exits with 5 (needs the extra `export`)."""
     _check(data, images)
-    from pmclip_deploy.bundle import manifest_from_bundle
-    from pmclip_deploy.evaluate import rows_from_jsonl
+    from pmclip_deploy.bundle.files import manifest_from_bundle
+    from pmclip_deploy.evaluation.rows import rows_from_jsonl
     from pmclip_deploy.export.onnx_from_checkpoint import modules_from_checkpoint
     from pmclip_deploy.export.parity import gate, parity_of_bundle
     from pmclip_deploy.models import DEFAULT_BUNDLE, DEFAULT_CHECKPOINT

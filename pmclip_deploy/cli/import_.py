@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from pmclip_deploy.cli.output import one_line, print_json
+from pmclip_deploy.cli.output import print_json
+from pmclip_deploy.console import one_line
 from pmclip_deploy.errors import UsageError
 
 

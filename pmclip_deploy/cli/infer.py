@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pmclip_deploy.cli.output import one_line, print_error, print_json, print_note, progress
+from pmclip_deploy.cli.output import print_json
+from pmclip_deploy.console import one_line, print_error, print_note, progress
 from pmclip_deploy.errors import InputError, UsageError
-from pmclip_deploy.header import ADULT
+from pmclip_deploy.header.read import ADULT
 
 if TYPE_CHECKING:
     from pmclip_deploy.answer import Answer, ImageInfo
@@ -70,7 +71,7 @@ def infer(
         try:
             for answers in _answers(ask, image, bar=as_json):
                 if save_picture is not None:
-                    from pmclip_deploy.overlay import save_png
+                    from pmclip_deploy.imaging.overlay import save_png
 
                     save_png(predictor.picture_seen(image, found_in(answers), frame=frame, window=window), save_picture)
                 if as_json:
@@ -104,7 +105,7 @@ def _document(answer: "Answer", prevalence: float | None) -> dict[str, Any]:
 
 def _import_reader(image: Path) -> None:
     if image.suffix.lower() not in PNG_AND_JPEG:
-        from pmclip_deploy.dicom import import_pydicom_lean
+        from pmclip_deploy.imaging.dicom_file import import_pydicom_lean
 
         import_pydicom_lean()
 

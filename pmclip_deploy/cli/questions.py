@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pmclip_deploy.cli.output import one_line, print_json
+from pmclip_deploy.cli.output import print_json
+from pmclip_deploy.console import one_line
 from pmclip_deploy.spec import QUESTIONS_SCHEMA
 
 if TYPE_CHECKING:
-    from pmclip_deploy.bundle import Manifest
+    from pmclip_deploy.bundle.manifest import Manifest
 
 
 def questions(
@@ -18,7 +19,7 @@ def questions(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """List what can be asked of a bundle, and what each answer is worth."""
-    from pmclip_deploy.bundle import manifest_from_bundle
+    from pmclip_deploy.bundle.files import manifest_from_bundle
     from pmclip_deploy.models import DEFAULT_BUNDLE
 
     manifest = manifest_from_bundle(DEFAULT_BUNDLE if bundle is None else bundle)
@@ -47,7 +48,8 @@ def questions(
 
 
 def _facets(manifest: "Manifest") -> list[dict[str, Any]]:
-    from pmclip_deploy.decision import EXAMPLES, FACETS
+    from pmclip_deploy.decision.evidence import FACETS
+    from pmclip_deploy.decision.rules import EXAMPLES
 
     if not {kind for kind, _ in FACETS.values()} <= {kind.name for kind in manifest.kinds}:
         return []
@@ -63,7 +65,9 @@ def _facets(manifest: "Manifest") -> list[dict[str, Any]]:
 
 
 def _findings(manifest: "Manifest") -> list[dict[str, Any]]:
-    from pmclip_deploy.decision import findings_of, question_about, worth_of
+    from pmclip_deploy.decision.evidence import findings_of
+    from pmclip_deploy.decision.findings import worth_of
+    from pmclip_deploy.decision.rules import question_about
 
     rows = []
     for finding in findings_of(manifest):

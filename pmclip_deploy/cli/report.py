@@ -5,7 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from pmclip_deploy.cli.output import one_line, print_json
+from pmclip_deploy.cli.output import print_json
+from pmclip_deploy.console import one_line
 
 
 def report(

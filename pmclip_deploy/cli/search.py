@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pmclip_deploy.cli.infer import PNG_AND_JPEG, RESEARCH_ONLY, looks_like_a_path
-from pmclip_deploy.cli.output import one_line, print_json, print_note, progress
+from pmclip_deploy.cli.output import print_json
+from pmclip_deploy.console import one_line, print_note, progress
 from pmclip_deploy.errors import InputError, UsageError
 from pmclip_deploy.spec import DELETION_SCHEMA, INDEX_SCHEMA, INDEXING_SCHEMA, SEARCH_SCHEMA
 
 if TYPE_CHECKING:
     from pmclip_deploy.answer import Match
-    from pmclip_deploy.index import Index
-    from pmclip_deploy.indexing import Source
     from pmclip_deploy.predictor import Predictor
+    from pmclip_deploy.search.index import Index
+    from pmclip_deploy.search.indexing import Source
 
 app = typer.Typer(help="Find similar images and captions.", no_args_is_help=True)
 
@@ -55,8 +56,8 @@ def index(
     if output.is_dir():
         raise UsageError(f"{output}: is a folder; name a file")
 
-    from pmclip_deploy.dicom import import_pydicom_lean
-    from pmclip_deploy.indexing import build_index, captions_of_file, images_of_folder
+    from pmclip_deploy.imaging.dicom_file import import_pydicom_lean
+    from pmclip_deploy.search.indexing import build_index, captions_of_file, images_of_folder
 
     import_pydicom_lean()
     predictor = _predictor(bundle, device)
@@ -104,11 +105,11 @@ def query(
     if not is_image and (frame is not None or window is not None):
         raise UsageError("--frame and --window are for an image; leave them out")
 
-    from pmclip_deploy.index import index_from_file
+    from pmclip_deploy.search.index import index_from_file
 
     predictor = _predictor(bundle, device, once=True)
     if is_image and not wanted.lower().endswith(PNG_AND_JPEG):
-        from pmclip_deploy.dicom import import_pydicom_lean
+        from pmclip_deploy.imaging.dicom_file import import_pydicom_lean
 
         import_pydicom_lean()
     start = time.perf_counter()
@@ -141,7 +142,7 @@ def delete(
     as_json: Json = False,
 ) -> None:
     """Take rows out. Where one of them is not there, none is."""
-    from pmclip_deploy.indexing import delete_rows
+    from pmclip_deploy.search.indexing import delete_rows
 
     delete_rows(index, ids)
     if as_json:
@@ -153,7 +154,7 @@ def delete(
 @app.command()
 def show(index: IndexFile, as_json: Json = False) -> None:
     """Verify an index, and say what it holds."""
-    from pmclip_deploy.index import index_from_file
+    from pmclip_deploy.search.index import index_from_file
 
     opened = index_from_file(index)
     if as_json:

@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pmclip_deploy.cli.output import one_line, print_json, print_note, progress
+from pmclip_deploy.cli.output import print_json
 from pmclip_deploy.cli.train_findings import Name
+from pmclip_deploy.console import one_line, print_note, progress
 from pmclip_deploy.errors import GateError, UsageError
 
 if TYPE_CHECKING:
-    from pmclip_deploy.bundle import Manifest, Stratum
+    from pmclip_deploy.bundle.manifest import Manifest
+    from pmclip_deploy.bundle.types import Stratum
     from pmclip_deploy.train.finding import Measured
 
 
@@ -71,7 +73,7 @@ def _print_document(measured: "Measured", manifest: "Manifest | None", output: P
 
 
 def _print(measured: "Measured", manifest: "Manifest | None", output: Path) -> None:
-    from pmclip_deploy.decision import question_about
+    from pmclip_deploy.decision.rules import question_about
     from pmclip_deploy.train.finding import label_of
 
     of, s = measured.to_json(), measured.samples
@@ -97,7 +99,7 @@ def _print(measured: "Measured", manifest: "Manifest | None", output: Path) -> N
 
 
 def _print_stratum(name: str, stratum: "Stratum") -> None:
-    from pmclip_deploy.decision import worth_of
+    from pmclip_deploy.decision.findings import worth_of
     from pmclip_deploy.train.finding import advice
 
     low, high = math.floor(100 * stratum.auroc_ci95[0]) / 100, stratum.auroc_ci95[1]  # rounded as the gate says it

@@ -22,7 +22,7 @@ from itertools import product
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from pmclip_deploy.evaluate import Row
+    from pmclip_deploy.evaluation.rows import Row
 
 
 @dataclass(frozen=True)
@@ -154,9 +154,7 @@ def answer_as_qcr(answer: str) -> str:
     return " ".join(answer.lower().split())
 
 
-def _judged_as_mevf(
-    rows: Sequence[Row], answers: Sequence[str | None], types: Sequence[str] | None, train: Sequence[Row] | None
-) -> Judged:
+def _judged_as_mevf(rows: Sequence[Row], answers: Sequence[str | None], types: Sequence[str] | None, train: Sequence[Row] | None) -> Judged:
     """An answer that no training row has is no label, so neither can it be given nor found right."""
     labels = None if train is None else {answer_as_mevf(row.answer) for row in train}
     said = [None if answer is None else answer_as_mevf(answer) for answer in answers]
@@ -171,9 +169,7 @@ def _judged_as_mevf_freeform(
     return Judged(judged.accuracy, judged.groups, [row.phrase in (None, "freeform") for row in rows])
 
 
-def _judged_as_qcr(
-    rows: Sequence[Row], answers: Sequence[str | None], types: Sequence[str] | None, train: Sequence[Row] | None
-) -> Judged:
+def _judged_as_qcr(rows: Sequence[Row], answers: Sequence[str | None], types: Sequence[str] | None, train: Sequence[Row] | None) -> Judged:
     """A question that the model took for one of the other type is wrong whatever it says, and counts among those of the type that it was
     taken for."""
     own = _types_of(rows)

@@ -11,7 +11,7 @@ are words beside the lexicon's.
 
 from collections.abc import Sequence
 
-from pmclip_deploy.questions.intent import KINDS, LANGUAGE, OUT_OF_SCOPE, UNKNOWN, Intent, Qualifier
+from pmclip_deploy.intent import KINDS, LANGUAGE, OUT_OF_SCOPE, UNKNOWN, Intent, Qualifier
 
 Taught = tuple[tuple[str, tuple[str, ...]], ...]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pmclip_deploy.questions.intent import OUT_OF_SCOPE, Intent, Qualifier, unknown
+from pmclip_deploy.intent import OUT_OF_SCOPE, Intent, Qualifier, unknown
 from pmclip_deploy.questions.lexicon import BONY, BROKEN, LIMBS, NO_BONES, QUALIFIERS
 from pmclip_deploy.questions.narrowing import BOTH_SIDES, NEGATIVE, context_of, is_of_the_picture, qualifiers_of, turn
 from pmclip_deploy.questions.reading import Item, Reading

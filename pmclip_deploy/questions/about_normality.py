@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pmclip_deploy.questions.intent import OUT_OF_SCOPE, Intent, Qualifier, unknown
+from pmclip_deploy.intent import OUT_OF_SCOPE, Intent, Qualifier, unknown
 from pmclip_deploy.questions.narrowing import BOTH_SIDES, NEGATIVE, context_of, qualifiers_of, turn
 from pmclip_deploy.questions.reading import Item, Reading
 

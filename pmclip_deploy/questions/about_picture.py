@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from pmclip_deploy.questions.intent import KINDS, OUT_OF_SCOPE, Intent, unknown
+from pmclip_deploy.intent import KINDS, OUT_OF_SCOPE, Intent, unknown
 from pmclip_deploy.questions.lexicon import QUALIFIERS, TAKING
 from pmclip_deploy.questions.narrowing import NEGATIVE, Pairs, facets_of_site, sites_of, turn
 from pmclip_deploy.questions.reading import Item, Reading

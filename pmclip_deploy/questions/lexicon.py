@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pmclip_deploy.vocabulary import FAMILIES, MUSCULOSKELETAL, PARTS, PLANES, PROJECTIONS, REGIONS
+from pmclip_deploy.body_parts import PARTS
+from pmclip_deploy.vocabulary import FAMILIES, MUSCULOSKELETAL, PLANES, PROJECTIONS, REGIONS
 
 Tag = tuple[str, str]  # what a phrase is, and which: ("finding", "fracture"), ("side", "left"), ("skip", "")
 Table = list[tuple[str, list[str]]]  # (value, phrases)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from pmclip_deploy.questions.intent import Qualifier
+from pmclip_deploy.intent import Qualifier
 from pmclip_deploy.questions.lexicon import QUALIFIERS
 from pmclip_deploy.questions.reading import Item, Reading
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import replace
 from types import MappingProxyType
 
+from pmclip_deploy.intent import KINDS, LANGUAGE, OUT_OF_SCOPE, Intent, unknown
 from pmclip_deploy.questions.about_finding import about_finding
 from pmclip_deploy.questions.about_normality import about_normality
 from pmclip_deploy.questions.about_picture import FACETS, NOUNS, about_picture
-from pmclip_deploy.questions.intent import KINDS, LANGUAGE, OUT_OF_SCOPE, Intent, unknown
 from pmclip_deploy.questions.language import has_foreign_letters, is_another_language
 from pmclip_deploy.questions.lexicon import AUXILIARIES
 from pmclip_deploy.questions.narrowing import NEGATIVE

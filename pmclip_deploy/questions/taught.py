@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 
+from pmclip_deploy.intent import LANGUAGE, Intent
 from pmclip_deploy.questions import Taught
-from pmclip_deploy.questions.intent import LANGUAGE, Intent
 from pmclip_deploy.questions.lexicon import MEANINGS, Tag, one_and_many
 from pmclip_deploy.questions.reading import BARE
 from pmclip_deploy.questions.text import sentences

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pmclip_deploy.answer import Match
-from pmclip_deploy.bundle import sync_folder
+from pmclip_deploy.bundle.files import sync_folder
 from pmclip_deploy.errors import BundleError, InputError
 from pmclip_deploy.spec import INDEX_SCHEMA
 

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from pmclip_deploy.errors import BundleError, InputError, NoPictureError, UsageError
 from pmclip_deploy.files import files_below
-from pmclip_deploy.index import ROWS, About, Chunk, Halves, Index, beside, index_from_file, locked, unit, write_index
 from pmclip_deploy.predictor import Predictor
+from pmclip_deploy.search.index import ROWS, About, Chunk, Halves, Index, beside, index_from_file, locked, unit, write_index
 
 JOURNAL_SCHEMA = "pmclip-deploy/index-journal/1"
 SALT_BYTES = 16  # at least: a short salt can be guessed, and with it the UIDs
@@ -233,7 +233,7 @@ def _id_from_path(folder: Path, path: Path) -> str:
 
 
 def _id_from_uid(salt: bytes, path: Path) -> str:
-    from pmclip_deploy.dicom import uid_from_dicom
+    from pmclip_deploy.imaging.dicom_file import uid_from_dicom
 
     return hmac.digest(salt, uid_from_dicom(path).encode(), "sha256").hex()
 

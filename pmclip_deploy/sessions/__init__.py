@@ -8,7 +8,9 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from pmclip_deploy.bundle import BACKENDS, Graph, Manifest
+from pmclip_deploy.bundle.manifest import Manifest
+from pmclip_deploy.bundle.names import BACKENDS
+from pmclip_deploy.bundle.types import Graph
 from pmclip_deploy.errors import DeviceError, UsageError
 from pmclip_deploy.spec import TARGETS
 

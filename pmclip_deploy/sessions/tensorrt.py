@@ -18,7 +18,8 @@ from weakref import finalize
 import numpy as np
 from numpy.typing import NDArray
 
-from pmclip_deploy.bundle import Engine, Manifest
+from pmclip_deploy.bundle.manifest import Manifest
+from pmclip_deploy.bundle.types import Engine
 from pmclip_deploy.errors import DeviceError, UsageError
 from pmclip_deploy.sessions import cache_folder, onnx_sha256
 

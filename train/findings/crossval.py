@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pmclip_deploy.cli.output import print_note
+from pmclip_deploy.console import print_note
 from pmclip_deploy.errors import BundleError, UsageError
 from pmclip_deploy.train.clip import write_tensors
 from pmclip_deploy.train.findings.films import FINDINGS, VAL, Film, films_from_folders, folds_of_films, sha256_of_films

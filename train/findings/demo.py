@@ -21,8 +21,8 @@ from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian
 
-from pmclip_deploy.bundle import manifest_from_bundle
-from pmclip_deploy.cli.output import print_error
+from pmclip_deploy.bundle.files import manifest_from_bundle
+from pmclip_deploy.console import print_error
 from pmclip_deploy.errors import InputError, PmclipError
 from pmclip_deploy.models import DEFAULT_BUNDLE
 from pmclip_deploy.train.datasets.schema import lines_from_text

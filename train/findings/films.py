@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pmclip_deploy.errors import InputError, UsageError
-from pmclip_deploy.pixels import picture_from_path
+from pmclip_deploy.imaging.read import picture_from_path
 from pmclip_deploy.spec import Preprocess
 from pmclip_deploy.train import kinds as K
 from pmclip_deploy.train.clip import questions_for_training

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pmclip_deploy.bundle import Stratum
+from pmclip_deploy.bundle.types import Stratum
 
 SPECIFICITY = 0.90  # at which a threshold is chosen
 LEAST_AUROC = 0.70  # lower end of the interval of a stratum that is answered

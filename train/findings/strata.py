@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pmclip_deploy.bundle import Finding, Findings, Stratum
-from pmclip_deploy.evaluate import Bootstrap, calibration_error
-from pmclip_deploy.margins import inner_box
-from pmclip_deploy.pixels import padded_place
+from pmclip_deploy.bundle.types import Finding, Findings, Stratum
+from pmclip_deploy.evaluation.statistics import Bootstrap, calibration_error
+from pmclip_deploy.imaging.margins import inner_box
+from pmclip_deploy.imaging.preprocess import padded_place
 from pmclip_deploy.train.findings.films import FINDINGS, PREPROCESS, REGIONS, Box, Film
 from pmclip_deploy.train.findings.gate import both_beside_each_fold, from_other_folds, judged_by_other_folds, stratum_of
 

@@ -18,7 +18,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from pmclip_deploy.errors import BundleError, UsageError
-from pmclip_deploy.pixels import tensor_from_pixels
+from pmclip_deploy.imaging.preprocess import tensor_from_pixels
 from pmclip_deploy.train.clip import autocast
 from pmclip_deploy.train.findings.films import FINDINGS, PREPROCESS, REGIONS, Film
 from pmclip_deploy.train.findings.net import FindingsNet

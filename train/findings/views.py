@@ -21,9 +21,9 @@ from rich.progress import track
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from pmclip_deploy.cli.output import print_note
+from pmclip_deploy.console import print_note
 from pmclip_deploy.errors import BundleError, UsageError
-from pmclip_deploy.pixels import resized
+from pmclip_deploy.imaging.preprocess import resized
 from pmclip_deploy.train.clip import autocast
 from pmclip_deploy.train.findings.films import PREPROCESS, Film
 from pmclip_deploy.train.findings.net import FindingsNet

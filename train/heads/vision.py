@@ -13,7 +13,8 @@ from safetensors.torch import load as tensors_from_bytes
 from torch import Tensor, nn
 
 from pmclip_deploy.errors import BundleError
-from pmclip_deploy.pixels import grey_from_pixels, picture_from_path
+from pmclip_deploy.imaging.preprocess import grey_from_pixels
+from pmclip_deploy.imaging.read import picture_from_path
 
 AUTOENCODER_SIZE, MAML_SIZE = 128, 84  # pixels a side
 CODE = 16  # channels of the auto-encoder's code

@@ -1,0 +1,166 @@
+"""A bundle's folder: read, verified, written whole or not at all."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from pmclip_deploy.bundle.checks import check_name, no_constant
+from pmclip_deploy.bundle.manifest import Manifest
+from pmclip_deploy.bundle.names import ASKED, LABELS, MANIFEST, MAX_MANIFEST_BYTES, NEXT_STEP, PROBES, SEAL, SIGNATURE, TOKENIZER, WORDS
+from pmclip_deploy.bundle.types import File
+from pmclip_deploy.errors import BundleError, UsageError
+
+
+def manifest_from_bundle(path: Path) -> Manifest:
+    """Reads and checks manifest.json; the other files are not opened."""
+    file = Path(path) / MANIFEST
+    if not Path(path).is_dir():
+        raise BundleError(f"{path}: no such bundle folder; pass --bundle FOLDER, or build one with `pmclip-deploy export`")
+    try:
+        if not file.is_file():  # a device or a pipe is not read
+            raise BundleError(f"{file}: missing, so this folder is no bundle; {NEXT_STEP}")
+        if file.stat().st_size > MAX_MANIFEST_BYTES:
+            raise BundleError(f"{file}: larger than a manifest can be; {NEXT_STEP}")
+        manifest = Manifest.from_json(json.loads(file.read_bytes(), parse_constant=no_constant))
+        more = [WORDS] if manifest.head is not None and manifest.head.words is not None else []
+        more += [name for name, has in ((LABELS, manifest.labels), (ASKED, manifest.asked), (PROBES, manifest.probes)) if has]
+        for name in [*(g.file for g in manifest.graphs.values()), *(e.file for e in manifest.engines), TOKENIZER, *more]:
+            if name not in manifest.files:
+                raise ValueError(f'"files" does not list {name}')
+    except OSError as error:
+        raise BundleError(f"{file}: cannot be read ({error.strerror}); check its permissions") from error
+    except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
+        raise BundleError(f"{file}: not a usable manifest, {_line(error)}; {NEXT_STEP}") from error
+    return manifest
+
+
+def verify_bundle(path: Path, manifest: Manifest | None = None, verified: Callable[[str], object] = len) -> Manifest:
+    """Every file is there with its size and sha256, the manifest's too, and nothing more but a signature; else one BundleError says all.
+
+    A symbolic link is followed: what counts is the content, and the hash covers it. ``verified`` is told each file that may be parsed
+    already: it, those before it and the manifest are as they should be.
+    """
+    manifest = manifest or manifest_from_bundle(path)
+    problems = problems_in_bundle(path, manifest, verified)
+    if problems:
+        raise BundleError(f"{path}: {', '.join(problems)}; {NEXT_STEP}")
+    return manifest
+
+
+def problems_in_bundle(path: Path, manifest: Manifest, verified: Callable[[str], object] = len) -> list[str]:
+    problems = []
+    try:
+        seal = Path(path) / SEAL
+        if not seal.is_file():
+            problems.append(f"{SEAL} is missing")
+        elif seal.stat().st_size != len(expected_seal := _seal(path)) or seal.read_bytes() != expected_seal:
+            problems.append(f"{MANIFEST} has changed (its sha256 is not the one in {SEAL})")
+        for name, expected in sorted(manifest.files.items(), key=lambda item: item[1].bytes):  # so that most can be parsed soon
+            file = Path(path) / name
+            if not file.is_file():
+                problems.append(f"{name} is missing")
+            elif file.stat().st_size != expected.bytes:
+                problems.append(f"{name} has changed ({file.stat().st_size} bytes, not {expected.bytes})")
+            elif sha256_of_file(file) != expected.sha256:
+                problems.append(f"{name} has changed (its sha256 differs)")
+            elif not problems:
+                verified(name)
+        extra = sorted(entry.name for entry in Path(path).iterdir() if entry.name not in (*manifest.files, MANIFEST, SEAL, SIGNATURE))
+    except OSError as error:
+        raise BundleError(f"{error.filename}: cannot be read ({error.strerror}); check its permissions") from error
+    return problems + [f"{name!r} does not belong to the bundle" for name in extra]
+
+
+def name_of_output(output: Path, name: str | None = None) -> str:
+    """What is trained, imported or exported is called ``name``, else as its folder is, other characters as dashes. Raises UsageError."""
+    named = re.sub(r"[^\w.-]+", "-", output.resolve().name).strip("-.") if name is None else name
+    if not re.fullmatch(r"\w[\w.-]{0,63}", named):
+        raise UsageError(f"{named[:70]!r} is no name: at most 64 letters, digits, dots, dashes; pass another --name")
+    return named
+
+
+def refuse_foreign_folder(directory: Path) -> None:
+    """Raises BundleError where a bundle must not be written: a file, or a folder with something else in it."""
+    if directory.exists() and not (directory / MANIFEST).is_file() and (not directory.is_dir() or any(directory.iterdir())):
+        raise BundleError(f"{directory}: exists and is no bundle, so it is not overwritten; choose another folder")
+
+
+def write_bundle(directory: Path, manifest: Manifest, files: Mapping[str, Path | bytes]) -> Manifest:
+    """Writes ``files`` (name to source file or content) and the manifest, with their hashes filled in.
+
+    All of it appears at once, or nothing does: a sibling folder is written, synced and renamed. A bundle that stood
+    there is replaced; a folder that is no bundle is refused.
+    """
+    directory = Path(directory).resolve()
+    refuse_foreign_folder(directory)
+    beside = f".{directory.name}.{os.getpid()}"
+    new, old = directory.with_name(beside + ".new"), directory.with_name(beside + ".old")
+    try:
+        new.mkdir(parents=True)
+        for name, source in files.items():
+            check_name(name)
+            _write(new / name, source)
+        hashed = replace(manifest, files={name: File(sha256_of_file(new / name), (new / name).stat().st_size) for name in sorted(files)})
+        _write(new / MANIFEST, (json.dumps(hashed.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
+        _write(new / SEAL, _seal(new))
+        verify_bundle(new)  # what is written can be read
+        sync_folder(new)
+        if directory.exists():
+            directory.rename(old)
+        try:
+            new.rename(directory)
+        except OSError:
+            if old.exists():
+                old.rename(directory)
+            raise
+        sync_folder(directory.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise BundleError(f"{directory}: cannot be written ({error.strerror}); check the space left and the permissions") from error
+    except ValueError as error:
+        raise BundleError(f"{directory}: not written, {_line(error)}") from error
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+    return hashed
+
+
+def _write(path: Path, source: Path | bytes) -> None:
+    with path.open("wb") as out:
+        if isinstance(source, bytes):
+            out.write(source)
+        else:
+            with Path(source).open("rb") as content:
+                shutil.copyfileobj(content, out, 1 << 20)
+        out.flush()
+        os.fsync(out.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """So that a rename in it outlasts a power cut."""
+    if os.name == "posix":  # Windows cannot open a folder
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _seal(folder: Path) -> bytes:
+    return f"{sha256_of_file(Path(folder) / MANIFEST)}  {MANIFEST}\n".encode()
+
+
+def sha256_of_file(path: Path) -> str:
+    digest, block = hashlib.sha256(), memoryview(bytearray(4 << 20))
+    with path.open("rb", buffering=0) as content:
+        while size := content.readinto(block):
+            digest.update(block[:size])
+    return digest.hexdigest()
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,0 +1,107 @@
+"""Open questions about the picture itself: modality, plane, organ, contrast, weighting, side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from pmclip_deploy.answer import Candidate
+from pmclip_deploy.decision.evidence import COIN, NO_SIDE, NOT_SURE, WEAKEST, Look, Reply, ranked, renormalised, summed
+from pmclip_deploy.header.read import Header, header_value
+from pmclip_deploy.vocabulary import FAMILIES, PROJECTIONS, REGIONS, family_of_answer, view_of_answer
+
+
+def _modality(look: Look, threshold: float) -> Reply:
+    candidates, families = look.opinions.get("modality", ()), look.families()
+    if said := header_value(look.header, "modality"):
+        within = renormalised(c for c in candidates if family_of_answer(c.answer) == look.header.family)
+        contrast = header_value(look.header, "contrast")
+        return Reply(f"{said}, {contrast}" if contrast else said, source="header", candidates=within, note=_detail(said, within))
+    if sure := _sure(candidates, threshold):
+        return sure
+    family, share = next(iter(families.items()), ("", 0.0))
+    if share >= max(WEAKEST, threshold):
+        return Reply(f"{FAMILIES[family].label}, detail not determined", share, candidates=candidates)
+    return _unsure(candidates)
+
+
+def _detail(said: str, within: Sequence[Candidate]) -> str | None:
+    if len(within) < 2 or within[0].probability < WEAKEST:
+        return None
+    return f"within {said}, the picture looks most like {within[0].answer} ({within[0].probability:.0%})"
+
+
+def _plane(look: Look, threshold: float) -> Reply:
+    candidates = look.opinions.get("plane", ())
+    if said := header_value(look.header, "projection") or header_value(look.header, "plane"):
+        return Reply(said, source="header", candidates=candidates)
+    if sure := _sure(candidates, threshold):
+        return sure
+    views = summed(candidates, view_of_answer)
+    view, share = next(iter(views.items()), (("", ""), 0.0))
+    if share >= max(WEAKEST, threshold):
+        return Reply(view[1], share, candidates=candidates)
+    frontal = sum(share for (_, name), share in views.items() if name in FRONTAL)
+    if frontal >= max(WEAKEST, threshold):
+        return Reply("frontal, AP or PA not determined", frontal, candidates=candidates)
+    return _unsure(candidates)
+
+
+FRONTAL = ("ap", "pa", "frontal")
+
+
+def _organ(look: Look, threshold: float) -> Reply:
+    candidates = look.opinions.get("organ", ())
+    part, organ = header_value(look.header, "region"), header_value(look.header, "organ")
+    if part or organ:
+        return Reply(f"{organ} ({part})" if part and organ else part or organ, source="header", candidates=candidates)
+    return _sure(candidates, threshold) or _unsure(candidates)
+
+
+def _contrast(look: Look, threshold: float) -> Reply:
+    share = look.with_contrast()
+    candidates = () if share is None else ranked({"with contrast": share, "without contrast": 1 - share})
+    if said := header_value(look.header, "contrast"):
+        return Reply(said, source="header", candidates=candidates)
+    return _sure(candidates, max(COIN, threshold)) or _unsure(candidates)
+
+
+def _weighting(look: Look, threshold: float) -> Reply:
+    candidates = look.opinions.get("weighting", ())
+    return _sure(candidates, threshold) or _unsure(candidates)
+
+
+def _side(look: Look, threshold: float) -> Reply:
+    said = header_value(look.header, "laterality")
+    return Reply(said, reason=None if said else NO_SIDE, source="header")
+
+
+OPEN: dict[str, Callable[[Look, float], Reply]] = {
+    "modality": _modality, "plane": _plane, "organ": _organ, "contrast": _contrast, "weighting": _weighting, "laterality": _side,
+}  # fmt: skip
+
+
+def _sure(candidates: Sequence[Candidate], threshold: float) -> Reply | None:
+    if candidates and candidates[0].probability >= max(WEAKEST, threshold):
+        return Reply(candidates[0].answer, candidates[0].probability, candidates=tuple(candidates))
+    return None
+
+
+def _unsure(candidates: Sequence[Candidate]) -> Reply:
+    return Reply(None, candidates[0].probability if candidates else None, NOT_SURE, candidates=tuple(candidates))
+
+
+def header_facet(claim: str, header: Header) -> str:
+    """Which of the header's values a claim is held against."""
+    if claim in ("plane", "projection"):
+        return "projection" if header.projection else "plane"
+    return {"technique": "modality", "part": "region", "side": "laterality"}.get(claim, claim)
+
+
+def words_of_value(facet: str, value: str) -> str:
+    if facet == "modality" and value in FAMILIES:
+        return FAMILIES[value].label
+    if facet == "contrast" and value in ("with", "without"):
+        return f"{value} contrast"
+    if facet == "projection" and value in PROJECTIONS:
+        return PROJECTIONS[value][0]
+    return REGIONS[value].label if facet == "region" and value in REGIONS else value

@@ -1,0 +1,70 @@
+"""A head's logits to a decision: kinds of question, thresholds, abstention."""
+
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pmclip_deploy.answer import Candidate
+from pmclip_deploy.bundle.manifest import Manifest
+from pmclip_deploy.decision.evidence import NO_RADIOGRAPH
+
+Floats: TypeAlias = NDArray[np.float32]
+UNTRAINED = "the question is outside what this model was trained on"
+NEVER_SURE = "too few answers to this kind of question were right on validation images"
+
+
+@dataclass(frozen=True)
+class Heads:
+    """What the head says about N pairs of an image and a question."""
+
+    answer: Floats  # (N, A) logits
+    kind: Floats  # (N, K) logits
+    radiograph: Floats | None = None  # (N,) logits, where the head has them
+    known: NDArray[np.bool_] | None = None  # (N,), whether a head that reads words knows one of the question's
+
+    def __len__(self) -> int:
+        return len(self.kind)
+
+
+@dataclass(frozen=True)
+class Decision:
+    kind: int
+    candidates: tuple[Candidate, ...]  # every answer of the kind, best first
+    probability: float
+    rule: str | None = None  # which rule abstained: "kind", "question", "radiograph" or "confidence"
+    reason: str | None = None
+
+
+def decision_from_heads(manifest: Manifest, heads: Heads, row: int) -> Decision:
+    """The rules in their order; a later rule never overrules an earlier one."""
+    kinds = softmax(heads.kind[row])
+    index = int(kinds.argmax())
+    kind, limits = manifest.kinds[index], manifest.abstention
+    if kind.reason is not None:
+        return Decision(index, (), float(kinds[index]), "kind", kind.reason)
+    logits = heads.answer[row, list(kind.answers)].astype(np.float64) / kind.temperature
+    probabilities = sigmoid(logits) if kind.independent else softmax(logits)
+    best = np.argsort(-logits, kind="stable")  # the probabilities' order, where those are so near 1 that they are equal
+    candidates = tuple(Candidate(manifest.answers[kind.answers[i]], float(probabilities[i])) for i in best)
+    decision = Decision(index, candidates, candidates[0].probability)
+    if kinds[index] < limits.kind_threshold or (heads.known is not None and not heads.known[row]):
+        return replace(decision, rule="question", reason=UNTRAINED)
+    if heads.radiograph is not None and heads.radiograph[row] < limits.radiograph_threshold:
+        return replace(decision, rule="radiograph", reason=NO_RADIOGRAPH)
+    if kind.threshold >= 1:
+        return replace(decision, rule="confidence", reason=NEVER_SURE)
+    if decision.probability < kind.threshold:
+        reason = f"the confidence {decision.probability:.2f} is under the bundle's threshold {kind.threshold:.2f}"
+        return replace(decision, rule="confidence", reason=reason)
+    return decision
+
+
+def softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
+    shifted = np.exp(np.asarray(logits, np.float64) - np.max(logits))
+    return np.asarray(shifted / shifted.sum())
+
+
+def sigmoid(logits: NDArray[Any]) -> NDArray[np.float64]:
+    return np.asarray(np.exp(-np.logaddexp(0, -np.asarray(logits, np.float64))))  # a plain exp would overflow

@@ -1,0 +1,1 @@
+"""Answers counted against a dataset's."""

@@ -1,0 +1,81 @@
+"""Rows of {image, question, answer}, and how answers are compared."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pmclip_deploy.errors import InputError
+
+Array = NDArray[Any]
+
+
+def normalised(answer: str) -> str:
+    return " ".join(answer.lower().split()).removesuffix(".").rstrip()
+
+
+@dataclass(frozen=True)
+class Row:
+    image: str
+    question: str
+    answer: str
+    category: str | None = None
+    type: str | None = None  # of the answer: "open" or "closed"
+    phrase: str | None = None  # of the question, as VQA-RAD says it: "freeform", "para" or "frame"
+
+
+def pictures_of(rows: Sequence[Row]) -> tuple[list[str], Array]:
+    """(the images in their order, (N,) int: which of them each row is about)"""
+    names = list(dict.fromkeys(row.image for row in rows))
+    place = {name: i for i, name in enumerate(names)}
+    return names, np.array([place[row.image] for row in rows])
+
+
+def rows_from_jsonl(path: Path, images: Path | None = None) -> list[Row]:
+    """One row per line; with ``images``, every picture named must be there."""
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")  # not splitlines: JSON may hold U+2028
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: no UTF-8 text; pass a file of JSON lines") from error
+    if path.suffix == ".json" and lines[0].lstrip().startswith("["):
+        raise InputError(f"{path}: one JSON list, not JSON lines; of a dataset pass the folder, and --split: --data {path.parent}")
+    rows = [_row(line, f"{path}, line {number}", images) for number, line in enumerate(lines, 1) if line.strip()]
+    if not rows:
+        raise InputError(f"{path}: holds no rows; pass a file of JSON lines {{image, question, answer}}")
+    return rows
+
+
+def sha256_of_rows(rows: Sequence[Row]) -> str:
+    return hashlib.sha256("\n".join(f"{r.image}\t{r.question}\t{r.answer}" for r in rows).encode()).hexdigest()
+
+
+def _row(line: str, where: str, images: Path | None) -> Row:
+    try:
+        data = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: no JSON; every line is one object {{image, question, answer}}") from error
+    for key in ("image", "question", "answer"):
+        if not isinstance(data, dict) or not isinstance(data.get(key), str) or not data[key].strip():
+            raise InputError(f'{where}: "{key}" is missing, empty or no text; every line is one object {{image, question, answer}}')
+    if images is not None and not (images / data["image"]).is_file():
+        raise InputError(f"{where}: its image {images / data['image']} is missing; check --images")
+    category, answer_type = data.get("category"), str(data.get("answer_type", "")).strip().lower()
+    return Row(
+        data["image"],
+        data["question"],
+        data["answer"],
+        category if isinstance(category, str) else None,
+        answer_type if answer_type in ("open", "closed") else None,
+    )
+
+
+def types_of(rows: Sequence[Row]) -> list[str]:
+    """Each row's group in the table by type; none where no row says its type."""
+    return [row.type or "none" for row in rows] if any(row.type for row in rows) else []

@@ -1,0 +1,1 @@
+"""What a DICOM file says of its picture."""

@@ -1,0 +1,1 @@
+"""Files, datasets and arrays to pictures, and pictures to the towers' inputs."""

@@ -1,0 +1,26 @@
+"""Baseline JPEG by Pillow; what it does not read goes to GDCM."""
+
+from __future__ import annotations
+
+from io import BytesIO
+
+import numpy as np
+
+from pmclip_deploy.imaging.decoders import gdcm
+from pmclip_deploy.imaging.decoders.jpeg_header import header_of as header_of
+from pmclip_deploy.imaging.decoders.layout import Header, Layout, Samples
+
+
+def decode(frame: bytes, layout: Layout, header: Header | None) -> tuple[Samples, str]:
+    assert header is not None
+    if header.process == 0xC3 or header.precision > 8:
+        return gdcm.decode(frame, layout, header)
+    from PIL import Image
+
+    image = Image.open(BytesIO(frame), formats=("JPEG",))
+    ybr = (header.color or layout.photometric).startswith("YBR")
+    # What the file holds is told to libjpeg, not left to its guess: the DICOM header decides where the codestream is silent.
+    args = ("L", "") if layout.samples == 1 else ("RGB", "YCbCr" if ybr else "RGB")
+    image.tile = [tile._replace(args=args) for tile in image.tile]
+    samples = np.asarray(image)
+    return samples, layout.photometric if layout.samples == 1 else "RGB"

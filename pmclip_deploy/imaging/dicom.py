@@ -1,0 +1,108 @@
+"""A DICOM image to what a viewer would show of it: modality LUT, VOI, polarity, palette, colour, frames, in the standard's order.
+
+    file -> Dataset -> Layout (checked) -> stored values -> modality values -> VOI -> polarity -> uint8
+
+Everything pydicom or a decoder raises on broken input becomes one InputError of ours: their messages may quote patient attributes.
+"""
+
+from __future__ import annotations
+
+import math
+from os import PathLike, fspath
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pmclip_deploy.answer import ImageInfo
+from pmclip_deploy.errors import InputError, NoPictureError
+from pmclip_deploy.header.read import header_from_dataset
+from pmclip_deploy.imaging.color import rgb_from_palette, rgb_from_samples
+from pmclip_deploy.imaging.decoders.frame import CODECS
+from pmclip_deploy.imaging.dicom_file import NATIVE, DicomImage, image_from_dataset, image_from_file, reading
+from pmclip_deploy.imaging.elements import Window, printable_uid, text_of, whole_number
+from pmclip_deploy.imaging.grayscale import gray_from_stored
+from pmclip_deploy.imaging.picture import Picture
+from pmclip_deploy.imaging.stored import layout_from_dataset, stored_values
+from pmclip_deploy.vocabulary import MODALITIES
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+
+# No picture to ask about, though some have pixels. By Modality or SOP class, since either may be missing.
+NOT_PICTURES = {
+    "SEG": "a segmentation",
+    "RTDOSE": "a radiotherapy dose",
+    "RTSTRUCT": "a radiotherapy structure set",
+    "RTPLAN": "a radiotherapy plan",
+    "SR": "a structured report",
+    "KO": "a key object selection",
+    "PR": "a presentation state",
+    "REG": "a registration",
+    "1.2.840.10008.5.1.4.1.1.66.4": "a segmentation",
+    "1.2.840.10008.5.1.4.1.1.66.5": "a surface segmentation",
+    "1.2.840.10008.5.1.4.1.1.66.7": "a label map segmentation",
+    "1.2.840.10008.5.1.4.1.1.481.2": "a radiotherapy dose",
+    "1.2.840.10008.5.1.4.1.1.481.3": "a radiotherapy structure set",
+    "1.2.840.10008.5.1.4.1.1.30": "a parametric map",
+    "1.2.840.10008.1.3.10": "a DICOMDIR, the index of a medium",
+}
+
+
+def picture_from_dicom(source: str | PathLike[str] | Dataset, frame: int | None = None, window: Window | None = None) -> Picture:
+    """Render one frame of a DICOM file or Dataset; the middle frame and the file's own window unless told otherwise."""
+    is_path = isinstance(source, (str, PathLike))
+    where = fspath(source) if is_path else "dataset"
+    if window is not None and not (len(window) == 2 and all(map(math.isfinite, window)) and window[1] > 0):
+        raise InputError(f"{where}: the window asked for has no positive width; give a center and a width above 0")
+    with reading(where) as stack:
+        image = image_from_file(where, stack) if is_path else image_from_dataset(source)
+        return _picture(where, image, frame, None if window is None else (float(window[0]), float(window[1])))
+
+
+def _picture(where: str, image: DicomImage, frame: int | None, window: Window | None) -> Picture:
+    dataset, notes = image.dataset, []
+    modality = text_of(dataset, "Modality")
+    for name in (modality, text_of(dataset, "SOPClassUID"), text_of(getattr(dataset, "file_meta", {}), "MediaStorageSOPClassUID")):
+        if name in NOT_PICTURES:
+            raise NoPictureError(f"{where}: is {NOT_PICTURES[name]}, not a picture; give the image it belongs to")
+    if image.vr == "float":  # (7FE0,0008) Float or (7FE0,0009) Double Float Pixel Data
+        raise NoPictureError(f"{where}: has floating-point pixels, a parametric map, not a picture; give the image it was made from")
+    if image.file is None:
+        cut_short = "Rows" in dataset
+        raise (InputError if cut_short else NoPictureError)(f"{where}: has no pixel data; give a DICOM image")
+    if image.syntax not in NATIVE and image.syntax not in CODECS:
+        raise InputError(f"{where}: transfer syntax {printable_uid(image.syntax)} is not supported; store it as Explicit VR Little Endian")
+
+    layout = layout_from_dataset(dataset)
+    frames = max(whole_number(dataset, "NumberOfFrames", 1), 1)
+    index = frames // 2 if frame is None else frame
+    if not 0 <= index < frames:
+        raise InputError(f"{where}: frame {frame} was asked for and the file has frames 0 to {frames - 1}; choose one of these")
+
+    if text_of(dataset, "BurnedInAnnotation") == "YES":  # PS3.3 C.7.6.1
+        notes.append("text is burned into the pixels (BurnedInAnnotation is YES): it may name the patient")
+    stored, photometric = stored_values(image, layout, index, frames)
+    applied = None
+    if photometric == "PALETTE COLOR":
+        pixels = rgb_from_palette(image, stored)
+    elif layout.samples == 3:
+        pixels = rgb_from_samples(stored, photometric, layout)
+    else:
+        pixels, applied = gray_from_stored(image, layout, stored, index, window, notes)
+    if window is not None and applied is None:
+        raise InputError(f"{where}: is a colour picture, and a window is for grayscale; leave the window out")
+    info = ImageInfo(
+        source=where,
+        format="dicom",
+        modality=modality if modality in MODALITIES else None,
+        frame=index,
+        frames=frames,
+        rows=layout.rows,
+        columns=layout.columns,
+        transfer_syntax=printable_uid(image.syntax),
+        photometric=layout.photometric,
+        window=applied,
+        warnings=tuple(notes),
+    )
+    return Picture(np.ascontiguousarray(pixels), info, header_from_dataset(dataset, index))

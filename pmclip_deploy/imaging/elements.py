@@ -1,0 +1,69 @@
+"""Elements of a dataset as plain values; nothing that a file holds is printed."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from pmclip_deploy.imaging.decoders.layout import Refused
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+
+Window = tuple[float, float]  # (center, width)
+
+
+def items_of(group: Any, keyword: str) -> list[Dataset]:
+    try:
+        return list(group[keyword].value or []) if keyword in group else []
+    except Exception:  # not a sequence, or a broken one
+        return []
+
+
+def frame_group(dataset: Dataset, index: int, keyword: str) -> Any:
+    """The functional group macro of this frame: its own, else the shared one, else the dataset itself (C.7.6.16)."""
+    own, shared = items_of(dataset, "PerFrameFunctionalGroupsSequence"), items_of(dataset, "SharedFunctionalGroupsSequence")
+    for holder in [*own[index : index + 1], *shared[:1]]:
+        if found := items_of(holder, keyword):
+            return found[0]
+    return dataset
+
+
+def numbers_of(group: Any, keyword: str) -> list[float] | None:
+    """The values that are numbers up to the first that is none; None where the element is missing or empty."""
+    try:
+        value = group[keyword].value if keyword in group else None
+    except Exception:  # a decimal string that is none
+        return []
+    if value is None or value == "":
+        return None
+    numbers = []
+    try:
+        for number in value if hasattr(value, "__iter__") and not isinstance(value, (str, bytes)) else [value]:
+            numbers.append(float(number))
+    except (TypeError, ValueError, OverflowError):
+        pass
+    return numbers
+
+
+def whole_number(dataset: Dataset, keyword: str, default: int) -> int:
+    numbers = numbers_of(dataset, keyword)
+    if numbers is None:
+        return default
+    if len(numbers) != 1 or not math.isfinite(numbers[0]) or numbers[0] != int(numbers[0]):
+        raise Refused(f"its {keyword} is not one whole number")
+    return int(numbers[0])
+
+
+def text_of(group: Any, keyword: str) -> str:
+    try:
+        value = group.get(keyword)
+    except Exception:
+        return ""
+    return value.strip() if isinstance(value, str) else ""
+
+
+def printable_uid(uid: str) -> str:
+    """A UID as it may be printed; anything longer or odder could be something else."""
+    return uid if len(uid) <= 64 and all(c in "0123456789." for c in uid) else "?"

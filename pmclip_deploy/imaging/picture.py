@@ -1,0 +1,54 @@
+"""A picture as a viewer shows it, and what every reader checks first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pmclip_deploy.answer import ImageInfo
+from pmclip_deploy.errors import InputError
+
+if TYPE_CHECKING:
+    from pmclip_deploy.header.read import Header
+
+
+MAX_PIXELS = 1 << 26  # 8192 x 8192, twice the largest mammogram: more is a mistake or an attack
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What a person would see on a viewer, and where it came from."""
+
+    pixels: NDArray[np.uint8]  # (H, W) grayscale with 0 = black, or (H, W, 3) RGB
+    info: ImageInfo
+    header: Header | None = None  # what a DICOM file says of it
+
+
+def head_of_file(source: str) -> bytes:
+    """The first 132 bytes, or one clear line on why there are none."""
+    path = Path(source)
+    try:
+        if path.is_dir():
+            raise InputError(f"{source}: is a folder, not a picture; give a file")
+        if path.exists() and not path.is_file():
+            raise InputError(f"{source}: is a device or a pipe, not a file; save the picture and give that")
+        with path.open("rb") as file:
+            head = file.read(132)
+    except FileNotFoundError:
+        raise InputError(f"{source}: no such file; check the path") from None
+    except PermissionError:
+        raise InputError(f"{source}: permission to read it was denied; check the file's rights") from None
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the path
+        raise InputError(f"{source!r}: cannot be opened ({type(error).__name__}); check the path") from None
+    if not head:
+        raise InputError(f"{source}: the file is empty; copy it again")
+    return head
+
+
+def automatic_window(low: float, high: float) -> tuple[float, float]:
+    """The (center, width) whose LINEAR function (PS3.3 C.11.2.1.2.1) takes ``low`` to black and ``high`` to white."""
+    return (low + high + 1) / 2, high - low + 1

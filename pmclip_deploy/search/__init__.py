@@ -1,0 +1,1 @@
+"""Folders of images to an index, and the nearest of an index."""
