@@ -29,6 +29,8 @@ class ImageInfo:
 
 @dataclass(frozen=True)
 class ModelInfo:
+    """The bundle that answered, and what ran it."""
+
     bundle: str
     version: str
     precision: str
@@ -39,6 +41,8 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class Candidate:
+    """A possible answer."""
+
     answer: str
     probability: float
 
@@ -107,6 +111,8 @@ class Answer:
 
 @dataclass(frozen=True)
 class Label:
+    """A label, and how much of the image it has."""
+
     label: str
     share: float  # among the labels that were given, 1 in all: no probability
     score: float  # what the share was made of, in the units of the method; -inf where the label's embedding has no direction

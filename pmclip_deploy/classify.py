@@ -3,18 +3,18 @@
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pmclip_deploy.answer import Classification, Label
+from pmclip_deploy.answer import Classification, Label, ModelInfo
+from pmclip_deploy.bundle.manifest import Manifest
 from pmclip_deploy.bundle.names import LABELS
 from pmclip_deploy.decision.heads import Floats, softmax
 from pmclip_deploy.errors import BundleError, UsageError
 from pmclip_deploy.imaging.images import Image, picture_from_image
 from pmclip_deploy.kernels import contrastive_similarity, implementation
-from pmclip_deploy.predictor import Predictor
 
 METHODS = ("zero-shot", "cache", "probe")
 TEMPLATES = ("{}", "an image showing {}", "a radiology image of {}")  # a label's embedding is their mean (CLIP, section 3.1.4)
@@ -23,8 +23,22 @@ STEPS, DECAY = 500, 1e-3  # of the probe
 NO_NUMBERS = "the model computes no numbers for these images and labels; export it again in a higher precision"
 
 
+class Embedder(Protocol):
+    """What is needed of a Predictor."""
+
+    path: Path | None
+    manifest: Manifest
+    model: ModelInfo
+
+    def embed_image(self, image: Image) -> Floats: ...
+
+    def embed_texts(self, texts: Sequence[str]) -> Floats: ...
+
+    def similarity(self, image: Floats, bank: Floats) -> dict[str, NDArray[Any]]: ...
+
+
 def classification(
-    predictor: Predictor,
+    predictor: Embedder,
     image: Image,
     labels: Sequence[str] = (),
     examples: Mapping[str, Iterable[Image]] | None = None,
@@ -75,7 +89,7 @@ def classification(
     )
 
 
-def _few_shot(predictor: Predictor, seen: Floats, examples: Mapping[str, Iterable[Image]], method: str, templates: Sequence[str]) -> Floats:
+def _few_shot(predictor: Embedder, seen: Floats, examples: Mapping[str, Iterable[Image]], method: str, templates: Sequence[str]) -> Floats:
     rows = {name: [predictor.embed_image(image) for image in images] for name, images in examples.items()}
     if (empty := next((name for name in rows if not rows[name]), None)) is not None:
         raise UsageError(f"the label {empty[:60]!r} has no examples")
@@ -109,7 +123,7 @@ def zero_shot_scores(seen: Floats, bank: Floats, logit_scale: float) -> Floats:
     return _in_order(found.score[0], found.index[0])
 
 
-def scores_from_bundle(predictor: Predictor, seen: Floats) -> Floats:
+def scores_from_bundle(predictor: Embedder, seen: Floats) -> Floats:
     """(D,) -> (N,) for the labels of the bundle: by the compiled kernel, or by the graph, which says the same, where there is none."""
     manifest = predictor.manifest
     bank = _bank(predictor.path, (len(manifest.labels), manifest.embed_dim))

@@ -3,8 +3,7 @@
 import hashlib
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,14 +14,15 @@ from numpy.typing import NDArray
 from pmclip_deploy.answer import Answer, Candidate, Classification, Match, ModelInfo
 from pmclip_deploy.bundle.contract import contract_of, facet_kinds, graphs_of_ask
 from pmclip_deploy.bundle.manifest import Manifest
-from pmclip_deploy.bundle.names import ASKED, MANIFEST, PROBES, TOKENIZER, WORDS
+from pmclip_deploy.bundle.names import ASKED, MANIFEST, TOKENIZER, WORDS
 from pmclip_deploy.bundle.types import Head
 from pmclip_deploy.decision.evidence import FACETS, Look, Reply, Seen, findings_of
-from pmclip_deploy.decision.heads import Floats, Heads, decision_from_heads, sigmoid, softmax
+from pmclip_deploy.decision.heads import Floats, Heads, decision_from_heads, softmax
 from pmclip_deploy.decision.rules import askable, facets_of, reply, taught, unvalidated
-from pmclip_deploy.errors import BundleError, InputError, UsageError
+from pmclip_deploy.errors import BundleError, UsageError
 from pmclip_deploy.header.read import Header
 from pmclip_deploy.imaging.images import Image, picture_from_image
+from pmclip_deploy.looking import PictureGraphs, rows_from_bundle
 from pmclip_deploy.questions import Intent, understood
 from pmclip_deploy.sessions import Session
 
@@ -57,7 +57,7 @@ class Predictor:
         self._tokenizers = tokenizers
         self._text_embedding = lru_cache(1024)(self._embedding_from_text)  # the same questions are asked of many images
         self._facets = facet_kinds(manifest)
-        self._own: frozenset[str | None] = frozenset(probe.finding.name for probe in manifest.probes)
+        self._graphs = PictureGraphs(path, manifest, sessions)
         first = sessions[graphs_of_ask(manifest)[0]]
         self.model = ModelInfo(
             bundle=manifest.name,
@@ -106,14 +106,14 @@ class Predictor:
         start = time.perf_counter()
         picture = picture_from_image(image, frame, window)
         read = time.perf_counter()
-        inputs = self._inputs_from_picture(picture) if self.manifest.head else {}
+        inputs = self._graphs.inputs_of_head(picture, self.manifest.head) if self.manifest.head else {}
         preprocessed = time.perf_counter()
-        seen = self._seen_from_inputs(inputs)  # (V,) f32
+        seen = self._graphs.seen_from_inputs(inputs)  # (V,) f32
         encoded = time.perf_counter()
         intents = [understood(question, taught(self.manifest)) for question in questions]
         header = Header() if ignore_header or picture.header is None else picture.header
         look = self._look(picture, seen, intents, header, header.child if child is None else child)
-        by_rules = [bool(self._facets) or (intent.kind == "finding" and intent.finding in self._own) for intent in intents]
+        by_rules = [bool(self._facets) or (intent.kind == "finding" and intent.finding in self._graphs.probed) for intent in intents]
         others = iter(self._replies_of_head(seen, [(q, x) for q, x, ruled in zip(questions, intents, by_rules, strict=True) if not ruled]))
         replies = [
             reply(self.manifest, intent, look, question) if ruled else next(others)
@@ -161,8 +161,8 @@ class Predictor:
         """What the graphs say of a picture, as far as these questions need it."""
         asked = {x.finding for x in intents if x.kind == "finding" and x.answerable}
         if not self._facets:
-            return Look(header=header, seen=self._looked(picture, seen, header, asked & self._own), child=child)
-        looked = self._looked(picture, seen, header, asked)
+            return Look(header=header, seen=self._graphs.of_findings(picture, seen, header, asked & self._graphs.probed), child=child)
+        looked = self._graphs.of_findings(picture, seen, header, asked)
         facets = sorted(facets_of(intents)) or ["modality"]  # one at least, which says whether it is a radiology image
         heads = self.heads(np.repeat(seen[None], len(facets), 0), self.asked([FACETS[facet][1] for facet in facets]))
         opinions = {}
@@ -174,68 +174,6 @@ class Predictor:
         radiology = heads.radiograph is None or bool(heads.radiograph[0] >= self.manifest.abstention.radiograph_threshold)
         return Look(opinions, header, radiology, looked, child)
 
-    def _looked(self, picture: "Picture", seen: Floats, header: Header, asked: Set[str | None]) -> Seen | None:
-        """What is seen of the findings ``asked``; None where there are none to be seen.
-
-        Of a picture that by its header is of no family that any finding was measured on nothing is answered: the graph stays closed.
-        """
-        if not asked:
-            return None
-        measured = {s.family for finding in (self.manifest.findings.findings if self.manifest.findings else ()) for s in finding.strata}
-        closed = measured and header.family not in (None, *measured)
-        looked = Seen({}, {}) if closed else self.seen_of_findings(picture)
-        if not asked & self._own:
-            return looked
-        looked = looked or Seen({}, {})
-        return replace(looked, logits={**looked.logits, **self._probed(picture, seen)})
-
-    def _probed(self, picture: "Picture", seen: Floats) -> dict[str, float]:
-        """The logits of all probes; ``seen`` begins with the picture's embedding where the head looks through the image tower."""
-        head, own = self.manifest.head, seen[: self.manifest.embed_dim]
-        if head is not None and head.details:
-            embedding = own.astype(np.float64)
-        else:
-            embedding = self.probed_embedding(picture, own if head is not None and head.clip else None)
-        names = [probe.finding.name for probe in self.manifest.probes]
-        logits = self._weights[:, :-1].astype(np.float64) @ embedding + self._weights[:, -1]
-        return dict(zip(names, logits.tolist(), strict=True))
-
-    def probed_embedding(self, picture: "Picture", straight: Floats | None = None) -> NDArray[np.float64]:
-        """(D,): the mean of the unit embeddings of a picture and of its mirror image, in which the logits of probes are linear.
-
-        ``straight`` is the picture's own embedding where it is known. Raises InputError where one of the two has no direction.
-        """
-        from pmclip_deploy.imaging.preprocess import tensor_from_pixels
-
-        tensor = tensor_from_pixels(picture.pixels, self.manifest.preprocess)
-        both = [self.embedding_from_tensor(tensor) if straight is None else straight]
-        both.append(self.embedding_from_tensor(np.ascontiguousarray(tensor[..., ::-1])))
-        lengths = [float(np.linalg.norm(x.astype(np.float64))) for x in both]
-        if not all(0 < length < np.inf for length in lengths):
-            raise InputError(f"{picture.info.source}: its embedding has no direction; give another picture")
-        return np.asarray(sum(x.astype(np.float64) / length for x, length in zip(both, lengths, strict=True)) / 2)
-
-    def seen_of_findings(self, picture: "Picture") -> Seen | None:
-        """The graph "findings", over the picture and its mirror image."""
-        from pmclip_deploy.imaging.preprocess import tensor_from_pixels
-
-        findings = self.manifest.findings
-        if findings is None:
-            return None
-        tensor = tensor_from_pixels(picture.pixels, findings.preprocess)[None]  # (1, 3, S, S)
-        runs = [self._sessions["findings"].run({"pixels": np.ascontiguousarray(x)}) for x in (tensor, tensor[..., ::-1])]
-        logits, regions = (np.mean([run[name][0] for run in runs], axis=0) for name in ("finding", "region"))
-        places = (runs[0]["places"][0] + runs[1]["places"][0][..., ::-1]) / 2  # (F, h, w)
-        if len(logits) != len(findings.findings) or len(regions) != len(findings.regions):
-            raise BundleError(
-                f"the graph findings of bundle {self.manifest.name} does not fit its manifest; export it again with `pmclip-deploy export`"
-            )
-        if not np.isfinite([*logits, *regions]).all():
-            raise BundleError(f"bundle {self.manifest.name} computes no numbers for this image; export it again in a higher precision")
-        names = [finding.name for finding in findings.findings]
-        shares = dict(zip(findings.regions, sigmoid(regions).tolist(), strict=True))
-        return Seen(dict(zip(names, logits.tolist(), strict=True)), shares, dict(zip(names, places, strict=True)))
-
     def picture_seen(
         self, image: Image, finding: str | None = None, *, frame: int | None = None, window: tuple[float, float] | None = None
     ) -> NDArray[np.uint8]:
@@ -245,21 +183,15 @@ class Predictor:
         found to point at findings in validation; without a map else. A finding that the bundle was taught is looked for by the image
         tower. Raises UsageError for a finding that the bundle has not.
         """
-        from pmclip_deploy.imaging.overlay import colored
-        from pmclip_deploy.imaging.preprocess import resized
+        return self._graphs.view(picture_from_image(image, frame, window), finding)
 
-        picture, findings = picture_from_image(image, frame, window), self.manifest.findings
-        if finding is None:
-            return resized(picture.pixels, self.manifest.preprocess)
-        known = {one.name: one for one in (findings.findings if findings else ())}
-        if finding in self._own:
-            return resized(picture.pixels, self.manifest.preprocess)
-        if findings is None or finding not in known:
-            raise UsageError(f"bundle {self.manifest.name} has no finding {finding[:60]!r}; it has {', '.join(known) or 'none'}")
-        pixels, seen = resized(picture.pixels, findings.preprocess), self.seen_of_findings(picture)
-        if seen is None or known[finding].map_hits is None:
-            return pixels
-        return colored(pixels, seen.places[finding])
+    def seen_of_findings(self, picture: "Picture") -> Seen | None:
+        """The graph "findings", over the picture and its mirror image."""
+        return self._graphs.seen_of_findings(picture)
+
+    def probed_embedding(self, picture: "Picture", straight: Floats | None = None) -> NDArray[np.float64]:
+        """(D,): the mean of the unit embeddings of a picture and of its mirror image, in which the logits of probes are linear."""
+        return self._graphs.probed_embedding(picture, straight)
 
     def questions(self) -> tuple[str, ...]:
         """Examples of what can be asked of this model; what it was taught alone where its head reads questions itself, as MEVF's does."""
@@ -346,14 +278,13 @@ class Predictor:
 
     def embedding_from_tensor(self, tensor: Floats) -> Floats:
         """(3, S, S) -> (D,)."""
-        embedding: Floats = self._sessions["image"].run({"pixels": tensor[None]})["embedding"][0]
-        return embedding
+        return self._graphs.embedding_from_tensor(tensor)
 
     def seen(self, image: Image, *, frame: int | None = None, window: tuple[float, float] | None = None) -> Floats:
         """(V,): all that the head sees of an image. The image tower's embedding where it looks through that, then its details or the
         features of ``manifest.head.grey``; a single 1 where it has none of them and answers from the question alone."""
-        self._head()  # before the image is read
-        return self._seen_from_inputs(self._inputs_from_picture(picture_from_image(image, frame, window)))
+        head = self._head()  # before the image is read
+        return self._graphs.seen_from_inputs(self._graphs.inputs_of_head(picture_from_image(image, frame, window), head))
 
     def asked(self, questions: Sequence[str]) -> NDArray[Any]:
         """(N, D) f32 or, where the head reads words, (N, T) i64: what it is given of each question."""
@@ -371,24 +302,8 @@ class Predictor:
         """The embeddings that the bundle keeps of questions, (D,) each."""
         if not self.manifest.asked or self.path is None:
             return {}
-        rows = self._rows_of(ASKED, len(self.manifest.asked), self.manifest.embed_dim)
+        rows = rows_from_bundle(self.path, ASKED, len(self.manifest.asked), self.manifest.embed_dim)
         return dict(zip(self.manifest.asked, rows, strict=True))
-
-    @cached_property
-    def _weights(self) -> Floats:
-        """(P, D + 1): of each probe the weights of ``probed_embedding``, and what is added."""
-        return self._rows_of(PROBES, len(self.manifest.probes), self.manifest.embed_dim + 1)
-
-    def _rows_of(self, name: str, count: int, width: int) -> Floats:
-        """(count, width) f32 of one of the bundle's arrays. Raises BundleError."""
-        assert self.path is not None
-        try:
-            rows = np.load(self.path / name, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise BundleError(f"{self.path}: {name} cannot be read ({type(error).__name__}); copy the bundle again") from error
-        if rows.shape != (count, width) or rows.dtype != np.float32 or not np.isfinite(rows).all():
-            raise BundleError(f"{self.path}: {name} is not {count} x {width} numbers; export the bundle again")
-        return np.asarray(rows)
 
     def heads(self, seen: Floats, asked: NDArray[Any]) -> Heads:
         """(N, V) and (N, D) or (N, T), as ``seen`` and ``asked`` give them. Raises BundleError where the graph does not fit."""
@@ -418,29 +333,6 @@ class Predictor:
                 "use embed_image and embed_text, or export a checkpoint with a head from `pmclip-deploy train vqa`"
             )
         return self.manifest.head
-
-    def _inputs_from_picture(self, picture: "Picture") -> dict[str, dict[str, Floats]]:
-        """The inputs, batch 1, of each graph that the head sees an image through; with its mirror image where the head has details."""
-        from pmclip_deploy.imaging.preprocess import grey_from_pixels, tensor_from_pixels
-
-        head, inputs = self._head(), dict[str, dict[str, Floats]]()
-        if head.clip:
-            pixels = tensor_from_pixels(picture.pixels, self.manifest.preprocess)[None]  # (1, 3, S, S)
-            inputs["image"] = {"pixels": np.concatenate([pixels, pixels[..., ::-1]]) if head.details else pixels}
-        if head.grey:
-            inputs["features"] = {name: grey_from_pixels(picture.pixels, side)[None] for name, side in head.grey.items()}  # (1, 1, s, s)
-        return inputs
-
-    def _seen_from_inputs(self, inputs: Mapping[str, Mapping[str, Floats]]) -> Floats:
-        parts = []
-        for name, of in inputs.items():
-            first, *details = (self._sessions[name].run(of)[output] for output in self._contract[name][1])
-            if details:  # (2, D), (2, E)
-                lengths = np.linalg.norm(first, axis=1, keepdims=True)
-                parts += [(first / np.maximum(lengths, 1e-12)).mean(0), details[0].mean(0)]
-            else:
-                parts.append(first.ravel())
-        return np.concatenate(parts) if parts else np.ones(1, np.float32)
 
 
 def _check_questions(questions: Sequence[str]) -> None:

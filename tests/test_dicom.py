@@ -795,7 +795,7 @@ import sys
 from pmclip_deploy.imaging.dicom import picture_from_dicom
 from pmclip_deploy.imaging.dicom_file import import_pydicom_lean
 import_pydicom_lean()
-assert "pydicom" in sys.modules and not {"gdcm", "openjpeg", "urllib.request", "pydicom.examples"} & set(sys.modules)
+assert "pydicom" in sys.modules and not {"gdcm", "openjpeg", "PIL.ImageCms", "urllib.request", "pydicom.examples"} & set(sys.modules)
 import urllib.request
 print(*(picture_from_dicom(path).pixels.shape for path in sys.argv[1:]), urllib.request.urlopen.__name__)
 """

@@ -46,8 +46,8 @@ def test_help_and_usage_errors_load_next_to_nothing(arguments: list[str]) -> Non
     assert not loaded(run_cli(*arguments)) & HEAVY
 
 
-def test_spec_errors_and_answer_are_standard_library_alone() -> None:
-    code = "import sys; sys.stdlib_module_names; import pmclip_deploy.spec, pmclip_deploy.errors, pmclip_deploy.answer"
+def test_the_core_is_standard_library_alone() -> None:
+    code = "import sys; sys.stdlib_module_names; from pmclip_deploy import spec, errors, answer, intent"
     before = loaded("pass")
     assert loaded(code) - before - set(sys.stdlib_module_names) == {"pmclip_deploy"}
 

@@ -21,11 +21,12 @@ from pmclip_deploy.train.calibration import TARGET, Scored, calibrated
 from pmclip_deploy.train.captions import caption, statement
 from pmclip_deploy.train.clip import questions_for_training, recall_at, train_clip
 from pmclip_deploy.train.datasets import Question, normalised, questions_from_folder
+from pmclip_deploy.train.lite_vocabulary import Vocabulary
 from pmclip_deploy.train.loop import Settings
 from pmclip_deploy.train.nonradiographs import nonradiographs
 from pmclip_deploy.train.splits import pictures_seen_in
 from pmclip_deploy.train.towers import load_pretrained, read_checkpoint, towers_from_spec
-from pmclip_deploy.train.vqa import Vocabulary, train_vqa
+from pmclip_deploy.train.vqa import train_vqa
 
 ORGANS = ("skull and contents", "musculoskeletal")
 

@@ -1,16 +1,14 @@
 """Temperatures and thresholds of a bundle, fitted on validation answers, and the figures that stand in its card."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pmclip_deploy.evaluation.statistics import Bootstrap, calibration_error, coverage_curve
 from pmclip_deploy.train import kinds as K
-
-if TYPE_CHECKING:
-    from pmclip_deploy.train.vqa import Vocabulary
+from pmclip_deploy.train.lite_vocabulary import Vocabulary
 
 Array = NDArray[Any]
 
@@ -45,7 +43,7 @@ class Limits:
     threshold: dict[int, float]
 
 
-def calibrated(scored: Scored, vocabulary: "Vocabulary", seed: int) -> tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any]]:
+def calibrated(scored: Scored, vocabulary: Vocabulary, seed: int) -> tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any]]:
     """(kinds, abstention, metrics) as the checkpoint states them.
 
     What is shipped is fitted on all validation images. What is reported under "crossfit" is fitted on one half of the
@@ -107,7 +105,7 @@ def calibrated(scored: Scored, vocabulary: "Vocabulary", seed: int) -> tuple[lis
     return kinds, abstention, {"crossfit": _rounded(crossfit), "findings": _rounded(findings)}
 
 
-def _reasons(scored: Scored, vocabulary: "Vocabulary", sample: Bootstrap, use: Array) -> dict[int, str]:
+def _reasons(scored: Scored, vocabulary: Vocabulary, sample: Bootstrap, use: Array) -> dict[int, str]:
     """The kinds that are not answered, and why; a finding is among them unless it is told apart on the images ``use``."""
     reasons = {vocabulary.kind_id[k]: reason for k, reason in K.REASONS.items()}
     for name in (k for k in vocabulary.kinds if k.startswith("finding: ")):
@@ -117,7 +115,7 @@ def _reasons(scored: Scored, vocabulary: "Vocabulary", sample: Bootstrap, use: A
     return reasons
 
 
-def _best(scored: Scored, vocabulary: "Vocabulary", rows: Array, kind: int, temperature: float) -> tuple[Array, Array]:
+def _best(scored: Scored, vocabulary: Vocabulary, rows: Array, kind: int, temperature: float) -> tuple[Array, Array]:
     """(whether the best answer is right (R,) bool, its probability (R,))."""
     ids = np.flatnonzero(vocabulary.allowed[kind].numpy())
     logits = scored.answer[np.ix_(rows, ids)].astype(np.float64) / temperature
@@ -126,7 +124,7 @@ def _best(scored: Scored, vocabulary: "Vocabulary", rows: Array, kind: int, temp
     return best == scored.truth[rows], weights.max(1) / weights.sum(1)
 
 
-def _fitted(scored: Scored, vocabulary: "Vocabulary", use: Array, kind: Array) -> Limits:
+def _fitted(scored: Scored, vocabulary: Vocabulary, use: Array, kind: Array) -> Limits:
     """Temperature: the least log loss of "the best answer is right". Threshold: the least one that reaches TARGET."""
     temperature, threshold = {}, {}
     for k, name in enumerate(vocabulary.kinds):
@@ -161,7 +159,7 @@ def _even_odds(yes: Array) -> Array:
     return np.asarray(np.where(yes, 0.5 / max(1, yes.sum()), 0.5 / max(1, (~yes).sum())) * len(yes))
 
 
-def _applied(scored: Scored, vocabulary: "Vocabulary", limits: Limits, kind: Array, reasons: dict[int, str]) -> tuple[Array, Array, Array]:
+def _applied(scored: Scored, vocabulary: Vocabulary, limits: Limits, kind: Array, reasons: dict[int, str]) -> tuple[Array, Array, Array]:
     """(right (N,), confidence (N,), answered (N,)); the best candidate counts whether or not it is given."""
     right, top, answered = (np.zeros(len(kind), t) for t in (bool, float, bool))
     sure = _softmax_max(scored.kind) >= KIND_THRESHOLD
@@ -180,7 +178,7 @@ def _softmax_max(logits: Array) -> Array:
     return np.asarray(shifted.max(1) / shifted.sum(1))
 
 
-def _auroc(scored: Scored, vocabulary: "Vocabulary", sample: Bootstrap, kind: int, use: Array) -> dict[str, Any] | None:
+def _auroc(scored: Scored, vocabulary: Vocabulary, sample: Bootstrap, kind: int, use: Array) -> dict[str, Any] | None:
     """How well "yes" ranks the derived questions of a finding, over all its organs and, stricter, in each organ alone."""
     name = vocabulary.kinds[kind]
     rows = np.flatnonzero((scored.category == name) & use)

@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import random
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from pmclip_deploy.train.clip import (
 from pmclip_deploy.train.datasets import Question
 from pmclip_deploy.train.heads.lite import LiteHead, unit
 from pmclip_deploy.train.images import Images, radiology_augmented, with_margin
+from pmclip_deploy.train.lite_vocabulary import BY_HEART, Vocabulary
 from pmclip_deploy.train.loop import Averaged, Settings, fit
 from pmclip_deploy.train.modality import facts_by_image, implied_questions
 from pmclip_deploy.train.nonradiographs import filed, nonradiographs, photographs_from_folder
@@ -49,35 +50,12 @@ from pmclip_deploy.train.towers import (
 )
 
 HIDDEN = 768  # rank of the head's bilinear form
-BY_HEART = "abnormality"  # 1,500 names, most of them seen once or twice: nothing to learn, but a memory may hold them
 REMEMBERED = ("plane", "organ", "modality", BY_HEART)
 FINDING_WEIGHT = 0.15  # of one derived question against one of the dataset's
 CONTRASTIVE_WEIGHT = 0.3  # keeps image and text embeddings aligned while the tower learns to answer
 RADIOGRAPH_WEIGHT = 0.3
 OTHERS, OTHERS_SHARE = 1200, 6  # pictures that are no radiology, and how many of radiology come with one in a batch
 VERSIONS, NEGATIVE = 2, 0.05  # of each training image, beside itself, and the share of radiographs with black and white exchanged
-
-
-class Vocabulary:
-    """Kinds of question and, for each of them, a column for each of its answers, as the training questions have them."""
-
-    def __init__(self, questions: list[Question], findings: list[str]) -> None:
-        counts: dict[str, Counter[str]] = defaultdict(Counter)
-        for q in questions:
-            counts[K.kind_of(q)][q.answer] += 1
-        self.majority = {kind: c.most_common(1)[0][0] for kind, c in counts.items()}
-        for name in findings:
-            counts[f"finding: {name}"] = Counter({"no": 1, "yes": 1})
-            self.majority[f"finding: {name}"] = "no"
-        self.kinds = [*sorted(counts), *K.REASONS]
-        self.kind_id = {kind: i for i, kind in enumerate(self.kinds)}
-        columns = [(kind, answer) for kind in sorted(counts, key=lambda k: (k == BY_HEART, k)) for answer in sorted(counts[kind])]
-        self.column = {pair: i for i, pair in enumerate(columns)}
-        self.answers = [answer for _, answer in columns]
-        self.trained = sum(kind != BY_HEART for kind, _ in columns)
-        self.allowed = torch.zeros(len(self.kinds), len(columns), dtype=torch.bool)
-        for (kind, _), i in self.column.items():
-            self.allowed[self.kind_id[kind], i] = True
 
 
 class Rows:

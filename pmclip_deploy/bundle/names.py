@@ -4,7 +4,7 @@ from pmclip_deploy.spec import TARGETS
 
 MANIFEST = "manifest.json"
 SEAL = "manifest.sha256"  # as sha256sum writes it; the manifest holds the hashes of all other files
-SIGNATURE = "manifest.sig"  # signing.py's; a bundle may have one, and what is written anew has none
+SIGNATURE = "manifest.sig"  # of signing; a bundle may have one, and what is written anew has none
 TOKENIZER = "tokenizer.json"
 WORDS = "words.json"  # the tokenizer of a head that reads words
 LABELS = "labels.npy"  # (N, D) f32, the embeddings of Manifest.labels

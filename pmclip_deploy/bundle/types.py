@@ -8,6 +8,8 @@ from pmclip_deploy.spec import Preprocess
 
 @dataclass(frozen=True)
 class Graph:
+    """An ONNX graph of the bundle."""
+
     file: str
     precision: str
     float_layers: tuple[str, ...] = ()  # of a precision below fp32: the layers that stayed above it, so that the gates passed
@@ -52,6 +54,8 @@ class Engine:
 
 @dataclass(frozen=True)
 class File:
+    """A file of the bundle as it must be."""
+
     sha256: str
     bytes: int
 
@@ -75,6 +79,8 @@ class Kind:
 
 @dataclass(frozen=True)
 class Abstention:
+    """What an answer must reach to be given; for all kinds of question."""
+
     kind_threshold: float
     radiograph_threshold: float
     curve: tuple[tuple[float, float], ...] = ()  # (coverage, accuracy) on validation data
@@ -109,6 +115,8 @@ class Stratum:
 
 @dataclass(frozen=True)
 class Finding:
+    """A finding that can be asked for, and what it was measured on."""
+
     name: str
     strata: tuple[Stratum, ...]
     map_hits: float | None = None  # share of right yes answers whose map had its peak where the finding is; None: no map is shown

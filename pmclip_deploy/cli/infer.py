@@ -10,7 +10,6 @@ import typer
 from pmclip_deploy.cli.output import print_json
 from pmclip_deploy.console import one_line, print_error, print_note, progress
 from pmclip_deploy.errors import InputError, UsageError
-from pmclip_deploy.header.read import ADULT
 
 if TYPE_CHECKING:
     from pmclip_deploy.answer import Answer, ImageInfo
@@ -55,6 +54,7 @@ def infer(
     if save_picture is not None and save_picture.suffix.lower() != ".png":
         raise UsageError(f"{save_picture}: --save-picture writes PNG; give it a name that ends in .png")
 
+    from pmclip_deploy.header.read import ADULT
     from pmclip_deploy.opening import load_beside
 
     predictor = load_beside(lambda: _import_reader(images[0]), bundle, device, once=len(images) == 1 and not images[0].is_dir())
@@ -108,6 +108,8 @@ def _import_reader(image: Path) -> None:
         from pmclip_deploy.imaging.dicom_file import import_pydicom_lean
 
         import_pydicom_lean()
+        import pmclip_deploy.imaging.dicom
+    import pmclip_deploy.imaging.read  # noqa: F401
 
 
 def split_arguments(arguments: list[str]) -> tuple[list[Path], list[str]]:

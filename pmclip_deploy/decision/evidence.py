@@ -77,6 +77,8 @@ class Look:
 
 @dataclass(frozen=True)
 class Reply:
+    """An answer, or the reason why none is given."""
+
     answer: str | None
     probability: float | None = None  # None where the header says it, and for an abstention without candidates
     reason: str | None = None

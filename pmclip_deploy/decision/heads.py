@@ -30,6 +30,8 @@ class Heads:
 
 @dataclass(frozen=True)
 class Decision:
+    """What a head's logits come to for one question."""
+
     kind: int
     candidates: tuple[Candidate, ...]  # every answer of the kind, best first
     probability: float

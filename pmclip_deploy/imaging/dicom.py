@@ -16,7 +16,6 @@ import numpy as np
 from pmclip_deploy.answer import ImageInfo
 from pmclip_deploy.errors import InputError, NoPictureError
 from pmclip_deploy.header.read import header_from_dataset
-from pmclip_deploy.imaging.color import rgb_from_palette, rgb_from_samples
 from pmclip_deploy.imaging.decoders.frame import CODECS
 from pmclip_deploy.imaging.dicom_file import NATIVE, DicomImage, image_from_dataset, image_from_file, reading
 from pmclip_deploy.imaging.elements import Window, printable_uid, text_of, whole_number
@@ -84,10 +83,10 @@ def _picture(where: str, image: DicomImage, frame: int | None, window: Window | 
         notes.append("text is burned into the pixels (BurnedInAnnotation is YES): it may name the patient")
     stored, photometric = stored_values(image, layout, index, frames)
     applied = None
-    if photometric == "PALETTE COLOR":
-        pixels = rgb_from_palette(image, stored)
-    elif layout.samples == 3:
-        pixels = rgb_from_samples(stored, photometric, layout)
+    if photometric == "PALETTE COLOR" or layout.samples == 3:
+        from pmclip_deploy.imaging.color import rgb_from_palette, rgb_from_samples
+
+        pixels = rgb_from_palette(image, stored) if photometric == "PALETTE COLOR" else rgb_from_samples(stored, photometric, layout)
     else:
         pixels, applied = gray_from_stored(image, layout, stored, index, window, notes)
     if window is not None and applied is None:

@@ -19,12 +19,14 @@ Image: TypeAlias = Union[str, "os.PathLike[str]", "Dataset", NDArray[Any], "Pict
 
 def picture_from_image(image: Image, frame: int | None = None, window: tuple[float, float] | None = None) -> "Picture":
     from pmclip_deploy.imaging.picture import Picture
-    from pmclip_deploy.imaging.raster import picture_from_array
-    from pmclip_deploy.imaging.read import picture_from_path
 
     if isinstance(image, (str, os.PathLike)):
+        from pmclip_deploy.imaging.read import picture_from_path
+
         return picture_from_path(image, frame, window)
     if isinstance(image, np.ndarray):
+        from pmclip_deploy.imaging.raster import picture_from_array
+
         return picture_from_array(image)
     if isinstance(image, Picture):
         return image

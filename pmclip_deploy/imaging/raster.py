@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 
 MAX_SCANS = 200  # of a progressive JPEG and its thumbnails: each passes over the whole picture
-PNG = b"\x89PNG\r\n\x1a\n"
-JPEG = b"\xff\xd8\xff"
 
 
 def picture_from_array(array: Any) -> Picture:

@@ -6,7 +6,9 @@ from os import PathLike, fspath
 
 from pmclip_deploy.errors import InputError
 from pmclip_deploy.imaging.picture import Picture, head_of_file
-from pmclip_deploy.imaging.raster import JPEG, PNG, picture_from_raster
+
+PNG = b"\x89PNG\r\n\x1a\n"
+JPEG = b"\xff\xd8\xff"
 
 
 def picture_from_path(path: str | PathLike[str], frame: int | None = None, window: tuple[float, float] | None = None) -> Picture:
@@ -21,4 +23,6 @@ def picture_from_path(path: str | PathLike[str], frame: int | None = None, windo
         raise InputError(f"{source}: frame {frame} was asked for and the picture has only frame 0; leave the frame out")
     if window is not None:
         raise InputError(f"{source}: a window can be set for DICOM files only; leave it out, or give the DICOM file")
+    from pmclip_deploy.imaging.raster import picture_from_raster
+
     return picture_from_raster(source, "png" if head.startswith(PNG) else "jpeg")

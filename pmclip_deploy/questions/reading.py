@@ -19,6 +19,8 @@ BARE = ("skip", "people", "or", "yes or no", "wh", "kind", "not", "negative ques
 
 @dataclass(frozen=True)
 class Item:
+    """A phrase of the question, and its meaning."""
+
     tag: str
     value: str
     text: str

@@ -28,6 +28,8 @@ COMMON = {"there", "which", "image", "picture", "shown", "visible", "evidence", 
 
 @dataclass(frozen=True)
 class Spelling:
+    """A word that the lexicon lacks."""
+
     word: str | None  # what it is read as
     near: str | None = None  # what it looks like, and may not be read as
 
