@@ -21,6 +21,7 @@ import onnxruntime as ort
 from onnx.external_data_helper import set_external_data
 from safetensors.torch import save
 
+from pmclip_deploy.atomic import told, write
 from pmclip_deploy.bundle.contract import facet_kinds, graphs_of_ask
 from pmclip_deploy.bundle.files import manifest_from_bundle, refuse_foreign_folder, sha256_of_file, write_bundle
 from pmclip_deploy.bundle.manifest import Manifest
@@ -587,10 +588,8 @@ def _seconds(run: Callable[[], Any]) -> float:
 
 
 def _keep(path: Path, content: bytes) -> None:
-    try:
-        path.write_bytes(content)
-    except OSError as error:
-        raise BundleError(f"{path}: cannot be written ({error.strerror}); export a copy of the checkpoint") from None
+    with told(f"{path}:", "export a copy of the checkpoint", BundleError):
+        write(path, content)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import track
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
+from pmclip_deploy.atomic import told, written
 from pmclip_deploy.errors import InputError, UsageError
 from pmclip_deploy.train.heads.vision import AUTOENCODER_SIZE, AutoEncoder, grey_from_path
 from pmclip_deploy.train.loop import Settings, fit
@@ -81,10 +81,6 @@ def state_beside(output: Path) -> Path:
 
 def save_network(network: nn.Module, output: Path, meta: dict[str, Any]) -> dict[str, Any]:
     """Writes the weights, with ``meta`` in the file's header; returns ``meta``."""
-    partial = output.with_name(f"{output.name}.partial")
-    try:
-        save_file({k: v.contiguous() for k, v in network.state_dict().items()}, partial, {"made_with": json.dumps(meta)})
-        partial.replace(output)
-    except (OSError, SafetensorError) as error:
-        raise UsageError(f"{output}: cannot be written ({error}); free space or give another --output, then --resume") from None
+    with told(f"{output}:", "make room and go on with --resume"), written(output) as new:
+        save_file({k: v.contiguous() for k, v in network.state_dict().items()}, new, {"made_with": json.dumps(meta)})
     return meta

@@ -5,7 +5,6 @@ import hashlib
 import math
 import os
 import random
-import shutil
 from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
@@ -14,10 +13,10 @@ from typing import Any
 
 import torch
 from open_clip import CLIP, CustomTextCLIP
-from safetensors import SafetensorError
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
+from pmclip_deploy.atomic import told
 from pmclip_deploy.bundle.files import sha256_of_file
 from pmclip_deploy.console import print_note
 from pmclip_deploy.errors import InputError, UsageError
@@ -244,15 +243,8 @@ def write_checkpoint(folder: Path, model: nn.Module, meta: dict[str, Any], token
 
 def write_tensors(folder: Path, tensors: dict[str, Tensor], meta: dict[str, Any], tokenizer: Path) -> None:
     """A checkpoint, each file whole, or the one that was there before. Raises UsageError."""
-    partial = folder / "partial"
-    try:
-        save_checkpoint(partial, tensors, meta, tokenizer)
-        for file in partial.iterdir():
-            file.replace(folder / file.name)
-        partial.rmdir()
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise UsageError(f"{folder}: the checkpoint cannot be written ({error}); make room and go on with --resume") from None
+    with told(f"{folder}: the checkpoint", "make room and go on with --resume"):
+        save_checkpoint(folder, tensors, meta, tokenizer)
 
 
 def pairs_for_training(folders: list[Path], licences: Collection[str], share: float) -> tuple[list[Pair], list[Pair]]:

@@ -2,10 +2,8 @@
 
 import io
 import json
-import os
 import pickle
 import re
-import shutil
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
@@ -17,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from pmclip_deploy.atomic import told, written_folder
 from pmclip_deploy.bundle.files import sha256_of_file
 from pmclip_deploy.errors import BundleError, PmclipError, UsageError
 from pmclip_deploy.spec import BACKBONES, Backbone
@@ -359,24 +358,7 @@ def _refuse_foreign_folder(output: Path) -> None:
 
 
 def _write_folder(output: Path, tensors: Tensors, meta: dict[str, Any]) -> None:
-    """A sibling folder is written and renamed, so that ``output`` is whole or as it was."""
     output = output.resolve()
-    new, old = (output.with_name(f".{output.name}.{os.getpid()}.{end}") for end in ("new", "old"))
-    try:
-        new.mkdir(parents=True)
+    with told(f"{output}:", "check the space left and the permissions", BundleError), written_folder(output) as new:
         (new / "tokenizer.json").write_text(clip_tokenizer_json(), encoding="utf-8")
         save_checkpoint(new, tensors, meta, new / "tokenizer.json")
-        if output.exists():
-            output.rename(old)
-        try:
-            new.rename(output)
-        except OSError:
-            if old.exists():
-                old.rename(output)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
-    except Exception as error:  # safetensors has an error of its own for a full disk
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())[:200]
-        raise BundleError(f"{output}: cannot be written ({reason}); check the space left and the permissions") from error
-    finally:
-        shutil.rmtree(new, ignore_errors=True)

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pmclip_deploy.atomic import told, write
 from pmclip_deploy.bundle.names import SEEN
 from pmclip_deploy.errors import BundleError, PmclipError
 from pmclip_deploy.imaging.read import picture_from_path
@@ -49,6 +50,7 @@ def write_seen(folder: Path, pictures: Iterable[Path | NDArray[np.uint8]]) -> No
 
     For `train clip` and `train vqa`, when they end: what stands there is added to. A checkpoint that is made from this one takes the file
     over (save_checkpoint), and so does its bundle (`export`). Pictures that cannot be read are left out.
+    Raises UsageError.
     """
     rows = {row.tobytes() for row in read_seen(folder)} if (folder / SEEN).is_file() else set[bytes]()
     for picture in pictures:
@@ -58,7 +60,8 @@ def write_seen(folder: Path, pictures: Iterable[Path | NDArray[np.uint8]]) -> No
             continue
     content = io.BytesIO()
     np.save(content, np.frombuffer(b"".join(sorted(rows)), np.uint8).reshape(-1, SIDE * SIDE // 8))
-    (folder / SEEN).write_bytes(content.getvalue())
+    with told(f"{folder / SEEN}:", "make room and go on with --resume"):
+        write(folder / SEEN, content.getvalue())
 
 
 def read_seen(folder: Path) -> NDArray[np.uint8]:

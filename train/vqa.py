@@ -30,6 +30,7 @@ from pmclip_deploy.train.clip import (
     pooled_from_text,
     questions_for_training,
     sha256_of_questions,
+    write_tensors,
 )
 from pmclip_deploy.train.datasets import Question
 from pmclip_deploy.train.heads.lite import LiteHead, unit
@@ -45,7 +46,6 @@ from pmclip_deploy.train.towers import (
     mixed_precision,
     name_of_output,
     run_slow_convolutions_in_float,
-    save_checkpoint,
     towers_from_checkpoint,
 )
 
@@ -283,7 +283,7 @@ def train_vqa(
             "radiograph": radiograph.provenance([*data[:1], *films], settings.seed, fitted),
         },
     }
-    save_checkpoint(output, model.state_dict(), meta, tokenizer)
+    write_tensors(output, model.state_dict(), meta, tokenizer)
     return meta
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pmclip_deploy.atomic import told, write
 from pmclip_deploy.cli.output import print_json
 from pmclip_deploy.console import one_line, print_note
 from pmclip_deploy.errors import ParityError, UsageError
@@ -74,10 +75,8 @@ def bench(
     if output is not None:
         append(output, rows)
     if submit_file is not None:
-        try:
-            submit_file.write_text(json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise UsageError(f"{submit_file}: cannot be written ({error.strerror}); give another --submit-file") from None
+        with told(f"{submit_file}:", "give another --submit-file"):
+            write(submit_file, json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     if as_json:
         print_json(document)
     if missed:

@@ -1,7 +1,6 @@
 """`pmclip-deploy demo`: real pictures with known answers, what the model says to them, and what is true."""
 
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pmclip_deploy.atomic import told, write
 from pmclip_deploy.cli.infer import RESEARCH_ONLY
 from pmclip_deploy.cli.output import print_json
 from pmclip_deploy.console import one_line
-from pmclip_deploy.errors import UsageError
 
 if TYPE_CHECKING:
     from pmclip_deploy.answer import Answer
@@ -93,11 +92,9 @@ def _cases(about: Mapping[str, Any], folder: Path) -> list[Case]:
 
 
 def _copy(file: Path, to: Path) -> None:
-    try:
+    with told(f"{to}:", "give another --output"):
         to.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, to)
-    except OSError as error:
-        raise UsageError(f"{to}: cannot be written ({error.strerror}); give another --output") from None
+        write(to, file.read_bytes())
 
 
 def _document(answer: "Answer", case: Case) -> dict[str, Any]:

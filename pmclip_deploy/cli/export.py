@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pmclip_deploy.atomic import told, write
 from pmclip_deploy.cli.classify import labels_from_file
 from pmclip_deploy.cli.output import print_json
 from pmclip_deploy.console import one_line, progress
@@ -259,10 +260,8 @@ def _write_report(
             about=about,
         )
     )
-    try:
-        path.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"{path}: the report cannot be written ({error.strerror}); give another --report") from None
+    with told(f"{path}: the report", "give another --report"):
+        write(path, page)
 
 
 def _steps(graph: str) -> Callable[[str, int, int], object] | None:

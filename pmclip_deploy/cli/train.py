@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from pmclip_deploy.atomic import told, write
 from pmclip_deploy.cli.evaluate import LARGEST_SEED
 from pmclip_deploy.cli.report import report
 from pmclip_deploy.cli.train_finding import finding
@@ -248,10 +249,8 @@ def questions(
         json.dumps({"image": q.image.name, "question": q.question, "answer": q.answer, "category": q.category, "organ": organ})
         for q, organ in rows
     ]
-    try:
-        output.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"{output}: cannot be written ({error.strerror}); give another --output") from None
+    with told(f"{output}:", "give another --output"):
+        write(output, "\n".join(lines) + "\n")
     done = {"schema": SCHEMA, "questions": len(rows), "output": str(output)}
     typer.echo(json.dumps(done) if as_json else f"{len(rows)} questions in {output}")
 

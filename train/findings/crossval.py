@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 
+from pmclip_deploy.atomic import told, write
 from pmclip_deploy.console import print_note
 from pmclip_deploy.errors import BundleError, UsageError
 from pmclip_deploy.train.clip import write_tensors
@@ -147,7 +148,8 @@ def _write_fold(run: Run, name: str, results: dict[str, tuple[dict[str, Any], Ou
     folder = run.output / f"fold-{name}"
     _write(run, name, results, folder)
     apart = {f"{film.name.split('/')[0]} {film.group}" for film in results[name][1].films}
-    (folder / APART).write_text("".join(f"{line}\n" for line in sorted(apart)), encoding="utf-8")
+    with told(f"{folder / APART}:", "make room and go on with --resume"):
+        write(folder / APART, "".join(f"{line}\n" for line in sorted(apart)))
 
 
 def _write(run: Run, name: str, results: dict[str, tuple[dict[str, Any], Outcomes]], folder: Path) -> dict[str, Any]:

@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
+from pmclip_deploy.atomic import told, written
 from pmclip_deploy.errors import BundleError, UsageError
 from pmclip_deploy.imaging.preprocess import tensor_from_pixels
 from pmclip_deploy.train.clip import autocast
@@ -171,17 +171,12 @@ def said_to_films(net: FindingsNet, films: Sequence[Film], device: torch.device,
 
 
 def write_result(folder: Path, name: str, net: FindingsNet, said: dict[str, Any], films: Sequence[Film], about: dict[str, Any]) -> None:
-    """NAME.safetensors, then NAME.npz, each whole under another name first: where the second is, both are. Raises UsageError."""
-    partial = folder / f"{name}.partial"
-    try:
-        save_file({k: v.contiguous().cpu() for k, v in net.state_dict().items()}, partial)
-        partial.replace(folder / f"{name}.safetensors")
-        with partial.open("wb") as file:
+    """NAME.safetensors, then NAME.npz, each whole or as it was: where the second is, both are. Raises UsageError."""
+    with told(f"{folder}:", "make room and go on with --resume"):
+        with written(folder / f"{name}.safetensors") as new:
+            save_file({k: v.contiguous().cpu() for k, v in net.state_dict().items()}, new)
+        with written(folder / f"{name}.npz") as new, new.open("wb") as file:
             np.savez(file, names=np.array([film.name for film in films]), about=np.array(json.dumps(about)), **said)
-        partial.replace(folder / f"{name}.npz")
-    except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
-        raise UsageError(f"{folder}: cannot be written ({error}); make room and go on with --resume") from None
 
 
 def read_result(file: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
