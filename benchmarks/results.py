@@ -11,7 +11,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from pmclip_deploy.errors import InputError, UsageError
+from pmclip_deploy import atomic
+from pmclip_deploy.atomic import told
+from pmclip_deploy.errors import InputError
 from pmclip_deploy.spec import BENCH_SCHEMA
 
 KEYS: dict[str, type | tuple[type, ...]] = {  # of what every row has
@@ -68,11 +70,8 @@ def command_line(program: str, arguments: Sequence[str] | None = None) -> str:
 
 
 def append(path: Path, rows: Iterable[Row]) -> None:
-    try:
-        with path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
-    except OSError as error:
-        raise UsageError(f"{path}: the results cannot be written ({error.strerror}); give another --output") from None
+    with told(f"{path}: the results", "give another --output"):
+        atomic.append(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
 
 
 def read(path: Path) -> list[Row]:

@@ -681,7 +681,7 @@ def measured(bench: Bench, run: Run, sections: Sequence[str]) -> Iterator[Row]:
 
 def _rounded(figure: Figure) -> Figure:
     def short(value: Any) -> Any:
-        return [short(v) for v in value] if isinstance(value, list) else round(value, 4) if isinstance(value, float) else value
+        return [short(v) for v in value] if isinstance(value, list) else round(value, 4) + 0.0 if isinstance(value, float) else value
 
     return {key: short(value) for key, value in figure.items()}
 

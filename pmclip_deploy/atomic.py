@@ -49,6 +49,20 @@ def write(path: Path, content: bytes | str) -> None:
         new.write_bytes(data)
 
 
+def append(path: Path, content: str) -> None:
+    """To the end of a file; what was written is taken back where the disk does not take all of it. Raises OSError."""
+    fresh, size = not path.exists(), path.stat().st_size if path.is_file() else None
+    try:
+        with path.open("ab") as file:
+            file.write(content.encode())
+    except OSError:
+        if size is not None:
+            os.truncate(path, size)
+        elif fresh:
+            path.unlink(missing_ok=True)
+        raise
+
+
 @contextmanager
 def written_folder(folder: Path) -> Iterator[Path]:
     """A new folder, which takes the place of ``folder`` as a whole. Raises OSError."""

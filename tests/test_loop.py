@@ -1,9 +1,6 @@
 """The training loop: optimiser and schedule, resuming, and the ways in which training ends early."""
 
 import math
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +9,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="training needs the extra `train`")
 pytest.importorskip("open_clip", reason="training needs the extra `train`")
 
+from full_disk import files_no_longer_than, nothing_reaches_the_disk
 from torch import Generator, Tensor, nn
 
 from pmclip_deploy.errors import BundleError, TrainingError, UsageError
@@ -134,30 +132,14 @@ def test_a_full_device_is_one_line(tmp_path: Path) -> None:
         line.train()
 
 
-def test_a_full_disk_is_one_line_and_keeps_the_last_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
+def test_a_full_disk_is_one_line_and_keeps_the_last_state(tmp_path: Path) -> None:
     Line(tmp_path, replace(SETTINGS, epochs=1)).train()
     before = (tmp_path / "state.pt").read_bytes()
     (tmp_path / "state.partial").write_bytes(b"of a run that was killed")
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(UsageError, match=r"cannot be written \(No space left on device\); .*make room"):
+    with nothing_reaches_the_disk(), pytest.raises(UsageError, match=r"cannot be written \(No space left on device\); .*make room"):
         Line(tmp_path).train()
     assert (tmp_path / "state.pt").read_bytes() == before
     assert not (tmp_path / "state.partial").exists()
-
-
-@contextmanager
-def files_no_longer_than(size: int) -> Iterator[None]:
-    """A disk that fills while a file is written, to this process."""
-    resource = pytest.importorskip("resource", reason="needs POSIX limits")
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")  # of TensorBoard's thread, whose files fill first

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from full_disk import files_no_longer_than
 from PIL import Image
 
 torch = pytest.importorskip("torch", reason="training needs the extra `train`")
@@ -283,6 +284,16 @@ def test_both_stages_end_to_end_and_resuming_gives_the_same_weights(dataset: Pat
     assert tensors["head.balance"].shape[0] == len(written["answers"])
     assert tensors["head.cases"].shape == (12, 512)
     assert written["provenance"]["vqa"]["seed"] == 3
+
+    # A disk that fills as the checkpoint is written: what was there stays, and the run goes on from its state.
+    kept = {path: path.read_bytes() for path in (tmp_path / "vqa").iterdir() if path.is_file()}
+    again = Settings(2, 3e-4, 6, 3, resume=True)
+    with files_no_longer_than(100_000), pytest.raises(UsageError, match=r"cannot be written \(File too large\); .* go on with --resume$"):
+        train_vqa([dataset], tmp_path / "whole", tmp_path / "vqa", again, rounded_epochs=1, name="other")
+    assert {path: path.read_bytes() for path in (tmp_path / "vqa").iterdir() if path.is_file()} == kept
+    train_vqa([dataset], tmp_path / "whole", tmp_path / "vqa", again, rounded_epochs=1, name="other")
+    written, resumed = read_checkpoint(tmp_path / "vqa")
+    assert written["name"] == "other" and all(torch.equal(tensors[k], resumed[k]) for k in tensors)
 
 
 def test_too_few_images_and_broken_checkpoints_are_one_clear_line(dataset: Path, tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ def _balance(answers: Sequence[str]) -> dict[str, Any] | None:
         "distinct": len(counts),
         "top": [{"answer": answer, "count": n} for answer, n in counts.most_common(TOP)],
         "majority_share": round(max(shares), 4),
-        "entropy": round(-sum(p * math.log2(p) for p in shares), 3),
+        "entropy": round(abs(sum(p * math.log2(p) for p in shares)), 3),
     }
 
 

@@ -1,7 +1,7 @@
 """`pmclip-deploy bench`: what this machine can do with a bundle, and whether the bundle is still right here."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -75,8 +75,7 @@ def bench(
     if output is not None:
         append(output, rows)
     if submit_file is not None:
-        with told(f"{submit_file}:", "give another --submit-file"):
-            write(submit_file, json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        _write_submission(submit_file, document)
     if as_json:
         print_json(document)
     if missed:
@@ -84,6 +83,11 @@ def bench(
             f"the bundle is not what it was when it was exported: {'; '.join(missed)}; see `pmclip-deploy bundle verify` and `doctor`"
         )
     return 0
+
+
+def _write_submission(path: Path, document: Mapping[str, Any]) -> None:
+    with told(f"{path}:", "give another --submit-file"):
+        write(path, json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def _found(
