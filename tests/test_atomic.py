@@ -54,7 +54,7 @@ def bundle(folder: Path) -> None:
 
 def signature(folder: Path) -> None:
     ed25519 = pytest.importorskip("cryptography.hazmat.primitives.asymmetric.ed25519", reason="needs the extra `sign`")
-    from pmclip_deploy.signing import sign_bundle
+    from pmclip_deploy.bundle.signing import sign_bundle
 
     if not (folder / "bundle").is_dir():
         tiny_bundle(folder / "bundle")
@@ -62,7 +62,7 @@ def signature(folder: Path) -> None:
 
 
 def index(folder: Path) -> None:
-    from pmclip_deploy.index import About, write_index
+    from pmclip_deploy.search.index import About, write_index
 
     about = About("b", "0" * 64, "image", "path")
     write_index(folder / "x.index", about, 8, [(np.ones((3, 8), np.float16), ["a", "b", "c"])])
@@ -164,7 +164,7 @@ def demo_film(folder: Path) -> None:
 
 
 def picture_of_a_finding(folder: Path) -> None:
-    from pmclip_deploy.overlay import save_png
+    from pmclip_deploy.imaging.overlay import save_png
 
     save_png(np.random.default_rng(0).integers(0, 255, (60, 60), dtype=np.uint8), folder / "seen.png")
 

@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from pmclip_deploy.atomic import told, written_folder
 from pmclip_deploy.bundle.checks import check_name, no_constant
 from pmclip_deploy.bundle.manifest import Manifest
 from pmclip_deploy.bundle.names import ASKED, LABELS, MANIFEST, MAX_MANIFEST_BYTES, NEXT_STEP, PROBES, SEAL, SIGNATURE, TOKENIZER, WORDS
@@ -93,61 +93,30 @@ def refuse_foreign_folder(directory: Path) -> None:
 def write_bundle(directory: Path, manifest: Manifest, files: Mapping[str, Path | bytes]) -> Manifest:
     """Writes ``files`` (name to source file or content) and the manifest, with their hashes filled in.
 
-    All of it appears at once, or nothing does: a sibling folder is written, synced and renamed. A bundle that stood
-    there is replaced; a folder that is no bundle is refused.
+    All of it appears at once, or nothing does. A bundle that stood there is replaced; a folder that is no bundle is refused.
     """
     directory = Path(directory).resolve()
     refuse_foreign_folder(directory)
-    beside = f".{directory.name}.{os.getpid()}"
-    new, old = directory.with_name(beside + ".new"), directory.with_name(beside + ".old")
-    try:
-        new.mkdir(parents=True)
-        for name, source in files.items():
-            check_name(name)
-            _write(new / name, source)
-        hashed = replace(manifest, files={name: File(sha256_of_file(new / name), (new / name).stat().st_size) for name in sorted(files)})
-        _write(new / MANIFEST, (json.dumps(hashed.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
-        _write(new / SEAL, _seal(new))
-        verify_bundle(new)  # what is written can be read
-        sync_folder(new)
-        if directory.exists():
-            directory.rename(old)
+    with told(f"{directory}:", "check the space left and the permissions", BundleError), written_folder(directory) as new:
         try:
-            new.rename(directory)
-        except OSError:
-            if old.exists():
-                old.rename(directory)
-            raise
-        sync_folder(directory.parent)
-        shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
-        raise BundleError(f"{directory}: cannot be written ({error.strerror}); check the space left and the permissions") from error
-    except ValueError as error:
-        raise BundleError(f"{directory}: not written, {_line(error)}") from error
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
+            for name, source in files.items():
+                check_name(name)
+                _write(new / name, source)
+            written = {name: File(sha256_of_file(new / name), (new / name).stat().st_size) for name in sorted(files)}
+            hashed = replace(manifest, files=written)
+            (new / MANIFEST).write_bytes((json.dumps(hashed.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
+            (new / SEAL).write_bytes(_seal(new))
+            verify_bundle(new)  # what is written can be read
+        except ValueError as error:
+            raise BundleError(f"{directory}: not written, {_line(error)}") from error
     return hashed
 
 
 def _write(path: Path, source: Path | bytes) -> None:
-    with path.open("wb") as out:
-        if isinstance(source, bytes):
-            out.write(source)
-        else:
-            with Path(source).open("rb") as content:
-                shutil.copyfileobj(content, out, 1 << 20)
-        out.flush()
-        os.fsync(out.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """So that a rename in it outlasts a power cut."""
-    if os.name == "posix":  # Windows cannot open a folder
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    if isinstance(source, bytes):
+        path.write_bytes(source)
+    else:
+        shutil.copyfile(source, path)
 
 
 def _seal(folder: Path) -> bytes:

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pmclip_deploy.atomic import told, written
 from pmclip_deploy.bundle.files import verify_bundle
 from pmclip_deploy.bundle.names import MANIFEST, SIGNATURE
 from pmclip_deploy.errors import BundleError, InputError, UsageError
@@ -26,16 +27,8 @@ def sign_bundle(bundle: Path, private_key: "Ed25519PrivateKey") -> None:
     verify_bundle(bundle)
     folder = Path(bundle).resolve()
     beside = folder.with_name(f".{folder.name}.{os.getpid()}.sig")  # not inside: what is left of a killed process must not spoil the bundle
-    try:
-        with beside.open("wb") as out:
-            out.write(private_key.sign((folder / MANIFEST).read_bytes()))
-            out.flush()
-            os.fsync(out.fileno())
-        beside.replace(folder / SIGNATURE)
-    except OSError as error:
-        raise BundleError(f"{bundle}: {SIGNATURE} cannot be written ({error.strerror}); check space and permissions") from error
-    finally:
-        beside.unlink(missing_ok=True)
+    with told(f"{bundle}: {SIGNATURE}", "check space and permissions", BundleError), written(folder / SIGNATURE, beside) as new:
+        new.write_bytes(private_key.sign((folder / MANIFEST).read_bytes()))
 
 
 def problems_in_signature(bundle: Path, public_key: "Ed25519PublicKey") -> list[str]:

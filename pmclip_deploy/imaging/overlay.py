@@ -1,12 +1,14 @@
 """The picture that a model saw, as a PNG, and where in it a finding's map is high."""
 
+from io import BytesIO
 from os import PathLike, fspath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pmclip_deploy.errors import UsageError
+from pmclip_deploy.atomic import told, write
 
 RED = (255, 48, 32)
 MOST = 0.6  # of the colour where the map is surest; what it lies on stays visible
@@ -27,7 +29,7 @@ def save_png(pixels: NDArray[np.uint8], path: "str | PathLike[str]") -> None:
     """Raises UsageError where ``path`` cannot be written."""
     from PIL import Image
 
-    try:
-        Image.fromarray(pixels).save(path, format="PNG")
-    except OSError as error:
-        raise UsageError(f"{fspath(path)}: cannot be written ({error.strerror or type(error).__name__}); check the folder") from None
+    content = BytesIO()
+    Image.fromarray(pixels).save(content, format="PNG")
+    with told(f"{fspath(path)}:", "check the folder"):
+        write(Path(path), content.getvalue())

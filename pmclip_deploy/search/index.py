@@ -9,7 +9,6 @@ The metadata's ``checksum`` is the sha256 of the first 4096 bytes, zeros in plac
 import json
 import mmap
 import os
-import shutil
 import sys
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pmclip_deploy.answer import Match
-from pmclip_deploy.bundle.files import sync_folder
+from pmclip_deploy.atomic import told, written
 from pmclip_deploy.errors import BundleError, InputError
 from pmclip_deploy.spec import INDEX_SCHEMA
 
@@ -192,38 +191,26 @@ def write_index(path: Path, about: About, dim: int, chunks: Iterable[Chunk]) -> 
 
     Hold the lock. On Windows a file that is mapped cannot be replaced: keep no Index of ``path`` beside ``chunks``.
     """
-    new, ends, ids = beside(path, "new"), array("q"), bytearray()
-    try:
-        new.unlink(missing_ok=True)  # of a process that died, with whatever permissions
-        with open(new, "w+b", opener=_private) as file:
-            file.seek(HEADER)
-            for embeddings, names in chunks:
-                file.write(np.ascontiguousarray(embeddings, "<f2").data)
-                for name in names:
-                    ids += name.encode()
-                    ends.append(len(ids))
-            file.write(np.array(ends, "<i8").data)
-            file.write(ids)
-            file.flush()
-            head = _header(about, len(ends), dim, len(ids))
-            head = head.replace(UNKNOWN.encode(), _checksum(file, head, UNKNOWN).encode())
-            file.seek(0)
-            file.write(head)
-            file.flush()
-            os.fsync(file.fileno())
-        if os.name == "posix" and path.exists():
-            shutil.copymode(path, new)
-        new.replace(path)
-        sync_folder(path.parent)
-    except OSError as error:
-        raise BundleError(f"{path}: cannot be written ({error.strerror}); check the space left and the permissions") from error
-    finally:
-        new.unlink(missing_ok=True)
+    ends, ids = array("q"), bytearray()
+    with (
+        told(f"{path}:", "check the space left and the permissions", BundleError),
+        written(path, beside(path, "new"), mode=0o600) as new,  # where a process died, its file is there
+        new.open("r+b") as file,
+    ):
+        file.seek(HEADER)
+        for embeddings, names in chunks:
+            file.write(np.ascontiguousarray(embeddings, "<f2").data)
+            for name in names:
+                ids += name.encode()
+                ends.append(len(ids))
+        file.write(np.array(ends, "<i8").data)
+        file.write(ids)
+        file.flush()
+        head = _header(about, len(ends), dim, len(ids))
+        head = head.replace(UNKNOWN.encode(), _checksum(file, head, UNKNOWN).encode())
+        file.seek(0)
+        file.write(head)
     return len(ends)
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
 
 
 def _header(about: About, rows: int, dim: int, id_bytes: int) -> bytes:
