@@ -15,8 +15,9 @@ from pmclip_deploy.errors import InputError
 Array = NDArray[Any]
 
 
-def normalised(answer: str) -> str:
-    return " ".join(answer.lower().split()).removesuffix(".").rstrip()
+def normalised(text: str) -> str:
+    """Lower case, blanks folded, no closing full stops: how answers and questions are compared, here and in training."""
+    return " ".join(text.lower().split()).rstrip(". ")
 
 
 @dataclass(frozen=True)

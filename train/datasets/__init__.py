@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from pmclip_deploy.errors import InputError
+from pmclip_deploy.evaluation.rows import normalised
 from pmclip_deploy.train.datasets import image_captions, roco, slake, vqa_med, vqa_rad
-from pmclip_deploy.train.datasets.schema import SPLITS, Layout, Pair, Question, Row, image_key, images_there, is_there, normalised
+from pmclip_deploy.train.datasets.schema import SPLITS, Layout, Pair, Question, Row, image_key, images_there, is_there
 
 __all__ = [
     "SPLITS",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from pmclip_deploy.errors import InputError
+from pmclip_deploy.evaluation.rows import normalised
 
 SPLITS = ("train", "val", "test")
 BROKEN_SHARE = 0.01  # of a caption file's rows: more than that is not a slip but another format
@@ -41,11 +42,6 @@ class Layout(Generic[Row]):
     splits: Callable[[Path], tuple[str, ...]]  # those of SPLITS that the folder holds; none if something else lies there
     read: Callable[[Path, str], list[Row]]
     one_file: bool = False  # holds all splits, and is read as "all" in its own order
-
-
-def normalised(text: str) -> str:
-    """Lower case, blanks folded, no closing full stop: how answers and questions are compared."""
-    return " ".join(text.lower().split()).rstrip(".").strip()
 
 
 def question_from_text(image: Path, question: str, answer: str, category: str, answer_type: str = "") -> Question:
