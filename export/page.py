@@ -6,6 +6,8 @@ from html import escape
 from numbers import Real
 from typing import Any
 
+from pmclip_deploy.console import decimal
+
 NOT_MEASURED = "not measured"
 
 
@@ -66,7 +68,7 @@ def number(value: Any, form: str = "") -> str:
         return NOT_MEASURED
     if not math.isfinite(value):
         return "not finite"  # fp16 that overflowed, say: measured, and as bad as can be
-    return format(value, form or (",d" if isinstance(value, int) else ".4g"))
+    return format(value, form or ",d") if isinstance(value, int) else decimal(value, form or ".4g")
 
 
 def percent(value: Any) -> str:

@@ -12,6 +12,12 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
 
 
+def decimal(value: float, form: str) -> str:
+    """``format`` without "-0.000". A difference, with its "+", keeps the side of 0 on which it is."""
+    text = format(value + 0.0, form)  # which makes 0 of -0.0
+    return text if "+" in form or set(text) - set("-0.,%") else text.removeprefix("-")
+
+
 def print_error(message: str) -> None:
     print(f"error: {one_line(message)}", file=sys.stderr)
 

@@ -12,9 +12,11 @@ import pytest
 from PIL import Image
 
 from pmclip_deploy.cli import app
+from pmclip_deploy.console import decimal
 from pmclip_deploy.errors import InputError
+from pmclip_deploy.evaluation import rows
 from pmclip_deploy.evaluation.counting import CONTRACTIONS, answer_as_mevf
-from pmclip_deploy.train.datasets import Question, image_key, images_there, pairs_from_folder, questions_from_folder
+from pmclip_deploy.train.datasets import Question, image_key, images_there, normalised, pairs_from_folder, questions_from_folder
 from pmclip_deploy.train.datasets.schema import BROKEN_SHARE
 from pmclip_deploy.train.datasets.vqa_med import category_of
 from pmclip_deploy.train.report import report_from_folder
@@ -310,6 +312,14 @@ def test_image_caption_rows_find_their_images_beside_them_or_in_images(tmp_path:
 
 
 @pytest.mark.parametrize(
+    ("written", "meant"), [("a..", "a"), (" A\tb . . ", "a b"), ("a.", "a"), ("5.6", "5.6"), ("e.g. this", "e.g. this")]
+)
+def test_data_sets_and_evaluate_normalise_the_same(written: str, meant: str) -> None:
+    assert normalised is rows.normalised
+    assert normalised(written) == normalised(meant) == meant
+
+
+@pytest.mark.parametrize(
     ("answer", "label"),
     [
         ("The left-lung.", "left lung"),
@@ -454,6 +464,36 @@ def test_the_report_counts(tmp_path: Path) -> None:
     assert (between["images_by_name"], between["images_by_picture"], between["questions"]) == (1, None, 0.0)
     assert between["answers_known"]["mevf"] == {"all": 0.0, "open": None, "closed": 0.0}
     json.dumps(report, allow_nan=False)
+
+
+def test_one_answer_to_everything_has_no_entropy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vqa_rad(tmp_path)
+    closed = report_from_folder(tmp_path)["splits"]["train"]["answers"]["closed"]
+    assert closed["distinct"] == 1 and str(closed["entropy"]) == "0.0"
+    monkeypatch.setattr(sys, "argv", ["pmclip-deploy", "train", "report", "--data", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        app.main()
+    said = capsys.readouterr().out
+    assert "entropy" in said and "-0.0" not in said
+
+
+@pytest.mark.parametrize(
+    ("value", "form", "said"),
+    [
+        (-0.0, ".3f", "0.000"),
+        (-0.0004, ".3f", "0.000"),
+        (-0.0006, ".3f", "-0.001"),
+        (-0.0, "g", "0"),
+        (-0.00004, ".2%", "0.00%"),
+        (-0.0, "+.3f", "+0.000"),
+        (-0.0004, "+.3f", "-0.000"),  # a difference, on its side of 0
+        (float("-inf"), ".2f", "-inf"),
+    ],
+)
+def test_a_figure_that_is_nothing_has_no_sign(value: float, form: str, said: str) -> None:
+    assert decimal(value, form) == said
 
 
 def test_the_report_compares_pictures_where_they_are(tmp_path: Path) -> None:

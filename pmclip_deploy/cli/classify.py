@@ -9,7 +9,7 @@ import typer
 
 from pmclip_deploy.cli.infer import RESEARCH_ONLY
 from pmclip_deploy.cli.output import print_json
-from pmclip_deploy.console import one_line, print_note, progress
+from pmclip_deploy.console import decimal, one_line, print_note, progress
 from pmclip_deploy.errors import InputError, NoPictureError, UsageError
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def _print(made: "Classification") -> None:
 
     table = Table("Label", "Share", "Score", title=Text(one_line(made.image.source)), title_justify="left")
     for label in made.labels:
-        table.add_row(Text(one_line(label.label)), f"{label.share:.0%}", f"{label.score:.2f}")
+        table.add_row(Text(one_line(label.label)), f"{label.share:.0%}", decimal(label.score, ".2f"))
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 120

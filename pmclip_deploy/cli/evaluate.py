@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pmclip_deploy.cli.output import print_json
-from pmclip_deploy.console import one_line, print_note, progress
+from pmclip_deploy.console import decimal, one_line, print_note, progress
 from pmclip_deploy.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -226,7 +226,7 @@ def _print_types(console: Any, document: dict[str, Any]) -> None:
         sides = {**compared["by"]["type"], "overall": compared}
         named = one_line(str(compared["against"].get("checkpoint", compared["against"].get("bundle"))))
         table.add_row("against", *(f"{sides[k]['accuracy']:.3f}" for k in groups))
-        table.add_row("difference", *(f"{sides[k]['difference']:+.3f}" for k in groups))
+        table.add_row("difference", *(decimal(sides[k]["difference"], "+.3f") for k in groups))
         table.add_row("95% interval", *("{:+.3f} to {:+.3f}".format(*sides[k]["ci95"]) for k in groups))
         if compared["mcnemar"]:
             table.add_row("McNemar's p", *(f"{sides[k]['mcnemar']['p']:.3g}" for k in groups))

@@ -11,7 +11,7 @@ import typer
 from pmclip_deploy.atomic import told, write
 from pmclip_deploy.cli.classify import labels_from_file
 from pmclip_deploy.cli.output import print_json
-from pmclip_deploy.console import one_line, progress
+from pmclip_deploy.console import decimal, one_line, progress
 from pmclip_deploy.errors import UsageError
 from pmclip_deploy.spec import METHODS, PRECISIONS, TARGETS
 
@@ -223,7 +223,7 @@ def _print_answers(measured: Mapping[str, Any], has_head: bool) -> None:
     print(
         f"answers: {agree}, best candidates on {answers['candidate_agreement']:.2%} of {answers['n']}; "
         f"accuracy {answers['accuracy']:.4f}, in fp32 "
-        f"{answers['accuracy_fp32']:.4f}: {100 * answers['difference']:+.2f} points (95% interval {low:+.2f} to {high:+.2f})"
+        f"{answers['accuracy_fp32']:.4f}: {decimal(100 * answers['difference'], '+.2f')} points (95% interval {low:+.2f} to {high:+.2f})"
     )
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from pmclip_deploy.cli.output import print_json
-from pmclip_deploy.console import one_line
+from pmclip_deploy.console import decimal, one_line
 
 
 def report(
@@ -108,4 +108,4 @@ def _cell(value: Any) -> str:
         return f"{value['min']} to {value['max']}, median {value['median']:g}"
     if isinstance(value, dict):
         return ", ".join(f"{key} {count}" for key, count in value.items())
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+    return decimal(value, ".3f") if isinstance(value, float) else str(value)

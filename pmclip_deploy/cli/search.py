@@ -10,7 +10,7 @@ import typer
 
 from pmclip_deploy.cli.infer import PNG_AND_JPEG, RESEARCH_ONLY, looks_like_a_path
 from pmclip_deploy.cli.output import print_json
-from pmclip_deploy.console import one_line, print_note, progress
+from pmclip_deploy.console import decimal, one_line, print_note, progress
 from pmclip_deploy.errors import InputError, UsageError
 from pmclip_deploy.spec import DELETION_SCHEMA, INDEX_SCHEMA, INDEXING_SCHEMA, SEARCH_SCHEMA
 
@@ -199,7 +199,7 @@ def _print_matches(matches: "list[Match]") -> None:
 
     table = Table("Rank", "Score", Column("Id", overflow="fold"))
     for rank, match in enumerate(matches, 1):
-        table.add_row(str(rank), f"{match.score:.3f}", Text(one_line(match.id)))
+        table.add_row(str(rank), decimal(match.score, ".3f"), Text(one_line(match.id)))
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 120
