@@ -189,8 +189,9 @@ def reading(path: Path) -> tuple[Callable[[], Any], dict[str, Any]]:
 
 def decoding(path: Path, stack: ExitStack) -> tuple[Callable[[], Any], dict[str, Any]]:
     """One frame's stored values from an open file."""
-    from pmclip_deploy.imaging.dicom_file import image_from_file, quiet
+    from pmclip_deploy.imaging.dicom_file import image_from_file
     from pmclip_deploy.imaging.elements import whole_number
+    from pmclip_deploy.imaging.quiet import quiet
     from pmclip_deploy.imaging.stored import layout_from_dataset, stored_values
 
     stack.enter_context(quiet())

@@ -1,7 +1,6 @@
 """From a folder to a Predictor: its files are hashed while numpy and onnxruntime are imported, and each is opened once it is verified."""
 
 import os
-import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
@@ -13,6 +12,7 @@ from pmclip_deploy.bundle.manifest import Manifest
 from pmclip_deploy.bundle.names import TOKENIZER, WORDS
 from pmclip_deploy.errors import BundleError
 from pmclip_deploy.models import DEFAULT_BUNDLE
+from pmclip_deploy.process import one_thread_for_numpy
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -28,7 +28,7 @@ def load(bundle: "str | os.PathLike[str] | None" = None, device: str = "auto", *
 
     Without a head it waits for the image tower alone: the text tower and the tokenizer go on opening behind. ``device`` is of
     ``sessions.DEVICES``; "auto" takes what runs here and says in ``Predictor.notes`` what does not. ``once`` is for a process that asks
-    about one picture and ends: INT8 transformers open sooner, run slower (docs/benchmarks.md), and say the same; numpy gets one thread.
+    about one picture and ends: INT8 transformers open sooner, run slower (docs/benchmarks.md), and say the same.
     """
     return load_beside(lambda: None, bundle, device, once)
 
@@ -36,8 +36,8 @@ def load(bundle: "str | os.PathLike[str] | None" = None, device: str = "auto", *
 def load_beside(work: Callable[[], object], bundle: "str | os.PathLike[str] | None", device: str, once: bool) -> "Predictor":
     """``load``, which calls ``work`` while the graphs are opened, when the interpreter's lock is free for other imports."""
     path = DEFAULT_BUNDLE if bundle is None else Path(bundle)
-    if once and "numpy" not in sys.modules:
-        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # its other threads spin as it is imported, on a core that hashing wants
+    if once:
+        one_thread_for_numpy()
     pool = ThreadPoolExecutor()  # hashing, like building a graph, is done outside the interpreter's lock
     try:
         manifest = manifest_from_bundle(path)

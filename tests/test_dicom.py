@@ -19,7 +19,10 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate, get_frame
 from pydicom.uid import UID
 
+from pmclip_deploy import process
 from pmclip_deploy.errors import InputError
+from pmclip_deploy.imaging import dicom
+from pmclip_deploy.imaging.decoders import frame as frames_module
 from pmclip_deploy.imaging.decoders import jpeg2000
 from pmclip_deploy.imaging.decoders.frame import CODECS, samples_from_codestream
 from pmclip_deploy.imaging.decoders.layout import Layout, Refused
@@ -639,7 +642,8 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", shipped_names())
-def test_every_file_that_pydicom_ships(name, capfd, caplog):
+def test_every_file_that_pydicom_ships(name, capfd, caplog, monkeypatch):
+    monkeypatch.setattr(process, "taken_over", True)  # as the command line does, which keeps libjpeg quiet too
     path = shipped(name)
     if name in REFUSED:
         refused(path, "^[^\n]+$")
@@ -767,6 +771,36 @@ def test_permission(tmp_path):
         refused(path, "permission")
     else:
         pytest.skip("this user may read everything")
+
+
+# --- whose fault it is ----------------------------------------------------------------------------------------------------------
+
+
+FAULTS_OF_OURS = {
+    "a wrong name": (dicom, "layout_from_dataset", lambda *_: nobody_defined_this, NameError),  # noqa: F821
+    "a forgotten codec": (frames_module, "CODECS", {}, KeyError),
+    "a wrong type": (dicom, "whole_number", lambda *_: "1", TypeError),
+    "nothing where something is due": (dicom, "layout_from_dataset", lambda *_: None, AttributeError),
+    "a decoder that is not installed": (sys.modules, "gdcm", None, ImportError),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS_OF_OURS)
+def test_a_fault_of_ours_is_not_told_as_a_broken_file(monkeypatch, fault):
+    module, name, wrong, error = FAULTS_OF_OURS[fault]
+    (monkeypatch.setitem if module is sys.modules else monkeypatch.setattr)(module, name, wrong)
+    source = "MR_small_RLE.dcm" if fault == "a forgotten codec" else "JPEG-LL.dcm"
+    with pytest.raises(error):
+        picture_from_dicom(shipped(source))
+
+
+@pytest.mark.parametrize("error", [OSError, ValueError, KeyError, TypeError, RuntimeError, RecursionError, MemoryError, zlib.error])
+def test_what_a_parser_raises_is_the_files(monkeypatch, error):
+    namespace = {"__name__": "pydicom.somewhere", "error": error}
+    exec("def read(*_, **__):\n    raise error('NAME')", namespace)
+    monkeypatch.setattr(pydicom, "dcmread", namespace["read"])
+    with pytest.raises(InputError, match=rf"the DICOM file is broken \({error.__name__}\)"):
+        picture_from_dicom(shipped("CT_small.dcm"))
 
 
 # --- silence ------------------------------------------------------------------------------------------------------------------

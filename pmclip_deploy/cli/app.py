@@ -13,6 +13,7 @@ import typer
 
 from pmclip_deploy.console import print_error
 from pmclip_deploy.errors import PmclipError
+from pmclip_deploy.process import take_over
 
 COMMANDS = {  # what of pmclip_deploy.cli makes each
     "infer": "infer.infer",
@@ -97,6 +98,7 @@ def program() -> None:
 
     TensorRT's sessions end as usual: they keep what they compiled.
     """
+    take_over()
     try:
         main()
     except SystemExit as end:

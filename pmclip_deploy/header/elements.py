@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from pmclip_deploy.faults import OF_ELEMENTS
+
 MODALITY, SOP_CLASS, MEDIA_SOP_CLASS, IMAGE_TYPE = 0x00080060, 0x00080016, 0x00020002, 0x00080008
 
 STORAGE = "1.2.840.10008.5.1.4.1.1."
@@ -59,7 +61,7 @@ def raw_of(dataset: Any, tag: int) -> Any:
     """The element as read, before pydicom converts and checks it: its remarks quote values. None where there is none."""
     try:
         return dataset.get_item(tag)
-    except Exception:
+    except OF_ELEMENTS:
         return None
 
 
@@ -76,7 +78,7 @@ def strings_of(dataset: Any, tag: int) -> tuple[str, ...]:
         if not all(isinstance(text, str) and len(text) <= MAX_LENGTH for text in texts):
             return ()
         return tuple(text.strip(" \0").upper() for text in texts)
-    except Exception:  # None, a number, or an object of another kind
+    except OF_ELEMENTS:  # None, a number, or an object of another kind
         return ()
 
 
@@ -94,7 +96,7 @@ def numbers_of(dataset: Any, tag: int) -> tuple[float, ...]:
             return ()
         texts = value.decode("ascii").split("\\") if isinstance(value, bytes) else value
         numbers = tuple(float(text.strip(" \0") if isinstance(text, str) else text) for text in texts)
-    except Exception:
+    except OF_ELEMENTS:
         return ()
     return numbers if all(map(math.isfinite, numbers)) else ()
 
@@ -106,7 +108,7 @@ def _integers(dataset: Any, tag: int) -> tuple[int, ...]:
     try:
         value = dataset[tag].value
         return (value,) if isinstance(value, int) else tuple(int(number) for number in value)
-    except Exception:
+    except OF_ELEMENTS:
         return ()
 
 
@@ -118,7 +120,7 @@ def items_of(dataset: Any, tag: int) -> Sequence[Any]:
     try:
         value = dataset[tag].value
         return value if isinstance(value, Sequence) and not isinstance(value, (str, bytes)) else ()
-    except Exception:  # broken, or no sequence
+    except OF_ELEMENTS:  # broken, or no sequence
         return ()
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pmclip_deploy.faults import OF_ELEMENTS
 from pmclip_deploy.imaging.decoders.layout import Layout, Refused
 from pmclip_deploy.imaging.dicom_file import DicomImage
 from pmclip_deploy.imaging.grayscale import Gray
@@ -32,7 +33,7 @@ def rgb_from_palette(image: DicomImage, stored: NDArray[Any]) -> Gray:
     for color in ("Red", "Green", "Blue"):
         try:
             count, first, bits = (int(value) for value in dataset[f"{color}PaletteColorLookupTableDescriptor"].value)
-        except Exception:
+        except OF_ELEMENTS:
             raise Refused("its palette is missing or broken") from None
         count = count % 65536 or 65536
         segmented = f"Segmented{color}PaletteColorLookupTableData" in dataset

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import io
-import logging
 import sys
-import threading
-import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,10 +12,14 @@ from os import PathLike, fspath
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
+import numpy as np
+
 from pmclip_deploy.errors import InputError, NoPictureError, PmclipError
+from pmclip_deploy.faults import is_ours
 from pmclip_deploy.imaging.decoders.layout import Refused
 from pmclip_deploy.imaging.elements import text_of
 from pmclip_deploy.imaging.picture import head_of_file
+from pmclip_deploy.imaging.quiet import quiet, quieten
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -50,13 +51,15 @@ def patient_from_dicom(path: str | PathLike[str]) -> str:
 @contextmanager
 def reading(where: str) -> Iterator[ExitStack]:
     try:
-        with quiet(), ExitStack() as stack:
+        with quiet(), np.errstate(all="ignore"), ExitStack() as stack:
             yield stack
     except PmclipError:
         raise
     except Refused as error:
         raise InputError(f"{where}: {error}; export or copy the file again") from None
     except Exception as error:  # also RecursionError and MemoryError
+        if is_ours(error):
+            raise
         raise InputError(f"{where}: the DICOM file is broken ({type(error).__name__}); export or copy it again") from None
 
 
@@ -120,6 +123,7 @@ def image_from_file(where: str, stack: ExitStack) -> DicomImage:
     from pydicom import dcmread
     from pydicom.filereader import read_file_meta_info
 
+    quieten()
     if head[128:] == b"DICM" and read_file_meta_info(where).get("TransferSyntaxUID") == DEFLATED:
         _check_inflated(where)
         return image_from_dataset(dcmread(where))
@@ -158,6 +162,7 @@ def _check_inflated(where: str) -> None:
 def image_from_dataset(dataset: Any) -> DicomImage:
     from pydicom import Dataset
 
+    quieten()
     if not isinstance(dataset, Dataset):
         raise InputError(f"{type(dataset).__name__}: is not an image; give a path, a pydicom Dataset or an array")
     syntax = _syntax(dataset)
@@ -184,32 +189,3 @@ def _syntax(dataset: Dataset) -> str:
         return str(syntax)
     implicit, little = dataset.original_encoding  # what pydicom guessed, or (None, None) where it was made in memory
     return IMPLICIT if implicit else BIG_ENDIAN if little is False else EXPLICIT
-
-
-# --- silence ------------------------------------------------------------------------------------------------------------------
-
-_lock = threading.Lock()
-_readers = 0
-_silence = ExitStack()
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """While any thread reads, pydicom's log records and warnings go nowhere: they quote element values."""
-    global _readers
-    with _lock:
-        _readers += 1
-        if _readers == 1:
-            _silence.enter_context(warnings.catch_warnings())
-            warnings.simplefilter("ignore")
-            for name in ("pydicom", "openjpeg", "jpeg_ls"):
-                logger = logging.getLogger(name)
-                _silence.callback(logger.setLevel, logger.level)
-                logger.setLevel(logging.CRITICAL + 1)
-    try:
-        yield
-    finally:
-        with _lock:
-            _readers -= 1
-            if _readers == 0:
-                _silence.close()

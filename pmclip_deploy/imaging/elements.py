@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from pmclip_deploy.faults import OF_ELEMENTS
 from pmclip_deploy.imaging.decoders.layout import Refused
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ Window = tuple[float, float]  # (center, width)
 def items_of(group: Any, keyword: str) -> list[Dataset]:
     try:
         return list(group[keyword].value or []) if keyword in group else []
-    except Exception:  # not a sequence, or a broken one
+    except OF_ELEMENTS:  # not a sequence, or a broken one
         return []
 
 
@@ -34,7 +35,7 @@ def numbers_of(group: Any, keyword: str) -> list[float] | None:
     """The values that are numbers up to the first that is none; None where the element is missing or empty."""
     try:
         value = group[keyword].value if keyword in group else None
-    except Exception:  # a decimal string that is none
+    except OF_ELEMENTS:  # a decimal string that is none
         return []
     if value is None or value == "":
         return None
@@ -59,7 +60,7 @@ def whole_number(dataset: Dataset, keyword: str, default: int) -> int:
 def text_of(group: Any, keyword: str) -> str:
     try:
         value = group.get(keyword)
-    except Exception:
+    except OF_ELEMENTS:
         return ""
     return value.strip() if isinstance(value, str) else ""
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pmclip_deploy.faults import OF_ELEMENTS
 from pmclip_deploy.imaging.decoders.layout import LARGE, Layout
 from pmclip_deploy.imaging.dicom_file import DicomImage
 from pmclip_deploy.imaging.elements import Window, frame_group, items_of, numbers_of, text_of
@@ -97,7 +98,7 @@ class _Table:
         try:
             count, first, bits = (int(value) for value in item["LUTDescriptor"].value)
             data: Any = item["LUTData"].value
-        except Exception:  # missing, or not three numbers
+        except OF_ELEMENTS:  # missing, or not three numbers
             return None
         if isinstance(data, (bytes, bytearray)):
             data = np.frombuffer(data[: len(data) // 2 * 2], "<u2" if little else ">u2")

@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 
 from pmclip_deploy.answer import ImageInfo
 from pmclip_deploy.errors import InputError, PmclipError
+from pmclip_deploy.faults import is_ours
 from pmclip_deploy.imaging.picture import MAX_PIXELS, Picture, automatic_window
+from pmclip_deploy.imaging.quiet import quiet, quieten
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -37,14 +39,12 @@ def picture_from_array(array: Any) -> Picture:
 
 
 def picture_from_raster(source: str, kind: str) -> Picture:
-    import warnings
-
     from PIL import Image, ImageOps
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's own remarks on odd files; what matters is raised below
+        with quiet():  # Pillow's own remarks on odd files; what matters is raised below
             data = Path(source).read_bytes()
+            _import_plugins(kind, data)
             if data.count(b"\xff\xda") > MAX_SCANS and kind == "jpeg":
                 raise InputError(f"{source}: has more than {MAX_SCANS} progressive scans; save it again as a plain JPEG")
             with Image.open(BytesIO(data), formats=(kind.upper(),)) as opened:
@@ -53,9 +53,21 @@ def picture_from_raster(source: str, kind: str) -> Picture:
                 pixels, window = _pixels_from_image(ImageOps.exif_transpose(opened))
     except PmclipError:
         raise
-    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, ... on broken files
+    except Exception as error:
+        if is_ours(error):
+            raise
+        # Pillow raises OSError, SyntaxError, ValueError, struct.error, ... on broken files
         raise InputError(f"{source}: the {kind.upper()} file is broken ({type(error).__name__}); save or copy it again") from None
     return Picture(pixels, ImageInfo(source, kind, rows=pixels.shape[0], columns=pixels.shape[1], window=window))
+
+
+def _import_plugins(kind: str, data: bytes) -> None:
+    """Now, so that they are quiet from their first file on."""
+    from PIL import JpegImagePlugin, PngImagePlugin  # noqa: F401
+
+    if b"exif" in data or b"eXIf" in data or b"Exif" in data:
+        from PIL import TiffImagePlugin  # noqa: F401
+    quieten()
 
 
 def _pixels_from_image(image: Image.Image) -> tuple[NDArray[np.uint8], tuple[float, float] | None]:

@@ -7,16 +7,11 @@ own header is compared with the DICOM header, and the number of bytes with the l
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from importlib import import_module
 from struct import error as StructError
 
 from pmclip_deploy.imaging.decoders.layout import Header, Layout, Refused, Samples
-from pmclip_deploy.threads import cpu_threads
-
-# OpenJPEG is told in no other way, and setting it later is not safe where other threads read the environment.
-os.environ.setdefault("OPJ_NUM_THREADS", str(cpu_threads()))
 
 LOSSLESS = tuple(f"1.2.840.10008.1.2.4.{tail}" for tail in (57, 70, 80, 90, 201, 202))
 CODECS = {  # the file that reads it, imported when a frame needs it: most files need none

@@ -10,6 +10,7 @@ from struct import pack
 
 import numpy as np
 
+from pmclip_deploy import process
 from pmclip_deploy.imaging.decoders.jpeg_header import segments
 from pmclip_deploy.imaging.decoders.layout import Header, Layout, Refused, Samples, as_declared
 
@@ -18,7 +19,13 @@ _stderr = threading.Lock()
 
 @contextmanager
 def _native_stderr_off() -> Iterator[None]:
-    """GDCM's libjpeg writes straight to file descriptor 2 while it looks for the right bit depth."""
+    """GDCM's libjpeg writes straight to file descriptor 2 while it looks for the right bit depth; nothing that a file holds.
+
+    In a process of somebody else, whose threads write there too, it may.
+    """
+    if not process.taken_over:
+        yield
+        return
     with _stderr:
         try:
             kept = os.dup(2)

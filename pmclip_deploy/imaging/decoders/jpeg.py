@@ -9,6 +9,7 @@ import numpy as np
 from pmclip_deploy.imaging.decoders import gdcm
 from pmclip_deploy.imaging.decoders.jpeg_header import header_of as header_of
 from pmclip_deploy.imaging.decoders.layout import Header, Layout, Samples
+from pmclip_deploy.imaging.quiet import quieten
 
 
 def decode(frame: bytes, layout: Layout, header: Header | None) -> tuple[Samples, str]:
@@ -16,7 +17,9 @@ def decode(frame: bytes, layout: Layout, header: Header | None) -> tuple[Samples
     if header.process == 0xC3 or header.precision > 8:
         return gdcm.decode(frame, layout, header)
     from PIL import Image
+    from PIL import JpegImagePlugin as JpegImagePlugin  # else more plugins are imported, which speak up
 
+    quieten()
     image = Image.open(BytesIO(frame), formats=("JPEG",))
     ybr = (header.color or layout.photometric).startswith("YBR")
     # What the file holds is told to libjpeg, not left to its guess: the DICOM header decides where the codestream is silent.

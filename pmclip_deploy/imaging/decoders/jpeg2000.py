@@ -8,6 +8,7 @@ from struct import unpack_from
 import numpy as np
 
 from pmclip_deploy.imaging.decoders.layout import LARGE, Header, Layout, Refused, Samples, as_declared
+from pmclip_deploy.imaging.quiet import quieten
 
 J2K_START = b"\xff\x4f\xff\x51"  # SOC, SIZ
 
@@ -34,6 +35,7 @@ def decode(frame: bytes, layout: Layout, header: Header | None) -> tuple[Samples
     if samples is None:
         from openjpeg.utils import decode_pixel_data
 
+        quieten()
         try:
             buffer = decode_pixel_data(frame, version=2)
         except Exception:
@@ -52,6 +54,7 @@ def _j2k_in_threads(frame: bytes, layout: Layout, header: Header) -> Samples | N
     from PIL import Image, ImageFile
     from PIL import Jpeg2KImagePlugin as Jpeg2KImagePlugin  # else all plugins are imported
 
+    quieten()
     if ImageFile.LOAD_TRUNCATED_IMAGES:  # somebody wants broken pictures
         return None
     try:

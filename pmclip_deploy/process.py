@@ -1,0 +1,21 @@
+"""What belongs to the whole process. A library leaves it alone; the command line, whose process it is, calls ``take_over``."""
+
+import os
+import sys
+
+taken_over = False
+
+
+def take_over() -> None:
+    """Before any other thread runs: the environment is not safe to change beside threads that read it."""
+    from pmclip_deploy.threads import cpu_threads
+
+    global taken_over
+    taken_over = True
+    os.environ.setdefault("OPJ_NUM_THREADS", str(cpu_threads()))  # OpenJPEG is told in no other way
+
+
+def one_thread_for_numpy() -> None:
+    """Its other threads spin as it is imported, on a core that hashing wants."""
+    if taken_over and "numpy" not in sys.modules:
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
