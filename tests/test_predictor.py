@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import ANSWERS, DIM, HEADS, KINDS, OUTSIDE, READS, tiny_bundle, tiny_files, tiny_manifest
 
 import pmclip_deploy as pm
 from pmclip_deploy.bundle import MANIFEST, Engine, Graph, manifest_from_bundle, sha256_of_file, write_bundle
@@ -32,6 +31,7 @@ from pmclip_deploy.predictor import (
     sigmoid,
 )
 from pmclip_deploy.sessions import session_from_bundle
+from tests.tiny.bundle import ANSWERS, DIM, HEADS, KINDS, OUTSIDE, READS, tiny_bundle, tiny_files, tiny_manifest
 
 FRACTURE = "is there a fracture?"
 WORDS_HEADS = [name for name, head in HEADS.items() if head.words]
