@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow("builds a wheel and compiles its kernel")
+
 ROOT = Path(__file__).parents[1]
 MODELS = ROOT / "pmclip_deploy" / "models"
 

@@ -330,6 +330,7 @@ def bench(*arguments: object) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow("measures every scenario")
 def test_the_command(bundle: Path, tmp_path: Path) -> None:
     done = bench("--bundle", bundle, "--json", "--output", tmp_path / "rows.jsonl", "--submit-file", tmp_path / "submit.json")
     assert done.returncode == 0, done.stderr

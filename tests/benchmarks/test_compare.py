@@ -142,6 +142,7 @@ def test_transformers_embeds_the_same_from_the_names_it_uses(tmp_path: Path) -> 
 # --- environments ---------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow("makes an environment with pip")
 def test_what_pip_refuses_is_named_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.delenv("PIP_FIND_LINKS", raising=False)

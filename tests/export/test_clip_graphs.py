@@ -85,6 +85,7 @@ def check(expected: Any, got: Any) -> None:
     gate("fp32", {"tensors": {"embedding": tensor_difference(expected, got)}, "answers": None})
 
 
+@pytest.mark.slow("backbones of real size")
 @pytest.mark.parametrize("name", ["RN50", "RN50x4", "ViT-B/32"])
 def test_a_real_backbone_equals_pytorch(name: str) -> None:
     model = lively(name)

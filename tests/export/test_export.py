@@ -36,6 +36,8 @@ BACKBONE = BACKBONES["pmclip-lite"]
 NAMES = ("modality", "plane", "organ", "contrast", "weighting")  # those that decision.py asks for
 ANSWERS, KINDS = 60, len(NAMES)
 SEEN_BESIDE = 80 * 4 * 2  # details
+pytestmark = pytest.mark.slow("exports pmclip-lite at two precisions")
+
 CLI = str(Path(sys.executable).with_name("pmclip-deploy"))
 
 

@@ -35,7 +35,6 @@ from pmclip_deploy.spec import BACKBONES
 from pmclip_deploy.train.vqa_heads import asked_of_checkpoint
 from tests.tiny import clip as tiny_clip
 
-ROOT = Path(__file__).parents[2]
 PRECISIONS = ("fp32", "fp16", "int8")
 QUESTIONS = ("is there a fracture?", "what modality is the image in?", "which plane?", "what organ is in the image?")
 
@@ -76,6 +75,7 @@ def exported(checkpoint: Path, output: Path, precision: str, target: str, pictur
     return bundle_from_checkpoint(checkpoint, output, precision, target=target, **more).manifest
 
 
+@pytest.mark.slow("makes 24 bundles")
 @pytest.mark.parametrize("target", ["cpu", "rtx"])
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_every_bundle_passes_its_gates_and_opens(checkpoint: Path, pictures: Path, tmp_path: Path, precision: str, target: str) -> None:
@@ -124,6 +124,7 @@ def test_a_bundle_answers_as_its_checkpoint_does(kind: str, tmp_path: Path, pict
 # What an export keeps, and what it takes from before.
 
 
+@pytest.mark.slow("ranks every layer")
 def test_layers_stay_in_float_until_the_gates_pass_and_stay_so(tmp_path: Path, pictures: Path) -> None:
     folder = tiny_clip.checkpoint(tmp_path / "checkpoint", "tiny-resnet", tiny_clip.lively("tiny-resnet"))
     strict = {"int8": {"cosine_mean": 0.9999}}
@@ -216,6 +217,7 @@ def test_answers_are_not_measured_twice(tmp_path: Path, pictures: Path, monkeypa
     assert exported(folder, tmp_path / "c", "fp32", "cpu", pictures).parity == first.parity
 
 
+@pytest.mark.slow("ranks every layer, in a process of its own")
 def test_the_report_is_written(tmp_path: Path, pictures: Path, configs: Path) -> None:
     folder = tiny_clip.checkpoint(tmp_path / "checkpoint", "tiny", tiny_clip.lively("tiny"))
     command = [sys.executable, tiny_clip.__file__, str(configs), "export", str(folder), "--output", str(tmp_path / "out")]

@@ -34,6 +34,8 @@ from pmclip_deploy.spec import BACKBONES, Preprocess
 from pmclip_deploy.train import towers
 from pmclip_deploy.train.findings.net import FindingsNet
 
+pytestmark = pytest.mark.slow("exports pmclip-lite with findings at three precisions and for a GPU")
+
 SIZE = 96
 OUTPUTS = ("finding", "region", "places")
 REGIONS = ("hand", "chest", "other")

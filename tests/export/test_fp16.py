@@ -139,6 +139,7 @@ def test_towers_equal_fp32(name: str, part: str) -> None:
     assert 0.9999 < parity(graph, half, feed) < 1
 
 
+@pytest.mark.slow("image towers of real size, at three precisions each")
 @pytest.mark.parametrize("name", ["ViT-B/32", "RN50"])
 def test_a_real_image_tower_equals_fp32(name: str) -> None:
     graph, feed = tower(name, "image")
@@ -149,6 +150,7 @@ def test_a_real_image_tower_equals_fp32(name: str) -> None:
     assert parity(graph, half, feed) > GATE
 
 
+@pytest.mark.slow("the four graphs of the embedded model, at three precisions each")
 def test_pmclip_lite_equals_fp32() -> None:
     modules = modules_from_checkpoint(LITE)
     graphs = onnx_from_modules(modules)
@@ -182,6 +184,7 @@ def test_heads_and_their_features_equal_fp32(kind: str) -> None:
         assert parity(graph, half, feed) > GATE
 
 
+@pytest.mark.slow("starts a process for each hash seed")
 def test_the_same_bytes_in_every_process(tmp_path: Path) -> None:
     graph, _ = tower("tiny", "image")
     (tmp_path / "image.onnx").write_bytes(graph.SerializeToString())
@@ -403,6 +406,7 @@ def uncast(model: Any, name: str) -> None:
     model.graph.node.extend(nodes)
 
 
+@pytest.mark.slow("builds an engine of real size")
 def test_an_engine_of_the_real_image_tower() -> None:
     """Half the size, every product in fp16, attention fused."""
     graph, _ = tower("ViT-B/32", "image")

@@ -152,6 +152,7 @@ def interpreted(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @NEEDS_TRITON
+@pytest.mark.slow("Triton's interpreter")
 @pytest.mark.parametrize("number", range(len(CASES)), ids=lambda number: "-".join(map(str, CASES[number])).rstrip("-"))
 def test_the_kernels_equal_the_reference(interpreted: Any, number: int) -> None:
     case = CASES[number]
@@ -159,6 +160,7 @@ def test_the_kernels_equal_the_reference(interpreted: Any, number: int) -> None:
 
 
 @NEEDS_TRITON
+@pytest.mark.slow("Triton's interpreter")
 @pytest.mark.parametrize("number", range(len(CASES)), ids=lambda number: "-".join(map(str, CASES[number])).rstrip("-"))
 def test_the_kernels_read_what_the_plan_counts(interpreted: Any, number: int) -> None:
     case = given(*CASES[number])

@@ -404,6 +404,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     return json.loads(out), err
 
 
+@pytest.mark.slow("three folds and the whole, of a network of real size")
 def test_the_command_from_folds_to_a_checkpoint(
     trained: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -146,6 +146,7 @@ def test_rn50_archive_gives_open_clips_embeddings(rn50: Any, rn50_archive: Path,
 
 
 @torch.no_grad()
+@pytest.mark.slow("a backbone of real size")
 def test_rn50x4_goes_through_and_computes(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     source = {k: (0.02 * torch.randn(v.shape, generator=generator)).half() if v.ndim > 1 else v for k, v in light("RN50x4").items()}
