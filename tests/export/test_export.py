@@ -213,26 +213,14 @@ def test_refusals(checkpoint: Path, tmp_path: Path, bundles: dict[str, Path]) ->
     assert not (tmp_path / "out").exists()
 
 
-def test_answers_are_compared(checkpoint: Path, pictures: Path, bundles: dict[str, Path], tmp_path: Path) -> None:
+def test_answers_are_compared(checkpoint: Path, pictures: Path, bundles: dict[str, Path], tmp_path: Path, command: Any) -> None:
     names = sorted(path.name for path in pictures.iterdir())
     data = tmp_path / "rows.jsonl"
     rows = [{"image": name, "question": q, "answer": "answer 1"} for name in names for q in ("is there a fracture?", "which plane?")]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    command = [
-        CLI,
-        "parity",
-        str(bundles["fp32"]),
-        "--checkpoint",
-        str(checkpoint),
-        "--data",
-        str(data),
-        "--images",
-        str(pictures),
-        "--json",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    answers = json.loads(done.stdout)["answers"]
+    code, out, err = command("parity", bundles["fp32"], "--checkpoint", checkpoint, "--data", data, "--images", pictures, "--json")
+    assert code == 0, err
+    answers = json.loads(out)["answers"]
     assert answers["n"] == answers["answered"] == len(rows) and answers["difference"] == 0
     assert answers["agreement"] == answers["candidate_agreement"] == 1
 

@@ -1,8 +1,6 @@
 """Bundles of OpenAI's backbones, with and without MEVF's and QCR's heads, at every precision; and faults that must not pass a gate."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -217,14 +215,13 @@ def test_answers_are_not_measured_twice(tmp_path: Path, pictures: Path, monkeypa
     assert exported(folder, tmp_path / "c", "fp32", "cpu", pictures).parity == first.parity
 
 
-@pytest.mark.slow("ranks every layer, in a process of its own")
-def test_the_report_is_written(tmp_path: Path, pictures: Path, configs: Path) -> None:
+@pytest.mark.slow("ranks every layer")
+def test_the_report_is_written(tmp_path: Path, pictures: Path, command: Any) -> None:
     folder = tiny_clip.checkpoint(tmp_path / "checkpoint", "tiny", tiny_clip.lively("tiny"))
-    command = [sys.executable, tiny_clip.__file__, str(configs), "export", str(folder), "--output", str(tmp_path / "out")]
-    command += ["--calibration-images", str(pictures), "--report", str(tmp_path / "report.html"), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    document, page = json.loads(done.stdout), (tmp_path / "report.html").read_text()
+    options = ["--calibration-images", pictures, "--report", tmp_path / "report.html", "--json"]
+    code, out, err = command("export", folder, "--output", tmp_path / "out", *options)
+    assert code == 0, err
+    document, page = json.loads(out), (tmp_path / "report.html").read_text()
     assert document["parity"]["answers"] is None and document["engines"] == {}
     assert "layer.0.up" in page and "<svg" in page and "passed" in page
 

@@ -212,10 +212,9 @@ def test_other_weights_of_findings_ask_for_images_of_their_own(checkpoint: Path,
     assert not (tmp_path / "out").exists()
 
 
-def test_a_checkpoint_without_findings_takes_no_images_for_them(plain: Path, pictures: Path, tmp_path: Path) -> None:
-    command = [CLI, "export", str(plain), "--output", str(tmp_path / "out"), "--calibration-findings", str(pictures)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2 and "has no findings" in done.stderr and done.stderr.count("\n") == 1
+def test_a_checkpoint_without_findings_takes_no_images_for_them(plain: Path, pictures: Path, tmp_path: Path, command: Any) -> None:
+    code, _, err = command("export", plain, "--output", tmp_path / "out", "--calibration-findings", pictures)
+    assert code == 2 and "has no findings" in err and err.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from pmclip_deploy.train.heads.vision import AutoEncoder, ImageFeatures, MamlNet
 from pmclip_deploy.train.towers import save_checkpoint, towers_from_spec
 
 COLOURS = ("black", "dark grey", "light grey", "white")
+
+tokenizer_json = cache(clip_tokenizer_json)
 
 
 def add_tiny(folder: Path) -> None:
@@ -45,7 +48,7 @@ def checkpoint(folder: Path, name: str = "tiny", model: CLIP | None = None, of_h
     torch.manual_seed(0)
     model = model or towers_from_spec(BACKBONES[name])
     folder.mkdir()
-    (folder / "bpe.json").write_text(clip_tokenizer_json())
+    (folder / "bpe.json").write_text(tokenizer_json())
     meta = {"name": name.replace("/", "-"), "version": "0", "backbone": name, "logit_scale": 14.3, "metrics": {}}
     meta |= {"provenance": {"import": "random"}, **about}
     tensors = {f"clip.{k}": v for k, v in model.state_dict().items()}
