@@ -36,7 +36,10 @@ BACKBONE = BACKBONES["pmclip-lite"]
 NAMES = ("modality", "plane", "organ", "contrast", "weighting")  # those that decision.py asks for
 ANSWERS, KINDS = 60, len(NAMES)
 SEEN_BESIDE = 80 * 4 * 2  # details
-pytestmark = pytest.mark.slow("exports pmclip-lite at two precisions")
+pytestmark = [
+    pytest.mark.slow("exports pmclip-lite at two precisions"),
+    pytest.mark.usefixtures("ranked_on_two_pictures"),
+]
 
 CLI = str(Path(sys.executable).with_name("pmclip-deploy"))
 

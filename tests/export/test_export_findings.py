@@ -34,7 +34,10 @@ from pmclip_deploy.spec import BACKBONES, Preprocess
 from pmclip_deploy.train import towers
 from pmclip_deploy.train.findings.net import FindingsNet
 
-pytestmark = pytest.mark.slow("exports pmclip-lite with findings at three precisions and for a GPU")
+pytestmark = [
+    pytest.mark.slow("exports pmclip-lite with findings at three precisions and for a GPU"),
+    pytest.mark.usefixtures("ranked_on_two_pictures"),
+]
 
 SIZE = 96
 OUTPUTS = ("finding", "region", "places")
