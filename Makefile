@@ -12,7 +12,7 @@ demo: $(DEMO_VENV)/ready
 test: $(TEST_VENV)/ready
 	$(TEST_VENV)/bin/ruff check .
 	$(TEST_VENV)/bin/mypy
-	$(TEST_VENV)/bin/python -m pytest
+	$(TEST_VENV)/bin/python -m pytest -n 2
 
 $(DEMO_VENV)/ready: $(SOURCES)
 	@echo "installing the runtime into $(DEMO_VENV), once: about a minute"

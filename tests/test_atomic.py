@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from full_disk import files_no_longer_than, nothing_reaches_the_disk
-from tiny import tiny_bundle
 
 from pmclip_deploy.atomic import append, told, write, written, written_folder, written_into
 from pmclip_deploy.cli import bench as cli_bench
 from pmclip_deploy.cli import demo as cli_demo
 from pmclip_deploy.cli import export as cli_export
 from pmclip_deploy.errors import BundleError, PmclipError, UsageError
+from tests.full_disk import files_no_longer_than, nothing_reaches_the_disk
+from tests.tiny.bundle import tiny_bundle
 
 Disk = Callable[[], AbstractContextManager[None]]
 RESUME = "make room and go on with --resume"

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import tiny_bundle
 
 import pmclip_deploy as pm
 from pmclip_deploy import classify
@@ -18,6 +17,7 @@ from pmclip_deploy.cli import app
 from pmclip_deploy.cli.classify import labels_from_file
 from pmclip_deploy.imaging.raster import picture_from_array
 from pmclip_deploy.kernels import contrastive_similarity
+from tests.tiny.bundle import tiny_bundle
 
 RNG = np.random.default_rng(0)
 LABELS = ["is there a fracture", "which plane", "the plane"]
@@ -188,9 +188,8 @@ def test_the_cache_adds_votes_to_the_words(towers: pm.Predictor) -> None:
 def labelled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     """A bundle exported with labels, and the checkpoint's own embeddings of them."""
     pytest.importorskip("onnx"), pytest.importorskip("open_clip")
-    import tiny_clip
-
     from pmclip_deploy.export.pack import bundle_from_checkpoint
+    from tests.tiny import clip as tiny_clip
 
     folder = tmp_path_factory.mktemp("labelled")
     tiny_clip.add_tiny(folder)

@@ -130,6 +130,7 @@ def traced(strace: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     return {name: process.ended() for name, process in begun.items()}
 
 
+@pytest.mark.slow("waits longer than onnxruntime does before it reports")
 @pytest.mark.parametrize(
     ("name", "files"),
     [("infer", set()), ("bench", {"out/rows.jsonl", "out/bench.json"}), ("search index", {"out/x.index"}), ("python", set())],

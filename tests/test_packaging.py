@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow("builds a wheel and compiles its kernel")
+
 ROOT = Path(__file__).parents[1]
 MODELS = ROOT / "pmclip_deploy" / "models"
 MAPPED = ("train", "export", "kernels", "benchmarks")

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import ANSWERS, DIM, HEADS, KINDS, OUTSIDE, READS, tiny_bundle, tiny_files, tiny_manifest
 
 import pmclip_deploy as pm
 from pmclip_deploy.bundle.contract import CONTRACT, contract_of, graphs_of_ask
@@ -27,6 +26,7 @@ from pmclip_deploy.imaging.raster import picture_from_array
 from pmclip_deploy.opening import Opened
 from pmclip_deploy.predictor import ROWS
 from pmclip_deploy.sessions import session_from_bundle
+from tests.tiny.bundle import ANSWERS, DIM, HEADS, KINDS, OUTSIDE, READS, tiny_bundle, tiny_files, tiny_manifest
 
 FRACTURE = "is there a fracture?"
 WORDS_HEADS = [name for name, head in HEADS.items() if head.words]

@@ -18,13 +18,13 @@ from PIL import Image
 from pydicom import dcmread
 from pydicom import misc as pydicom_misc
 from pydicom.data import get_testdata_file
-from tiny import tiny_bundle
 
 import pmclip_deploy as pm
 from pmclip_deploy import process
 from pmclip_deploy.imaging import dicom, raster
 from pmclip_deploy.imaging.dicom import picture_from_dicom
 from pmclip_deploy.imaging.read import picture_from_path
+from tests.tiny.bundle import tiny_bundle
 
 EXTENDED, LOSSLESS = "JPGExtended.dcm", "JPEG-LL.dcm"
 

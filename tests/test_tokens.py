@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import WORDS, tiny_tokenizer
 
 from pmclip_deploy.errors import BundleError
 from pmclip_deploy.tokens import tokenizer_from_file, tokens_from_text
+from tests.tiny.bundle import WORDS, tiny_tokenizer
 
 CLS, SEP = WORDS.index("[CLS]"), WORDS.index("[SEP]")
 

@@ -1,0 +1,517 @@
+"""The command line as a user meets it: exit codes, one-line errors, a clean stdout, no patient, no network."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pmclip_deploy import machine, opening
+from pmclip_deploy.bundle.files import verify_bundle
+from pmclip_deploy.cli import app, doctor, infer
+from pmclip_deploy.errors import InputError, UsageError
+from tests.tiny.bundle import KINDS, tiny_bundle
+
+FRACTURE = "is there a fracture?"
+MAIN = "from pmclip_deploy.cli.app import program; program()"
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_bundle(tmp_path_factory.mktemp("tiny") / "bundle")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two pictures and a CT, one of them in a subfolder, and a note that is no image."""
+    from pydicom.data import get_testdata_file
+
+    folder = tmp_path_factory.mktemp("study")
+    (folder / "sub").mkdir()
+    noise = np.random.default_rng(0).integers(160, 256, (40, 30)).astype(np.uint8)
+    Image.fromarray(noise).save(folder / "bright.png")
+    Image.fromarray(255 - noise).save(folder / "sub" / "dark.jpg")
+    shutil.copy(str(get_testdata_file("CT_small.dcm")), folder / "ct.dcm")
+    (folder / "note.txt").write_text("no image")
+    return folder
+
+
+class Result:
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], bundle: Path) -> Any:
+    """The command in this process; infer and evaluate get the tiny bundle."""
+
+    def run(*arguments: str | Path) -> Result:
+        with_bundle = ["--bundle", str(bundle)] if arguments[:1] in (("infer",), ("evaluate",)) and "--bundle" not in arguments else []
+        monkeypatch.setattr(sys, "argv", ["pmclip-deploy", *map(str, arguments), *with_bundle])
+        with pytest.raises(SystemExit) as caught:
+            app.main()
+        return Result(int(caught.value.code or 0), *capsys.readouterr())
+
+    return run
+
+
+def process(*arguments: str | Path, **environment: str) -> Result:
+    done = subprocess.run(
+        [sys.executable, "-c", MAIN, *map(str, arguments)], capture_output=True, timeout=60, env={**os.environ, **environment}
+    )
+    return Result(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+def is_one_line(err: str) -> bool:
+    return err.startswith("error: ") and err.count("\n") == 1 and err.endswith("\n")
+
+
+def unlisted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As without permission to read it, which root always has."""
+    scandir = os.scandir
+
+    def refuses(path: Any = ".") -> Any:
+        if os.fspath(path) == str(folder):
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuses)
+
+
+# --- infer ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_infer_json_is_the_contract(run: Any, folder: Path) -> None:
+    result = run("infer", folder / "ct.dcm", FRACTURE, "--json")
+    assert result.code == 0 and result.err == ""
+    assert {key: sorted(value) if isinstance(value, dict) else type(value).__name__ for key, value in result.json.items()} == {
+        "schema": "str",
+        "question": "str",
+        "answer": "str",
+        "probability": "float",
+        "abstained": "bool",
+        "reason": "NoneType",
+        "candidates": "list",
+        "image": sorted(
+            ["source", "format", "modality", "frame", "frames", "rows", "columns", "transfer_syntax", "photometric", "window", "warnings"]
+        ),
+        "model": sorted(["bundle", "version", "precision", "backend", "device", "sha256"]),
+        "timings_ms": sorted(["read", "preprocess", "encode", "answer", "total"]),
+        "note": "NoneType",
+        "source": "str",
+        "understood_as": sorted(["kind", "form", "finding", "polarity", "asked", "qualifiers", "context", "corrected", "needs"]),
+        "worth": "NoneType",
+    }
+    assert result.json["schema"] == "pmclip-deploy/answer/1" and result.json["image"]["modality"] == "CT"
+
+
+def test_one_picture_is_asked_about_once_and_several_are_not(run: Any, folder: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+    opened = opening.load_beside
+    monkeypatch.setattr(opening, "load_beside", lambda *given, once: (seen.append(once), opened(*given, once=once))[1])
+    one, two = folder / "bright.png", folder / "ct.dcm"
+    for images in ([one], [one, two], [folder]):
+        run("infer", *images, FRACTURE, "--bundle", bundle)
+    assert seen == [True, False, False]
+
+
+def test_a_note_is_printed_once_below_the_table(run: Any, folder: Path, tmp_path: Path) -> None:
+    noted = tiny_bundle(tmp_path / "noted", kinds=tuple(replace(kind, note="at even odds") for kind in KINDS))
+    assert verify_bundle(noted).kinds[0].note == "at even odds"
+    result = run("infer", folder / "bright.png", FRACTURE, "which plane", "--bundle", noted)
+    assert result.out.count("note:  at even odds\n") == 1
+    assert run("infer", folder / "bright.png", FRACTURE, "--json", "--bundle", noted).json["note"] == "at even odds"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_is_refused_at_once(folder: Path, bundle: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    result = process("infer", tmp_path / "pipe", FRACTURE, "--bundle", bundle)
+    assert result.code == 3 and is_one_line(result.err) and "a pipe" in result.err
+
+
+def test_infer_for_a_person(run: Any, folder: Path) -> None:
+    result = run("infer", folder / "bright.png", FRACTURE, "which plane", "asdf")
+    assert result.code == 0 and result.err == ""
+    for said in (
+        "yes",
+        "Confidence",
+        "no answer: the question is outside",
+        "PNG, 30 x 40",
+        "tiny 0.0.1, fp32, onnxruntime on cpu",
+        "total",
+    ):
+        assert said in result.out
+    assert result.out.count("Research use only; not a medical device.") == 1
+
+
+def test_infer_shows_questions_as_they_are(run: Any, folder: Path) -> None:
+    result = run("infer", folder / "bright.png", "[bold]is[/bold] \x1b[31mthere")
+    assert result.code == 0 and "[bold]is[/bold]" in result.out and "\x1b" not in result.out
+
+
+def test_many_questions_and_files_are_a_list_in_order(run: Any, folder: Path) -> None:
+    result = run("infer", folder / "bright.png", folder / "sub" / "dark.jpg", FRACTURE, "plane", "--json")
+    assert [(Path(a["image"]["source"]).name, a["question"]) for a in result.json] == [
+        ("bright.png", FRACTURE),
+        ("bright.png", "plane"),
+        ("dark.jpg", FRACTURE),
+        ("dark.jpg", "plane"),
+    ]
+    assert [a["answer"] for a in result.json[::2]] == ["yes", "no"]
+
+
+def test_a_folder_is_all_its_images_and_says_what_it_skipped(run: Any, folder: Path) -> None:
+    result = run("infer", folder, FRACTURE, "--json")
+    assert result.code == 0
+    assert [Path(a["image"]["source"]).name for a in result.json] == ["bright.png", "ct.dcm", "dark.jpg"]
+    assert result.err.startswith("skipped 1 of 4 files") and result.err.count("\n") == 1
+
+
+def test_a_folder_that_cannot_be_listed_is_skipped_and_said(run: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unlisted(folder / "sub", monkeypatch)
+    result = run("infer", folder, FRACTURE, "--json")
+    assert result.code == 0 and [Path(a["image"]["source"]).name for a in result.json] == ["bright.png", "ct.dcm"]
+    assert result.err.startswith("skipped 2 of 4 files") and f"{folder / 'sub'}: a folder that cannot be listed" in result.err
+    result = run("infer", folder / "sub", FRACTURE)
+    assert result.code == 3 and is_one_line(result.err) and "cannot be listed" in result.err
+
+
+def test_a_folder_of_one_image_is_still_a_list(run: Any, folder: Path) -> None:
+    assert len(run("infer", folder / "sub", FRACTURE, "--json").json) == 1
+
+
+def test_one_unreadable_file_of_several_does_not_stop_the_rest(run: Any, folder: Path) -> None:
+    result = run("infer", folder / "note.txt", folder / "bright.png", FRACTURE, "--json")
+    assert result.code == 3 and is_one_line(result.err) and "note.txt" in result.err
+    assert [a["answer"] for a in result.json] == ["yes"]
+
+
+def test_a_folder_without_images(run: Any, folder: Path, tmp_path: Path) -> None:
+    shutil.copy(folder / "note.txt", tmp_path)
+    (tmp_path / "empty").mkdir()
+    for path in (tmp_path, tmp_path / "empty"):
+        result = run("infer", path, FRACTURE, "--json")
+        assert result.code == 3 and is_one_line(result.err) and "without readable images" in result.err and result.out == ""
+
+
+def test_options_reach_the_reader(run: Any, folder: Path) -> None:
+    result = run("infer", folder / "ct.dcm", "plane", "--window", "-600", "1500", "--top", "1", "--json")
+    assert result.json["image"]["window"] == [-600, 1500] and len(result.json["candidates"]) == 1
+    assert run("infer", folder / "ct.dcm", "plane", "--frame", "7").code == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "images", "questions"),
+    [
+        (["a.png", "q"], ["a.png"], ["q"]),
+        (["a.png", "b.png", "q", "r"], ["a.png", "b.png"], ["q", "r"]),
+        (["dir", "is it a/b, or c?"], ["dir"], ["is it a/b, or c?"]),
+        (["a.png", "q" * 5000], ["a.png"], ["q" * 5000]),
+        (["a.png", "nul\0"], ["a.png"], ["nul\0"]),
+    ],
+)
+def test_images_come_first_then_questions(
+    arguments: list[str], images: list[str], questions: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.png", "b.png"):
+        Path(name).touch()
+    Path("dir").mkdir()
+    assert infer.split_arguments(arguments) == ([Path(i) for i in images], questions)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["nowhere.dcm", "q"], InputError),
+        (["a.png", "nowhere.dcm", "q"], InputError),
+        (["a.png", "scans/nowhere", "q"], InputError),
+        (["a.png", "q", "late.DCM"], InputError),
+        (["a.png", "q", "a.png"], UsageError),
+        (["a.png"], UsageError),
+        (["a.png", ""], UsageError),
+        (["a.png", "q", " "], UsageError),
+        (["", "q"], InputError),
+    ],
+)
+def test_arguments_that_are_wrong(arguments: list[str], error: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.png").touch()
+    with pytest.raises(error):
+        infer.split_arguments(arguments)
+
+
+# --- exit codes and errors -----------------------------------------------------------------------------------------------------
+
+
+def test_exit_codes(run: Any, folder: Path, bundle: Path, tmp_path: Path) -> None:
+    image = folder / "bright.png"
+    cases = [
+        (2, ["infer"]),
+        (2, ["infer", image]),
+        (2, ["infer", image, ""]),
+        (2, ["infer", image, FRACTURE, "--nope"]),
+        (2, ["infer", image, FRACTURE, "--frame", "-1"]),
+        (2, ["infer", image, FRACTURE, "--device", "tpu"]),
+        (2, ["nope"]),
+        (3, ["infer", "nowhere.dcm", FRACTURE]),
+        (3, ["infer", folder / "note.txt", FRACTURE]),
+        (3, ["evaluate", "--data", "nowhere.jsonl", "--images", folder]),
+        (4, ["infer", image, FRACTURE, "--bundle", tmp_path]),
+        (4, ["bundle", "show", tmp_path / "nowhere"]),
+        (4, ["bundle", "verify", tmp_path]),
+    ]
+    for code, arguments in cases:
+        result = run(*arguments)
+        assert (result.code, result.out) == (code, "") and is_one_line(result.err), (arguments, result.err)
+
+
+def test_no_device(run: Any, folder: Path) -> None:
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this machine has CUDA")
+    result = run("infer", folder / "bright.png", FRACTURE, "--device", "cuda")
+    assert result.code == 6 and is_one_line(result.err) and "CPUExecutionProvider" in result.err
+
+
+def test_a_bug_of_ours_is_one_line_and_debug_shows_where(run: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    quoted = "DOE^" + "JOHN"  # a foreign message may quote the file
+
+    def bug(arguments: list[str]) -> None:
+        raise RuntimeError(quoted)
+
+    monkeypatch.setattr(infer, "split_arguments", bug)
+    result = run("infer", folder / "ct.dcm", FRACTURE)
+    assert result.code == 1 and is_one_line(result.err) and "internal: RuntimeError" in result.err and "--debug" in result.err
+    for arguments in (["--debug", "infer", "x", "y"], ["infer", "x", "y", "--debug"]):
+        result = run(*arguments)
+        assert result.code == 1 and "split_arguments" in result.err and "DOE" not in result.err + result.out
+
+
+def test_an_interrupt_is_130(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(arguments: list[str]) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(infer, "split_arguments", interrupt)
+    result = run("infer", "x", "y")
+    assert result.code == 130 and "Traceback" not in result.err
+
+
+def test_control_characters_in_a_name_do_not_reach_the_terminal(run: Any) -> None:
+    result = run("infer", "\x1b[2Jx\n.dcm", FRACTURE)
+    assert result.code == 3 and is_one_line(result.err) and "\x1b" not in result.err
+
+
+def test_version_and_no_arguments(run: Any) -> None:
+    assert run("--version").out.startswith("pmclip-deploy ")
+    result = run()
+    assert result.code == 2 and "infer" in result.err + result.out
+
+
+# --- the other commands --------------------------------------------------------------------------------------------------------
+
+
+def test_bundle_show(run: Any, bundle: Path) -> None:
+    assert run("bundle", "show", bundle, "--json").json == json.loads((bundle / "manifest.json").read_text())
+    shown = run("bundle", "show", bundle).out
+    assert "tiny 0.0.1, fp32 for cpu" in shown and "image.onnx" in shown
+
+
+def test_bundle_verify(run: Any, bundle: Path, tmp_path: Path) -> None:
+    assert run("bundle", "verify", bundle).code == 0
+    assert run("bundle", "verify", bundle, "--json").json["verified"] is True
+    shutil.copytree(bundle, tmp_path / "b")
+    with (tmp_path / "b" / "text.onnx").open("ab") as file:
+        file.write(b"x")
+    result = run("bundle", "verify", tmp_path / "b")
+    assert result.code == 4 and is_one_line(result.err) and "text.onnx has changed" in result.err and result.out == ""
+    result = run("bundle", "verify", tmp_path / "b", "--json")
+    assert result.code == 4 and is_one_line(result.err) and len(result.json["problems"]) == 1 and not result.json["verified"]
+
+
+def test_evaluate(run: Any, folder: Path, tmp_path: Path) -> None:
+    rows = [{"image": name, "question": FRACTURE, "answer": "yes"} for name in ("bright.png", "sub/dark.jpg")]
+    (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    result = run("evaluate", "--data", tmp_path / "d.jsonl", "--images", folder, "--json")
+    assert result.code == 0 and result.err == "" and result.json["accuracy"] == 0.5
+    assert result.json["schema"] == "pmclip-deploy/evaluation/1" and result.json["baselines"]["question_only"] is None
+    shown = run("evaluate", "--data", tmp_path / "d.jsonl", "--images", folder).out
+    assert "0.500" in shown and "not measured" in shown
+    assert result.json["training_rows"] is None and result.json["counts"]["vqa-med-2019"]["accuracy"] == 0.5
+    assert "vqa-med-2019: as the challenge" in " ".join(shown.split()) and "question only: the most" not in shown
+    (tmp_path / "train.jsonl").write_text(json.dumps({**rows[0], "answer": "yes"}))
+    command = ("evaluate", "--data", tmp_path / "d.jsonl", "--images", folder)
+    beside = run(*command, "--json").json
+    assert beside["training_rows"] == {"source": str(tmp_path / "train.jsonl"), "n": 1}
+    assert beside["baselines"]["question_only"]["accuracy"] == 1
+    assert "question only: the most frequent answer among 1 questions" in run(*command).out
+
+
+def test_evaluate_counts_a_dataset_as_its_own_people_do(run: Any, folder: Path, tmp_path: Path) -> None:
+    med, rad = tmp_path / "med", tmp_path / "rad"
+    for images in (med / "VQAMed2019_Test_Images", rad / "images"):
+        images.mkdir(parents=True)
+        shutil.copy(folder / "bright.png", images / "synpic1.png")
+    (med / "VQAMed2019_Test_Questions_w_Ref_Answers.txt").write_text(f"synpic1.png|abnormality|{FRACTURE}|a mass#yes (a fine one)\n")
+    of_med = run("evaluate", "--data", med, "--json").json
+    challenge = of_med["counts"]["vqa-med-2019"]
+    assert (of_med["accuracy"], challenge["accuracy"], challenge["bleu"]) == (0, 1, 1) and of_med["training_rows"] is None
+    about = {"image": "synpic1.png", "question": FRACTURE, "answer_type": "CLOSED", "question_type": "PRES"}
+    rows = [
+        {**about, "answer": "Yes", "phrase_type": "test_freeform", "official_split": "test"},
+        {**about, "answer": "no", "phrase_type": "test_para", "official_split": "test"},
+        {**about, "answer": "yes", "phrase_type": "freeform", "official_split": "train"},
+    ]
+    (rad / "questions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    of_rad = run("evaluate", "--data", rad, "--json").json
+    assert {name: (count["n"], count["accuracy"]) for name, count in of_rad["counts"].items()} == {
+        "mevf": (1, 1),
+        "mevf-all": (2, 0.5),
+        "qcr": (2, 0.5),
+    }
+    assert of_rad["training_rows"] == {"source": f"the training part of {rad}", "n": 1} and "normalisation" in of_rad["definition"]
+
+
+@pytest.mark.parametrize(
+    ("installed", "driver", "providers", "said"),
+    [
+        (("onnxruntime", "onnxruntime-gpu"), None, [], "overwrite each other"),
+        (("onnxruntime",), "NVRM 570", ["CPUExecutionProvider"], "for the CPU alone"),
+        (("onnxruntime-gpu",), "NVRM 570", ["CUDAExecutionProvider"], None),
+        (("onnxruntime",), None, ["CPUExecutionProvider"], None),
+    ],
+)
+def test_doctor_says_how_to_get_the_gpu(
+    run: Any, monkeypatch: pytest.MonkeyPatch, installed: tuple[str, ...], driver: str | None, providers: list[str], said: str | None
+) -> None:
+    monkeypatch.setattr(machine, "version", lambda name: "1.0" if name in installed else None)
+    monkeypatch.setattr(doctor, "_gpu", lambda: {"nvidia_driver": driver, "nvidia_smi": None})
+    monkeypatch.setattr(doctor, "_backend", lambda: ({"name": "onnxruntime", "providers": providers, "threads": 1, "problem": None}, 0))
+    advice, printed = run("doctor", "--json").json["backend"]["advice"], run("doctor").out
+    assert (said is None and advice is None and "advice" not in printed) or (said in advice and "pip uninstall -y" in printed)
+
+
+def test_doctor(run: Any, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pmclip_deploy import kernels, models
+    from pmclip_deploy.imaging.decoders.frame import CODECS
+
+    monkeypatch.setattr(models, "DEFAULT_BUNDLE", bundle)
+    result = run("doctor", "--json")
+    assert result.code == 0 and result.json["ok"] and result.json["bundle"]["verified"]
+    assert {d["uid"] for d in result.json["dicom"]} > set(CODECS) and all(d["readable"] for d in result.json["dicom"])
+    assert "infer works here" in run("doctor").out
+    assert result.json["similarity"] == kernels.implementation() and f"similarity in {kernels.implementation()}" in run("doctor").out
+    monkeypatch.setattr(models, "DEFAULT_BUNDLE", bundle / "nowhere")
+    result = run("doctor", "--json")
+    assert result.code == 4 and not result.json["ok"] and "no such bundle" in result.json["bundle"]["problem"]
+
+
+# --- as a process --------------------------------------------------------------------------------------------------------------
+
+
+def test_the_process(folder: Path, bundle: Path) -> None:
+    result = process("infer", folder / "ct.dcm", FRACTURE, "--json", "--bundle", bundle)
+    assert result.code == 0 and result.err == "" and result.json["answer"]
+    result = process("infer", folder / "ct.dcm", FRACTURE, "--bundle", bundle, PYTHONIOENCODING="ascii", COLUMNS="60")
+    assert result.code == 0 and result.err == "" and "\x1b" not in result.out
+    result = process("infer", folder / "note.txt", FRACTURE, "--bundle", bundle)
+    assert result.code == 3 and is_one_line(result.err) and result.out == ""
+
+
+@pytest.mark.parametrize("command", [["bundle", "show", "BUNDLE"], ["infer", "PICTURE", FRACTURE, "--bundle", "BUNDLE"]])
+def test_a_reader_that_leaves_is_no_error(folder: Path, bundle: Path, command: list[str]) -> None:
+    told = {"BUNDLE": str(bundle), "PICTURE": str(folder / "ct.dcm")}
+    command = [sys.executable, "-c", MAIN, *(told.get(word, word) for word in command)]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert child.stdout and child.stderr
+    child.stdout.close()
+    assert child.stderr.read() == b""
+    child.stderr.close()
+    child.wait(60)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no file descriptors to close")
+def test_an_answer_needs_no_stderr(folder: Path, bundle: Path) -> None:
+    command = [sys.executable, "-c", MAIN, "infer", str(folder / "bright.png"), FRACTURE, "--json", "--bundle", str(bundle)]
+    for closed in (1, 2):
+        done = subprocess.run(["sh", "-c", f'exec "$@" {closed}>&-', "sh", *command], capture_output=True, timeout=60, check=False)
+        assert done.returncode == 0 and done.stderr == b""
+    assert json.loads(done.stdout)["question"] == FRACTURE
+
+
+BLOCKED = """
+import os, sys
+def hook(event, arguments):
+    if event.startswith(("socket.", "urllib.", "http.client")):
+        os.write(2, f"network: {event}".encode())
+        os._exit(99)
+sys.addaudithook(hook)
+"""
+
+
+def test_infer_works_without_the_network(folder: Path, bundle: Path, tmp_path: Path) -> None:
+    """Python's own sockets are cut by an audit hook; where user namespaces are allowed, all sockets by an empty one."""
+    (tmp_path / "sitecustomize.py").write_text(BLOCKED)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    probe = [sys.executable, "-c", "import socket; socket.create_connection(('127.0.0.1', 9))"]
+    assert subprocess.run(probe, env=environment, capture_output=True).returncode == 99
+    unshare = ["unshare", "--net", "--map-root-user"]
+    able = shutil.which("unshare") and subprocess.run([*unshare, "true"], capture_output=True).returncode == 0
+    command = [*(unshare if able else []), sys.executable, "-c", MAIN, "infer", str(folder / "ct.dcm"), FRACTURE, "--json"]
+    done = subprocess.run([*command, "--bundle", str(bundle)], env=environment, capture_output=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+PATIENT = {
+    "PatientName": "ZQXNAME^ZQXFIRST",
+    "PatientID": "ZQXID-4711",
+    "PatientBirthDate": "18990102",
+    "PatientAddress": "ZQXSTREET 5",
+    "OtherPatientIDs": "ZQXOTHER",
+    "InstitutionName": "ZQXHOSPITAL",
+    "ReferringPhysicianName": "ZQXDOCTOR",
+    "AccessionNumber": "ZQXACCESSION",
+    "StudyDescription": "ZQXSTUDY",
+    "PatientComments": "ZQXCOMMENT",
+    "PatientAge": "ZQXAGE-IS-TOO-LONG",  # invalid: pydicom's warnings quote such values
+    "StudyDate": "ZQXDATE",
+    "StudyInstanceUID": "ZQXUID",
+}
+
+
+def test_no_patient_attribute_is_ever_printed(folder: Path, bundle: Path, tmp_path: Path) -> None:
+    import warnings
+
+    from pydicom import dcmread
+
+    dataset = dcmread(folder / "ct.dcm")
+    broken = dcmread(folder / "ct.dcm")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for scan in (dataset, broken):
+            for keyword, value in PATIENT.items():
+                setattr(scan, keyword, value)
+        broken.PixelData = broken.PixelData[:100]
+        broken.ImageType = ["ZQXTYPE"]
+        dataset.save_as(tmp_path / "scan.dcm")
+        broken.save_as(tmp_path / "broken.dcm")
+    truncated = (tmp_path / "scan.dcm").read_bytes()
+    (tmp_path / "truncated.dcm").write_bytes(truncated[: len(truncated) // 2])
+    for name, code in (("scan.dcm", 0), ("broken.dcm", 3), ("truncated.dcm", 3)):
+        for options in ([], ["--json", "--debug"]):
+            result = process("infer", tmp_path / name, FRACTURE, "--bundle", bundle, *options, PYTHONWARNINGS="always")
+            assert result.code == code, result.err
+            assert "ZQX" not in result.out + result.err and "18990102" not in result.out + result.err

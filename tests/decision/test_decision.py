@@ -1,0 +1,227 @@
+"""The rules between a question and its answer: what the file says, what the picture looks like, and what a finding has earned."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from pmclip_deploy.answer import Candidate
+from pmclip_deploy.bundle.manifest import Manifest
+from pmclip_deploy.bundle.types import Finding, Findings, Stratum
+from pmclip_deploy.decision.evidence import NO_RADIOGRAPH, NOT_SURE, Look, Reply, Seen
+from pmclip_deploy.decision.rules import facets_of, reply
+from pmclip_deploy.header.read import Header
+from pmclip_deploy.questions import understood
+from pmclip_deploy.spec import Preprocess
+from tests.tiny.bundle import tiny_manifest
+
+HAND = Stratum("xr", "hand", 100, 30, 0.9, (0.85, 0.95), threshold=1.0, yes=(24, 32), no=(62, 68), slope=2.0, intercept=-2.0)
+LEG = replace(HAND, region="leg", reason="the lower bound of the AUROC is 0.62, and 0.70 is needed")
+CHEST = replace(HAND, region="chest", children=True)
+FINDINGS = Findings(
+    Preprocess(320, "pad", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), True),
+    ("hand", "leg", "chest", "other"),
+    (Finding("fracture", (HAND, LEG)), Finding("pneumonia", (CHEST,))),
+)
+MANIFEST = tiny_manifest(findings=FINDINGS)
+FILM = {"modality": (Candidate("xr - plain film", 0.9), Candidate("ct noncontrast", 0.1))}
+FRACTURE = "is there a fracture?"
+
+
+def seen(region: str = "hand", fracture: float = 2.0, pneumonia: float = 2.0) -> Seen:
+    return Seen({"fracture": fracture, "pneumonia": pneumonia}, {name: 0.95 if name == region else 0.02 for name in FINDINGS.regions})
+
+
+def look(**changes: Any) -> Look:
+    return replace(Look(FILM, seen=seen()), **changes)
+
+
+def said(question: str, of: Look, manifest: Manifest = MANIFEST) -> Reply:
+    return reply(manifest, understood(question), of)
+
+
+def of(*shares: tuple[str, float]) -> tuple[Candidate, ...]:
+    return tuple(Candidate(answer, share) for answer, share in shares)
+
+
+# --- findings -------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("question", "logit", "answer"),
+    [
+        (FRACTURE, 1.0, "yes"),
+        (FRACTURE, 0.99, "no"),
+        ("is the bone intact?", 2.0, "no"),
+        ("is the bone intact?", 0.0, "yes"),
+        ("hand fracture?", 2.0, "yes"),
+    ],
+)
+def test_a_finding_is_answered_at_its_stratums_threshold(question: str, logit: float, answer: str) -> None:
+    given = said(question, look(seen=seen(fracture=logit)))
+    assert given.answer == answer and given.worth is not None and given.worth.found == (logit >= 1)
+    assert given.worth.stratum == "plain films of the hand or wrist" and given.worth.sensitivity == 0.8
+    assert given.candidates[0].probability >= 0.5 and sum(c.probability for c in given.candidates) == pytest.approx(1)
+
+
+def test_what_an_answer_is_worth_follows_the_prevalence() -> None:
+    worth = said(FRACTURE, look()).worth
+    assert worth is not None
+    assert "24 of 32 such answers were right (sensitivity 0.80, specificity 0.89)" in worth.sentence()
+    assert worth.predictive_value(0.3) == pytest.approx(24 / 32)  # the validation's own
+    assert worth.predictive_value(0.05) == pytest.approx(0.8 * 0.05 / (0.8 * 0.05 + (8 / 70) * 0.95))
+    assert worth.predictive_value(0.0) == 0
+
+
+@pytest.mark.parametrize(
+    ("question", "changes", "reason"),
+    [
+        ("is the fracture displaced?", {}, '"displaced"'),
+        ("left hand fracture?", {}, '"left"'),
+        ("is there an old fracture?", {}, '"old"'),
+        ("rib fracture?", {}, "not the site"),
+        ("hip fracture?", {}, "not the site"),
+        ("scaphoid fracture?", {}, "does not judge"),
+        ("is there a pneumothorax?", {}, "pneumothorax is not validated"),
+        ("is there a hemorrhage?", {}, "hemorrhage is not validated"),
+        (FRACTURE, {"seen": seen("leg")}, "lower bound"),
+        (FRACTURE, {"seen": seen("other")}, "shows none of these"),
+        (FRACTURE, {"header": Header(family="ct")}, "the file says CT"),
+        (FRACTURE, {"header": Header(family="xr", regions=("skull",), parts=("skull",))}, "shows the head"),
+        (FRACTURE, {"header": Header(family="xr", regions=("hand", "elbow"), parts=("hand", "elbow"))}, "elbow"),
+        (FRACTURE, {"header": Header(family="xr", regions=("hand",), parts=("hand",)), "seen": seen("leg")}, "does not look like it"),
+        ("is there a fracture in this MRI?", {}, "about MR"),
+        ("is there pneumonia?", {"seen": seen("chest")}, "--age"),
+        ("is there pneumonia?", {"seen": seen("chest"), "child": False}, "children alone"),
+        ("is this a normal x-ray?", {}, "not validated"),
+        ("what is abnormal?", {}, "validation"),
+    ],
+)  # fmt: skip
+def test_what_was_not_validated_is_not_answered(question: str, changes: dict[str, Any], reason: str) -> None:
+    given = said(question, look(**changes))
+    assert given.answer is None and given.worth is None and reason in (given.reason or ""), given.reason
+
+
+def test_a_finding_of_children_is_answered_for_a_child() -> None:
+    assert said("is there pneumonia?", look(seen=seen("chest"), child=True)).answer == "yes"
+
+
+def test_a_model_without_findings_answers_none() -> None:
+    given = said(FRACTURE, Look(FILM), tiny_manifest())
+    assert given.answer is None and "not validated for this model" in (given.reason or "")
+
+
+def test_a_picture_that_is_no_radiology_image_gets_no_finding() -> None:
+    given = said(FRACTURE, look(radiology=False))
+    assert (given.answer, given.reason, given.worth) == (None, NO_RADIOGRAPH, None)
+
+
+# --- the file, and the picture --------------------------------------------------------------------------------------------------
+
+LIVER = Header(family="ct", plane="axial", regions=("abdomen",), parts=("liver",), organs=("gastrointestinal",))
+CT = replace(LIVER, contrast=True, laterality="left")
+
+
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [
+        ("what modality is this?", "CT, with contrast"),
+        ("in what plane is this?", "axial"),
+        ("what organ is shown?", "gastrointestinal (liver)"),
+        ("is this a CT?", "yes"),
+        ("is this an MRI?", "no"),
+        ("is this not a CT?", "no"),
+        ("is this a chest x-ray?", "no"),
+        ("is this an axial CT?", "yes"),
+        ("is this a coronal CT?", "no"),
+        ("is this an abdominal CT?", "yes"),
+        ("CT or MRI?", "CT"),
+        ("axial or sagittal?", "axial"),
+        ("was contrast given?", "yes"),
+        ("which side is shown?", "left"),
+    ],
+)
+def test_what_the_file_says_is_the_answer_and_carries_no_percentage(question: str, answer: str) -> None:
+    given = said(question, Look(FILM, CT))
+    assert (given.answer, given.source, given.probability) == (answer, "header", None)
+
+
+def test_a_strong_contradiction_is_said_and_a_weak_one_is_not() -> None:
+    strong, weak = Look(FILM, CT), Look({"modality": of(("xr - plain film", 0.7), ("ct noncontrast", 0.3))}, CT)
+    assert said("what modality is this?", strong).note == "the header says CT; the picture looks like a plain film"
+    assert said("in what plane is this?", strong).note == "the header says CT; the picture looks like a plain film"
+    assert said("what modality is this?", weak).note is None
+
+
+def test_the_details_beside_a_headers_answer_are_of_its_family_and_sum_to_one() -> None:
+    mixed = of(("xr - plain film", 0.5), ("ct noncontrast", 0.3), ("ct with iv contrast", 0.2))
+    given = said("what modality is this?", Look({"modality": mixed}, CT))
+    assert [c.answer for c in given.candidates] == ["ct noncontrast", "ct with iv contrast"]
+    assert sum(c.probability for c in given.candidates) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("question", "facet", "shares", "answer"),
+    [
+        ("what modality is this?", "modality", {"xr - plain film": 0.6, "ct noncontrast": 0.4}, "xr - plain film"),
+        ("what modality is this?", "modality", {"mr - flair": 0.4, "mr - stir": 0.3, "ct noncontrast": 0.3}, "MR, detail not determined"),
+        ("what modality is this?", "modality", {"mr - flair": 0.4, "us - ultrasound": 0.3, "ct noncontrast": 0.3}, None),
+        ("in what plane is this?", "plane", {"axial": 0.4, "transverse": 0.3, "coronal": 0.3}, "axial"),
+        ("in what plane is this?", "plane", {"ap": 0.4, "pa": 0.3, "coronal": 0.3}, "frontal, AP or PA not determined"),
+        ("what organ system is shown?", "organ", {"spine and contents": 0.51, "breast": 0.49}, "spine and contents"),
+        ("what organ system is shown?", "organ", {"spine and contents": 0.49, "breast": 0.3}, None),
+    ],
+)
+def test_an_open_answer_is_as_fine_as_the_picture_is_sure(question: str, facet: str, shares: dict[str, float], answer: str | None) -> None:
+    given = said(question, Look({facet: of(*shares.items())}))
+    assert given.answer == answer and given.probability is not None and (answer is None or given.probability >= 0.5)
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "reason"),
+    [
+        ("is this an x-ray?", "yes", None),
+        ("is this a CT?", "no", None),
+        ("CT or MRI?", None, "neither CT nor MR"),
+        ("x-ray or CT?", "plain film", None),
+        ("t1 or t2?", None, "answered for MR"),
+        ("was contrast given?", None, "answered for CT and MR"),
+        ("which side is shown?", None, "does not say"),
+        ("Ist da ein Bruch?", None, "English"),
+        ("what is the patient's name?", None, "outside"),
+    ],
+)
+def test_what_the_picture_alone_says(question: str, answer: str | None, reason: str | None) -> None:
+    given = said(question, Look(FILM))
+    assert given.answer == answer and (reason is None or reason in (given.reason or "")), given
+
+
+@pytest.mark.parametrize("share", [0.45, 0.5, 0.59])
+def test_yes_and_no_that_are_too_close_are_no_answer(share: float) -> None:
+    given = said("is this an x-ray?", Look({"modality": of(("xr - plain film", share), ("ct noncontrast", 1 - share))}))
+    assert given.answer is None and "too close" in (given.reason or "")
+
+
+def test_a_region_is_read_from_the_organ_only_as_far_as_that_goes() -> None:
+    bones, head = (Look({**FILM, "organ": of((organ, 0.9), ("breast", 0.1))}) for organ in ("musculoskeletal", "skull and contents"))
+    assert said("is this a hand?", bones).answer is None
+    assert said("is this a head?", bones).answer == "no"
+    assert said("is this a head?", head).answer == "yes"
+
+
+def test_a_file_that_holds_no_radiology_gets_no_answer() -> None:
+    given = said("what organ is shown?", Look(FILM, Header(outside="microscopy")))
+    assert given.answer is None and "microscopy" in (given.reason or "")
+
+
+def test_nothing_sure_is_said_plainly() -> None:
+    assert said("what organ is shown?", Look({"organ": of(("breast", 0.4), ("spine and contents", 0.3))})).reason == NOT_SURE
+
+
+def test_only_the_opinions_that_are_needed_are_asked_for() -> None:
+    def facets(*questions: str) -> set[str]:
+        return facets_of(understood(question) for question in questions)
+
+    assert facets(FRACTURE) == {"modality"}
+    assert facets("in what plane is this?", "is this a chest x-ray?") == {"plane", "organ", "modality"}
+    assert facets("what is the patient's name?") == set()

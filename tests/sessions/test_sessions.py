@@ -1,0 +1,336 @@
+"""Which backend runs a bundle's graphs, what is said where an engine does not fit, and an engine's buffers, shapes and types."""
+
+import sys
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pmclip_deploy import machine
+from pmclip_deploy.bundle.files import write_bundle
+from pmclip_deploy.bundle.manifest import Manifest
+from pmclip_deploy.bundle.types import Engine
+from pmclip_deploy.cli import doctor
+from pmclip_deploy.errors import DeviceError, UsageError
+from pmclip_deploy.sessions import DEVICES, PROVIDERS, cache_folder, onnx_sha256, open_session, session_from_bundle, tensorrt
+from pmclip_deploy.sessions.onnxruntime import CACHES, STEPS, _provider_options
+from pmclip_deploy.sessions.tensorrt import Machine, OnGpu, bytes_of, misfits, parts, profile_for
+from tests.tiny.bundle import DIM, SIZE, tiny_files, tiny_manifest
+
+PIXELS = np.random.default_rng(0).uniform(-1, 1, (3, 3, SIZE, SIZE)).astype(np.float32)
+ROW = Engine("image", "image.plan", "tensorrt_rtx", "1.7.1.116", ("8.6", "8.9"), "linux-x86_64", "a" * 64, (1, 1, 8))
+HERE = Machine("tensorrt_rtx", "1.7.1.116", "8.9", "linux-x86_64")
+DRIVER = Path("/proc/driver/nvidia/version").exists()
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> tuple[Path, Manifest]:
+    """A bundle for RTX whose plan is no plan: what is before the GPU, and what comes where there is none."""
+    manifest, files = tiny_manifest(target="rtx"), tiny_files()
+    written = write_bundle(tmp_path / "before", manifest, files)
+    onnx = onnx_sha256({name: file.sha256 for name, file in written.files.items()}, "image.onnx")
+    manifest = replace(manifest, engines=(replace(ROW, onnx_sha256=onnx),))
+    return tmp_path / "bundle", write_bundle(tmp_path / "bundle", manifest, {**files, "image.plan": b"no plan" * 99})
+
+
+def on(monkeypatch: pytest.MonkeyPatch, here: Machine) -> None:
+    monkeypatch.setattr(tensorrt, "machine", lambda backend: replace(here, backend=backend))
+
+
+# --- what fits ------------------------------------------------------------------------------------------------------------------
+
+
+def test_an_engine_that_fits() -> None:
+    assert misfits(ROW, HERE, "a" * 64) == []
+
+
+@pytest.mark.parametrize(
+    ("row", "here", "said"),
+    [
+        ({"version": "1.6.0.1"}, {}, "built for TensorRT-RTX 1.6.0.1, here is 1.7.1.116"),
+        ({}, {"compute_capability": "7.5"}, "built for compute capability 8.6, 8.9, here is 7.5"),
+        ({}, {"platform": "linux-aarch64"}, "built for platform linux-x86_64, here is linux-aarch64"),
+        ({"onnx_sha256": "b" * 64}, {}, f"built for ONNX graph {'b' * 12}, here is {'a' * 12}"),
+        ({"plugin_sha256": "c" * 64}, {}, f"built for plugin {'c' * 12}, here is none"),
+    ],
+)
+def test_a_misfit_names_both_sides(row: dict[str, Any], here: dict[str, Any], said: str) -> None:
+    assert misfits(replace(ROW, **row), replace(HERE, **here), "a" * 64) == [said]
+
+
+def test_rtx_engines_run_on_either_system_and_others_do_not() -> None:
+    there = replace(HERE, platform="windows-x86_64")
+    assert misfits(ROW, there, "a" * 64) == []
+    assert misfits(replace(ROW, backend="tensorrt"), there, "a" * 64) == ["built for platform linux-x86_64, here is windows-x86_64"]
+
+
+@pytest.mark.parametrize(
+    ("built", "here", "fits"),
+    [
+        ("10.3.0.26", "10.3.0.26", True),
+        ("10.3.0.26", "10.4.0.1", False),
+        ("10.3.0.26+", "10.3.0.26", True),
+        ("10.3.0.26+", "10.13.0.1", True),
+        ("10.3.0.26+", "11.1.0.2", True),
+        ("10.3.0.26+", "10.2.1.99", False),
+    ],
+)
+def test_versions(built: str, here: str, fits: bool) -> None:
+    found = misfits(replace(ROW, backend="tensorrt", version=built), replace(HERE, version=here), "a" * 64)
+    assert found == ([] if fits else [f"built for TensorRT {built}, here is {here}"])
+
+
+# --- which session --------------------------------------------------------------------------------------------------------------
+
+
+def test_auto_says_both_sides_and_runs_the_graph(
+    bundle: tuple[Path, Manifest], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    on(monkeypatch, replace(HERE, version="1.8.0.5", compute_capability="12.0"))
+    notes: list[str] = []
+    session = session_from_bundle(*bundle, "image", notes=notes)
+    expected = open_session(bundle[0] / "image.onnx", "cpu").run({"pixels": PIXELS})["embedding"]
+    np.testing.assert_allclose(session.run({"pixels": PIXELS})["embedding"], expected, rtol=0, atol=1e-5)
+    assert session.backend == "onnxruntime" and len(notes) == 1 and "\n" not in notes[0]
+    for side in ("TensorRT-RTX 1.7.1.116, here is 1.8.0.5", "capability 8.6, 8.9, here is 12.0", f"onnxruntime runs on {session.device}"):
+        assert side in notes[0]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_graph_without_an_engine_needs_no_note(bundle: tuple[Path, Manifest]) -> None:
+    notes: list[str] = []
+    assert session_from_bundle(*bundle, "head", notes=notes).backend == "onnxruntime" and notes == []
+
+
+def test_an_engine_asked_for_by_name_never_falls_back(bundle: tuple[Path, Manifest], monkeypatch: pytest.MonkeyPatch) -> None:
+    on(monkeypatch, replace(HERE, compute_capability="7.5"))
+    with pytest.raises(DeviceError, match=r"compute capability 8\.6, 8\.9, here is 7\.5; export it again, or pass --device cpu") as caught:
+        session_from_bundle(*bundle, "image", "tensorrt_rtx")
+    assert caught.value.exit_code == 6
+    with pytest.raises(DeviceError, match="bundle tiny has no tensorrt engine of its graph image; export it with --target tensorrt"):
+        session_from_bundle(*bundle, "image", "tensorrt")
+    with pytest.raises(DeviceError, match="no tensorrt_rtx engine of its graph head; export it with --target rtx"):
+        session_from_bundle(*bundle, "head", "tensorrt_rtx")
+
+
+def test_the_first_engine_that_fits_is_taken(bundle: tuple[Path, Manifest], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, manifest = bundle
+    row = manifest.engines[0]
+    rows = tuple(replace(row, compute_capabilities=(capability,)) for capability in ("7.5", "8.9"))
+    taken: list[Engine] = []
+    monkeypatch.setattr(tensorrt, "TensorRTSession", lambda row, *rest: taken.append(row))
+    on(monkeypatch, HERE)
+    session_from_bundle(folder, replace(manifest, engines=rows), "image")
+    assert taken == [rows[1]]
+
+
+def test_without_the_package(bundle: tuple[Path, Manifest], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    notes: list[str] = []
+    assert session_from_bundle(*bundle, "image", notes=notes).backend == "onnxruntime"
+    assert "built for TensorRT-RTX 1.7.1.116, but TensorRT-RTX is not installed here" in notes[0] and "pip install tensorrt_rtx" in notes[0]
+    with pytest.raises(DeviceError, match="is not installed here"):
+        session_from_bundle(*bundle, "image", "tensorrt_rtx")
+
+
+@pytest.mark.skipif(DRIVER, reason="this machine has an NVIDIA driver")
+def test_without_a_driver(bundle: tuple[Path, Manifest], capfd: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("tensorrt_rtx"), pytest.importorskip("cuda.core")
+    notes: list[str] = []
+    assert session_from_bundle(*bundle, "image", notes=notes).device == "cpu"
+    assert "but no NVIDIA driver answers here" in notes[0] and capfd.readouterr() == ("", "")
+
+
+def test_a_plan_that_is_none(bundle: tuple[Path, Manifest], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """TensorRT-RTX refuses it before it asks for a GPU."""
+    trt = pytest.importorskip("tensorrt_rtx")
+    on(monkeypatch, replace(HERE, version=trt.__version__))
+    monkeypatch.setattr(tensorrt, "gpu", lambda: None)
+    folder, manifest = bundle
+    manifest = replace(manifest, engines=(replace(manifest.engines[0], version=trt.__version__),))
+    with pytest.raises(DeviceError, match=r"image\.plan: TensorRT-RTX cannot load it \(.*Serialization"):
+        session_from_bundle(folder, manifest, "image", "tensorrt_rtx")
+    notes: list[str] = []
+    assert session_from_bundle(folder, manifest, "image", notes=notes).backend == "onnxruntime" and "cannot load it" in notes[0]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_bundle_for_the_cpu_stays_there(bundle: tuple[Path, Manifest], monkeypatch: pytest.MonkeyPatch) -> None:
+    from pmclip_deploy import sessions
+
+    asked: list[str] = []
+    monkeypatch.setattr(sessions, "open_session", lambda path, device="auto", *others, **more: asked.append(device))
+    folder, manifest = bundle
+    for target in ("cpu", "rtx"):
+        session_from_bundle(folder, replace(manifest, target=target, engines=()), "image")
+    assert asked == ["cpu", "auto"]
+
+
+def test_unknown_devices(bundle: tuple[Path, Manifest]) -> None:
+    with pytest.raises(UsageError, match=f"unknown device 'tpu'; choose one of {', '.join(DEVICES)}"):
+        session_from_bundle(*bundle, "image", "tpu")
+    with pytest.raises(UsageError, match="unknown device 'tensorrt'"):  # a graph alone has no engine
+        open_session(bundle[0] / "image.onnx", "tensorrt")
+
+
+# --- onnxruntime's providers ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("device", [device for device in PROVIDERS if device != "cpu"])
+def test_a_provider_that_is_not_there(bundle: tuple[Path, Manifest], device: str) -> None:
+    import onnxruntime
+
+    if PROVIDERS[device] in onnxruntime.get_available_providers():
+        pytest.skip(f"this onnxruntime has {PROVIDERS[device]}")
+    with pytest.raises(DeviceError) as caught:
+        session_from_bundle(*bundle, "image", device)
+    assert STEPS[device] in str(caught.value) and "CPUExecutionProvider" in str(caught.value) and caught.value.exit_code == 6
+
+
+@pytest.mark.parametrize("device", sorted(CACHES))
+def test_a_provider_that_is_there(bundle: tuple[Path, Manifest], device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxruntime
+
+    if PROVIDERS[device] not in onnxruntime.get_available_providers():
+        pytest.skip(f"this onnxruntime has no {PROVIDERS[device]}")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    expected = open_session(bundle[0] / "image.onnx", "cpu").run({"pixels": PIXELS})["embedding"]
+    for _ in range(2):  # the second from the cache
+        session = session_from_bundle(*bundle, "image", device)
+        np.testing.assert_allclose(session.run({"pixels": PIXELS})["embedding"], expected, rtol=0, atol=1e-3)
+    assert session.device == device
+
+
+def test_caches_lie_outside_the_bundle_and_belong_to_one_graph(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME", str(tmp_path))
+    options = _provider_options("ort-tensorrt", "abc")
+    folder = tmp_path / "pmclip-deploy" / "onnxruntime" / "ort-tensorrt" / "abc"
+    assert folder.is_dir() and options["trt_engine_cache_path"] == str(folder) and options["trt_engine_cache_enable"] == "1"
+    assert not {"trt_fp16_enable", "trt_int8_enable"} & set(options)  # either would let TensorRT choose types itself
+    assert _provider_options("ort-tensorrt", None) == _provider_options("cuda", "abc") == _provider_options("cpu", "abc") == {}
+    in_the_way = tmp_path / "file"
+    in_the_way.write_text("")
+    monkeypatch.setenv("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME", str(in_the_way))
+    assert cache_folder("x") is None and _provider_options("openvino", "abc") == {}
+
+
+def test_a_graphs_hash_is_of_its_weights_too() -> None:
+    hashes = {"image.onnx": "1" * 64, "image.onnx.data": "2" * 64, "text.onnx": "1" * 64}
+    found = {onnx_sha256({**hashes, **change}, "image.onnx") for change in ({}, {"image.onnx.data": "3" * 64}, {"image.onnx": "3" * 64})}
+    assert len(found) == 3 and onnx_sha256(hashes, "text.onnx") not in found
+
+
+# --- buffers, shapes, types -----------------------------------------------------------------------------------------------------
+
+PROFILES = [
+    [((1, 3, 8, 8), (1, 3, 8, 8)), ((1, 1), (1, 77))],
+    [((1, 3, 8, 8), (8, 3, 8, 8)), ((1, 1), (8, 77))],
+]
+
+
+@pytest.mark.parametrize(("batch", "length", "profile"), [(1, 12, 0), (1, 77, 0), (2, 12, 1), (8, 77, 1)])
+def test_the_profile_of_a_batch(batch: int, length: int, profile: int) -> None:
+    assert profile_for({"pixels": (batch, 3, 8, 8), "tokens": (batch, length)}, PROFILES) == profile
+
+
+@pytest.mark.parametrize(
+    ("pixels", "tokens", "said"),
+    [
+        ((9, 3, 8, 8), (9, 12), r"pixels of shape \(1, 3, 8, 8\) to \(8, 3, 8, 8\), not \(9, 3, 8, 8\)"),
+        ((1, 3, 9, 8), (1, 12), r"not \(1, 3, 9, 8\)"),
+        ((1, 3, 8), (1, 12), r"not \(1, 3, 8\)"),
+        ((0, 3, 8, 8), (0, 12), r"not \(0, 3, 8, 8\)"),
+        ((1, 3, 8, 8), (1, 78), r"tokens of shape \(1, 1\) to \(8, 77\), not \(1, 78\)"),
+    ],
+)
+def test_shapes_that_no_profile_takes(pixels: tuple[int, ...], tokens: tuple[int, ...], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        profile_for({"pixels": pixels, "tokens": tokens}, PROFILES)
+
+
+@pytest.mark.parametrize(("batch", "largest", "sizes"), [(1, 8, [1]), (8, 8, [8]), (9, 8, [4, 5]), (17, 8, [5, 6, 6]), (0, 8, [0])])
+def test_a_large_batch_goes_in_even_parts(batch: int, largest: int, sizes: list[int]) -> None:
+    found = parts(batch, largest)
+    assert [rows.stop - rows.start for rows in found] == sizes
+    assert [i for rows in found for i in range(batch)[rows]] == list(range(batch))
+
+
+def test_bytes() -> None:
+    assert bytes_of((2, 3, 224, 224), np.dtype(np.float32)) == 2 * 3 * 224 * 224 * 4
+    assert bytes_of((1, 77), np.dtype(np.int64)) == 77 * 8
+
+
+def test_types() -> None:
+    """What the graphs' contract names, as TensorRT-RTX names it."""
+    trt = pytest.importorskip("tensorrt_rtx")
+    names = {trt.DataType.FLOAT: np.float32, trt.DataType.HALF: np.float16, trt.DataType.INT64: np.int64}
+    assert {kind: trt.nptype(kind) for kind in names} == names
+
+
+def test_arrays_on_the_gpu() -> None:
+    """StridedMemoryView reads memory of the host alike, and needs no driver for it."""
+    utils = pytest.importorskip("cuda.core.utils")
+    array = np.arange(24, dtype=np.float32).reshape(4, 2, 3)
+    whole = OnGpu.from_view("image", utils.StridedMemoryView(array, stream_ptr=-1), array.dtype)
+    assert (whole.address, whole.shape, whole.bytes, len(whole)) == (array.ctypes.data, array.shape, array.nbytes, 4)
+    part = whole[1:3]
+    assert (part.address, part.shape, part.bytes) == (array[1:].ctypes.data, (2, 2, 3), array[1:3].nbytes)
+    for wrong in (array.astype(np.float64), array.transpose(0, 2, 1), array[:, ::2]):
+        with pytest.raises(UsageError, match="image on the GPU must be a C-contiguous array of float32"):
+            OnGpu.from_view("image", utils.StridedMemoryView(wrong, stream_ptr=-1), array.dtype)
+
+
+# --- doctor ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_doctor_says_whether_an_engine_runs_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    rtx, other = doctor._engines()
+    assert (rtx["backend"], other["backend"]) == ("tensorrt_rtx", "tensorrt")
+    assert other["version"] is None and "pip install tensorrt" in other["problem"]
+    if find_spec("tensorrt_rtx") and find_spec("cuda") and not DRIVER:
+        assert rtx["version"] and rtx["compute_capability"] is None and "no NVIDIA driver" in rtx["problem"]
+    assert {"tensorrt_rtx", "tensorrt", "cuda-bindings", "cuda-core"} <= set(machine.PACKAGES)
+
+
+# --- with a GPU -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def on_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A bundle whose image tower has an engine for the GPU that is here, and its session."""
+    pytest.importorskip("tensorrt_rtx"), pytest.importorskip("cuda.core")
+    try:
+        here = tensorrt.machine("tensorrt_rtx")
+    except DeviceError as error:
+        pytest.skip(f"needs an NVIDIA GPU: {error}")
+    from pmclip_deploy.export.engine_from_onnx import engine_from_onnx
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    files = tiny_files()
+    engine = engine_from_onnx(files["image.onnx"], "tensorrt_rtx", compute_capabilities=[here.compute_capability], profile=(1, 1, 2))
+    manifest = tiny_manifest(target="rtx", engines=(engine.row("image", "image.plan"),))
+    manifest = write_bundle(tmp_path / "bundle", manifest, {**files, "image.plan": engine.plan})
+    return session_from_bundle(tmp_path / "bundle", manifest, "image", "tensorrt_rtx"), tmp_path / "bundle"
+
+
+def test_an_engine_runs(on_gpu: Any) -> None:
+    session, folder = on_gpu
+    assert (session.backend, session.device, session.inputs, session.outputs) == ("tensorrt_rtx", "cuda", ("pixels",), ("embedding",))
+    expected = open_session(folder / "image.onnx", "cpu").run({"pixels": PIXELS})["embedding"]
+    for batch in (1, 1, 1, 2, 3, 1):  # plain, captured, replayed; another shape, and in parts
+        found = session.run({"pixels": PIXELS[:batch]})["embedding"]
+        assert found.shape == (batch, DIM)
+        np.testing.assert_allclose(found, expected[:batch], rtol=0, atol=1e-4)
+
+
+def test_an_engine_reads_arrays_that_are_on_the_gpu(on_gpu: Any) -> None:
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("this torch has no CUDA")
+    session, _ = on_gpu
+    expected = session.run({"pixels": PIXELS})["embedding"]
+    np.testing.assert_array_equal(session.run({"pixels": torch.from_numpy(PIXELS).cuda()})["embedding"], expected)

@@ -1,0 +1,509 @@
+"""Import: files of the exact published layouts against transformers and open_clip, and what broken or hostile files meet."""
+
+import copy
+import hashlib
+import json
+import os
+import pickle
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="training needs the extra `train`")
+open_clip = pytest.importorskip("open_clip", reason="training needs the extra `train`")
+transformers = pytest.importorskip("transformers", reason="training needs the extra `train`")
+
+from open_clip.model import convert_weights_to_lp
+from safetensors.torch import load_file, save_file
+
+from pmclip_deploy.cli.app import main
+from pmclip_deploy.errors import BundleError, PmclipError, UsageError
+from pmclip_deploy.spec import BACKBONES
+from pmclip_deploy.tokens import tokens_from_text
+from pmclip_deploy.train.importing import import_weights, weights_from_file
+from pmclip_deploy.train.towers import name_of_output, towers_from_checkpoint, towers_from_spec
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # torch.jit's, of its age
+
+TEXTS = ["is there a fracture?", "chest x-ray of a large pneumothorax on the left"]
+TOLERANCE = 1e-4
+
+Tensors = dict[str, Any]
+
+
+@torch.no_grad()
+def randomised(model: Any) -> Any:
+    """Every bias, norm and running statistic off its initial value, and every number one that fp16 holds."""
+    generator = torch.Generator().manual_seed(0)
+    for name, x in model.state_dict().items():
+        if x.is_floating_point() and x.ndim:
+            noise = torch.randn(x.shape, generator=generator).mul_(0.05 if x.ndim == 1 else 0.005)
+            x.copy_((x + (noise.abs() if name.endswith("running_var") else noise)).half())
+        elif x.is_floating_point():
+            x.fill_(3.25)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def vit() -> Any:
+    """transformers' CLIP as its configuration stands, which is ViT-B/32."""
+    torch.manual_seed(0)
+    return randomised(transformers.CLIPModel(transformers.CLIPConfig()))
+
+
+@pytest.fixture(scope="module")
+def vit_folder(vit: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("hugging-face")
+    vit.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def vit_checkpoint(vit_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("imported") / "vit"
+    import_weights(vit_folder, output)
+    return output
+
+
+@pytest.fixture(scope="module")
+def rn50() -> Any:
+    """open_clip's own RN50."""
+    torch.manual_seed(0)
+    return randomised(open_clip.create_model("RN50-quickgelu", pretrained=None))
+
+
+@pytest.fixture(scope="module")
+def rn50_archive(rn50: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A TorchScript archive as OpenAI's: fp16, and three sizes among the tensors."""
+    path = tmp_path_factory.mktemp("openai") / "RN50.pt"
+    model = copy.deepcopy(rn50)
+    for name, value in (("input_resolution", 224), ("context_length", 77), ("vocab_size", 49408)):
+        vars(model).pop(name, None)
+        model.register_buffer(name, torch.tensor(value))
+    inputs = torch.zeros(1, 3, 224, 224), torch.zeros(1, 77, dtype=torch.long)
+    torch.jit.save(torch.jit.trace(model, inputs, check_trace=False).half(), path)
+    return path
+
+
+def light(name: str) -> Tensors:
+    """A whole state dict whose tensors each hold one number, so that its file is small."""
+    with torch.device("meta"):
+        state = towers_from_spec(BACKBONES[name]).state_dict()
+    return {k: torch.full((), 0.5 if v.is_floating_point() else 0, dtype=v.dtype).expand(v.shape) for k, v in state.items()}
+
+
+def saved(path: Path, data: Any) -> Path:
+    torch.save(data, path)
+    return path
+
+
+def check_refused(source: Path, tmp_path: Path, message: str, error: type[PmclipError] = BundleError, **options: Any) -> None:
+    with pytest.raises(error, match=message) as caught:
+        import_weights(source, tmp_path / "out", **options)
+    assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
+    assert not [p for p in tmp_path.iterdir() if "out" in p.name]
+
+
+# The same embeddings as the source's.
+
+
+@torch.no_grad()
+def test_vit_embeddings_equal_transformers(vit: Any, vit_checkpoint: Path) -> None:
+    model, meta, _ = towers_from_checkpoint(vit_checkpoint)
+    assert meta["backbone"] == "ViT-B/32" and meta["provenance"]["import"]["kind"] == "Hugging Face CLIPModel"
+    assert meta["logit_scale"] == round(float(torch.tensor(3.25).exp()), 4)
+    pixels = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(1))
+    tokens = torch.from_numpy(tokens_from_text(vit_checkpoint / "tokenizer.json", TEXTS, 77, 0))
+    image = vit.visual_projection(vit.vision_model(pixels).pooler_output)
+    text = vit.text_projection(vit.text_model(tokens).pooler_output)
+    assert image.std() > 0.1 and text.std() > 0.1 and (image[0] - image[1]).abs().max() > 0.1 < (text[0] - text[1]).abs().max()
+    torch.testing.assert_close(model.encode_image(pixels), image, atol=TOLERANCE, rtol=0)
+    torch.testing.assert_close(model.encode_text(tokens), text, atol=TOLERANCE, rtol=0)
+
+    # The comparison sees the activation: with plain GELU the same weights are far off.
+    plain = open_clip.CLIP(**open_clip.get_model_config("ViT-B-32"))
+    plain.load_state_dict(model.state_dict())
+    assert (plain.eval().encode_image(pixels) - image).abs().max() > 100 * TOLERANCE
+    assert (plain.encode_text(open_clip.tokenize(TEXTS)) - text).abs().max() > 100 * TOLERANCE
+
+
+@torch.no_grad()
+def test_rn50_archive_gives_open_clips_embeddings(rn50: Any, rn50_archive: Path, tmp_path: Path) -> None:
+    meta = import_weights(rn50_archive, tmp_path / "rn50", name="mine")
+    assert meta["name"] == "mine" and meta["backbone"] == "RN50"
+    assert meta["provenance"]["import"]["kind"] == "OpenAI TorchScript archive"
+    model, _, tensors = towers_from_checkpoint(tmp_path / "rn50")
+    assert {k.removeprefix("clip.") for k in tensors} == rn50.state_dict().keys()
+    pixels = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(1))
+    image, text = rn50.encode_image(pixels), rn50.encode_text(open_clip.tokenize(TEXTS))
+    assert image.std() > 0.01 and text.std() > 0.1
+    torch.testing.assert_close(model.encode_image(pixels), image, atol=TOLERANCE, rtol=0)
+    torch.testing.assert_close(model.encode_text(open_clip.tokenize(TEXTS)), text, atol=TOLERANCE, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.slow("a backbone of real size")
+def test_rn50x4_goes_through_and_computes(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    source = {k: (0.02 * torch.randn(v.shape, generator=generator)).half() if v.ndim > 1 else v for k, v in light("RN50x4").items()}
+    meta = import_weights(saved(tmp_path / "w.pth", {"state_dict": source, "optimizer_state_dict": {}}), tmp_path / "out", "RN50x4")
+    assert (meta["backbone"], meta["name"]) == ("RN50x4", "out")
+    model, _, _ = towers_from_checkpoint(tmp_path / "out")
+    assert all(torch.equal(v, source[k].to(v.dtype)) for k, v in model.state_dict().items())
+    out = model.encode_image(torch.randn(1, 3, 288, 288, generator=generator))
+    assert out.shape == (1, 640) and out.isfinite().all()
+
+
+# Every kind of file gives the same tensors.
+
+
+def check_same(path: Path, wanted: Tensors, kind: str) -> None:
+    weights = weights_from_file(path)
+    assert weights.kind == kind
+    assert weights.tensors.keys() == wanted.keys()
+    for name, x in wanted.items():
+        assert torch.equal(weights.tensors[name].to(x.dtype), x), name
+
+
+def test_archive_holds_the_models_tensors(rn50: Any, rn50_archive: Path) -> None:
+    check_same(rn50_archive, rn50.state_dict(), "OpenAI TorchScript archive")
+    scripted = torch.jit.load(rn50_archive, map_location="cpu").state_dict()  # torch's own reading
+    assert scripted.keys() - rn50.state_dict().keys() == {"input_resolution", "context_length", "vocab_size", "attn_mask"}
+
+
+def test_pubmedclip_checkpoint_in_mixed_precision(rn50: Any, tmp_path: Path) -> None:
+    mixed = copy.deepcopy(rn50)
+    convert_weights_to_lp(mixed)  # fp16 but for norms and embeddings, as the authors' training leaves it
+    state = mixed.state_dict()
+    assert {v.dtype for v in state.values()} == {torch.float16, torch.float32, torch.int64}
+    optimizer = {"state": {0: {"step": torch.tensor(3.0), "exp_avg": torch.zeros(4)}}, "param_groups": [{"lr": 1e-5, "params": [0]}]}
+    data = {"best_epoch": 31, "state_dict": state, "optimizer_state_dict": optimizer, "best_loss": 0.7}
+    check_same(saved(tmp_path / "PubMedCLIP_RN50.pth", data), rn50.state_dict(), "PubMedCLIP training checkpoint")
+
+
+@pytest.mark.parametrize(
+    ("made", "kind"),
+    [
+        (lambda s: s, "state dict with OpenAI's names"),
+        (lambda s: {**s, "input_resolution": torch.tensor(224), "vocab_size": torch.tensor(49408)}, "state dict with OpenAI's names"),
+        (lambda s: {"epoch": 3, "name": "x", "state_dict": s, "optimizer": {}}, "training checkpoint with OpenAI's names"),
+        (lambda s: {"epoch": 3, "state_dict": {f"module.{k}": v for k, v in s.items()}}, "open_clip state dict"),
+    ],
+)
+@pytest.mark.parametrize("zipped", [True, False])
+def test_pickled_layouts(made: Callable[[Tensors], Any], kind: str, zipped: bool, tmp_path: Path) -> None:
+    state = light("ViT-B/32")
+    torch.save(made(state), tmp_path / "weights.txt", _use_new_zipfile_serialization=zipped)
+    check_same(tmp_path / "weights.txt", state, kind)
+
+
+def test_hugging_face_bin_and_file_and_open_clip_safetensors(vit: Any, vit_folder: Path, vit_checkpoint: Path, tmp_path: Path) -> None:
+    wanted = {k.removeprefix("clip."): v for k, v in load_file(vit_checkpoint / "model.safetensors").items()}
+    check_same(vit_folder / "model.safetensors", wanted, "Hugging Face CLIPModel")
+    old = {**vit.state_dict(), "text_model.embeddings.position_ids": torch.arange(77)[None]}
+    check_same(saved(tmp_path / "pytorch_model.bin", old), wanted, "Hugging Face CLIPModel")
+    save_file(wanted, tmp_path / "open_clip_model.safetensors")
+    check_same(tmp_path / "open_clip_model.safetensors", wanted, "state dict with OpenAI's names")
+
+
+def test_counters_that_old_files_lack_are_zero(tmp_path: Path) -> None:
+    state = {k: v for k, v in light("RN50").items() if not k.endswith("num_batches_tracked")}
+    import_weights(saved(tmp_path / "old.pt", state), tmp_path / "out")
+    model, _, _ = towers_from_checkpoint(tmp_path / "out")
+    assert model.visual.bn1.num_batches_tracked == 0
+
+
+# What does not fit is named.
+
+
+def changed(name: str, **changes: Any) -> Tensors:
+    state = light(name)
+    for key, value in changes.items():
+        state.pop(key.replace("__", "."))
+        if value is not None:
+            state[key.replace("__", ".")] = value
+    return state
+
+
+@pytest.mark.parametrize(
+    ("state", "options", "message"),
+    [
+        (lambda: changed("ViT-B/32", ln_final__bias=None, logit_scale=None), {}, "ViT-B/32: 2 missing: ln_final.bias, logit_scale$"),
+        (lambda: {**light("RN50"), "head.weight": torch.zeros(2)}, {}, "RN50: 1 extra: head.weight$"),
+        (lambda: {k: v for k, v in light("RN50").items() if not k.startswith("transformer")}, {}, r"144 missing: transformer.*, \.\.\."),
+        (
+            lambda: changed("ViT-B/32", visual__conv1__weight=torch.zeros(768, 3, 16, 16)),
+            {},
+            "1 misshapen: visual.conv1.weight is 768x3x16x16, must be 768x3x32x32$",
+        ),
+        (lambda: changed("ViT-B/32", logit_scale=torch.zeros(1)), {}, "logit_scale is 1, must be a scalar"),
+        (lambda: changed("ViT-B/32", ln_final__bias=torch.zeros(512, dtype=torch.int8)), {}, "1 not floats: ln_final.bias"),
+        (lambda: changed("ViT-B/32", ln_final__bias=torch.zeros(512, device="meta")), {}, "1 not floats: ln_final.bias"),
+        (lambda: changed("ViT-B/32", ln_final__bias=torch.zeros(512).to_sparse()), {}, "1 not floats: ln_final.bias"),
+        (lambda: changed("ViT-B/32", ln_final__bias=torch.zeros(()).expand(1 << 40)), {}, "ln_final.bias is 1099511627776, must be 512"),
+        (lambda: light("RN50"), {"backbone": "ViT-B/32"}, "weights of RN50, not of ViT-B/32"),
+        (lambda: changed("ViT-B/32", logit_scale=torch.tensor(torch.nan)), {}, "1 tensors hold NaN or infinity: logit_scale"),
+        (lambda: changed("ViT-B/32", ln_final__bias=torch.full((512,), 1e300, dtype=torch.float64)), {}, "infinity: ln_final.bias"),
+        (lambda: {"a": torch.zeros(2)}, {}, "are no CLIP weights"),
+        (lambda: {}, {}, "holds no named tensors"),
+        (lambda: torch.zeros(3), {}, "holds no named tensors"),
+        (lambda: {"state_dict": {"x": 1}}, {}, "holds no named tensors"),
+    ],
+)
+def test_what_does_not_fit_is_named(state: Callable[[], Any], options: dict[str, str], message: str, tmp_path: Path) -> None:
+    check_refused(saved(tmp_path / "w.pt", state()), tmp_path, message, **options)
+
+
+def test_hugging_face_faults_are_named(tmp_path: Path) -> None:
+    torch.save(
+        {"text_model.encoder.layers.0.self_attn.q_proj.weight": torch.zeros(512, 512), "vision_model.x": torch.ones(1)}, tmp_path / "w"
+    )
+    check_refused(tmp_path / "w", tmp_path, "no CLIP weights")
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"model_type": "bert"}, "model_type is not clip"),
+        ({"model_type": "clip", "vision_config": {"hidden_act": "gelu"}}, "vision_config has gelu and 12 heads"),
+        ({"model_type": "clip", "text_config": {"num_attention_heads": 16}}, "text_config has quick_gelu and 16 heads"),
+        ({"model_type": "clip", "text_config": 3}, "has none of model.safetensors"),
+        ([], "model_type is not clip"),
+        (None, "no config.json"),
+    ],
+)
+def test_hugging_face_folders_that_are_refused(config: Any, message: str, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    if config is not None:
+        (tmp_path / "in" / "config.json").write_text(json.dumps(config))
+    check_refused(tmp_path / "in", tmp_path, message)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"backbone": "ViT-L/14"}, "unknown"), ({"backbone": "pmclip-lite"}, "no published weights"), ({"name": "a/b"}, "is no name")],
+)
+def test_bad_arguments(options: dict[str, str], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=message):
+        import_weights(tmp_path, tmp_path / "out", **options)
+
+
+@pytest.mark.parametrize(
+    ("folder", "name", "called"),
+    [("hip-2026", None, "hip-2026"), ("our hips (v2)", None, "our-hips-v2"), ("x", "pmclip-lite", "pmclip-lite"), ("x", "é_1", "é_1")],
+)
+def test_a_name_is_given_or_the_folders(folder: str, name: str | None, called: str, tmp_path: Path) -> None:
+    assert name_of_output(tmp_path / folder, name) == called
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "..", ".hidden", "a\nb", "\x1b[31mred", "two words", "x" * 65])
+def test_what_is_no_name(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is no name"):
+        name_of_output(tmp_path, name)
+
+
+# Files that are broken, or worse.
+
+
+class Hostile:
+    """Touches a file when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> Any:
+        return os.system, (f"touch {self.marker}",)
+
+
+def rewritten(source: Path, target: Path, change: Callable[[str, bytes], bytes], **options: Any) -> Path:
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w", **options) as new:
+        for name in old.namelist():
+            new.writestr(name, change(name, old.read(name)))
+    return target
+
+
+class Small(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(2, 3)
+        self.register_buffer("wide", torch.arange(6.0).view(2, 3).T)
+        self.sizes = [1, 2]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(x) + self.wide.sum() + self.sizes[0]
+
+
+@pytest.fixture(scope="module")
+def small_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("small") / "small.pt"
+    torch.jit.save(torch.jit.script(Small()), path)
+    return path
+
+
+def pickled(kind: str, data: Any, path: Path, small_archive: Path) -> Path:
+    if kind == "pickle":
+        path.write_bytes(pickle.dumps(data, protocol=2))
+    elif kind == "archive":
+        rewritten(small_archive, path, lambda name, old: pickle.dumps(data, protocol=2) if name.endswith("/data.pkl") else old)
+    else:
+        torch.save(data, path, _use_new_zipfile_serialization=kind == "zip")
+    return path
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy", "pickle", "archive"])
+def test_a_hostile_pickle_is_refused_and_nothing_runs(kind: str, small_archive: Path, tmp_path: Path) -> None:
+    marker = tmp_path / "ran"
+    path = pickled(kind, {"state_dict": {"a": 1}, "x": Hostile(marker)}, tmp_path / "w", small_archive)
+    pickle.loads(pickle.dumps(Hostile(marker)))  # noqa: S301 (it does run where it is let)
+    assert marker.exists()
+    marker.unlink()
+    check_refused(path, tmp_path, r"names (posix|nt)\.system, which .* could run code")
+    assert not marker.exists()
+
+
+def test_the_code_in_an_archive_is_never_read(small_archive: Path, tmp_path: Path) -> None:
+    broken = rewritten(small_archive, tmp_path / "a.pt", lambda name, old: b"def (" if "/code/" in name else old)
+    with pytest.raises(RuntimeError):
+        torch.jit.load(broken)
+    wanted = torch.jit.load(small_archive).state_dict()
+    check_same(broken, wanted, "OpenAI TorchScript archive")
+
+
+def test_an_archive_saved_from_a_gpu_is_read(small_archive: Path, tmp_path: Path) -> None:
+    cpu, cuda = (b"X" + len(d).to_bytes(4, "little") + d for d in (b"cpu", b"cuda:0"))
+    path = rewritten(small_archive, tmp_path / "g.pt", lambda name, old: old.replace(cpu, cuda) if name.endswith("/data.pkl") else old)
+    assert cuda in zipfile.ZipFile(path).read("small/data.pkl")
+    check_same(path, torch.jit.load(small_archive).state_dict(), "OpenAI TorchScript archive")
+
+
+def test_an_archives_tensor_cannot_reach_beyond_its_storage(small_archive: Path, tmp_path: Path) -> None:
+    two_by_three = b"(K\x03K\x02t"
+    path = rewritten(small_archive, tmp_path / "a.pt", lambda name, old: old.replace(two_by_three, b"(J\xff\xff\xff\x7fK\x02t"))
+    assert two_by_three in zipfile.ZipFile(small_archive).read("small/data.pkl")
+    check_refused(path, tmp_path, "damaged")
+
+
+def test_a_bomb_is_refused(tmp_path: Path, small_archive: Path) -> None:
+    zeros = saved(tmp_path / "z.pt", {"a": torch.zeros(1 << 20)})
+    for source in (zeros, small_archive):
+        path = rewritten(source, tmp_path / "bomb.pt", lambda name, old: old + bytes(1 << 20), compression=zipfile.ZIP_DEFLATED)
+        check_refused(path, tmp_path, "its data is compressed")
+
+
+def test_a_storage_is_a_number(tmp_path: Path, small_archive: Path) -> None:
+    """Code may be compressed, so no tensor may lie there."""
+    path = rewritten(small_archive, tmp_path / "a.pt", lambda name, old: old.replace(b"X\x01\x00\x00\x000", b"X\x01\x00\x00\x00x"))
+    assert b"X\x01\x00\x00\x000" in zipfile.ZipFile(small_archive).read("small/data.pkl")
+    check_refused(path, tmp_path, "UnpicklingError")
+
+
+def test_a_declared_giant_is_refused(tmp_path: Path) -> None:
+    zeros = saved(tmp_path / "z.pt", {"a": torch.zeros(300)})
+    count, giant = b"M\x2c\x01", b"\x8a\x06" + (1 << 44).to_bytes(6, "little")
+    path = rewritten(zeros, tmp_path / "giant.pt", lambda name, old: old.replace(count, giant) if name.endswith("/data.pkl") else old)
+    assert count in zipfile.ZipFile(zeros).read("z/data.pkl")
+    check_refused(path, tmp_path, "damaged")
+    header = json.dumps({"a": {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 1 << 42]}}).encode()
+    (tmp_path / "giant.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    check_refused(tmp_path / "giant.safetensors", tmp_path, "damaged")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "damaged"),
+        (b"just a text file\n", "damaged"),
+        (b"\x80\x02}q\x00.", "damaged|no named tensors"),
+        (b"PK\x03\x04", "damaged"),
+        ((1 << 62).to_bytes(8, "little") + b"{", "damaged"),
+        ((2).to_bytes(8, "little") + b"{}", "no named tensors"),
+        (pickle.dumps([1, 2, 3]), "damaged|no named tensors"),
+    ],
+)
+def test_files_that_are_no_weights(content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "w").write_bytes(content)
+    check_refused(tmp_path / "w", tmp_path, message)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.99])
+def test_truncated_files(share: float, small_archive: Path, tmp_path: Path) -> None:
+    state = light("ViT-B/32")
+    torch.save(state, tmp_path / "legacy", _use_new_zipfile_serialization=False)
+    save_file({k: v.contiguous() for k, v in state.items() if v.ndim < 2}, tmp_path / "safetensors")
+    saved(tmp_path / "zip", state)
+    (tmp_path / "archive").write_bytes(small_archive.read_bytes())
+    for kind in ("legacy", "safetensors", "zip", "archive"):
+        data = (tmp_path / kind).read_bytes()
+        (tmp_path / kind).write_bytes(data[: int(share * len(data))])
+        check_refused(tmp_path / kind, tmp_path, "damaged")
+
+
+def test_a_flipped_bit_in_an_archive_is_noticed(small_archive: Path, tmp_path: Path) -> None:
+    data = bytearray(small_archive.read_bytes())
+    data[data.index(torch.arange(6.0).numpy().tobytes())] ^= 1
+    (tmp_path / "a.pt").write_bytes(data)
+    check_refused(tmp_path / "a.pt", tmp_path, "damaged")
+
+
+def test_a_zip_of_something_else_and_a_missing_path(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "w.zip", "w") as archive:
+        archive.writestr("a/b.txt", "x")
+    check_refused(tmp_path / "w.zip", tmp_path, "not one that torch wrote")
+    check_refused(tmp_path / "nowhere.pt", tmp_path, "not found")
+
+
+# Writing.
+
+
+def test_only_a_checkpoint_is_overwritten(tmp_path: Path) -> None:
+    source, output = saved(tmp_path / "w.pt", light("RN50")), tmp_path / "out"
+    output.mkdir()
+    (output / "thesis.tex").write_text("years of work")
+    with pytest.raises(BundleError, match="not overwritten"):
+        import_weights(source, output)
+    (output / "thesis.tex").unlink()
+    import_weights(source, output)
+    assert {p.name for p in output.iterdir()} == {"model.safetensors", "checkpoint.json", "tokenizer.json"}
+    first = (output / "model.safetensors").read_bytes()
+    import_weights(source, output, name="again")
+    assert json.loads((output / "checkpoint.json").read_text())["name"] == "again"
+    assert (output / "model.safetensors").read_bytes() == first
+    assert {p.name for p in tmp_path.iterdir()} == {"w.pt", "out"}
+    with pytest.raises(BundleError, match="is a checkpoint already"):
+        import_weights(output, tmp_path / "other")
+    (output / "state.pt").write_bytes(b"a training state")
+    with pytest.raises(BundleError, match="not overwritten"):
+        import_weights(source, output)
+    with pytest.raises(BundleError, match="not overwritten"):
+        import_weights(source, source)
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    source = saved(tmp_path / "w.pt", light("RN50"))
+    for place in (tmp_path / "file" / "out", tmp_path / ("x" * 300)):
+        with pytest.raises(BundleError, match="cannot be written"):
+            import_weights(source, place, name="x")
+
+
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def run(*arguments: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["pmclip-deploy", "import", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return (ended.value.code, *capsys.readouterr())
+
+    code, out, err = run(saved(tmp_path / "w.bin", light("RN50")), "--output", tmp_path / "out", "--json")
+    assert code == 0 and not err
+    report = json.loads(out)
+    assert (report["schema"], report["backbone"], report["name"]) == ("pmclip-deploy/import/1", "RN50", "out")
+    assert report["sha256"] == hashlib.sha256((tmp_path / "w.bin").read_bytes()).hexdigest()
+    assert report["source"] == "w.bin" and "user's" in report["licence"]
+
+    code, out, err = run(saved(tmp_path / "bad", Hostile(tmp_path / "ran")), "--output", tmp_path / "no")
+    assert code == 4 and not out and err.startswith("error: ") and err.count("\n") == 1
+    assert {p.name for p in tmp_path.iterdir()} == {"w.bin", "out", "bad"}
