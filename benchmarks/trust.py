@@ -627,7 +627,8 @@ def robustness(bench: Bench) -> Iterator[Found]:
         questions = {**open_questions, "fracture": FRACTURE}
         yes = ["yes" if f.facts["fractured"] else "no" for f in films]
         unknown: list[str | None] = [None] * len(films)
-        truths: dict[str, Sequence[str | None]] = {**dict.fromkeys(questions, unknown), "modality family": ["xr"] * len(films), "fracture": yes}
+        truths: dict[str, Sequence[str | None]] = dict.fromkeys(questions, unknown)
+        truths |= {"modality family": ["xr"] * len(films), "fracture": yes}
         yield from _changes(bench, SETS[FRACATLAS], films, bench.said(films, tuple(questions.values())), questions, truths)
 
 

@@ -173,8 +173,7 @@ def keep_freed_memory() -> None:
 
 # Checkpoints: a folder with model.safetensors, checkpoint.json and tokenizer.json.
 
-# In checkpoint.json.
-ALWAYS: dict[str, type | tuple[type, ...]]
+ALWAYS: dict[str, type | tuple[type, ...]]  # in checkpoint.json
 ALWAYS = {"name": str, "version": str, "logit_scale": (int, float), "metrics": dict, "provenance": dict}
 
 # Training locks MiniLM's transformer, 38 MB in fp16: tensors that equal its package's are not stored again, but named in the metadata of
