@@ -44,7 +44,8 @@ def ours(asked: Asked) -> Opened:
     if asked["device"] == "cpu" and hasattr(os, "sched_getaffinity") and asked["threads"] != len(os.sched_getaffinity(0)):
         from pmclip_deploy.sessions import onnxruntime as backend
 
-        backend.cpu_threads = lambda: asked["threads"]  # type: ignore[attr-defined]  # the runtime has no setting: it takes the cores that it may use
+        # The runtime has no setting: it takes the cores that it may use.
+        backend.cpu_threads = lambda: asked["threads"]  # type: ignore[attr-defined]
     from pmclip_deploy.opening import load
 
     predictor = load(folder, asked["device"], once=bool(asked.get("once")))
