@@ -14,6 +14,7 @@ import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 from pmclip_deploy.benchmarks.harness import process
 from pmclip_deploy.benchmarks.results import Run, append, command_line
@@ -137,7 +138,7 @@ def main() -> None:
                 "pmclip-deploy infer, INT8": infer,
                 "open_clip in PyTorch, fp32": [sys.executable, "-c", OPEN_CLIP, str(whole), options.image, QUESTION],
             }
-        rows = []
+        rows: list[dict[str, Any]] = []
         for repeat in range(-1, options.repeats):  # the first round warms the file cache
             for name, command in jobs.items():
                 seconds, memory, out = process(command)

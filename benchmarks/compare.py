@@ -190,7 +190,7 @@ class Comparison:
         made: dict[str, list[Measurement]] = {}
         while running:
             try:
-                made = interleaved({s.name: partial(scenario_of, s.worker, part, inputs, seconds) for s in running}, repeats)
+                made = interleaved({s.name: partial(scenario_of, s.worker, part, inputs, seconds) for s in running if s.worker}, repeats)
                 break
             except SystemFailed as error:  # begins again without it
                 failed = next(s for s in running if str(error).startswith(f"{s.name}:"))

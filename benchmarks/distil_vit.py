@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from open_clip import get_model_config
+from open_clip import CLIP, CustomTextCLIP, get_model_config
 from torch.nn import functional as F
 
 from pmclip_deploy.imaging.preprocess import tensor_from_pixels
@@ -30,7 +30,7 @@ DROPPED = 0.5  # of the patches of each picture, while it trains: half the time 
 
 
 @torch.inference_mode()
-def embeddings(model: torch.nn.Module, paths: list[Path], backbone: str) -> torch.Tensor:
+def embeddings(model: CLIP | CustomTextCLIP, paths: list[Path], backbone: str) -> torch.Tensor:
     """(N, D), of length 1."""
     preprocess = BACKBONES[backbone].preprocess
     tensors = (torch.from_numpy(tensor_from_pixels(picture_from_path(path).pixels, preprocess))[None] for path in paths)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from open_clip.transformer import VisionTransformer
 
 from pmclip_deploy.evaluation.rows import rows_from_jsonl
 from pmclip_deploy.export.calibration import measured_from_feeds
@@ -30,7 +31,7 @@ IMAGES = 64  # to calibrate on, and to compare
 
 
 @torch.no_grad()
-def plant(tower: torch.nn.Module) -> None:
+def plant(tower: VisionTransformer) -> None:
     channels = torch.randperm(tower.ln_post.normalized_shape[0], generator=torch.Generator().manual_seed(0))[:CHANNELS]
     for block in tower.transformer.resblocks:
         for norm, weight in ((block.ln_1, block.attn.in_proj_weight), (block.ln_2, block.mlp.c_fc.weight)):

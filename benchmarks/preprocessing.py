@@ -10,6 +10,7 @@ soonest. Decoders not installed are named and left out; what each is compiled wi
 import argparse
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def main() -> None:
 
 def compare(run: Run, model: str, part: str, jobs: Mapping[str, Job], repeats: int) -> list[dict[str, Any]]:
     """The first job's time over each one's, round by round."""
-    measured = harness.interleaved({name: lambda job=job: burst(job) for name, job in jobs.items()}, repeats)  # type: ignore[misc]
+    measured = harness.interleaved({name: partial(burst, job) for name, job in jobs.items()}, repeats)
     ours = measured[next(iter(jobs))]
     rows = []
     print(f"\n{model}, {part}")
@@ -119,7 +120,7 @@ def preprocessing_jobs(stored: Array, model: str) -> dict[str, Job]:
 def decoding_jobs(stored: Array, syntax: str) -> dict[str, Job]:
     """Every decoder of one transfer syntax that is installed, ours first; each was compared with what was encoded."""
     bits = max(8, int(stored.max()).bit_length())
-    layout = Layout(*stored.shape, 1, 16, bits, bits - 1, False, "MONOCHROME2", 0)
+    layout = Layout(stored.shape[0], stored.shape[1], 1, 16, bits, bits - 1, False, "MONOCHROME2", 0)
     frame = encoded(stored, syntax, bits)
     jobs: dict[str, Job] = {"pmclip-deploy": lambda: samples_from_codestream(syntax, frame, layout)[0]}
     jobs["GDCM"] = lambda: gdcm_samples(frame, layout, syntax)

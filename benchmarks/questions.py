@@ -61,9 +61,9 @@ def readings(row: Row) -> list[Row]:
 def fits(intent: Intent, right: Row) -> bool:
     """Whether the whole intent is read as it should be."""
     if right.get("needs"):
-        return intent.kind == right["kind"] and intent.needs is not None
+        return bool(intent.kind == right["kind"]) and intent.needs is not None
     if intent.kind != right["kind"] or right["kind"] in (OUT_OF_SCOPE, LANGUAGE):
-        return intent.kind == right["kind"]
+        return bool(intent.kind == right["kind"])
     same = (intent.form, intent.finding, intent.polarity) == (right.get("form"), right.get("finding"), right.get("polarity", True))
     asked = sorted(intent.asked) == sorted(map(tuple, right.get("asked", [])))
     return same and asked and intent.needs is None and _qualified(intent, right.get("qualifiers", []))

@@ -113,12 +113,13 @@ def main() -> None:
     from pmclip_deploy.export.parity import QUESTIONS, predictor_from_modules, sample_pictures
 
     pictures = sample_pictures()
+    outputs: dict[str, Any] = said(predictor_from_modules(modules_from_checkpoint(DEFAULT_CHECKPOINT)), pictures, QUESTIONS)
     np.savez_compressed(
         DEFAULT_REFERENCE,
         checkpoint_sha256=np.array(sha256_of_file(DEFAULT_CHECKPOINT / "model.safetensors")),
         pictures=np.array([path.name for path in pictures]),
         questions=np.array(QUESTIONS),
-        **said(predictor_from_modules(modules_from_checkpoint(DEFAULT_CHECKPOINT)), pictures, QUESTIONS),
+        **outputs,
     )
     print(
         f"wrote {DEFAULT_REFERENCE.name}: {DEFAULT_REFERENCE.stat().st_size:,} bytes, {len(pictures)} pictures, {len(QUESTIONS)} questions"

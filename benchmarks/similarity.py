@@ -100,8 +100,9 @@ def compare(image: Any, f32: Any, dtype: str, repeats: int) -> list[dict[str, An
     recalls: dict[tuple[str, str], float | None] = {}
     for job, run in jobs.items():
         rows, best = run(), in_f32 if job[0].endswith(("f32", "rescored")) else in_bank
-        recalls[job] = None if rows is None else float(np.mean([len(set(a) & set(b)) / len(b) for a, b in zip(rows, best, strict=True)]))
-        assert recalls[job] is None or recalls[job] >= RECALL[dtype], (job, recalls[job])  # type: ignore[operator]
+        found = None if rows is None else float(np.mean([len(set(a) & set(b)) / len(b) for a, b in zip(rows, best, strict=True)]))
+        assert found is None or found >= RECALL[dtype], (job, found)
+        recalls[job] = found
     number = max(1, int(3e6 / (N * B * D)))  # calls that are timed as one, where one is too short
     times: dict[tuple[str, str], list[float]] = {job: [] for job in jobs}
     for _ in range(repeats):
@@ -114,16 +115,16 @@ def compare(image: Any, f32: Any, dtype: str, repeats: int) -> list[dict[str, An
     kernel = np.array(times["kernel", "all"])
     print(f"\n{N:,} rows, {B} images, {dtype}")
     results = []
-    for (system, gives), of in times.items():
+    for (name, gives), of in times.items():
         low, median, high = (float(np.percentile(of, p)) for p in (25, 50, 75))
-        size = f32.nbytes if system == "read" or system.endswith("f32") else bank.nbytes
+        size = f32.nbytes if name == "read" or name.endswith("f32") else bank.nbytes
         share = size / f32.nbytes * float(np.median(np.array(times["read", "bank"]) / of)) if ("read", "bank") in times else None
         results.append({
-            "rows": N, "images": B, "dtype": dtype, "system": system, "gives": gives,
+            "rows": N, "images": B, "dtype": dtype, "system": name, "gives": gives,
             "median_ms": round(1e3 * median, 4), "p25_ms": round(1e3 * low, 4), "p75_ms": round(1e3 * high, 4),
             "times_kernel": round(float(np.median(np.array(of) / kernel)), 2),
             "gb_per_s": round(size / median / 1e9, 1), "share_of_read": "" if share is None else round(share, 2),
-            "recall": "" if recalls[system, gives] is None else round(recalls[system, gives] or 0, 3), "repeats": repeats,
+            "recall": "" if recalls[name, gives] is None else round(recalls[name, gives] or 0, 3), "repeats": repeats,
         })  # fmt: skip
         print("  {system:17} {gives:8} {median_ms:10.3f} ms ({p25_ms:.3f} to {p75_ms:.3f}), {times_kernel:6.2f} times the kernel's;"
               " {gb_per_s:5.1f} GB/s, of reading {share_of_read:4}; recall {recall}".format(**results[-1]))  # fmt: skip

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,7 @@ def scenarios(
                     yield found(part, alone)
                 yield Found(part, "memory", {"peak_mib": worker.memory(), "open_ms": 1e3 * worker.open_seconds}, 1)
                 count = max(1, int(ENERGY / float(np.median(alone.latencies))))
-                yield energy(part, count, lambda part=part, rows=rows, worker=worker, count=count: worker.run(part, rows, 1, count))  # type: ignore[misc]
+                yield energy(part, count, partial(worker.run, part, rows, 1, count))
                 if "multi-stream" in chosen:
                     yield found(part, harness.multi_stream(worker, part, rows, SHARES["multi-stream"] * share))
                 if "offline" in chosen:
@@ -265,7 +266,7 @@ def size_on_disk(bundle: Path, manifest: Manifest) -> Found:
 
 def energy(part: str, count: int, work: Callable[[], Any]) -> Found:
     """What counters here say of so many queries one after the other, the idle machine's share included."""
-    counters = [Rapl(), Sampled.nvidia_smi(), Sampled.tegrastats()]
+    counters: list[Rapl | Sampled] = [Rapl(), Sampled.nvidia_smi(), Sampled.tegrastats()]
     with ExitStack() as stack:
         running = [counter for counter in counters if stack.enter_context(counter)]
         start = time.perf_counter()

@@ -44,7 +44,8 @@ def ours(asked: Asked) -> Opened:
     if asked["device"] == "cpu" and hasattr(os, "sched_getaffinity") and asked["threads"] != len(os.sched_getaffinity(0)):
         from pmclip_deploy.sessions import onnxruntime as backend
 
-        backend.cpu_threads = lambda: asked["threads"]  # the runtime has no setting: it takes the cores that it may use
+        # The runtime has no setting: it takes the cores that it may use.
+        backend.cpu_threads = lambda: asked["threads"]  # type: ignore[attr-defined]
     from pmclip_deploy.opening import load
 
     predictor = load(folder, asked["device"], once=bool(asked.get("once")))
@@ -168,7 +169,7 @@ def export_with_optimum(asked: Asked) -> None:
         target = Path(asked["weights"], "optimum", part)
         if (target / "model.onnx").is_file():
             continue
-        model = kind.from_pretrained(source, local_files_only=True).eval()
+        model = kind.from_pretrained(source, local_files_only=True).eval()  # type: ignore[no-untyped-call]
         made = target.with_name(f"{part}.part")
         shutil.rmtree(made, ignore_errors=True)
         onnx_export_from_model(

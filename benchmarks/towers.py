@@ -10,6 +10,7 @@ import csv
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +65,8 @@ def main() -> None:
         pictures = pictures_for_calibration(folder)
         predictors = {}
         for precision in ("fp32", "int8"):
-            given = {"calibration_images": pictures} if precision == "int8" else {}
-            made = bundle_from_checkpoint(folder / "checkpoint", folder / precision, precision, **given)
+            images = pictures if precision == "int8" else None
+            made = bundle_from_checkpoint(folder / "checkpoint", folder / precision, precision, calibration_images=images)
             size_on_disk = sum(file.bytes for file in made.manifest.files.values())
             predictors[precision] = load(folder / precision, "cpu")
             kept = {name: len(graph.float_layers) for name, graph in made.manifest.graphs.items()}
@@ -87,8 +88,8 @@ def main() -> None:
         jobs: dict[tuple[str, str], Callable[[], Any]] = {("image", "eager"): eager_image, ("text", "eager, 77"): eager_text}
         for precision, predictor in predictors.items():
             text = open_session(folder / precision / predictor.manifest.graphs["text"].file, "cpu")
-            jobs["image", precision] = lambda p=predictor: p.embedding_from_tensor(pixels)
-            jobs["text", f"{precision}, {LENGTH}"] = lambda s=text: s.run({"tokens": tokens})
+            jobs["image", precision] = partial(predictor.embedding_from_tensor, pixels)
+            jobs["text", f"{precision}, {LENGTH}"] = partial(text.run, {"tokens": tokens})
         times: dict[tuple[str, str], list[float]] = {job: [] for job in jobs}
         paused: dict[tuple[str, str], list[float]] = {job: [] for job in jobs}
         for _ in range(options.repeats):

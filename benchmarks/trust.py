@@ -426,7 +426,7 @@ def consistency(bench: Bench) -> Iterator[Found]:
     if not bench.has(FRACATLAS):
         return
     for question in (INTACT, NO_FRACTURE, DISPLACED, RIB, HIP, NORMAL):
-        films, said = _where(bench.fracatlas, lambda f, q=question: q != HIP or not f.facts["hip"])  # type: ignore[misc]
+        films, said = _where(bench.fracatlas, lambda f: not f.facts["hip"]) if question == HIP else bench.fracatlas
         over, plain, other = bench.over(films), [word(s[FRACTURE]) for s in said], [word(s[question]) for s in said]
         given, both = _bools(other), _bools(plain) & _bools(other)
         same = _bools(a == b for a, b in zip(plain, other, strict=True))
@@ -525,7 +525,8 @@ def _ece(p: NDArray[np.float64], right: Bools, rows: Bools) -> Figure:
 def _ece_by_chance(p: NDArray[np.float64], rows: Bools, seed: int, draws: int = 200) -> Figure:
     """What the ECE of these confidences would be, on the average, if each were exactly the probability that its answer is right."""
     rng, chosen = np.random.default_rng(seed), p[rows]
-    drawn = [calibration_error(chosen, rng.random(len(chosen)) < chosen) for _ in range(draws if len(chosen) else 0)]
+    errors = (calibration_error(chosen, rng.random(len(chosen)) < chosen) for _ in range(draws))
+    drawn = [error for error in errors if error is not None]
     return {"value": float(np.mean(drawn)) if drawn else None, "n": len(chosen)}
 
 
@@ -559,7 +560,12 @@ def no_radiology(bench: Bench) -> Iterator[Found]:
 
 def radiology(bench: Bench) -> Iterator[Found]:
     """(g) Radiology images that are turned away, by what they are."""
-    sets = {VQA_MED: lambda: bench.val, SLAKE: lambda: bench.slake, FRACATLAS: lambda: bench.fracatlas, KERMANY: lambda: bench.kermany}
+    sets: dict[str, Callable[[], tuple[list[Film], Said]]] = {
+        VQA_MED: lambda: bench.val,
+        SLAKE: lambda: bench.slake,
+        FRACATLAS: lambda: bench.fracatlas,
+        KERMANY: lambda: bench.kermany,
+    }
     all_films, all_said = list[Film](), list[Mapping[str, Answer]]()
     for name, of in sets.items():
         if bench.has(name):
@@ -622,7 +628,9 @@ def robustness(bench: Bench) -> Iterator[Found]:
         films = [f for value in (1, 0) for f in bench.drawn([f for f in bench.fracatlas[0] if f.facts["fractured"] == value], MANY // 3)]
         questions = {**open_questions, "fracture": FRACTURE}
         yes = ["yes" if f.facts["fractured"] else "no" for f in films]
-        truths = {**dict.fromkeys(questions, [None] * len(films)), "modality family": ["xr"] * len(films), "fracture": yes}
+        unknown: list[str | None] = [None] * len(films)
+        truths: dict[str, Sequence[str | None]] = dict.fromkeys(questions, unknown)
+        truths |= {"modality family": ["xr"] * len(films), "fracture": yes}
         yield from _changes(bench, SETS[FRACATLAS], films, bench.said(films, tuple(questions.values())), questions, truths)
 
 

@@ -13,14 +13,14 @@ import inspect
 import json
 import textwrap
 import unittest.mock
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
 
 from pmclip_deploy.train.nonradiographs import TEST_PHOTOGRAPHS
@@ -169,8 +169,8 @@ def _clouds(rng: Rng, power: float) -> Floats:
     return np.asarray(np.clip((plane - low) / (high - low), 0, 1))
 
 
-def _tint(grey: Floats, dark: Sequence[float], light: Sequence[float]) -> Floats:
-    return np.asarray(dark + grey[..., None] * (np.array(light) - dark))
+def _tint(grey: Floats, dark: ArrayLike, light: ArrayLike) -> Floats:
+    return np.asarray(np.asarray(dark) + grey[..., None] * (np.asarray(light) - np.asarray(dark)))
 
 
 def _font(size: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
@@ -262,7 +262,7 @@ def _ecg(rng: Rng) -> Image.Image:
     return picture
 
 
-def _tree(draw: ImageDraw.ImageDraw, rng: Rng, at: tuple[float, float], angle: float, width: float, length: float, fill: object) -> None:
+def _tree(draw: ImageDraw.ImageDraw, rng: Rng, at: tuple[float, float], angle: float, width: float, length: float, fill: int) -> None:
     """A branch of short bent pieces that forks until it is thin."""
     while width > 0.8:
         for _ in range(6):

@@ -69,15 +69,16 @@ def main() -> None:
     seen = np.stack([predictor.embed_image(images / name) for name in said])  # (P, D)
     captions = [", ".join(of) for of in said.values()]
     texts = predictor.embed_texts(captions)
-    table = []
+    table: list[tuple[str, int, float, float, float | str, float | str]] = []
     for way, ours, theirs in (("image to text", seen, texts), ("text to image", texts, seen)):
         for k in (1, 5, 10):
-            same = np.mean([captions.count(caption) for caption in captions])
+            same = float(np.mean([captions.count(caption) for caption in captions]))
             table.append((f"{way}, R@{k}", len(seen), recall(ours, theirs, captions, k), k * same / len(seen), "", ""))
     for category in ("modality", "plane", "organ"):
         known = Counter(filter(None, (label_of(category, row.answer) for row in training if row.category == category)))
         labels = sorted(known)
-        asked = [(place[r.image], label) for r in rows if r.category == category and (label := label_of(category, r.answer)) in known]
+        told_of = [(place[r.image], label_of(category, r.answer)) for r in rows if r.category == category]
+        asked = [(i, label) for i, label in told_of if label is not None and label in known]
         at, truth = np.array([i for i, _ in asked]), np.array([labels.index(label) for _, label in asked])
         bank = bank_from_labels(predictor.embed_texts, labels)
         told = contrastive_similarity(seen, bank, 1.0, 1).index[:, 0]

@@ -115,7 +115,7 @@ def measured_from_feeds(model: onnx.ModelProto, feeds: Feeds) -> dict[str, Measu
                     largest[name] = np.maximum(largest.get(name, np.float32(0)), np.abs(value).max(others))
     out = {}
     for name in floats:
-        ranges = {"max": ends[name]}
+        ranges: dict[str, Sequence[float] | NDArray[np.float64]] = {"max": ends[name]}
         if name in tails:
             sample = np.concatenate(samples[name])
             ranges |= {"percentile": tails[name], "entropy": entropy_range(sample, ends[name]), "mse": mse_range(sample, ends[name])}

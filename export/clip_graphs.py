@@ -14,7 +14,7 @@ from open_clip.modified_resnet import AttentionPool2d, Bottleneck, ModifiedResNe
 from open_clip.transformer import Transformer, VisionTransformer
 from torch import Tensor, nn
 
-from pmclip_deploy.export.graph import Graph
+from pmclip_deploy.export.graph import Graph, padding_of
 from pmclip_deploy.spec import Backbone
 
 
@@ -115,8 +115,7 @@ def _bottleneck(g: Graph, name: str, x: str, block: Bottleneck) -> str:
 
 
 def _activated(g: Graph, name: str, x: str, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> str:
-    pad = conv.padding[0]
-    return g.node("Relu", f"{name}.relu", g.convolution(name, x, conv, norm, (pad, pad)))
+    return g.node("Relu", f"{name}.relu", g.convolution(name, x, conv, norm, padding_of(conv)))
 
 
 def _pooled(g: Graph, name: str, x: str, pool: nn.AvgPool2d | nn.Identity) -> str:

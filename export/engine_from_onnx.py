@@ -256,7 +256,7 @@ def _build(trt: Any, builder: Any, network: Any, config: Any, progress: Step | N
     """After each step TensorRT asks the monitor whether to go on."""
     with _raised_at_the_end() as kept:
 
-        class Monitor(trt.IProgressMonitor):
+        class Monitor(trt.IProgressMonitor):  # type: ignore[misc]  # its base is known only when it runs
             def __init__(self) -> None:
                 super().__init__()
                 self.steps: dict[str, int] = {}

@@ -10,7 +10,8 @@ from pmclip_deploy.bundle.manifest import Manifest
 from pmclip_deploy.bundle.names import MANIFEST
 from pmclip_deploy.bundle.types import Engine
 from pmclip_deploy.errors import BundleError
-from pmclip_deploy.export.engine_from_onnx import Step, engine_from_onnx, onnx_sha256
+from pmclip_deploy.export.engine_from_onnx import Step, engine_from_onnx
+from pmclip_deploy.sessions import onnx_sha256
 from pmclip_deploy.sessions.tensorrt import package, platform_here
 
 
@@ -37,7 +38,9 @@ def engines_of_bundle(
     bundle: Path, manifest: Manifest, before: Path, options: EngineOptions, steps: Callable[[str], Step | None] = lambda graph: None
 ) -> Engines:
     """``before`` is the bundle that may hold them already. Raises what engine_from_onnx raises."""
-    rows, plans, built = [], {}, {}
+    rows: list[Engine] = []
+    plans: dict[str, bytes] = {}
+    built: dict[str, dict[str, Any]] = {}
     known = _known(before)
     for name, graph in manifest.graphs.items():
         file, profile = f"{name}.plan", (1, 1, options.largest_batch)

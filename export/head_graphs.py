@@ -10,8 +10,8 @@ from onnx import TensorProto
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pmclip_deploy.export.graph import Graph, affine_from_norm
-from pmclip_deploy.train.heads.bilinear import BAN, SAN
+from pmclip_deploy.export.graph import Graph, Inputs, affine_from_norm, of_kind, padding_of
+from pmclip_deploy.train.heads.bilinear import BAN, SAN, BilinearPooling, Stack
 from pmclip_deploy.train.heads.mevf import MEVF
 from pmclip_deploy.train.heads.qcr import QCR, Branch, ConditionedQuestion
 from pmclip_deploy.train.heads.vision import AUTOENCODER_SIZE, MAML_SIZE, AutoEncoder, ImageFeatures, MamlNetwork
@@ -25,7 +25,7 @@ def features_graph(features: ImageFeatures) -> onnx.ModelProto | None:
     Only the inputs of the networks that ``features`` has; None where it has neither.
     """
     g, parts, sides = Graph(), list[str](), dict[str, int]()
-    if features.autoencoder is not None:
+    if features.autoencoder is not None and features.convert is not None:
         code = g.node("Flatten", "code", _encoder(g, features.autoencoder))
         parts, sides = [_linear(g, "convert", code, features.convert)], {"autoencoder": AUTOENCODER_SIZE}
     if features.maml is not None:
@@ -33,7 +33,7 @@ def features_graph(features: ImageFeatures) -> onnx.ModelProto | None:
     if not parts:
         return None
     g.node("Concat", "features", *parts, axis=1)
-    inputs = {name: (TensorProto.FLOAT, ["B", 1, side, side]) for name, side in sides.items()}
+    inputs: Inputs = {name: (TensorProto.FLOAT, ["B", 1, side, side]) for name, side in sides.items()}
     return g.model("features", inputs, {"features": ["B", features.dim - features.clip_dim]})
 
 
@@ -46,7 +46,7 @@ def head_graph(head: MEVF | QCR) -> onnx.ModelProto:
     """
     g = Graph()
     answers, kinds = _mevf(g, head) if isinstance(head, MEVF) else _qcr(g, head)
-    inputs = {"image": (TensorProto.FLOAT, ["B", head.features.dim]), "tokens": (TensorProto.INT64, ["B", LENGTH])}
+    inputs: Inputs = {"image": (TensorProto.FLOAT, ["B", head.features.dim]), "tokens": (TensorProto.INT64, ["B", LENGTH])}
     return g.model("head", inputs, {"answer": ["B", answers], "kind": ["B", kinds]})
 
 
@@ -78,20 +78,21 @@ def _qcr(g: Graph, head: QCR) -> tuple[int, int]:
 
 def _states(g: Graph, name: str, question: QuestionEmbedding) -> tuple[str, list[str]]:
     """-> words (B, 12, E), twelve states, each (B, H). What the words give is one product for all steps; the first step knows no state."""
-    table = torch.cat([table.weight for table in question.tables], dim=1)
+    table = torch.cat([table.weight for table in of_kind(nn.Embedding, question.tables)], dim=1)
     words, cell = g.node("Gather", f"{name}.words", g.weight(f"{name}.words.weight", table), "tokens"), question.recurrent
-    weight, bias, matrix = cell.weight_ih_l0, cell.bias_ih_l0, cell.weight_hh_l0
+    parameters: list[Tensor] = [cell.get_parameter(of) for of in ("weight_ih_l0", "bias_ih_l0", "weight_hh_l0")]
+    weight, bias, matrix = parameters
     if isinstance(cell, nn.LSTM):
-        weight, bias, matrix = (_sigmoids_first(x) for x in (weight, bias + cell.bias_hh_l0, matrix))
+        weight, bias, matrix = (_sigmoids_first(x) for x in (weight, bias + cell.get_parameter("bias_hh_l0"), matrix))
     flat = g.node("Reshape", f"{name}.input.flat", g.linear(f"{name}.input", words, weight, bias), g.ints("flat", [0, -1]))
     steps = g.nodes("Split", [f"{name}.{t}.input" for t in range(LENGTH)], flat, axis=1, num_outputs=LENGTH)
-    steps_of = _gru if isinstance(cell, nn.GRU) else _lstm
-    return words, steps_of(g, name, steps, g.weight(f"{name}.state.weight", matrix.T), cell)
+    turned = g.weight(f"{name}.state.weight", matrix.T)
+    return words, _gru(g, name, steps, turned, cell) if isinstance(cell, nn.GRU) else _lstm(g, name, steps, turned, cell)
 
 
 def _gru(g: Graph, name: str, steps: list[str], matrix: str, cell: nn.GRU) -> list[str]:
     """h' = (1 - z) n + z h with n = tanh(input + r (W h + b)), so the state's bias stays with the state."""
-    hidden, bias = cell.hidden_size, cell.bias_hh_l0
+    hidden, bias = cell.hidden_size, cell.get_parameter("bias_hh_l0")
     sizes, every = g.ints(f"{name}.sizes", [2 * hidden, hidden]), g.weight(f"{name}.state.bias", bias)
     state, states = g.weight(f"{name}.start", torch.zeros(hidden)), list[str]()
     seen = [g.weight(f"{name}.start.gates", bias[: 2 * hidden]), g.weight(f"{name}.start.new", bias[2 * hidden :])]
@@ -149,22 +150,26 @@ def _ban(g: Graph, name: str, picture: str, there: str, states: str, ban: BAN) -
 
     A glimpse adds the same to every word, so the sum over the words takes it twelve times.
     """
-    second, maps = g.ints("second", [1]), [ban.attention.image[1], *(pooling.image[1] for pooling in ban.pooling)]
+    second, poolings = g.ints("second", [1]), of_kind(BilinearPooling, ban.pooling)
+    maps = of_kind(nn.Linear, [*ban.attention.image, *(layer for pooling in poolings for layer in pooling.image)])
     image = g.linear(f"{name}.image", picture, torch.cat([m.weight for m in maps]), torch.cat([m.bias for m in maps]))
     sizes, names = g.ints(f"{name}.image.sizes", [len(m.bias) for m in maps]), [f"{name}.image.{i}" for i in range(len(maps))]
     seen, *pooled = g.nodes("Split", names, g.node("Relu", f"{name}.image.relu", image), sizes, axis=2)  # each (B, 1, R)
 
-    asked = _rectified(g, f"{name}.words", states, ban.attention.question[1])  # (B, 12, R)
+    (question,) = of_kind(nn.Linear, ban.attention.question)
+    asked = _rectified(g, f"{name}.words", states, question)  # (B, 12, R)
     glimpses = g.node("Mul", f"{name}.glimpses", seen, g.weight(f"{name}.glimpses.weight", ban.attention.glimpse.weight))  # (B, G, R)
     scores = g.node("MatMul", f"{name}.scores", glimpses, g.node("Transpose", f"{name}.words.turned", asked, perm=[0, 2, 1]))
     weights = g.node("Softmax", f"{name}.weights", g.node("Mul", f"{name}.scores.there", scores, there), axis=-1)  # (B, G, 12)
     names = [f"{name}.weights.{i}" for i in range(len(pooled))]
+    questions = of_kind(nn.Linear, [layer for pooling in poolings for layer in pooling.question])
+    residuals = of_kind(nn.Linear, [layer for layers in of_kind(nn.Sequential, ban.residual) for layer in layers])
     added = ""
     for i, weight in enumerate(g.nodes("Split", names, weights, axis=1, num_outputs=len(pooled))):
         at = f"{name}.{i}"
         words = g.node("Add", f"{at}.states", states, added) if added else states
-        mean = g.node("MatMul", f"{at}.mean", weight, _rectified(g, f"{at}.words", words, ban.pooling[i].question[1]))  # (B, 1, Q)
-        residual = _linear(g, f"{at}.residual", g.node("Mul", f"{at}.joint", pooled[i], mean), ban.residual[i][1])
+        mean = g.node("MatMul", f"{at}.mean", weight, _rectified(g, f"{at}.words", words, questions[i]))  # (B, 1, Q)
+        residual = _linear(g, f"{at}.residual", g.node("Mul", f"{at}.joint", pooled[i], mean), residuals[i])
         added = g.node("Add", f"{at}.added", added, residual) if added else residual
     times = g.node("Mul", f"{name}.added", added, g.floats("words", LENGTH))
     return g.node("Squeeze", name, g.node("Add", f"{name}.sum", g.node("ReduceSum", f"{name}.states", states, second), times), second)
@@ -172,14 +177,16 @@ def _ban(g: Graph, name: str, picture: str, there: str, states: str, ban: BAN) -
 
 def _san(g: Graph, name: str, last: str, san: SAN) -> str:
     """(B, Q) -> (B, Q). Of one object the weight is 1 in every stack, so all stacks are one product."""
-    seen = g.node("MatMul", f"{name}.image", "image", g.weight(f"{name}.image.weight", sum(s.image.weight for s in san.stacks).T))
-    return g.node("Add", name, _linear(g, f"{name}.question", last, san.stacks[0].question), seen)
+    stacks = of_kind(Stack, san.stacks)
+    weight = sum((stack.image.weight for stack in stacks), torch.zeros(()))
+    seen = g.node("MatMul", f"{name}.image", "image", g.weight(f"{name}.image.weight", weight.T))
+    return g.node("Add", name, _linear(g, f"{name}.question", last, stacks[0].question), seen)
 
 
 def _conditioned(g: Graph, name: str, module: ConditionedQuestion) -> str:
     """-> (B, the last layer's outputs)"""
-    words, states = _states(g, name, module.question)
-    states = _joined(g, name, states)
+    words, steps = _states(g, name, module.question)
+    states = _joined(g, name, steps)
     pairs = [(layer.weight, layer.bias) for layer in (module.value, module.gate)]
     weight, bias = (torch.cat(both) for both in zip(*pairs, strict=True))
     both = g.linear(f"{name}.gated", g.node("Concat", f"{name}.both", words, states, axis=2), weight, bias)
@@ -188,15 +195,16 @@ def _conditioned(g: Graph, name: str, module: ConditionedQuestion) -> str:
     scores = g.node("MatMul", f"{name}.scores", gated, g.weight(f"{name}.scores.weight", module.score.weight[0]))  # (B, 12)
     weights = g.node("Unsqueeze", f"{name}.weights", g.node("Softmax", f"{name}.softmax", scores, axis=-1), g.ints("second", [1]))
     x = g.node("Squeeze", f"{name}.mean", g.node("MatMul", f"{name}.attended", weights, states), g.ints("second", [1]))
-    first, _, second, _, _, third = module.layers
+    first, second, third = of_kind(nn.Linear, module.layers)
     x = _rectified(g, f"{name}.second", _rectified(g, f"{name}.first", x, first), second)
     return _linear(g, name, x, third)
 
 
 def _classifier(g: Graph, name: str, x: str, layers: nn.Sequential) -> int:
     """-> how many answers"""
-    _linear(g, name, _rectified(g, f"{name}.hidden", x, layers[0]), layers[3])
-    return len(layers[3].bias)
+    hidden, last = of_kind(nn.Linear, layers)
+    _linear(g, name, _rectified(g, f"{name}.hidden", x, hidden), last)
+    return len(last.bias)
 
 
 def _linear(g: Graph, name: str, x: str, layer: nn.Linear) -> str:
@@ -212,7 +220,8 @@ def _encoder(g: Graph, network: AutoEncoder) -> str:
     x = "autoencoder"
     for i, conv in enumerate((network.conv1, network.conv2, network.conv3), 1):
         name = f"encoder.{i}"
-        x = g.node("Relu", f"{name}.relu", g.kernel(name, x, conv, conv.weight, conv.bias, conv.padding))
+        assert conv.bias is not None
+        x = g.node("Relu", f"{name}.relu", g.kernel(name, x, conv, conv.weight, conv.bias, padding_of(conv)))
         if i < 3:
             x = g.node("MaxPool", f"{name}.pool", x, kernel_shape=[2, 2], strides=[2, 2])
     return x
@@ -225,14 +234,17 @@ def _maml(g: Graph, network: MamlNetwork) -> str:
     it, which differs at the border, where zeros lie beyond and no shift. After the last norm comes the mean over places.
     """
     x, side, factor, shift = "maml", MAML_SIZE, torch.ones(1), None
-    for i, (conv, norm) in enumerate(zip(network.convolutions, network.norms, strict=True), 1):
+    layers = zip(of_kind(nn.Conv2d, network.convolutions), of_kind(nn.BatchNorm2d, network.norms), strict=True)
+    for i, (conv, norm) in enumerate(layers, 1):
         name = f"maml.{i}"
-        x = g.kernel(name, x, conv, conv.weight * factor[:, None, None], conv.bias, conv.padding)
+        assert conv.bias is not None
+        x = g.kernel(name, x, conv, conv.weight * factor[:, None, None], conv.bias, padding_of(conv))
         if shift is not None:
-            places = F.conv2d(shift[:, None, None].expand(-1, side, side), conv.weight, None, conv.stride, conv.padding)
+            places = F.conv2d(shift[:, None, None].expand(-1, side, side), conv.weight, None, conv.stride, padding_of(conv))
             x = g.node("Add", f"{name}.shifted", x, g.weight(f"{name}.shift", places))
         x, side = g.node("Relu", f"{name}.relu", x), -(-side // 2)
         factor, shift = affine_from_norm(norm)
+    assert shift is not None
     mean = g.node("Flatten", "maml.flat", g.node("GlobalAveragePool", "maml.mean", x))
     scaled = g.node("Mul", "maml.scaled", mean, g.weight("maml.factor", factor))
     return g.node("Add", "maml.features", scaled, g.weight("maml.shift", shift))

@@ -81,7 +81,7 @@ def int8_static(
             weight, mean = weights[w], np.array(tensors[x].means)  # (O, I / group, k, k), (I,)
             depthwise = weight.shape[1] == 1
             bias = weights[b[0]] if b else np.zeros(len(weight), np.float32)
-            summed, least = "none", np.float32(0)
+            summed, least = "none", np.zeros((), np.float32)
             if name in layers:
                 node.input[0] = quantised(x)
                 if scheme.pairs and not depthwise:

@@ -12,12 +12,12 @@ import onnx
 import torch
 from onnx import TensorProto
 from open_clip import CLIP, CustomTextCLIP
-from timm.layers import Conv2dSame
+from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
 
 from pmclip_deploy.errors import BundleError
 from pmclip_deploy.export import clip_graphs, head_graphs
-from pmclip_deploy.export.graph import Graph
+from pmclip_deploy.export.graph import Graph, Inputs, Outputs, of_kind, padding_of
 from pmclip_deploy.spec import BACKBONES, Backbone
 from pmclip_deploy.train.findings.net import MIDDLE, PLACES, FindingsNet
 from pmclip_deploy.train.heads.lite import STRENGTH, TAU, TAU_DETAILS, LiteHead
@@ -110,7 +110,8 @@ def _features(features: ImageFeatures, *grey: Tensor) -> Tensor:
     given = iter(grey)
     encoded = None if features.autoencoder is None else features.autoencoder.encode(next(given))
     objects, _ = features(torch.zeros(len(grey[0]), features.clip_dim), encoded, None if features.maml is None else next(given))
-    return objects[:, 0, features.clip_dim :]
+    seen: Tensor = objects[:, 0, features.clip_dim :]
+    return seen
 
 
 def _answers(head: MEVF | QCR, seen: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -125,7 +126,8 @@ def _answers(head: MEVF | QCR, seen: Tensor, tokens: Tensor) -> tuple[Tensor, Te
 def image_graph(clip: CustomTextCLIP, backbone: Backbone, details: int = 0) -> onnx.ModelProto:
     """timm's EfficientNet, its features pooled and projected; with ``details``, their number, those of ``embedding_and_details`` too."""
     g, size = Graph(), backbone.preprocess.size
-    outputs, stages = {"embedding": ["B", backbone.embed_dim]}, _trunk(g, clip.visual.trunk, size)
+    outputs: Outputs = {"embedding": ["B", backbone.embed_dim]}
+    stages = _trunk(g, clip.visual.trunk, size)
     x = g.node("Flatten", "flatten", g.node("GlobalAveragePool", "pool", stages[-1]))
     g.node("MatMul", "embedding", x, g.weight("proj.weight", clip.visual.head.proj.weight.T))
     if details:
@@ -146,8 +148,9 @@ def findings_graph(net: FindingsNet, size: int) -> onnx.ModelProto:
     *stages, x = _trunk(g, net.trunk, size)
 
     def convolution(name: str, x: str, module: nn.Conv2d, norm: nn.BatchNorm2d | None = None) -> str:
-        pads = module.padding[0], module.padding[0]
+        pads = padding_of(module)
         if norm is None:
+            assert module.bias is not None
             return g.kernel(name, x, module, module.weight, module.bias, pads)
         return g.node("Relu", f"{name}.relu", g.convolution(name, x, module, norm, pads))
 
@@ -173,7 +176,8 @@ def findings_graph(net: FindingsNet, size: int) -> onnx.ModelProto:
         g.node("Add", "finding", mean, g.node("Mul", "highest.boxed", highest, g.weight("boxed", net.boxed)))
     linear("region", seen, net.region)
     findings = net.pool.out_features
-    outputs = {"finding": ["B", findings], "region": ["B", net.region.out_features], "places": ["B", findings, size // 16, size // 16]}
+    places: list[str | int] = ["B", findings, size // 16, size // 16]
+    outputs: Outputs = {"finding": ["B", findings], "region": ["B", net.region.out_features], "places": places}
     return g.model("findings", {"pixels": (TensorProto.FLOAT, ["B", 3, size, size])}, outputs)
 
 
@@ -234,7 +238,8 @@ def head_graph(head: LiteHead, dense: bool = False) -> onnx.ModelProto:
         return g.linear(name, x, module.weight, module.bias)
 
     def mlp(name: str, x: str, module: nn.Sequential) -> str:
-        return linear(f"{name}.2", g.node("Gelu", f"{name}.gelu", linear(f"{name}.0", x, module[0])), module[2])
+        first, last = of_kind(nn.Linear, module)
+        return linear(f"{name}.2", g.node("Gelu", f"{name}.gelu", linear(f"{name}.0", x, first)), last)
 
     def normalised(x: str) -> str:  # as F.normalize
         norm = g.node("ReduceL2", f"{x}.norm", x, g.ints("last", [-1]), keepdims=1)
@@ -274,12 +279,13 @@ def head_graph(head: LiteHead, dense: bool = False) -> onnx.ModelProto:
     g.node("Add", "answer", padded, g.node("Mul", "memory.scaled", memory, g.floats("strength", STRENGTH)))
     g.node("Identity", "kind", mlp("kinds", text, head.kind))
     evidence = image
-    if head.radiograph[0].in_features > width:
+    if head.detail is not None and of_kind(nn.Linear, head.radiograph)[0].in_features > width:
         detail = scaled("detail", "detail.unit", "sqrt_details", head.detail.out_features)
         evidence = g.node("Concat", "evidence", image, detail, axis=-1)
     g.node("Squeeze", "radiograph", mlp("radiographs", evidence, head.radiograph), g.ints("last", [-1]))
-    outputs = {"answer": ["B", len(head.balance)], "kind": ["B", head.kind[2].out_features], "radiograph": ["B"]}
-    inputs = {name: (TensorProto.FLOAT, ["B", wide]) for name, wide in (("image", width + head.details), ("text", width))}
+    kinds = of_kind(nn.Linear, head.kind)[-1].out_features
+    outputs: Outputs = {"answer": ["B", len(head.balance)], "kind": ["B", kinds], "radiograph": ["B"]}
+    inputs: Inputs = {name: (TensorProto.FLOAT, ["B", wide]) for name, wide in (("image", width + head.details), ("text", width))}
     return g.model("head", inputs, outputs)
 
 
@@ -314,7 +320,7 @@ def _scattered(g: Graph, image: str, cases: int, slots: int, answers: int, head:
     return g.node("Slice", "density.real", density, g.ints("first", [0]), g.ints("answers", [answers]), g.ints("columns.axis", [1]))
 
 
-def _trunk(g: Graph, trunk: nn.Module, size: int) -> list[str]:
+def _trunk(g: Graph, trunk: Any, size: int) -> list[str]:
     """timm's EfficientNet without squeeze-and-excitation, from "pixels": what each stage gives, and last what its last convolution does.
 
     Batch norms are folded, "same" padding is resolved for the one size.
@@ -342,7 +348,7 @@ def _convolution(g: Graph, name: str, x: str, conv: nn.Conv2d, norm: nn.BatchNor
         total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
         begin, end = total // 2, total - total // 2
     else:
-        begin = end = conv.padding[0]
+        begin, end = padding_of(conv)
     x = g.convolution(name, x, conv, norm, (begin, end))
     act = getattr(norm, "act", None)
     if isinstance(act, nn.ReLU6):

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime as ort
+from numpy.typing import NDArray
 from onnx.external_data_helper import set_external_data
 from safetensors.torch import save
 
@@ -30,7 +31,7 @@ from pmclip_deploy.bundle.types import Graph as GraphFile
 from pmclip_deploy.classify import bank_from_labels, check_labels
 from pmclip_deploy.decision.evidence import FACETS
 from pmclip_deploy.errors import BundleError, InputError, ParityError, UsageError
-from pmclip_deploy.evaluation.rows import rows_from_jsonl
+from pmclip_deploy.evaluation.rows import rows_from_jsonl, sha256_of_rows
 from pmclip_deploy.export.calibration import Calibration, Measured, histograms_from_feeds, measured_from_feeds
 from pmclip_deploy.export.engine_from_onnx import Step
 from pmclip_deploy.export.engines import EngineOptions, engines_of_bundle
@@ -42,7 +43,6 @@ from pmclip_deploy.export.parity import (
     FINDINGS,
     PARTS,
     QUESTIONS,
-    TENSOR_GATES,
     Progress,
     Reference,
     gate,
@@ -50,7 +50,6 @@ from pmclip_deploy.export.parity import (
     part_of,
     predictor_from_modules,
     sample_pictures,
-    sha256_of_rows,
     tokenizers_of,
     words_of,
 )
@@ -63,7 +62,7 @@ from pmclip_deploy.opening import load
 from pmclip_deploy.predictor import Predictor
 from pmclip_deploy.sessions import Session
 from pmclip_deploy.sessions.onnxruntime import OnnxRuntimeSession
-from pmclip_deploy.spec import METHODS
+from pmclip_deploy.spec import METHODS, TENSOR_GATES
 from pmclip_deploy.train.towers import name_of_output, read_checkpoint, rounded_tensors
 
 CALIBRATION, PARITY = "calibration.json", "parity.json"  # kept beside the checkpoint, so that a rebuild gives the same bytes
@@ -179,7 +178,8 @@ def bundle_from_checkpoint(
 
 
 def name_of_checkpoint(checkpoint: Path) -> str:
-    return read_checkpoint(checkpoint)[0]["name"]
+    name: str = read_checkpoint(checkpoint)[0]["name"]
+    return name
 
 
 @dataclass
@@ -463,7 +463,8 @@ def _files_as_they_are(modules: Modules) -> dict[str, bytes]:
 def _files_from_labels(reference: Reference, labels: Sequence[str]) -> dict[str, bytes]:
     """The labels' embeddings, by the fp32 text tower whatever the bundle's precision, and the graph that finds the nearest."""
     bank = bank_from_labels(reference.predictor.embed_texts, labels)
-    graph = similarity_graph(*bank.shape, k=len(bank))
+    rows, dim = bank.shape
+    graph = similarity_graph(rows, dim, k=rows)
     return {"labels.onnx": graph.SerializeToString(deterministic=True), LABELS: _npy(bank)}
 
 
@@ -491,7 +492,7 @@ def _files_from_graphs(graphs: Graphs) -> dict[str, bytes]:
 
     Not by onnx.save_model, which refuses to where a file of that name lies in the current folder.
     """
-    files = {}
+    files: dict[str, bytes] = {}
     for name, model in graphs.items():
         onnx.checker.check_model(model, full_check=True)
         outside, data = onnx.ModelProto(), bytearray()
@@ -570,12 +571,14 @@ def _speed(graphs: Graphs, bundle: Path, reference: Predictor) -> dict[str, floa
         if manifest.graphs[name].precision == "fp32":
             continue
         sides = {x.name: [d.dim_value or 1 for d in x.type.tensor_type.shape.dim] for x in model.graph.input}
-        feed = {x: random.uniform(-1, 1, shape).astype(np.float32) for x, shape in sides.items() if x != "tokens"}
+        feed: dict[str, NDArray[Any]] = {
+            x: random.uniform(-1, 1, shape).astype(np.float32) for x, shape in sides.items() if x != "tokens"
+        }
         if "tokens" in sides:
             feed["tokens"] = reference.tokens(QUESTIONS[:1])[0] if name == "text" else reference.asked(QUESTIONS[:1])
         models = (model.SerializeToString(), str(bundle / manifest.graphs[name].file))
         sessions = [ort.InferenceSession(of, options, providers=["CPUExecutionProvider"]) for of in models]
-        times = np.array([[_seconds(lambda s=session, f=feed: s.run(None, f)) for session in sessions] for _ in range(25)])
+        times = np.array([[_seconds(partial(session.run, None, feed)) for session in sessions] for _ in range(25)])
         base, other = np.median(times[5:], axis=0)
         ratios[name] = float(base / other)
     return ratios

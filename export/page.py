@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from html import escape
 from numbers import Real
-from typing import Any
+from typing import Any, TypeGuard
 
 from pmclip_deploy.console import decimal
 
@@ -59,7 +59,7 @@ def is_number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
-def finite(value: Any) -> bool:
+def finite(value: Any) -> TypeGuard[float]:
     return is_number(value) and math.isfinite(value)
 
 

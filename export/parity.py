@@ -105,6 +105,7 @@ class Reference:
             measured = {**tensor_parity(reference, predictor, pictures, self.progress), "answers": answers}
             finite = all(f["cosine"] is not None for f in measured["tensors"].values())  # else the gate fails, whatever is answered
             if finite and answers is None and (said := self.said) is not None:
+                assert self.rows is not None and self.images is not None
                 measured["answers"] = answer_parity(self.rows, said, said_to(predictor, self.rows, self.images, self.progress))
             if finite and theirs.labels:
                 if self.rows and self.images is not None:

@@ -84,5 +84,5 @@ def said_of_findings(predictor: Predictor, pictures: Sequence[Path]) -> NDArray[
     rows = []
     for path in pictures:
         seen = {name: x.mean(0, dtype=np.float64) for name, x in looked(predictor, picture_from_path(path).pixels).items()}
-        rows.append(sigmoid([*(slope * seen["finding"][j] + intercept for j, slope, intercept in curves), *seen["region"]]))
+        rows.append(sigmoid(np.array([*(slope * seen["finding"][j] + intercept for j, slope, intercept in curves), *seen["region"]])))
     return np.stack(rows)

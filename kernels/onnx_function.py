@@ -1,5 +1,7 @@
 """ContrastiveSimilarity as an ONNX model-local function: plain operators for any runtime, under a name that one with the kernel knows."""
 
+from typing import Any
+
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
@@ -7,12 +9,14 @@ from onnx import TensorProto, helper, numpy_helper
 DOMAIN, NAME = "ai.pmclip", "ContrastiveSimilarity"
 OPSET, IR_VERSION = 20, 9
 
+Values = dict[str, tuple[int, list[str | int]]]  # name to (type, shape)
+
 
 def contrastive_similarity_function() -> onnx.FunctionProto:
     """image (B, D), bank (N, D), logit_scale () -> score (B, k), index (B, k) i64, log_sum_exp (B); k is an attribute."""
     nodes: list[onnx.NodeProto] = []
 
-    def add(op: str, output: str, *inputs: str, **attributes: object) -> str:
+    def add(op: str, output: str, *inputs: str, **attributes: Any) -> str:
         nodes.append(helper.make_node(op, inputs, [output], output, **attributes))
         return output
 
@@ -57,10 +61,10 @@ def similarity_graph(rows: int, dim: int, k: int) -> onnx.ModelProto:
     """A graph of that one node: image (B, ``dim``), bank (``rows``, ``dim``), logit_scale () -> score, index, log_sum_exp."""
     f32, i64 = TensorProto.FLOAT, TensorProto.INT64
     node = helper.make_node(NAME, ["image", "bank", "logit_scale"], ["score", "index", "log_sum_exp"], "similarity", domain=DOMAIN, k=[k])
-    inputs = {"image": (f32, ["B", dim]), "bank": (f32, [rows, dim]), "logit_scale": (f32, [])}
-    outputs = {"score": (f32, ["B", k]), "index": (i64, ["B", k]), "log_sum_exp": (f32, ["B"])}
-    values = [[helper.make_tensor_value_info(name, *of) for name, of in given.items()] for given in (inputs, outputs)]
-    graph = helper.make_graph([node], "labels", *values)
+    inputs: Values = {"image": (f32, ["B", dim]), "bank": (f32, [rows, dim]), "logit_scale": (f32, [])}
+    outputs: Values = {"score": (f32, ["B", k]), "index": (i64, ["B", k]), "log_sum_exp": (f32, ["B"])}
+    taken, given = ([helper.make_tensor_value_info(name, *of) for name, of in values.items()] for values in (inputs, outputs))
+    graph = helper.make_graph([node], "labels", taken, given)
     opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, 1)]
     return helper.make_model(
         graph, opset_imports=opsets, functions=[contrastive_similarity_function()], ir_version=IR_VERSION, producer_name="pmclip-deploy"

@@ -74,7 +74,9 @@ def _slices(bank: trtp.TensorDesc, k: int, kernels: str, capability: int, aligne
     return chosen(kernels_from_manifest(Path(kernels)), "similarity_slices", capability, k, BANKS[bank.dtype], aligned=aligned)
 
 
-def _launch(kernel: Kernel, folder: str, grid: tuple[Any, Any], counts: dict[str, Any]) -> Any:
+def _launch(
+    kernel: Kernel, folder: str, grid: tuple[Any, Any], counts: dict[str, Any]
+) -> tuple[str, str, trtp.KernelLaunchParams, trtp.SymIntExprs]:
     """TensorRT gives a kernel its inputs, then these counts, then its outputs: the order in which similarity_* declare theirs."""
     parameters = trtp.KernelLaunchParams()
     parameters.grid_x, parameters.grid_y = grid

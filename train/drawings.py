@@ -3,11 +3,11 @@
 Each function takes a generator and gives one picture (288 x 288, grey or RGB). None needs a file, so that training has them everywhere.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 SIZE = 288
@@ -43,7 +43,7 @@ def lit(height: Floats, rng: Rng, depth: float) -> Floats:
     return np.asarray(np.clip((lamp[2] - lamp[0] * right - lamp[1] * down) / np.sqrt(1 + right**2 + down**2), 0, 1))
 
 
-def between(level: Floats, dark: Sequence[float], light: Sequence[float]) -> Floats:
+def between(level: Floats, dark: ArrayLike, light: ArrayLike) -> Floats:
     """(S, S) -> (S, S, 3), from one colour (0 to 1) to another."""
     return np.asarray(np.array(dark) + level[..., None] * (np.array(light) - np.array(dark)))
 
@@ -59,7 +59,7 @@ def values(picture: Image.Image) -> Floats:
 
 def _text(rng: Rng, letters: int) -> str:
     """Words of random letters, some of them numbers."""
-    words = []
+    words: list[str] = []
     while sum(map(len, words)) < letters:
         first, count = (48, 10) if rng.random() < 0.1 else (65, 26) if rng.random() < 0.1 else (97, 26)
         words.append("".join(chr(first + int(c)) for c in rng.integers(0, count, int(rng.integers(1, 10)))))

@@ -86,15 +86,17 @@ class Pairs(Dataset[tuple[Tensor, Tensor]]):
         pixels = picture_from_path(path).pixels
         if self.augmentation == "none":
             return torch.from_numpy(tensor_from_pixels(pixels, self.preprocess))
-        rows, columns = random_crop(*pixels.shape[:2], generator)
+        rows, columns = random_crop(pixels.shape[0], pixels.shape[1], generator)
         x = torch.from_numpy(tensor_from_pixels(pixels[rows, columns], replace(self.preprocess, resize="squash")))
         return x.flip(-1) if torch.rand((), generator=generator) < 0.5 else x
 
     def read(self, order: Iterable[Sequence[int]], epoch: int, workers: int, pinned: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of ``order``: (pixels (B, 3, S, S) f32, tokens (B, T) i64). ``workers`` processes read ahead. Raises InputError."""
         keys = [[(epoch, i) for i in indices] for indices in order]
-        ahead = {"prefetch_factor": 1, "worker_init_fn": _begin_worker} if workers else {}
-        loader = DataLoader(self, batch_sampler=keys, num_workers=workers, pin_memory=pinned, **ahead)
+        ahead, begin = (1, _begin_worker) if workers else (None, None)
+        loader = DataLoader(
+            self, batch_sampler=keys, num_workers=workers, pin_memory=pinned, prefetch_factor=ahead, worker_init_fn=begin
+        )
         try:
             yield from loader
         except PmclipError as error:  # from a worker it comes with the text of its traceback

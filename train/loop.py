@@ -213,7 +213,7 @@ def fit(
             for step, batch in enumerate(read(list(batches(count, settings.batch_size, generator)), epoch), epoch * steps):
                 optimizer.zero_grad(set_to_none=True)
                 loss = loss_of(batch, generator, epoch)
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 value = _sum_over_processes(loss.detach(), every)
                 length = nn.utils.clip_grad_norm_(every, settings.optimiser.longest or math.inf)
                 if not math.isfinite(value) or not math.isfinite(length):
@@ -224,7 +224,7 @@ def fit(
                 schedule.step()
                 total += value
                 progress.update(bar, advance=1, note=f"loss {value:.3f}")
-                draw({"loss/training": value, "learning rate": schedule.get_last_lr()[0]}, step)
+                draw({"loss/training": value, "learning rate": float(schedule.get_last_lr()[0])}, step)
                 stop_if_asked()
             seconds += time.monotonic() - start
             _copy_statistics_of_the_first_process(model)

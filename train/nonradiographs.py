@@ -144,7 +144,7 @@ def filed(picture: Image.Image, rng: Rng) -> Image.Image:
 
 def _bordered(picture: Image.Image, rng: Rng) -> Image.Image:
     """Black in most, white or grey in some; the same on all sides, or as a picture stands in another's shape."""
-    level = int(rng.choice([0, 0, 0, 0, rng.integers(0, 40), 255]))
+    level = int(rng.choice([0, 0, 0, 0, int(rng.integers(0, 40)), 255]))
     share = rng.uniform(0.03, BORDERS, 2) * (rng.choice([[1, 1], [1, 0], [0, 1]], p=[0.7, 0.15, 0.15]))
     if rng.random() < 0.6 and share.all():
         share[:] = share[0]

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from open_clip import CustomTextCLIP
 from PIL import Image, ImageDraw
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
@@ -31,7 +32,7 @@ from pmclip_deploy.imaging.read import picture_from_path
 from pmclip_deploy.spec import BACKBONES, Preprocess
 from pmclip_deploy.train.clip import questions_for_training
 from pmclip_deploy.train.datasets.schema import lines_from_text
-from pmclip_deploy.train.findings.films import stratified_folds
+from pmclip_deploy.train.findings.gate import stratified_folds
 from pmclip_deploy.train.findings.groups import KEPT_FOR_DEMO, group_of_row, kept_for_demo
 from pmclip_deploy.train.heads.lite import LiteHead, radiograph_branch
 from pmclip_deploy.train.nonradiographs import Photographs, filed, nonradiographs, photographs_from_folder
@@ -66,7 +67,7 @@ class Fitted:
 
 @torch.no_grad()
 def train_radiograph(
-    clip: nn.Module, head: LiteHead, preprocess: Preprocess, sources: Sequence[Sequence[Path]], photographs: Photographs, seed: int
+    clip: CustomTextCLIP, head: LiteHead, preprocess: Preprocess, sources: Sequence[Sequence[Path]], photographs: Photographs, seed: int
 ) -> Fitted:
     """Fits ``head.radiograph`` so that its logit is 0 at the threshold. Raises InputError.
 
@@ -104,7 +105,9 @@ def train_radiograph(
     _fit(head.radiograph, torch.cat(x), truth, torch.cat(weight), generator)
 
     passes = head.radiograph(torch.cat(aside)).squeeze(-1)
-    head.radiograph[2].bias -= torch.quantile(passes, 1 - KEPT)
+    last = head.radiograph[2]
+    assert isinstance(last, nn.Linear)
+    last.bias.sub_(torch.quantile(passes, 1 - KEPT))
     away = head.radiograph(others[:held]).squeeze(-1) < 0
     return Fitted(real, len(others), sha256, round(float(away.float().mean()), 4))
 
@@ -121,7 +124,7 @@ def _fit(branch: nn.Sequential, x: Tensor, truth: Tensor, weight: Tensor, genera
         chosen = torch.multinomial(weight, 256, replacement=True, generator=generator)
         noisy = x[chosen] + 0.3 * torch.randn(256, x.shape[1], generator=generator)
         optimizer.zero_grad()
-        F.binary_cross_entropy_with_logits(branch(noisy).squeeze(-1), truth[chosen]).backward()  # type: ignore[no-untyped-call]
+        F.binary_cross_entropy_with_logits(branch(noisy).squeeze(-1), truth[chosen]).backward()
         optimizer.step()
         schedule.step()
 
@@ -148,7 +151,7 @@ def varied(pixels: Pixels, rng: Rng) -> Pixels:
     if rng.random() < 0.6:
         values = ((values / 255) ** np.exp(rng.uniform(-0.4, 0.4)) * rng.uniform(0.7, 1.25) + rng.uniform(-0.1, 0.1)) * 255
     if rng.random() < 0.35:
-        v, u = np.mgrid[-1 : 1 : values.shape[0] * 1j, -1 : 1 : values.shape[1] * 1j]  # type: ignore[misc]
+        v, u = np.mgrid[-1 : 1 : values.shape[0] * 1j, -1 : 1 : values.shape[1] * 1j]
         round_ = np.abs(u / rng.uniform(0.6, 1)) ** rng.uniform(2, 4) + np.abs(v / rng.uniform(0.6, 1)) ** rng.uniform(2, 4) < 1
         values = values * (round_ if values.ndim == 2 else round_[..., None])
     picture = Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))

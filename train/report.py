@@ -9,6 +9,7 @@ from typing import Any
 
 from pmclip_deploy.errors import InputError
 from pmclip_deploy.train.datasets import Pair, Question, image_key, images_there, is_there, layout_of, normalised
+from pmclip_deploy.train.datasets.schema import Row
 from pmclip_deploy.train.splits import image_disjoint_split, pictures_seen_in
 from pmclip_deploy.train.vocabulary import AnswerVocabulary, vocabulary_as_mevf, vocabulary_as_qcr
 
@@ -41,7 +42,7 @@ def report_from_folder(folder: Path, seed: int | None = None) -> dict[str, Any]:
     }
     if seed is not None:
         training, held_out = image_disjoint_split([q for rows in splits.values() for q in rows], seed)
-        parts = {"train": training, "held out": held_out}
+        parts: dict[str, list[Any]] = {"train": training, "held out": held_out}
         document["image_disjoint"] = {
             "seed": seed,
             "by_picture": not images_there([q for rows in splits.values() for q in rows])[1],
@@ -55,9 +56,9 @@ def _ordered_pairs(names: Sequence[str]) -> list[tuple[str, str]]:
     return [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
 
 
-def _about_images(rows: Sequence[Question] | Sequence[Pair]) -> dict[str, Any]:
+def _about_images(rows: Sequence[Row]) -> dict[str, Any]:
     counts = Counter(row.image for row in rows)
-    missing = images_there(list(rows))[1]
+    missing = images_there(rows)[1]
     return {"images": len(counts), "images_missing": missing, "per_image": _spread(counts.values())}
 
 

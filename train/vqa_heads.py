@@ -44,7 +44,7 @@ from pmclip_deploy.train.vocabulary import AnswerVocabulary, comparable, vocabul
 
 HELD_OUT = 0.1  # of the training images, for validation
 FEATURES = ("clip", "maml", "ae")
-HEADS = {"mevf": MEVF, "qcr": QCR}
+HEADS: dict[str, type[MEVF] | type[QCR]] = {"mevf": MEVF, "qcr": QCR}
 ROWS = 256  # answered at a time
 
 Head = MEVF | QCR

@@ -1,7 +1,7 @@
 """`pmclip-deploy evaluate`: the figures of a bundle or of a trained checkpoint on images, questions and answers."""
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -58,7 +58,8 @@ def evaluate(
     from pmclip_deploy.evaluation.rows import normalised, rows_from_jsonl
     from pmclip_deploy.evaluation.statistics import difference, seeds
 
-    same, ours = normalised, OURS
+    same: Callable[[str], str] = normalised
+    ours = OURS
     counts: tuple[Count, ...] = (VQA_MED_2019,)
     known: Sequence[Row] | None
     if data.is_dir():

@@ -230,7 +230,7 @@ def _print_answers(measured: Mapping[str, Any], has_head: bool) -> None:
 def _write_report(
     path: Path,
     manifest: "Manifest",
-    measured: dict[str, Any],
+    measured: Mapping[str, Any],
     layers: list[dict[str, Any]] | None = None,
     speed: dict[str, float] | None = None,
     histograms: list[dict[str, Any]] | None = None,

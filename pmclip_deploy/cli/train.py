@@ -65,7 +65,7 @@ def clip(
     as_json: Json = False,
 ) -> None:
     """Fine-tune image and text towers: a CLIP on captions (--from), or pmclip-lite on what questions and answers say."""
-    for_pairs = {
+    for_pairs: dict[str, Any] = {
         "recipe": recipe,
         "micro_batch": micro_batch,
         "lock_image": lock_image or None,
@@ -79,14 +79,15 @@ def clip(
     need_extra()
     make_folder(output)
     from pmclip_deploy.train import clip as worker
+    from pmclip_deploy.train.datasets.schema import BROKEN_SHARE
     from pmclip_deploy.train.loop import Settings
 
-    chosen = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate}
+    chosen: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate}
     run = {k: v for k, v in chosen.items() if v is not None} | {"seed": seed, "threads": threads, "limit": limit, "resume": resume}
     if source is None:
         meta = worker.train_clip(data, output, Settings(**{"epochs": 8, "learning_rate": 5e-4, **run}), name=name)
     else:
-        licences, share = given.pop("licence", ()), given.pop("skip_share", worker.BROKEN_SHARE)
+        licences, share = given.pop("licence", ()), given.pop("skip_share", BROKEN_SHARE)
         of = worker.recipe_named(given.pop("recipe", "paper"), **given, **run)
         meta = worker.train_clip_on_pairs(data, source, output, of, licences, share, name)
     if os.environ.get("RANK", "0") == "0":  # the first of torchrun's processes speaks for all
@@ -238,8 +239,9 @@ def questions(
 ) -> None:
     """Write the derived closed questions ("is there a fracture?") of a split, for `evaluate`."""
     need_extra()
+    from pmclip_deploy.train.clip import questions_for_training
     from pmclip_deploy.train.kinds import organs_from_questions
-    from pmclip_deploy.train.vqa import derived_as_questions, questions_for_training
+    from pmclip_deploy.train.vqa import derived_as_questions
 
     training, validation = questions_for_training([data])
     if split not in ("train", "val"):

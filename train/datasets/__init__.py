@@ -69,7 +69,7 @@ def _recognised(folder: Path, layouts: tuple[Layout[Row], ...]) -> Layout[Row]:
 
 
 def _rows(folder: Path, split: str, layout: Layout[Row]) -> list[Row]:
-    splits = layout.splits(folder)
+    splits: tuple[str, ...] = layout.splits(folder)
     if split not in (*splits, "all"):
         raise InputError(f"{folder}: no split {split!r} in this {layout.name}; it holds {', '.join(splits)}")
     rows = [row for name in (splits if split == "all" and not layout.one_file else (split,)) for row in layout.read(folder, name)]

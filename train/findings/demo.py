@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian
+from pydicom.uid import UID, ComputedRadiographyImageStorage, ExplicitVRLittleEndian
 
 from pmclip_deploy.bundle.files import manifest_from_bundle
 from pmclip_deploy.console import print_error
@@ -38,7 +38,7 @@ CREDIT = (
     "scaled to a short side of 320 pixels, written as DICOM"
 )
 
-WRITER = "2.25.282436480129206186107562573183398526053"
+WRITER = UID("2.25.282436480129206186107562573183398526053")
 
 Row = dict[str, Any]
 
@@ -136,7 +136,7 @@ def _rows(data: Path) -> list[Row]:
 
 def _logits(folds: Path) -> dict[str, float]:
     """{file name: logit of a fracture, out of fold, as the runtime averages it}"""
-    logits = {}
+    logits: dict[str, float] = {}
     for file in sorted(folds.glob("fold-[0-9]*.npz")):
         with np.load(file, allow_pickle=False) as saved:
             logits |= {

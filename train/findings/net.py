@@ -4,6 +4,7 @@ import math
 
 import timm
 import torch
+from timm.models.efficientnet import EfficientNet
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -25,7 +26,9 @@ class FindingsNet(nn.Module):
 
     def __init__(self, findings: int, regions: int) -> None:
         super().__init__()
-        self.trunk = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=0)
+        trunk = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=0)
+        assert isinstance(trunk, EfficientNet)
+        self.trunk = trunk
         deep, middle = self.trunk.num_features, self.trunk.feature_info[-2]["num_chs"]
         self.deep, self.fine = nn.Conv2d(deep, WIDTH, 1), nn.Conv2d(middle, WIDTH, 1)
         self.depth = nn.Conv2d(WIDTH, WIDTH, 3, padding=1, groups=WIDTH)
@@ -37,6 +40,7 @@ class FindingsNet(nn.Module):
         self.region = nn.Linear(deep, regions)
         self.dropout = nn.Dropout(0.2)
         self.register_buffer("boxed", torch.zeros(findings))
+        assert self.place.bias is not None
         nn.init.constant_(self.place.bias, -3.0)  # most places hold nothing
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -45,7 +49,7 @@ class FindingsNet(nn.Module):
 
     def stem(self, pixels: Tensor) -> Tensor:
         """The locked part: (B, 3, S, S) -> (B, C, S / 8, S / 8)."""
-        x = self.trunk.bn1(self.trunk.conv_stem(pixels))
+        x: Tensor = self.trunk.bn1(self.trunk.conv_stem(pixels))
         for stage in self.trunk.blocks[:LOCKED]:
             x = stage(x)
         return x

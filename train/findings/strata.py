@@ -114,7 +114,8 @@ def placed(box: Box, pixels: NDArray[np.uint8], size: int) -> tuple[float, float
     to_rows, to_columns = padded_place(rows.stop - rows.start, columns.stop - columns.start, size)
 
     def along(share: float, length: int, seen: slice, to: slice) -> float:
-        return (share * length - seen.start) * (to.stop - to.start) / (seen.stop - seen.start) + to.start
+        at: float = (share * length - seen.start) * (to.stop - to.start) / (seen.stop - seen.start) + to.start
+        return at
 
     x, y, w, h = box
     left, right = (along(share, width, columns, to_columns) for share in (x, x + w))
@@ -170,7 +171,7 @@ def _share_of_same(keys: Sequence[Hashable], positive: Array, fold: Array) -> Ar
 
     def shares(rows: Array) -> Array:
         yes, all_ = np.bincount(number[rows], positive[rows], len(numbers)), np.bincount(number[rows], minlength=len(numbers))
-        return (yes + positive[rows].mean()) / (all_ + 1)
+        return np.asarray((yes + positive[rows].mean()) / (all_ + 1))
 
     return np.asarray(from_other_folds(fold, shares)[np.arange(len(keys)), number])
 

@@ -56,7 +56,8 @@ class BilinearPooling(LowRank):
     """objects (B, V, I), words (B, T, Q), weights (B, V, T) -> (B, rank) f32: the weighted sum over all pairs of their bilinear form."""
 
     def forward(self, objects: Tensor, words: Tensor, weights: Tensor) -> Tensor:
-        return (self.image(objects) * (weights @ self.question(words))).sum(1)
+        pooled: Tensor = self.image(objects) * (weights @ self.question(words))
+        return pooled.sum(1)
 
 
 class BAN(nn.Module):
@@ -103,6 +104,7 @@ class SAN(nn.Module):
         self.stacks = nn.ModuleList(Stack(image_dim, question_dim, question_dim) for _ in range(stacks))
 
     def forward(self, objects: Tensor, words: Tensor) -> Tensor:
+        state: Tensor
         state, attended = self.stacks[0](objects, words[:, -1])
         state = state + attended
         for stack in list(self.stacks)[1:]:

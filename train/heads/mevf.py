@@ -56,7 +56,8 @@ class MEVF(nn.Module):
         super().__init__()
         self.features = features
         self.question = QuestionEmbedding(tables, hidden, recurrent)
-        self.attention = {"BAN": BAN, "SAN": SAN}[attention](features.dim, hidden, depth)
+        kinds: dict[str, type[BAN] | type[SAN]] = {"BAN": BAN, "SAN": SAN}
+        self.attention = kinds[attention](features.dim, hidden, depth)
         self.answer = classifier(hidden, answers)
 
     @classmethod

@@ -85,11 +85,15 @@ class ImageFeatures(nn.Module):
         self.dim = clip_dim + WIDTH * ((autoencoder is not None) + (maml is not None))
 
     def forward(self, clip: Tensor | None, autoencoder_pixels: Tensor | None, maml_pixels: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        parts, reconstruction = [clip] if self.clip_dim else [], None
+        parts, reconstruction = list[Tensor](), None
+        if self.clip_dim:
+            assert clip is not None
+            parts.append(clip)
         if self.maml is not None:
             parts.append(self.maml(maml_pixels))
         if self.autoencoder is not None and self.convert is not None:
-            encoded = autoencoder_pixels is not None and autoencoder_pixels.shape[1] == CODE
+            assert autoencoder_pixels is not None
+            encoded = autoencoder_pixels.shape[1] == CODE
             code = autoencoder_pixels if encoded else self.autoencoder.encode(autoencoder_pixels)
             reconstruction = None if encoded else self.autoencoder.decode(code)
             parts.append(self.convert(code.flatten(1)))

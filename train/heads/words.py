@@ -133,8 +133,8 @@ class QuestionEmbedding(nn.Module):
         self.tables = nn.ModuleList(
             nn.Embedding.from_pretrained(nn.functional.pad(t, (0, 0, 0, 1)), freeze=False, padding_idx=len(t)) for t in tables
         )
-        cell = {"GRU": nn.GRU, "LSTM": nn.LSTM}[recurrent]
-        self.recurrent = cell(sum(t.shape[1] for t in tables), hidden, batch_first=True)
+        cells: dict[str, type[nn.GRU] | type[nn.LSTM]] = {"GRU": nn.GRU, "LSTM": nn.LSTM}
+        self.recurrent = cells[recurrent](sum(t.shape[1] for t in tables), hidden, batch_first=True)
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         words = torch.cat([table(tokens) for table in self.tables], dim=-1)
