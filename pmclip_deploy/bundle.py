@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 from pmclip_deploy.errors import BundleError, UsageError
-from pmclip_deploy.spec import BUNDLE_SCHEMA, TARGETS, Preprocess, Resize
+from pmclip_deploy.sessions import targets
+from pmclip_deploy.spec import BUNDLE_SCHEMA, Preprocess, Resize
 from pmclip_deploy.vocabulary import FAMILIES, REGIONS
 
 MANIFEST = "manifest.json"
@@ -27,7 +28,6 @@ SEEN = "seen.npy"  # (N, 32) u8, signatures of the pictures that the image tower
 GRAPHS = ("image", "text", "features", "head", "labels", "findings")  # the towers always; the others where something needs them
 NEEDED_BY = {"labels": "labels need", "findings": "findings need"}  # the others by the head
 HEADS = ("lite", "mevf", "qcr")  # kinds of head
-BACKENDS = tuple(backend for backend in TARGETS.values() if backend)  # of engines
 MAX_MANIFEST_BYTES = 16 << 20
 NEXT_STEP = "copy the bundle again, or rebuild it with `pmclip-deploy export`"
 
@@ -69,7 +69,7 @@ class Engine:
 
     graph: str
     file: str
-    backend: str  # of BACKENDS
+    backend: str  # its name in the registry (sessions)
     version: str  # of TensorRT
     compute_capabilities: tuple[str, ...]  # "8.9"
     platform: str  # "linux-x86_64"
@@ -509,7 +509,7 @@ def _engine(data: Any, where: str, graphs: Mapping[str, Graph]) -> Engine:
     return Engine(
         graph=_one_of(tuple(graphs), _get(data, "graph", str, where), f"{where}.graph"),
         file=_check_name(_get(data, "file", str, where)),
-        backend=_one_of(BACKENDS, _get(data, "backend", str, where), f"{where}.backend"),
+        backend=_one_of(tuple(filter(None, targets().values())), _get(data, "backend", str, where), f"{where}.backend"),
         version=_get(data, "version", str, where),
         compute_capabilities=capabilities,
         platform=_get(data, "platform", str, where),

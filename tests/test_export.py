@@ -27,7 +27,7 @@ from pmclip_deploy.export.weights import arrays
 from pmclip_deploy.opening import load
 from pmclip_deploy.pixels import picture_from_path, tensor_from_pixels
 from pmclip_deploy.predictor import CONTRACT, Heads, contract_of
-from pmclip_deploy.sessions import Session, open_session
+from pmclip_deploy.sessions import Session, SessionOptions, open_session
 from pmclip_deploy.spec import BACKBONES
 from pmclip_deploy.train import towers
 from pmclip_deploy.train.heads.lite import LiteHead, radiograph_branch
@@ -96,7 +96,7 @@ def bundle(request: pytest.FixtureRequest, bundles: dict[str, Path]) -> Path:
 
 
 def session(bundle: Path, name: str) -> Session:
-    return open_session(bundle / f"{name}.onnx", "cpu")
+    return open_session(bundle / f"{name}.onnx", SessionOptions("cpu"))
 
 
 def figures(bundle: Path) -> Any:

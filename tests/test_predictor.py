@@ -17,7 +17,7 @@ from tiny import ANSWERS, DIM, HEADS, KINDS, OUTSIDE, READS, tiny_bundle, tiny_f
 import pmclip_deploy as pm
 from pmclip_deploy.bundle import MANIFEST, Engine, Graph, manifest_from_bundle, sha256_of_file, write_bundle
 from pmclip_deploy.cli import app
-from pmclip_deploy.opening import Opened
+from pmclip_deploy.opening import Opened, session_from_bundle
 from pmclip_deploy.pixels import grey_from_pixels, picture_from_array
 from pmclip_deploy.predictor import (
     CONTRACT,
@@ -31,7 +31,6 @@ from pmclip_deploy.predictor import (
     graphs_of_ask,
     sigmoid,
 )
-from pmclip_deploy.sessions import session_from_bundle
 
 FRACTURE = "is there a fracture?"
 WORDS_HEADS = [name for name, head in HEADS.items() if head.words]
@@ -401,7 +400,7 @@ def test_a_graph_is_parsed_only_when_it_is_verified(bundle: Path, tmp_path: Path
     manifest, opened = manifest_from_bundle(bundle), list[Any]()
     for name in manifest.files:  # of the right size, and no graph or tokenizer
         (tmp_path / "b" / name).write_bytes(bytes(manifest.files[name].bytes))
-    monkeypatch.setattr("pmclip_deploy.sessions.session_from_bundle", lambda *names: opened.append(names))
+    monkeypatch.setattr("pmclip_deploy.opening.session_from_bundle", lambda *names: opened.append(names))
     monkeypatch.setattr("pmclip_deploy.tokens.tokenizer_from_file", lambda *names: opened.append(names))
     with pytest.raises(pm.BundleError, match="has changed"):
         pm.load(tmp_path / "b")
@@ -423,7 +422,7 @@ def test_a_graph_opens_while_others_are_verified(tmp_path: Path, monkeypatch: py
         return session_from_bundle(path, manifest, name, *others)
 
     monkeypatch.setattr("pmclip_deploy.bundle.sha256_of_file", hashes)
-    monkeypatch.setattr("pmclip_deploy.sessions.session_from_bundle", opens)
+    monkeypatch.setattr("pmclip_deploy.opening.session_from_bundle", opens)
     pm.load(path)
     assert opened.is_set()
 
@@ -481,7 +480,7 @@ def test_towers_alone_open_both_and_wait_for_one(tmp_path: Path, monkeypatch: py
         opened.append(name)
         return session_from_bundle(path, manifest, name, *others)
 
-    monkeypatch.setattr("pmclip_deploy.sessions.session_from_bundle", opens)
+    monkeypatch.setattr("pmclip_deploy.opening.session_from_bundle", opens)
     predictor = pm.load(tiny_bundle(tmp_path / "bundle", None))
     assert opened == ["image"]
     may_open.set()
