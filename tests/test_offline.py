@@ -160,13 +160,17 @@ def fresh(code: str, tmp_path: Path, **environment: str) -> "subprocess.Complete
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=environment)
 
 
-# Says what the variable is at each import of onnxruntime, before the first line of it runs.
+# Says what the variable is each time onnxruntime is imported, before the first line of it runs; others look whether it is there.
 WATCHED = """
 import os, sys
+from importlib.machinery import PathFinder
 class Watch:
     def find_spec(name, path=None, target=None):
         if name == "onnxruntime":
-            print("IMPORT", os.environ.get("ORT_DISABLE_TELEMETRY"))
+            spec = PathFinder.find_spec(name, path)
+            run = spec.loader.exec_module
+            spec.loader.exec_module = lambda module: (print("IMPORT", os.environ.get("ORT_DISABLE_TELEMETRY")), run(module))
+            return spec
 sys.meta_path.insert(0, Watch)
 """
 WHOLE = """
