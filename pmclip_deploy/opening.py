@@ -4,7 +4,6 @@ import os
 import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import replace
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -126,7 +125,7 @@ def session_from_bundle(
             return backends()[of_engines].open(graph, options)
         except DeviceError as error:
             errors.append(error)
-    session = backend.open(graph, replace(options, device="cpu") if manifest.target == "cpu" else options)
+    session = backend.open(graph, options._replace(device="cpu") if manifest.target == "cpu" else options)
     if errors and notes is not None:
         notes.append(f"{errors[0]}; meanwhile {session.backend} runs on {session.device}")
     return session

@@ -1,18 +1,18 @@
 """Backends that run a graph: what each has to give, and the registry. Each module of this folder is one backend, its ``BACKEND``.
 
-Standard library only. A backend's file imports its package inside functions, so the registry is there before any of them is.
+Standard library only. A backend's file imports its package inside functions, so the registry is there before any of them is. What is
+loaded with each start is a NamedTuple: a dataclass takes half a millisecond to make.
 """
 
 import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from pmclip_deploy.errors import UsageError
 
@@ -35,8 +35,7 @@ class Session(Protocol):
     def run(self, inputs: "Mapping[str, NDArray[Any]]") -> "dict[str, NDArray[Any]]": ...
 
 
-@dataclass(frozen=True)
-class Device:
+class Device(NamedTuple):
     """A value of ``--device``."""
 
     name: str
@@ -45,8 +44,7 @@ class Device:
     nvidia: bool = False  # whether it needs an NVIDIA GPU
 
 
-@dataclass(frozen=True)
-class GraphFile:
+class GraphFile(NamedTuple):
     """An ONNX graph to open. A graph of a bundle has all of this, any other only its path."""
 
     path: Path  # with the weights in FILE.data, where they are not inside
@@ -56,8 +54,7 @@ class GraphFile:
     engines: "tuple[tuple[Engine, str], ...]" = ()  # its rows of the manifest, and the hash of each one's file
 
 
-@dataclass(frozen=True)
-class SessionOptions:
+class SessionOptions(NamedTuple):
     device: str = "auto"
     # Without them a CPU computes what is between Q/DQ in floats: weights made for TensorRT would saturate its integers (docs/export.md).
     integer_kernels: bool = True
@@ -120,7 +117,7 @@ def backend_for(device: str, of: Iterable[Backend] | None = None) -> Backend:
     return known[device]
 
 
-def open_session(path: Path, options: SessionOptions = SessionOptions()) -> Session:
+def open_session(path: Path, options: SessionOptions) -> Session:
     """Opens an ONNX graph that has no engines. "auto" is the GPU where onnxruntime has one, else the CPU."""
     of_graphs = [backend for backend in backends().values() if not backend.target]
     return backend_for(options.device, of_graphs).open(GraphFile(path), options)

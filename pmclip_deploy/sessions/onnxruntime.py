@@ -4,9 +4,8 @@ import os
 import sys
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pmclip_deploy.errors import BundleError, DeviceError
 from pmclip_deploy.sessions import Backend, Device, GraphFile, SessionOptions, cache_folder
@@ -21,34 +20,39 @@ ERROR = 3  # onnxruntime's severity; below it, it writes about things a user can
 GPU_STEPS = "`pip uninstall -y onnxruntime onnxruntime-gpu`, then `pip install onnxruntime-gpu`"
 
 
-@dataclass(frozen=True)
-class Provider(Device):
-    provider: str = ""  # onnxruntime's name for it
+class Provider(NamedTuple):
+    device: Device
+    name: str  # onnxruntime's
     caches: tuple[str, ...] = ()  # the options that name a folder
-    flags: Mapping[str, str] = field(default_factory=dict)  # that go with a folder
-    behind: tuple[str, ...] = ()  # the device that takes what this one leaves; the CPU takes the rest
+    flags: tuple[tuple[str, str], ...] = ()  # that go with a folder
+    behind: tuple[str, ...] = ()  # the provider that takes what this one leaves; the CPU's takes the rest
 
 
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 PROVIDERS = {
-    provider.name: provider
+    provider.device.name: provider
     for provider in [
-        Provider("cpu", "CPU", "nothing to do: `pip install pmclip-deploy` brings it", provider="CPUExecutionProvider"),
-        Provider("cuda", "CUDA", f"with an NVIDIA driver, {GPU_STEPS}", nvidia=True, provider="CUDAExecutionProvider"),
+        Provider(Device("cpu", "CPU", "nothing to do: `pip install pmclip-deploy` brings it"), CPU),
+        Provider(Device("cuda", "CUDA", f"with an NVIDIA driver, {GPU_STEPS}", nvidia=True), CUDA),
         Provider(
-            "openvino", "OpenVINO", "`pip uninstall -y onnxruntime`, then `pip install onnxruntime-openvino`",
-            provider="OpenVINOExecutionProvider", caches=("cache_dir",),
+            Device("openvino", "OpenVINO", "`pip uninstall -y onnxruntime`, then `pip install onnxruntime-openvino`"),
+            "OpenVINOExecutionProvider",
+            caches=("cache_dir",),
         ),
-        Provider(  # its precision flags stay off, which keeps its networks strongly typed
-            "ort-tensorrt", "TensorRT, behind it CUDA", f"with an NVIDIA driver and TensorRT, {GPU_STEPS}", nvidia=True,
-            provider="TensorrtExecutionProvider", caches=("trt_engine_cache_path", "trt_timing_cache_path"),
-            flags={"trt_engine_cache_enable": "1", "trt_timing_cache_enable": "1"}, behind=("cuda",),
+        Provider(  # no flag of precision: its networks stay strongly typed
+            Device("ort-tensorrt", "TensorRT, behind it CUDA", f"with an NVIDIA driver and TensorRT, {GPU_STEPS}", nvidia=True),
+            "TensorrtExecutionProvider",
+            caches=("trt_engine_cache_path", "trt_timing_cache_path"),
+            flags=(("trt_engine_cache_enable", "1"), ("trt_timing_cache_enable", "1")),
+            behind=(CUDA,),
         ),
         Provider(
-            "ort-nvtensorrtrtx", "NvTensorRTRTX", "install an onnxruntime that is built with it", nvidia=True,
-            provider="NvTensorRTRTXExecutionProvider", caches=("nv_runtime_cache_path",),
+            Device("ort-nvtensorrtrtx", "NvTensorRTRTX", "install an onnxruntime that is built with it", nvidia=True),
+            "NvTensorRTRTXExecutionProvider",
+            caches=("nv_runtime_cache_path",),
         ),
     ]
-}  # fmt: skip
+}
 
 
 @cache
@@ -71,7 +75,7 @@ def import_onnxruntime() -> Any:
 
 class OnnxRuntime(Backend):
     name = title = "onnxruntime"
-    devices = tuple(PROVIDERS.values())
+    devices = tuple(provider.device for provider in PROVIDERS.values())
     packages = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino")
 
     def why_not(self) -> str | None:
@@ -106,27 +110,26 @@ class OnnxRuntimeSession:
         available = ort.get_available_providers()
         device = options.device
         if device == "auto":
-            device = "cuda" if PROVIDERS["cuda"].provider in available else "cpu"
+            device = "cuda" if CUDA in available else "cpu"
         wanted = PROVIDERS[device]
-        name = wanted.provider.removesuffix("ExecutionProvider")
-        if wanted.provider not in available:
-            raise DeviceError(
-                f"onnxruntime {ort.__version__} has no {name} here (it has {', '.join(available)}); {wanted.install}; or pass --device cpu"
-            )
+        name = wanted.name.removesuffix("ExecutionProvider")
+        if wanted.name not in available:
+            here = f"onnxruntime {ort.__version__} has no {name} here (it has {', '.join(available)})"
+            raise DeviceError(f"{here}; {wanted.device.install}; or pass --device cpu")
         if not graph.path.is_file():
             raise BundleError(f"{graph.path}: missing; copy the bundle again")
-        if wanted.nvidia and hasattr(ort, "preload_dlls"):
+        if wanted.device.nvidia and hasattr(ort, "preload_dlls"):
             ort.preload_dlls()  # CUDA and cuDNN from the NVIDIA wheels
-        others = [PROVIDERS[other].provider for other in (*wanted.behind, "cpu") if other != device]
-        providers = [(wanted.provider, _provider_options(wanted, graph.sha256)), *((other, {}) for other in others if other in available)]
+        others = [(other, {}) for other in (*wanted.behind, CPU) if other in available and other != wanted.name]
+        providers = [(wanted.name, _provider_options(wanted, graph.sha256)), *others]
         settings = _settings(ort, options.integer_kernels or device != "cpu", options.prepack)
         try:
             self._session = ort.InferenceSession(graph.path, settings, providers=providers)
         except Exception as error:  # onnxruntime's exceptions have no common base below Exception
             raise BundleError(f"{graph.path}: onnxruntime cannot load it ({_line(error)}); copy the bundle again") from error
-        self.device = device if wanted.provider in self._session.get_providers() else "cpu"
+        self.device = device if wanted.name in self._session.get_providers() else "cpu"
         if options.device == device != self.device:  # onnxruntime falls back in silence
-            check = "the NVIDIA driver with nvidia-smi" if wanted.nvidia else "Intel's driver"
+            check = "the NVIDIA driver with nvidia-smi" if wanted.device.nvidia else "Intel's driver"
             raise DeviceError(f"onnxruntime could not start {name}; check {check}, or pass --device cpu")
         self.inputs = tuple(node.name for node in self._session.get_inputs())
         self.outputs = tuple(node.name for node in self._session.get_outputs())
@@ -140,8 +143,8 @@ class OnnxRuntimeSession:
 
 
 def _provider_options(provider: Provider, key: str | None) -> dict[str, str]:
-    folder = cache_folder("onnxruntime", provider.name, key) if key and provider.caches else None
-    return {**{option: str(folder) for option in provider.caches}, **provider.flags} if folder else {}
+    folder = cache_folder("onnxruntime", provider.device.name, key) if key and provider.caches else None
+    return {**{option: str(folder) for option in provider.caches}, **dict(provider.flags)} if folder else {}
 
 
 def _settings(ort: Any, integer_kernels: bool, prepack: bool) -> Any:

@@ -4,9 +4,8 @@ The one place that imports tensorrt_rtx, tensorrt and cuda, and only when an eng
 """
 
 import platform
-from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pmclip_deploy.errors import DeviceError
 from pmclip_deploy.sessions import Backend, GraphFile, Session, SessionOptions, backends
@@ -18,8 +17,7 @@ OR_LATER = "+"  # ends the version of a plan that is version-compatible
 CUDA_CORE = "`pip install 'cuda-core[cu13]'` ([cu12] with CUDA 12)"
 
 
-@dataclass(frozen=True)
-class Machine:
+class Machine(NamedTuple):
     """What an engine has to fit."""
 
     version: str  # of the backend
