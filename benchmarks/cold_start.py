@@ -69,7 +69,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 import pmclip_deploy as pm
 bundle, path, question = sys.argv[1:]
-predictor = pm.load(bundle, once=True)
+predictor = pm.load(bundle, single_use=True)
 with ThreadPoolExecutor(1) as pool:  # each opens its tower
     text = pool.submit(predictor.embed_text, question)
     image = predictor.embed_image(path)

@@ -112,7 +112,7 @@ class Comparison:
                 try:
                     start = time.perf_counter()
                     with self.worker(system.name) as worker:
-                        ready = worker.ask({"open": {**self.asked(system.name), "once": True}})["ready"]
+                        ready = worker.ask({"open": {**self.asked(system.name), "single_use": True}})["ready"]
                         for part, file in first.items():
                             worker.embed(part, file)
                         seconds, peak = time.perf_counter() - start, worker.memory()

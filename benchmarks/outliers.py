@@ -24,7 +24,7 @@ from pmclip_deploy.export.smooth import smoothed
 from pmclip_deploy.imaging.preprocess import tensor_from_pixels
 from pmclip_deploy.imaging.read import picture_from_path
 from pmclip_deploy.predictor import Predictor
-from pmclip_deploy.sessions.onnxruntime import OnnxRuntimeSession
+from pmclip_deploy.sessions import SessionOptions, open_session
 
 CHANNELS, FACTOR = 8, 40.0
 IMAGES = 64  # to calibrate on, and to compare
@@ -69,7 +69,7 @@ def main() -> None:
         for name, model in {**graphs, **{f"image, {name}": model for name, model in recipes.items()}}.items():
             path = Path(scratch, f"{name}.onnx")
             path.write_bytes(model.SerializeToString())
-            sessions[name] = OnnxRuntimeSession(path, "cpu")
+            sessions[name] = open_session(path, SessionOptions("cpu"))
         exact = None
         for name in recipes:
             mine = {**{graph: sessions[graph] for graph in graphs}, "image": sessions[f"image, {name}"]}

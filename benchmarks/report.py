@@ -20,6 +20,7 @@ from pmclip_deploy.benchmarks.results import Row, read
 from pmclip_deploy.errors import PmclipError, UsageError
 from pmclip_deploy.export import page
 from pmclip_deploy.export.page import NOT_MEASURED, bar, finite, largest, line, number, one_line, percent
+from pmclip_deploy.sessions import backends
 
 ROWS = Path("benchmarks/results/bench.jsonl")
 BENCH, COMPARE, PREPROCESSING, COLD = "bench", "compare", "preprocessing", "cold_start"  # the last word of a command's program
@@ -230,7 +231,8 @@ def _on_rtx(row: Row) -> bool:
     environment = row["environment"]
     device, target = environment.get("device"), _dict(environment.get("bundle")).get("target")
     used = device not in (None, "cpu", "auto") or (device == "auto" and target not in (None, "cpu"))
-    return bool((used or row["system"].endswith((" cuda", " tensorrt", " tensorrt_rtx"))) and "RTX" in machine(environment))
+    on_gpu = tuple(f" {device.name}" for backend in backends().values() for device in backend.devices if device.nvidia)
+    return bool((used or row["system"].endswith(on_gpu)) and "RTX" in machine(environment))
 
 
 def comparisons(of: Sequence[Rows]) -> list[Block]:

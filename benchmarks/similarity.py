@@ -204,8 +204,9 @@ def torch_f32(image: Any, f32: Any, bank: Any) -> Iterator[tuple[tuple[str, str]
 
 
 def onnxruntime_f32(image: Any, f32: Any, bank: Any) -> Iterator[tuple[tuple[str, str], Job]]:
-    import onnxruntime as ort
     from onnx import TensorProto, helper
+
+    from pmclip_deploy.sessions.onnxruntime import import_onnxruntime
 
     nodes = [
         helper.make_node("LpNormalization", ["image"], ["unit"], axis=1, p=2),
@@ -220,6 +221,7 @@ def onnxruntime_f32(image: Any, f32: Any, bank: Any) -> Iterator[tuple[tuple[str
         [helper.make_tensor_value_info("index", i64, ["B", "k"]), helper.make_tensor_value_info("log_sum_exp", f, ["B"])],
         [helper.make_tensor("k", i64, [1], [min(K, len(f32))]), helper.make_tensor("axes", i64, [1], [1])],
     )  # fmt: skip
+    ort = import_onnxruntime()
     options = ort.SessionOptions()
     options.intra_op_num_threads = THREADS
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)

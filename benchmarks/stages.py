@@ -51,7 +51,7 @@ PICTURES = {
 EMBED = """
 import sys
 import pmclip_deploy as pm
-predictor = pm.load(sys.argv[1], sys.argv[4], once=True)
+predictor = pm.load(sys.argv[1], sys.argv[4], single_use=True)
 predictor.embed_image(sys.argv[2]), predictor.embed_text(sys.argv[3])
 """
 

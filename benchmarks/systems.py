@@ -46,9 +46,11 @@ def ours(asked: Asked) -> Opened:
 
         # The runtime has no setting: it takes the cores that it may use.
         backend.cpu_threads = lambda: asked["threads"]  # type: ignore[attr-defined]
+    from pmclip_deploy.machine import versions
     from pmclip_deploy.opening import load
+    from pmclip_deploy.sessions import backends
 
-    predictor = load(folder, asked["device"], once=bool(asked.get("once")))
+    predictor = load(folder, asked["device"], single_use=bool(asked.get("single_use")))
     together = predictor.model.device != "cpu"
 
     def tower(name: str, inputs: str, rows: Any) -> Any:
@@ -67,7 +69,8 @@ def ours(asked: Asked) -> Opened:
             predictor._text_embedding.cache_clear()  # a question that was not asked before
             predictor.ask(str(path), str(question))
 
-    return {"image": image, "text": text, "infer": infer}, _versions("pmclip-deploy", "onnxruntime"), folder.iterdir()
+    packages = versions("pmclip-deploy", *backends()[predictor.model.backend].packages)
+    return {"image": image, "text": text, "infer": infer}, packages, folder.iterdir()
 
 
 # --- open_clip ------------------------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from pmclip_deploy.export.pack import bundle_from_checkpoint
 from pmclip_deploy.export.parity import sample_pictures
 from pmclip_deploy.imaging.read import picture_from_path
 from pmclip_deploy.opening import load
-from pmclip_deploy.sessions import open_session
+from pmclip_deploy.sessions import SessionOptions, open_session
 from pmclip_deploy.spec import BACKBONES
 from pmclip_deploy.threads import cpu_threads
 from pmclip_deploy.train.bpe import clip_tokenizer_json
@@ -87,7 +87,7 @@ def main() -> None:
 
         jobs: dict[tuple[str, str], Callable[[], Any]] = {("image", "eager"): eager_image, ("text", "eager, 77"): eager_text}
         for precision, predictor in predictors.items():
-            text = open_session(folder / precision / predictor.manifest.graphs["text"].file, "cpu")
+            text = open_session(folder / precision / predictor.manifest.graphs["text"].file, SessionOptions("cpu"))
             jobs["image", precision] = partial(predictor.embedding_from_tensor, pixels)
             jobs["text", f"{precision}, {LENGTH}"] = partial(text.run, {"tokens": tokens})
         times: dict[tuple[str, str], list[float]] = {job: [] for job in jobs}

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from pmclip_deploy.export.weights import layers_of
+from pmclip_deploy.sessions.onnxruntime import import_onnxruntime
 
 SCHEMA = "pmclip-deploy/calibration/2"
 TAIL = 1e-4  # of one input's values lies outside the percentile's range, on either side
@@ -141,7 +141,7 @@ def _values(model: onnx.ModelProto, names: Sequence[str], feeds: Feeds) -> Itera
     probe.CopyFrom(model)
     inner = [name for name in names if name not in given]
     probe.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in inner)
-    session = ort.InferenceSession(probe.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = import_onnxruntime().InferenceSession(probe.SerializeToString(), providers=["CPUExecutionProvider"])
     for feed in feeds:
         values = dict(zip(inner, session.run(inner, dict(feed)), strict=True))
         yield {name: values[name] if name in values else feed[name] for name in names}

@@ -24,7 +24,8 @@ from pmclip_deploy.bundle.files import sha256_of_file
 from pmclip_deploy.bundle.types import Engine
 from pmclip_deploy.errors import BundleError, UsageError
 from pmclip_deploy.sessions import onnx_sha256
-from pmclip_deploy.sessions.tensorrt import OR_LATER, TITLES, logger, machine, package, platform_here
+from pmclip_deploy.sessions.engines import OR_LATER, EngineBackend, engine_backends, platform_here
+from pmclip_deploy.sessions.engines.session import logger
 
 RTX_CAPABILITIES = ("8.6", "8.9", "12.0")  # GeForce RTX 30, 40 and 50, and the workstation cards of their years
 TYPES = {"int8": "int8", "fp8": "fp8", "bfloat16": "bf16", "half": "fp16", "fp16": "fp16", "float": "fp32", "fp32": "fp32"}
@@ -94,9 +95,10 @@ def engine_from_onnx(
     that cannot be read or built.
     """
     _check_options(backend, profile, text_lengths, timing_cache is not None, version_compatible, strip_weights)
-    trt = package(backend)
-    title = f"{TITLES[backend]} {trt.__version__}"
-    targets = _targets(trt, backend, compute_capabilities)
+    of = engine_backends()[backend]
+    trt = of.package()
+    title = f"{of.title} {trt.__version__}"
+    targets = _targets(trt, of, compute_capabilities)
     hashed = _checked(graph)
 
     start = time.perf_counter()
@@ -143,13 +145,13 @@ def engine_from_onnx(
         raise BundleError(f"{_name(graph)}: {title} builds no engine for {where} ({why}); choose another precision or other GPUs")
     if timing_cache is not None:
         _keep_timing_cache(config, timing_cache)
-    if backend == "tensorrt":
+    if not of.built_ahead:
         inspection.append(_inspected(trt, log, plan))
     return BuiltEngine(
         plan=bytes(plan),
         backend=backend,
         version=trt.__version__ + (OR_LATER if version_compatible else ""),
-        compute_capabilities=tuple(targets) or (machine(backend).compute_capability,),
+        compute_capabilities=tuple(targets) or (of.machine().compute_capability,),
         platform=platform_here(),
         onnx_sha256=hashed,
         profile=profile,
@@ -175,9 +177,10 @@ def _types(text: str) -> tuple[str, ...]:
 
 
 def _check_options(backend: str, profile: Range, lengths: Range, timing_cache: bool, version_compatible: bool, strip_weights: bool) -> None:
-    if backend not in TITLES:
-        raise UsageError(f"unknown backend {backend[:60]!r}; choose one of {', '.join(TITLES)}")
-    if backend == "tensorrt_rtx" and (timing_cache or version_compatible or strip_weights):
+    known = engine_backends()
+    if backend not in known:
+        raise UsageError(f"unknown backend {backend[:60]!r}; choose one of {', '.join(known)}")
+    if known[backend].built_ahead and (timing_cache or version_compatible or strip_weights):
         raise UsageError("timing caches, version-compatible plans and plans without weights are for the target tensorrt; leave them out")
     if version_compatible and strip_weights:
         raise UsageError("a version-compatible plan keeps its weights; choose one of the two")
@@ -186,16 +189,16 @@ def _check_options(backend: str, profile: Range, lengths: Range, timing_cache: b
             raise UsageError(f"{name} {given}: give the least, the usual and the largest, in that order, from 1 on")
 
 
-def _targets(trt: Any, backend: str, wanted: Sequence[str]) -> Mapping[str, Any]:
+def _targets(trt: Any, backend: EngineBackend, wanted: Sequence[str]) -> Mapping[str, Any]:
     """Compute capabilities to TensorRT-RTX's names for them, in its order; none for TensorRT, which builds for the GPU that is here."""
-    if backend == "tensorrt":
-        own = machine(backend).compute_capability
+    if not backend.built_ahead:
+        own = backend.machine().compute_capability
         if set(wanted) - {own}:
-            raise UsageError(f"TensorRT builds for the GPU that is here, {own}; leave out {', '.join(wanted)}")
+            raise UsageError(f"{backend.title} builds for the GPU that is here, {own}; leave out {', '.join(wanted)}")
         return {}
     known = {f"{name[2:-1]}.{name[-1]}": member for name, member in trt.ComputeCapability.__members__.items() if name.startswith("SM")}
     if unknown := [capability for capability in wanted if capability not in known]:
-        raise UsageError(f"TensorRT-RTX {trt.__version__} knows no GPU {unknown[0][:20]!r}; choose among {', '.join(known)}")
+        raise UsageError(f"{backend.title} {trt.__version__} knows no GPU {unknown[0][:20]!r}; choose among {', '.join(known)}")
     return {capability: member for capability, member in known.items() if capability in (wanted or RTX_CAPABILITIES)}
 
 

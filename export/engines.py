@@ -12,7 +12,7 @@ from pmclip_deploy.bundle.types import Engine
 from pmclip_deploy.errors import BundleError
 from pmclip_deploy.export.engine_from_onnx import Step, engine_from_onnx
 from pmclip_deploy.sessions import onnx_sha256
-from pmclip_deploy.sessions.tensorrt import package, platform_here
+from pmclip_deploy.sessions.engines import engine_backends, platform_here
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,13 @@ def engines_of_bundle(
     rows: list[Engine] = []
     plans: dict[str, bytes] = {}
     built: dict[str, dict[str, Any]] = {}
-    known = _known(before)
+    known, backend = _known(before), engine_backends()[options.backend]
     for name, graph in manifest.graphs.items():
         file, profile = f"{name}.plan", (1, 1, options.largest_batch)
         hashed = onnx_sha256({n: f.sha256 for n, f in manifest.files.items()}, graph.file)
-        row = known.get(name) if options.backend == "tensorrt_rtx" else None  # TensorRT's row does not say how its plan was stripped
+        row = known.get(name) if backend.built_ahead else None  # TensorRT's row does not say how its plan was stripped
         same = row is not None and (row.backend, row.onnx_sha256, row.profile, row.platform, row.version) == (
-            options.backend, hashed, profile, platform_here(), package(options.backend).__version__,
+            options.backend, hashed, profile, platform_here(), backend.version(),
         )  # fmt: skip
         if row and same and set(options.compute_capabilities or row.compute_capabilities) == set(row.compute_capabilities):
             plans[file] = (before / row.file).read_bytes()

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx.external_data_helper import set_external_data
 from safetensors.torch import save
@@ -60,8 +59,8 @@ from pmclip_deploy.imaging.read import picture_from_path
 from pmclip_deploy.kernels.onnx_function import similarity_graph
 from pmclip_deploy.opening import load
 from pmclip_deploy.predictor import Predictor
-from pmclip_deploy.sessions import Session
-from pmclip_deploy.sessions.onnxruntime import OnnxRuntimeSession
+from pmclip_deploy.sessions import Session, SessionOptions, open_session
+from pmclip_deploy.sessions.onnxruntime import import_onnxruntime
 from pmclip_deploy.spec import METHODS, TENSOR_GATES
 from pmclip_deploy.train.towers import name_of_output, read_checkpoint, rounded_tensors
 
@@ -277,7 +276,7 @@ class _Work:
         for name, model in self.graphs.items():
             path = self.scratch / f"{name}.fp32.onnx"
             path.write_bytes(model.SerializeToString())
-            sessions[name] = OnnxRuntimeSession(path, "cpu")
+            sessions[name] = open_session(path, SessionOptions("cpu"))
         tokenizers = tokenizers_of(self.reference.modules)
 
         def quantised(graph: str, layer: str) -> onnx.ModelProto:
@@ -287,7 +286,7 @@ class _Work:
         effects = effects_of_layers(
             lambda with_them: Predictor(None, manifest, with_them, tokenizers),
             sessions, [x for x in layers if x not in unread], quantised, self._ranked_on(part), self.scratch, self.progress,
-            integers=self.target == "cpu", say=said_of_findings if part == FINDINGS else said,
+            integer_kernels=self.target == "cpu", say=said_of_findings if part == FINDINGS else said,
         )  # fmt: skip
         return effects + [Effect(x, 0.0) for x in unread]
 
@@ -514,7 +513,7 @@ def _manifest(reference: Reference, precision: str, target: str, method: str, re
     made: dict[str, Any] = {
         "command": shlex.join(["pmclip-deploy", "export", "CHECKPOINT", "--precision", precision, "--target", target]),
         "onnx": onnx.__version__,
-        "onnxruntime": ort.__version__,
+        "onnxruntime": import_onnxruntime().__version__,
         "checkpoint_sha256": sha256_of_file(reference.modules.folder / "model.safetensors"),
     }
     if recipe.calibration is not None:
@@ -562,7 +561,7 @@ def _weights_sha256(modules: Modules) -> tuple[str, str]:
 
 def _speed(graphs: Graphs, bundle: Path, reference: Predictor) -> dict[str, float]:
     """How many times faster than fp32 each graph runs here: batch 1, one thread, medians of interleaved runs."""
-    manifest, random = manifest_from_bundle(bundle), np.random.default_rng(0)
+    manifest, random, ort = manifest_from_bundle(bundle), np.random.default_rng(0), import_onnxruntime()
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3

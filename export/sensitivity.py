@@ -13,8 +13,7 @@ from pmclip_deploy.errors import BundleError
 from pmclip_deploy.export.parity import QUESTIONS, Progress, looked
 from pmclip_deploy.imaging.read import picture_from_path
 from pmclip_deploy.predictor import Predictor
-from pmclip_deploy.sessions import Session
-from pmclip_deploy.sessions.onnxruntime import OnnxRuntimeSession
+from pmclip_deploy.sessions import Session, SessionOptions, open_session
 
 Say = Callable[[Predictor, Sequence[Path]], NDArray[np.float64]]
 
@@ -33,24 +32,24 @@ def effects_of_layers(
     pictures: Sequence[Path],
     scratch: Path,
     progress: Progress,
-    integers: bool = True,
+    integer_kernels: bool = True,
     say: Say | None = None,
 ) -> list[Effect]:
     """The layers, the most harmful first.
 
     ``sessions`` are of the fp32 graphs, ``quantised`` makes of (graph, layer) the graph in which only that layer is; ``scratch`` is
-    a folder for one of them at a time. Without ``integers`` what is between Q/DQ is computed in floats, as for TensorRT. ``say`` is
+    a folder for one of them at a time. Without ``integer_kernels`` what is between Q/DQ is computed in floats, as for TensorRT. ``say`` is
     ``said`` or ``said_of_findings``.
     """
     say = say or said
-    before = say(predictor_of(sessions), pictures)
+    before, options = say(predictor_of(sessions), pictures), SessionOptions("cpu", integer_kernels)
     found = []
     for name in progress(layers, "Ranking layers"):
         graph, _, layer = name.partition("/")
         path = scratch / "layer.onnx"
         path.write_bytes(quantised(graph, layer).SerializeToString())
         try:
-            after = say(predictor_of({**sessions, graph: OnnxRuntimeSession(path, "cpu", integers=integers)}), pictures)
+            after = say(predictor_of({**sessions, graph: open_session(path, options)}), pictures)
             effect = float(np.linalg.norm(after - before, axis=1).mean())
         except BundleError:  # it computes no numbers
             effect = float("inf")

@@ -1,7 +1,5 @@
 """Ask radiology images questions offline: load, Predictor, Answer and the errors."""
 
-import os
-import sys
 from typing import TYPE_CHECKING
 
 from pmclip_deploy.errors import BundleError, DeviceError, InputError, ParityError, PmclipError, UsageError
@@ -22,18 +20,6 @@ __all__ = [
     "UsageError",
     "load",
 ]
-
-# From its import on, onnxruntime 1.29 or later reports to its maker, unless this was set before: set, whatever it was (docs/offline.md).
-if "onnxruntime" in sys.modules and os.environ.get("ORT_DISABLE_TELEMETRY", "").strip().lower() not in ("1", "true", "yes", "on", "y"):
-    import warnings
-
-    warnings.warn(
-        "onnxruntime was imported before pmclip_deploy; from 1.29 on it then reports to its maker, and only a new process can keep it from "
-        "that: import pmclip_deploy first, or set ORT_DISABLE_TELEMETRY=1",
-        RuntimeWarning,
-        stacklevel=2,
-    )
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 _HOME = {"Answer": "answer", "Predictor": "predictor", "load": "opening"}
 

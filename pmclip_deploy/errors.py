@@ -48,7 +48,3 @@ class DeviceError(PmclipError):
 
 class TrainingError(PmclipError):
     exit_code = 1
-
-
-# The two packages share one folder: side by side they overwrite each other, and removing one breaks the other.
-GPU_STEPS = "`pip uninstall -y onnxruntime onnxruntime-gpu`, then `pip install onnxruntime-gpu`"

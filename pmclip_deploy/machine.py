@@ -14,8 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("pmclip-deploy", "numpy", "onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "pillow", "pydicom", "python-gdcm",
-            "pylibjpeg-openjpeg", "pyjpegls", "tokenizers", "tensorrt_rtx", "tensorrt", "cuda-core", "cuda-bindings")  # fmt: skip
+from pmclip_deploy.sessions import backends
+
+PACKAGES = (
+    *("pmclip-deploy", "numpy", "pillow", "pydicom", "python-gdcm", "pylibjpeg-openjpeg", "pyjpegls", "tokenizers"),
+    *dict.fromkeys(package for backend in backends().values() for package in backend.packages),
+)
 CPU_FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm", "sve")
 GPU_FIELDS = ("name", "driver_version", "memory.total", "compute_cap", "power.limit")  # of nvidia-smi
 

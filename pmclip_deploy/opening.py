@@ -10,33 +10,34 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pmclip_deploy.bundle.files import manifest_from_bundle, verify_bundle
 from pmclip_deploy.bundle.manifest import Manifest
 from pmclip_deploy.bundle.names import TOKENIZER, WORDS
-from pmclip_deploy.errors import BundleError
+from pmclip_deploy.bundle.types import Graph
+from pmclip_deploy.errors import BundleError, DeviceError
 from pmclip_deploy.models import DEFAULT_BUNDLE
 from pmclip_deploy.process import one_thread_for_numpy
+from pmclip_deploy.sessions import GraphFile, Session, SessionOptions, backend_for, backends, onnx_sha256
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from pmclip_deploy.predictor import Predictor
-    from pmclip_deploy.sessions import Session
 
 T = TypeVar("T")
 
 
-def load(bundle: "str | os.PathLike[str] | None" = None, device: str = "auto", *, once: bool = False) -> "Predictor":
+def load(bundle: "str | os.PathLike[str] | None" = None, device: str = "auto", *, single_use: bool = False) -> "Predictor":
     """Verifies a bundle and opens what ``ask`` runs, the rest when it is first needed.
 
     Without a head it waits for the image tower alone: the text tower and the tokenizer go on opening behind. ``device`` is of
-    ``sessions.DEVICES``; "auto" takes what runs here and says in ``Predictor.notes`` what does not. ``once`` is for a process that asks
-    about one picture and ends: INT8 transformers open sooner, run slower (docs/benchmarks.md), and say the same.
+    ``sessions.devices()``; "auto" takes what runs here and says in ``Predictor.notes`` what does not. ``single_use`` is for a process
+    that asks about one picture and ends: INT8 transformers open sooner, run slower (docs/benchmarks.md), and say the same.
     """
-    return load_beside(lambda: None, bundle, device, once)
+    return load_beside(lambda: None, bundle, device, single_use)
 
 
-def load_beside(work: Callable[[], object], bundle: "str | os.PathLike[str] | None", device: str, once: bool) -> "Predictor":
+def load_beside(work: Callable[[], object], bundle: "str | os.PathLike[str] | None", device: str, single_use: bool) -> "Predictor":
     """``load``, which calls ``work`` while the graphs are opened, when the interpreter's lock is free for other imports."""
     path = DEFAULT_BUNDLE if bundle is None else Path(bundle)
-    if once:
+    if single_use:
         one_thread_for_numpy()
     pool = ThreadPoolExecutor()  # hashing, like building a graph, is done outside the interpreter's lock
     try:
@@ -49,15 +50,16 @@ def load_beside(work: Callable[[], object], bundle: "str | os.PathLike[str] | No
                 if name in files and files[name] in wait((files[name], verified), return_when=FIRST_COMPLETED).not_done:
                     verified.result()
 
-        import pmclip_deploy.imaging.preprocess
-        import pmclip_deploy.sessions.onnxruntime  # noqa: F401
+        import pmclip_deploy.imaging.preprocess  # noqa: F401
+
+        backend_for(device).version()  # imports its package
         from pmclip_deploy.bundle.contract import graphs_of_ask
         from pmclip_deploy.predictor import Predictor
 
-        def session(name: str) -> "Session":
+        def session(name: str) -> Session:
             file = manifest.graphs[name].file
             verify(file, f"{file}.data", *(engine.file for engine in manifest.engines if engine.graph == name))
-            return _session(path, manifest, name, device, notes, once)
+            return _session(path, manifest, name, device, notes, single_use)
 
         def tokenizer(name: str) -> "Tokenizer":
             from pmclip_deploy.tokens import tokenizer_from_file
@@ -95,13 +97,51 @@ class Opened(dict[str, T]):
         return self[name]
 
 
-def _session(path: Path, manifest: Manifest, name: str, device: str, notes: list[str], once: bool) -> "Session":
+def _session(path: Path, manifest: Manifest, name: str, device: str, notes: list[str], single_use: bool) -> Session:
     from pmclip_deploy.bundle.contract import contract_of
-    from pmclip_deploy.sessions import session_from_bundle
 
-    session = session_from_bundle(path, manifest, name, device, notes, once)
+    session = session_from_bundle(path, manifest, name, device, notes, single_use)
     inputs, outputs = contract_of(manifest)[name]
     if set(session.inputs) != set(inputs) or not set(outputs) <= set(session.outputs):
         found = f"takes {session.inputs} and gives {session.outputs}, not {inputs} and {outputs}"
         raise BundleError(f"{path / manifest.graphs[name].file}: {found}; export it again")
     return session
+
+
+def session_from_bundle(
+    folder: Path, manifest: Manifest, name: str, device: str = "auto", notes: list[str] | None = None, single_use: bool = False
+) -> Session:
+    """Opens the graph ``name`` of a bundle that was verified.
+
+    "auto" is an engine that fits this machine, else onnxruntime's GPU, else its CPU; a bundle for the CPU stays on the CPU. Where there
+    are engines and none fits, one line in ``notes`` says what they were built for and what is here.
+    Raises UsageError for an unknown device, and DeviceError where one asked for by name is not there or fails: it never falls back.
+    """
+    backend, graph = backend_for(device), _graph_file(folder, manifest, name)
+    prepack = not (single_use and _integers_alone(graph.path, manifest.graphs[name]))
+    options = SessionOptions(device, integer_kernels=manifest.target == "cpu", prepack=prepack)
+    if device != "auto":
+        return backend.open(graph, options)
+    errors = list[DeviceError]()
+    for of_engines in dict.fromkeys(row.backend for row, _ in graph.engines):
+        try:
+            return backends()[of_engines].open(graph, options)
+        except DeviceError as error:
+            errors.append(error)
+    session = backend.open(graph, options._replace(device="cpu") if manifest.target == "cpu" else options)
+    if errors and notes is not None:
+        notes.append(f"{errors[0]}; meanwhile {session.backend} runs on {session.device}")
+    return session
+
+
+def _graph_file(folder: Path, manifest: Manifest, name: str) -> GraphFile:
+    hashes, file = {file: entry.sha256 for file, entry in manifest.files.items()}, manifest.graphs[name].file
+    engines = tuple((row, hashes[row.file]) for row in manifest.engines if row.graph == name)
+    return GraphFile(folder / file, onnx_sha256(hashes, file), name, manifest.name, engines)
+
+
+def _integers_alone(path: Path, graph: Graph) -> bool:
+    """Whether a graph says the same from weights that were not packed, and loses little: integer products do; products of floats and of
+    blocks give other bits, and integer convolutions take a third longer."""
+    content = path.read_bytes() if path.is_file() else b""
+    return b"MatMulInteger" in content and b"Conv" not in content and not graph.float_layers

@@ -17,7 +17,6 @@ BENCH_SCHEMA = "pmclip-deploy/bench/1"
 
 Resize = Literal["shortest", "squash", "pad"]
 PRECISIONS = ("fp32", "fp16", "int8")
-TARGETS = {"cpu": None, "rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}  # where a bundle is to run, and what builds its engines
 METHODS = ("percentile", "max", "entropy", "mse")  # of calibration: how a tensor's range follows from its values; the first is the default
 
 # The parity gates. Least cosine and largest absolute difference of any row (fp32); least cosine (fp16); mean cosine, where the answers

@@ -11,8 +11,7 @@ from tests.cores import take_share
 
 take_share()  # before a library counts the cores
 
-import pmclip_deploy  # noqa: F401  # before a test file imports onnxruntime, which would report to its maker
-
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before a test file imports onnxruntime, which would report to its maker
 ROOT = Path(__file__).parents[1]
 SHARED = Path(os.environ.get("PMCLIP_SHARED", ROOT.parent / "shared" / "data"))
 

@@ -23,9 +23,8 @@ from pmclip_deploy.decision.evidence import NO_RADIOGRAPH
 from pmclip_deploy.decision.heads import NEVER_SURE, UNTRAINED, Heads, decision_from_heads, sigmoid
 from pmclip_deploy.imaging.preprocess import grey_from_pixels
 from pmclip_deploy.imaging.raster import picture_from_array
-from pmclip_deploy.opening import Opened
+from pmclip_deploy.opening import Opened, session_from_bundle
 from pmclip_deploy.predictor import ROWS
-from pmclip_deploy.sessions import session_from_bundle
 from tests.tiny.bundle import ANSWERS, DIM, HEADS, KINDS, OUTSIDE, READS, tiny_bundle, tiny_files, tiny_manifest
 
 FRACTURE = "is there a fracture?"
@@ -396,7 +395,7 @@ def test_a_graph_is_parsed_only_when_it_is_verified(bundle: Path, tmp_path: Path
     manifest, opened = manifest_from_bundle(bundle), list[Any]()
     for name in manifest.files:  # of the right size, and no graph or tokenizer
         (tmp_path / "b" / name).write_bytes(bytes(manifest.files[name].bytes))
-    monkeypatch.setattr("pmclip_deploy.sessions.session_from_bundle", lambda *names: opened.append(names))
+    monkeypatch.setattr("pmclip_deploy.opening.session_from_bundle", lambda *names: opened.append(names))
     monkeypatch.setattr("pmclip_deploy.tokens.tokenizer_from_file", lambda *names: opened.append(names))
     with pytest.raises(pm.BundleError, match="has changed"):
         pm.load(tmp_path / "b")
@@ -418,7 +417,7 @@ def test_a_graph_opens_while_others_are_verified(tmp_path: Path, monkeypatch: py
         return session_from_bundle(path, manifest, name, *others)
 
     monkeypatch.setattr("pmclip_deploy.bundle.files.sha256_of_file", hashes)
-    monkeypatch.setattr("pmclip_deploy.sessions.session_from_bundle", opens)
+    monkeypatch.setattr("pmclip_deploy.opening.session_from_bundle", opens)
     pm.load(path)
     assert opened.is_set()
 
@@ -476,7 +475,7 @@ def test_towers_alone_open_both_and_wait_for_one(tmp_path: Path, monkeypatch: py
         opened.append(name)
         return session_from_bundle(path, manifest, name, *others)
 
-    monkeypatch.setattr("pmclip_deploy.sessions.session_from_bundle", opens)
+    monkeypatch.setattr("pmclip_deploy.opening.session_from_bundle", opens)
     predictor = pm.load(tiny_bundle(tmp_path / "bundle", None))
     assert opened == ["image"]
     may_open.set()

@@ -67,19 +67,16 @@ import pmclip_deploy as pm
 if sys.argv[3] == "cli":
     from pmclip_deploy.process import take_over
     take_over()
-predictor = pm.load(sys.argv[1], **{sys.argv[4]: True})
+predictor = pm.load(sys.argv[1], single_use=True)
 predictor.ask(sys.argv[2], "is there a fracture")
 from pmclip_deploy.imaging.decoders import frame, gdcm, jpeg2000
 print(json.dumps(sorted(name for name in os.environ.keys() | before if os.environ.get(name) != before.get(name))))
 """
-    import inspect
-
-    single_use = "once" if "once" in inspect.signature(pm.load).parameters else "single_use"
     bundle = tiny_bundle(tmp_path / "bundle")
     mine = ("OPJ_NUM_THREADS", "OPENBLAS_NUM_THREADS", "ORT_DISABLE_TELEMETRY")
     environment = {name: value for name, value in os.environ.items() if name not in mine}
     for who, changed in (("library", ["ORT_DISABLE_TELEMETRY"]), ("cli", sorted(mine))):
-        command = [sys.executable, "-c", code, str(bundle), shipped(LOSSLESS), who, single_use]
+        command = [sys.executable, "-c", code, str(bundle), shipped(LOSSLESS), who]
         done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=True)
         assert json.loads(done.stdout) == changed
 

@@ -5,8 +5,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, get_args
 
-from pmclip_deploy.bundle.names import BACKENDS, GRAPHS, HEADS, MANIFEST, SEAL, SIGNATURE
+from pmclip_deploy.bundle.names import GRAPHS, HEADS, MANIFEST, SEAL, SIGNATURE
 from pmclip_deploy.bundle.types import Abstention, Engine, File, Finding, Findings, Graph, Head, Kind, Probe, Stratum, Words
+from pmclip_deploy.sessions import targets
 from pmclip_deploy.spec import Preprocess, Resize
 from pmclip_deploy.vocabulary import FAMILIES, REGIONS
 
@@ -122,7 +123,7 @@ def engine_from_json(data: Any, where: str, graphs: Mapping[str, Graph]) -> Engi
     return Engine(
         graph=_one_of(tuple(graphs), get(data, "graph", str, where), f"{where}.graph"),
         file=check_name(get(data, "file", str, where)),
-        backend=_one_of(BACKENDS, get(data, "backend", str, where), f"{where}.backend"),
+        backend=_one_of(tuple(filter(None, targets().values())), get(data, "backend", str, where), f"{where}.backend"),
         version=get(data, "version", str, where),
         compute_capabilities=capabilities,
         platform=get(data, "platform", str, where),

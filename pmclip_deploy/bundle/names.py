@@ -1,7 +1,5 @@
 """The names of a bundle's files and graphs."""
 
-from pmclip_deploy.spec import TARGETS
-
 MANIFEST = "manifest.json"
 SEAL = "manifest.sha256"  # as sha256sum writes it; the manifest holds the hashes of all other files
 SIGNATURE = "manifest.sig"  # of signing; a bundle may have one, and what is written anew has none
@@ -14,6 +12,5 @@ SEEN = "seen.npy"  # (N, 32) u8, signatures of the pictures that the image tower
 GRAPHS = ("image", "text", "features", "head", "labels", "findings")  # the towers always; the others where something needs them
 NEEDED_BY = {"labels": "labels need", "findings": "findings need"}  # the others by the head
 HEADS = ("lite", "mevf", "qcr")  # kinds of head
-BACKENDS = tuple(backend for backend in TARGETS.values() if backend)  # of engines
 MAX_MANIFEST_BYTES = 16 << 20
 NEXT_STEP = "copy the bundle again, or rebuild it with `pmclip-deploy export`"

@@ -43,7 +43,7 @@ class Engine:
 
     graph: str
     file: str
-    backend: str  # of BACKENDS
+    backend: str  # its name in the registry (sessions)
     version: str  # of TensorRT
     compute_capabilities: tuple[str, ...]  # "8.9"
     platform: str  # "linux-x86_64"

@@ -1,5 +1,6 @@
 """`pmclip-deploy`: the commands, and how an error leaves the process as one line and an exit code."""
 
+import atexit
 import os
 import sys
 import traceback
@@ -96,14 +97,15 @@ def main() -> None:
 def program() -> None:
     """``main`` as a process of its own. To take apart what the system frees anyway would be an eighth of what `infer` takes.
 
-    TensorRT's sessions end as usual: they keep what they compiled.
+    What was registered for the end is still run: a session may keep what it compiled.
     """
     take_over()
     try:
         main()
     except SystemExit as end:
         named = sys.argv[1] if len(sys.argv) > 1 else ""
-        if named in END_AT_ONCE and isinstance(end.code, int) and "pmclip_deploy.sessions.tensorrt" not in sys.modules:
+        if named in END_AT_ONCE and isinstance(end.code, int):
+            atexit._run_exitfuncs()  # as multiprocessing ends its processes
             for stream in filter(None, (sys.stdout, sys.stderr)):
                 with suppress(OSError, ValueError):  # nobody reads it any more
                     stream.flush()

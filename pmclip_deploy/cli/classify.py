@@ -52,7 +52,7 @@ def classify(
 
     from pmclip_deploy.opening import load
 
-    predictor = load(bundle, device, once=not files)
+    predictor = load(bundle, device, single_use=not files)
     bar = iter(progress(every, "Embedding"))
     shots = {of.name: pictures_of_label(of, islice(bar, len(those)), skipped) for of, those in files.items()}
     made = predictor.classify(image, names, examples=shots or None, method=method, templates=template or None, frame=frame, window=window)

@@ -7,7 +7,9 @@ from typing import Annotated, Any
 import typer
 
 from pmclip_deploy.cli.output import print_json
-from pmclip_deploy.errors import GPU_STEPS, BundleError, DeviceError
+from pmclip_deploy.errors import BundleError, DeviceError
+from pmclip_deploy.sessions import DEFAULT, Backend, backends
+from pmclip_deploy.sessions.onnxruntime import GPU_STEPS
 
 LIBRARIES = {  # of CODECS, by the start of the transfer syntax
     "1.2.840.10008.1.2.4.50": "PIL",
@@ -24,9 +26,10 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON 
     """Say what backends, decoders and devices this machine has; exits with 0 if `infer` can work."""
     from pmclip_deploy.machine import cpu
 
-    backend, backend_code = _backend()
+    rows = {name: _backend(backend) for name, backend in backends().items()}
+    default = rows[DEFAULT]
     bundle, bundle_code = _bundle()
-    code = bundle_code or backend_code
+    code = bundle_code or (DeviceError.exit_code if default["problem"] else 0)
     packages, gpu = _packages(), _gpu()
     document = {
         "schema": "pmclip-deploy/doctor/1",
@@ -36,8 +39,16 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON 
         "cpu": cpu(),
         "gpu": gpu,
         "packages": packages,
-        "backend": {**backend, "advice": _advice(packages, gpu, backend["providers"])},
-        "engines": _engines(),
+        "backend": {
+            **{key: default.get(key) for key in ("name", "providers", "threads", "problem")},
+            "advice": _advice(packages, gpu, default.get("providers") or []),
+        },
+        "engines": [
+            {"backend": row["name"], **{key: row.get(key) for key in ("version", "compute_capability", "problem")}}
+            for row in rows.values()
+            if row["target"]
+        ],
+        "backends": list(rows.values()),
         "similarity": _similarity(),
         "dicom": _decoders(),
         "bundle": bundle,
@@ -49,16 +60,13 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON 
     return code
 
 
-def _backend() -> tuple[dict[str, Any], int]:
+def _backend(backend: Backend) -> dict[str, Any]:
+    devices = [device.name for device in backend.devices]
+    row = {"name": backend.name, "devices": devices, "target": backend.target, "version": None, "problem": None}
     try:
-        import onnxruntime
-
-        from pmclip_deploy.threads import cpu_threads
-
-        return {"name": "onnxruntime", "providers": onnxruntime.get_available_providers(), "threads": cpu_threads(), "problem": None}, 0
-    except Exception as error:
-        problem = f"onnxruntime cannot be imported ({type(error).__name__}); install it with `pip install onnxruntime`"
-        return {"name": "onnxruntime", "providers": [], "threads": None, "problem": problem}, DeviceError.exit_code
+        return {**row, "version": backend.version(), **backend.about(), "problem": backend.why_not()}
+    except Exception as error:  # a driver raises what it likes
+        return {**row, "problem": type(error).__name__}
 
 
 def _packages() -> dict[str, str | None]:
@@ -81,24 +89,6 @@ def _similarity() -> str:
         return str(implementation())
     except Exception as error:  # numpy may be what is broken
         return type(error).__name__
-
-
-def _engines() -> list[dict[str, Any]]:
-    """Whether a TensorRT engine could run here: the package and a driver that answers."""
-    from pmclip_deploy.bundle.names import BACKENDS
-
-    found = []
-    for backend in BACKENDS:
-        here: dict[str, Any] = {"backend": backend, "version": None, "compute_capability": None, "problem": None}
-        try:
-            from pmclip_deploy.sessions.tensorrt import machine, package
-
-            here["version"] = package(backend).__version__
-            here["compute_capability"] = machine(backend).compute_capability
-        except Exception as error:  # numpy may be what is broken
-            here["problem"] = str(error) if isinstance(error, DeviceError) else type(error).__name__
-        found.append(here)
-    return found
 
 
 def _advice(packages: dict[str, str | None], gpu: dict[str, Any], providers: list[str]) -> str | None:
@@ -141,19 +131,15 @@ def _decoders() -> list[dict[str, Any]]:
 
 
 def _print(document: dict[str, Any]) -> None:
-    cpu, gpu, backend, bundle = (document[key] for key in ("cpu", "gpu", "backend", "bundle"))
+    cpu, gpu, bundle = (document[key] for key in ("cpu", "gpu", "bundle"))
     unreadable = [d["name"] for d in document["dicom"] if not d["readable"]]
     lines = [
         f"python   {document['python']} on {document['platform']}",
         f"cpu      {cpu['name']}, {cpu['usable']} of {cpu['logical']} usable, {' '.join(cpu['flags'])}",
         f"gpu      {gpu['nvidia_driver'] or 'no NVIDIA driver'}",
         *(f"package  {name} {version or 'not installed'}" for name, version in document["packages"].items()),
-        f"backend  {backend['problem'] or backend['name'] + ' with ' + ', '.join(backend['providers'])}",
-        *([f"advice   {backend['advice']}"] if backend["advice"] else []),
-        *(
-            f"engines  {e['backend']}: {e['problem'] or 'run here, compute capability ' + e['compute_capability']}"
-            for e in document["engines"]
-        ),
+        *(f"backend  {' '.join(filter(None, (row['name'], row['version'])))}: {_said(row)}" for row in document["backends"]),
+        *([f"advice   {advice}"] if (advice := document["backend"]["advice"]) else []),
         f"search   similarity in {document['similarity']}",
         *(f"dicom    {d['name']}: {d['library'] or 'built in'}" for d in document["dicom"] if d["readable"]),
         *(f"dicom    not readable here: {name}" for name in unreadable),
@@ -162,3 +148,10 @@ def _print(document: dict[str, Any]) -> None:
     ]
     for line in lines:
         print("".join(c if c.isprintable() else "?" for c in line))
+
+
+def _said(row: dict[str, Any]) -> str:
+    """Of a backend, what keeps it from running here, or else what it says of itself."""
+    facts = {key: row[key] for key in row if key not in ("name", "devices", "target", "version", "problem")}
+    said = [f"{key.replace('_', ' ')} {', '.join(value) if isinstance(value, list) else value}" for key, value in facts.items()]
+    return row["problem"] or "; ".join(said) or "runs here"

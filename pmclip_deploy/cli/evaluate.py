@@ -40,7 +40,7 @@ def evaluate(
     against: Annotated[
         Path | None, typer.Option(help="Another bundle or checkpoint, to compare with row by row.", show_default=False)
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Annotated[str, typer.Option(help="As for infer; of a checkpoint auto, cpu or cuda.")] = "auto",
     seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Of the resampling and of the shuffled images.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:

@@ -13,7 +13,9 @@ from pmclip_deploy.cli.classify import labels_from_file
 from pmclip_deploy.cli.output import print_json
 from pmclip_deploy.console import decimal, one_line, progress
 from pmclip_deploy.errors import UsageError
-from pmclip_deploy.spec import METHODS, PRECISIONS, TARGETS
+from pmclip_deploy.sessions import targets
+from pmclip_deploy.sessions.engines import engine_backends
+from pmclip_deploy.spec import METHODS, PRECISIONS
 
 if TYPE_CHECKING:
     from pmclip_deploy.bundle.manifest import Manifest
@@ -25,13 +27,15 @@ Data = Annotated[Path | None, typer.Option(help="JSON lines {image, question, an
 ReportFile = Annotated[Path | None, typer.Option("--report", help="HTML page to write: errors, ranges, agreement.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
+of_engines = [f"{x.target} ({x.title}, {'for a list of GPUs' if x.built_ahead else 'on this GPU'})" for x in engine_backends().values()]
+
 
 def export(
     checkpoint: Annotated[
         Path | None, typer.Argument(metavar="[CHECKPOINT]", help="Default: the embedded model's.", show_default=False)
     ] = None,
     precision: Annotated[str, typer.Option(help="fp32, fp16 or int8.")] = "int8",
-    target: Annotated[str, typer.Option(help="Where the bundle is to run: cpu, rtx (TensorRT-RTX), tensorrt (on this GPU).")] = "cpu",
+    target: Annotated[str, typer.Option(help=f"Where the bundle is to run: {', '.join(['cpu', *of_engines])}.")] = "cpu",
     output: Annotated[
         Path | None, typer.Option(help="Folder to write. Default: ./NAME-PRECISION, with -TARGET if it is not the CPU.", show_default=False)
     ] = None,
@@ -67,7 +71,7 @@ def export(
     _check(data, images)
     for option, value, known in (
         ("precision", precision, PRECISIONS),
-        ("target", target, TARGETS),
+        ("target", target, targets()),
         ("calibration-method", calibration_method, METHODS),
     ):
         if value not in known:
@@ -81,12 +85,11 @@ def export(
     from pmclip_deploy.export.engines import EngineOptions
     from pmclip_deploy.export.pack import bundle_from_checkpoint, name_of_checkpoint
     from pmclip_deploy.models import DEFAULT_BUNDLE, DEFAULT_CHECKPOINT
-    from pmclip_deploy.sessions.tensorrt import package
 
     source, engines = checkpoint or DEFAULT_CHECKPOINT, None
-    if (backend := TARGETS[target]) is not None:
+    if (backend := targets()[target]) is not None:
         engines = EngineOptions(backend, tuple(compute_capability or ()), largest_batch, timing_cache, version_compatible, strip_weights)
-        package(backend)  # missing is said before the work, not after
+        engine_backends()[backend].package()  # missing is said before the work, not after
     made = bundle_from_checkpoint(
         source,
         output or Path(f"{name or name_of_checkpoint(source)}-{precision}{'' if target == 'cpu' else f'-{target}'}"),

@@ -10,6 +10,7 @@ import typer
 from pmclip_deploy.cli.output import print_json
 from pmclip_deploy.console import one_line, print_error, print_note, progress
 from pmclip_deploy.errors import InputError, UsageError
+from pmclip_deploy.sessions import devices
 
 if TYPE_CHECKING:
     from pmclip_deploy.answer import Answer, ImageInfo
@@ -19,6 +20,7 @@ SUFFIXES = (*PNG_AND_JPEG, ".dcm", ".dicom", ".ima", ".tif", ".tiff", ".bmp", ".
 RESEARCH_ONLY = "Research use only; not a medical device."
 
 Ask = Callable[[Path], "list[Answer]"]
+*others, last = devices()
 
 
 def infer(
@@ -26,9 +28,7 @@ def infer(
     frame: Annotated[int | None, typer.Option(min=0, help="Frame of a multi-frame file, from 0. Default: the middle one.")] = None,
     window: Annotated[tuple[float, float] | None, typer.Option(metavar="CENTER WIDTH", help="In modality units, HU for CT.")] = None,
     bundle: Annotated[Path | None, typer.Option(help="Bundle folder. Default: the embedded model.")] = None,
-    device: Annotated[
-        str, typer.Option(help="auto, cpu, cuda, tensorrt_rtx, tensorrt, openvino, ort-tensorrt or ort-nvtensorrtrtx.")
-    ] = "auto",
+    device: Annotated[str, typer.Option(help=f"{', '.join(others)} or {last}.")] = "auto",
     top: Annotated[int, typer.Option(min=1, help="How many candidates to give.")] = 5,
     ignore_header: Annotated[bool, typer.Option("--ignore-header", help="Answer from the picture alone.")] = False,
     age: Annotated[
@@ -57,7 +57,7 @@ def infer(
     from pmclip_deploy.header.read import ADULT
     from pmclip_deploy.opening import load_beside
 
-    predictor = load_beside(lambda: _import_reader(images[0]), bundle, device, once=len(images) == 1 and not images[0].is_dir())
+    predictor = load_beside(lambda: _import_reader(images[0]), bundle, device, single_use=len(images) == 1 and not images[0].is_dir())
     for note in dict.fromkeys(predictor.notes):
         print_note(note)
 

@@ -107,7 +107,7 @@ def query(
 
     from pmclip_deploy.search.index import index_from_file
 
-    predictor = _predictor(bundle, device, once=True)
+    predictor = _predictor(bundle, device, single_use=True)
     if is_image and not wanted.lower().endswith(PNG_AND_JPEG):
         from pmclip_deploy.imaging.dicom_file import import_pydicom_lean
 
@@ -178,10 +178,10 @@ def _salt(ids: str, file: Path | None) -> bytes | None:
         raise InputError(f"{file}: cannot be read ({error.strerror}); check --salt-file") from None
 
 
-def _predictor(bundle: Path | None, device: str, once: bool = False) -> "Predictor":
+def _predictor(bundle: Path | None, device: str, single_use: bool = False) -> "Predictor":
     from pmclip_deploy.opening import load
 
-    predictor = load(bundle, device, once=once)
+    predictor = load(bundle, device, single_use=single_use)
     for note in dict.fromkeys(predictor.notes):
         print_note(note)
     return predictor

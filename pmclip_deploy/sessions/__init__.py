@@ -1,94 +1,132 @@
-"""Backends that run a graph: the one contract, and what picks among them."""
+"""Backends that run a graph: what each has to give, and the registry. Each module of this folder is one backend, its ``BACKEND``.
+
+Standard library only. A backend's file imports its package inside functions, so the registry is there before any of them is. What is
+loaded with each start is a NamedTuple: a dataclass takes half a millisecond to make.
+"""
 
 import hashlib
 import os
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from functools import cache
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from pkgutil import iter_modules
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from numpy.typing import NDArray
+from pmclip_deploy.errors import UsageError
 
-from pmclip_deploy.bundle.manifest import Manifest
-from pmclip_deploy.bundle.names import BACKENDS
-from pmclip_deploy.bundle.types import Graph
-from pmclip_deploy.errors import DeviceError, UsageError
-from pmclip_deploy.spec import TARGETS
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
-PROVIDERS = {  # devices that onnxruntime runs on, and its name for each
-    "cpu": "CPUExecutionProvider",
-    "cuda": "CUDAExecutionProvider",
-    "openvino": "OpenVINOExecutionProvider",
-    "ort-tensorrt": "TensorrtExecutionProvider",
-    "ort-nvtensorrtrtx": "NvTensorRTRTXExecutionProvider",
-}
-DEVICES = ("auto", *PROVIDERS, *BACKENDS)
+    from pmclip_deploy.bundle.types import Engine
+
+DEFAULT = "onnxruntime"  # runs any graph on any CPU: what "auto" takes where no engine fits
 
 
 class Session(Protocol):
     """A loaded graph. ``run`` may be called from several threads."""
 
-    backend: str  # "onnxruntime", or one of bundle.BACKENDS
-    device: str  # of PROVIDERS; "cuda" for an engine
+    backend: str  # its name in the registry
+    device: str  # where it runs: "cpu", "cuda", ...
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
 
-    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]: ...
+    def run(self, inputs: "Mapping[str, NDArray[Any]]") -> "dict[str, NDArray[Any]]": ...
 
 
-def session_from_bundle(
-    folder: Path, manifest: Manifest, name: str, device: str = "auto", notes: list[str] | None = None, once: bool = False
-) -> Session:
-    """Opens the graph ``name`` of a bundle that was verified.
+class Device(NamedTuple):
+    """A value of ``--device``."""
 
-    "auto" is an engine that fits this machine, else onnxruntime's GPU, else its CPU; a bundle for the CPU stays on the CPU. Where there
-    are engines and none fits, one line in ``notes`` says what they were built for and what is here.
-    Raises UsageError for an unknown device, and DeviceError where one asked for by name is not there or fails: it never falls back.
-    """
-    _check_device(device, DEVICES)
-    graph = folder / manifest.graphs[name].file
-    packed = not (once and _integers_alone(graph, manifest.graphs[name]))
-    rows = [row for row in manifest.engines if row.graph == name and device in ("auto", row.backend)]
-    if device in BACKENDS and not rows:
-        target = next(name for name, backend in TARGETS.items() if backend == device)
-        raise DeviceError(
-            f"bundle {manifest.name} has no {device} engine of its graph {name}; export it with --target {target}, or pass --device auto"
-        )
-    if rows:
-        from pmclip_deploy.sessions.tensorrt import session_from_engines
-
-        try:
-            return session_from_engines(folder, manifest, rows)
-        except DeviceError as error:
-            if device != "auto":
-                raise
-            session = open_session(graph, integers=False, packed=packed)
-            if notes is not None:
-                notes.append(f"{error}; meanwhile onnxruntime runs on {session.device}")
-            return session
-    if device == "auto" and manifest.target == "cpu":
-        device = "cpu"
-    key = onnx_sha256({file: entry.sha256 for file, entry in manifest.files.items()}, graph.name)
-    return open_session(graph, device, key, manifest.target == "cpu", packed)
+    name: str
+    runs_on: str
+    install: str  # how to get it, in one line
+    nvidia: bool = False  # whether it needs an NVIDIA GPU
 
 
-def open_session(path: Path, device: str = "auto", key: str | None = None, integers: bool = True, packed: bool = True) -> Session:
-    """Loads the graph at ``path`` with onnxruntime. "auto" is the GPU where onnxruntime has one, else the CPU.
+class GraphFile(NamedTuple):
+    """An ONNX graph to open. A graph of a bundle has all of this, any other only its path."""
 
-    What a provider compiles it keeps on disk under ``key``, the graph's hash, and not at all without one. Without ``integers`` a CPU
-    computes what is between Q/DQ in floats: weights made for TensorRT would saturate its integers (docs/export.md). A session that is not
-    ``packed`` makes no second copy of the weights in the order in which kernels read them: it opens sooner and runs slower.
-    """
-    _check_device(device, ("auto", *PROVIDERS))
-    from pmclip_deploy.sessions.onnxruntime import OnnxRuntimeSession
-
-    return OnnxRuntimeSession(path, device, key, integers, packed)
+    path: Path  # with the weights in FILE.data, where they are not inside
+    sha256: str | None = None  # onnx_sha256: what a backend compiles is kept on disk under it, and not at all without it
+    name: str = ""
+    bundle: str = ""
+    engines: "tuple[tuple[Engine, str], ...]" = ()  # its rows of the manifest, and the hash of each one's file
 
 
-def _integers_alone(path: Path, graph: Graph) -> bool:
-    """Whether a graph says the same from weights that were not packed, and loses little: integer products do; products of floats and of
-    blocks give other bits, and integer convolutions take a third longer."""
-    content = path.read_bytes() if path.is_file() else b""
-    return b"MatMulInteger" in content and b"Conv" not in content and not graph.float_layers
+class SessionOptions(NamedTuple):
+    device: str = "auto"
+    # Without them a CPU computes what is between Q/DQ in floats: weights made for TensorRT would saturate its integers (docs/export.md).
+    integer_kernels: bool = True
+    # Without it no second copy of the weights is made in the order in which kernels read them: the graph opens sooner and runs slower.
+    prepack: bool = True
+
+
+class Backend(ABC):
+    """A library that runs graphs."""
+
+    name: str
+    title: str
+    devices: tuple[Device, ...]
+    packages: tuple[str, ...]  # distributions whose versions `doctor` and the benchmarks record
+    target: str | None = None  # of `export --target`, where it runs engines that were built; None where it runs ONNX graphs
+
+    def available(self) -> bool:
+        return self.why_not() is None
+
+    @abstractmethod
+    def why_not(self) -> str | None:
+        """What keeps it from running here and how to mend that, in one line; None where it runs."""
+
+    @abstractmethod
+    def version(self) -> str | None:
+        """Its package's, imported; None where it cannot be."""
+
+    def about(self) -> dict[str, Any]:
+        """What else `doctor` says of it."""
+        return {}
+
+    @abstractmethod
+    def open(self, graph: GraphFile, options: SessionOptions) -> Session:
+        """Raises DeviceError where the device is not there or fails: a backend never falls back to another device."""
+
+
+@cache
+def backends() -> dict[str, Backend]:
+    """All of them by name; those of engines last, by target."""
+    found: list[Backend] = [import_module(f"{__name__}.{module.name}").BACKEND for module in iter_modules(__path__) if not module.ispkg]
+    return {backend.name: backend for backend in sorted(found, key=lambda backend: (backend.target or "", backend.name))}
+
+
+def targets() -> dict[str, str | None]:
+    """Where a bundle may be meant to run, and the backend of its engines."""
+    return {"cpu": None, **{backend.target: name for name, backend in backends().items() if backend.target}}
+
+
+def devices(of: Iterable[Backend] | None = None) -> dict[str, Backend]:
+    """The values of ``--device``, and who runs each."""
+    of = backends().values() if of is None else of
+    return {"auto": backends()[DEFAULT], **{device.name: backend for backend in of for device in backend.devices}}
+
+
+def backend_for(device: str, of: Iterable[Backend] | None = None) -> Backend:
+    """Raises UsageError for an unknown device."""
+    known = devices(of)
+    if device not in known:
+        raise UsageError(f"unknown device {device[:60]!r}; choose one of {', '.join(known)}")
+    return known[device]
+
+
+def open_session(path: Path, options: SessionOptions) -> Session:
+    """Opens an ONNX graph that has no engines. "auto" is the GPU where onnxruntime has one, else the CPU."""
+    of_graphs = [backend for backend in backends().values() if not backend.target]
+    return backend_for(options.device, of_graphs).open(GraphFile(path), options)
+
+
+def devices_table() -> str:
+    """Markdown, for docs/tensorrt.md."""
+    rows = [(f"`{x.name}`", backend.title, x.runs_on, x.install) for backend in backends().values() for x in backend.devices]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [("`--device`", "library", "runs on", "how to get it"), ("---",) * 4, *rows])
 
 
 def onnx_sha256(hashes: Mapping[str, str], file: str) -> str:
@@ -108,8 +146,3 @@ def cache_folder(*names: str) -> Path | None:
     except (OSError, RuntimeError):  # a home that cannot be written, or no home
         return None
     return folder
-
-
-def _check_device(device: str, devices: tuple[str, ...]) -> None:
-    if device not in devices:
-        raise UsageError(f"unknown device {device[:60]!r}; choose one of {', '.join(devices)}")

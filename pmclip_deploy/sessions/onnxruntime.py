@@ -1,90 +1,163 @@
-"""The onnxruntime backend: CPU everywhere, and the providers of sessions.PROVIDERS where this onnxruntime has them."""
+"""onnxruntime: any graph on any CPU, and on other devices by its providers. The one place that imports it."""
 
+import os
+import sys
+import warnings
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import onnxruntime as ort
-from numpy.typing import NDArray
-
-from pmclip_deploy.errors import GPU_STEPS, BundleError, DeviceError
-from pmclip_deploy.sessions import PROVIDERS, cache_folder
+from pmclip_deploy.errors import BundleError, DeviceError
+from pmclip_deploy.sessions import Backend, Device, GraphFile, SessionOptions, cache_folder
 from pmclip_deploy.threads import cpu_threads
 
-ERROR = 3  # onnxruntime's severity; below it, it writes about things a user cannot change
-ort.set_default_logger_severity(ERROR)
-ort.disable_telemetry_events()  # on Windows before 1.31, where no variable does; elsewhere it's too late
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
-CPU = PROVIDERS["cpu"]
-STEPS = {  # to get what an onnxruntime has not
-    "cuda": f"with an NVIDIA driver, {GPU_STEPS}",
-    "openvino": "`pip uninstall -y onnxruntime`, then `pip install onnxruntime-openvino`",
-    "ort-tensorrt": f"with an NVIDIA driver and TensorRT, {GPU_STEPS}",
-    "ort-nvtensorrtrtx": "install an onnxruntime that is built with it",
+SILENT = "ORT_DISABLE_TELEMETRY"
+ERROR = 3  # onnxruntime's severity; below it, it writes about things a user cannot change
+# The two packages share one folder: side by side they overwrite each other, and removing one breaks the other.
+GPU_STEPS = "`pip uninstall -y onnxruntime onnxruntime-gpu`, then `pip install onnxruntime-gpu`"
+
+
+class Provider(NamedTuple):
+    device: Device
+    name: str  # onnxruntime's
+    caches: tuple[str, ...] = ()  # the options that name a folder
+    flags: tuple[tuple[str, str], ...] = ()  # that go with a folder
+    behind: tuple[str, ...] = ()  # the provider that takes what this one leaves; the CPU's takes the rest
+
+
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+PROVIDERS = {
+    provider.device.name: provider
+    for provider in [
+        Provider(Device("cpu", "CPU", "nothing to do: `pip install pmclip-deploy` brings it"), CPU),
+        Provider(Device("cuda", "CUDA", f"with an NVIDIA driver, {GPU_STEPS}", nvidia=True), CUDA),
+        Provider(
+            Device("openvino", "OpenVINO", "`pip uninstall -y onnxruntime`, then `pip install onnxruntime-openvino`"),
+            "OpenVINOExecutionProvider",
+            caches=("cache_dir",),
+        ),
+        Provider(  # no flag of precision: its networks stay strongly typed
+            Device("ort-tensorrt", "TensorRT, behind it CUDA", f"with an NVIDIA driver and TensorRT, {GPU_STEPS}", nvidia=True),
+            "TensorrtExecutionProvider",
+            caches=("trt_engine_cache_path", "trt_timing_cache_path"),
+            flags=(("trt_engine_cache_enable", "1"), ("trt_timing_cache_enable", "1")),
+            behind=(CUDA,),
+        ),
+        Provider(
+            Device("ort-nvtensorrtrtx", "NvTensorRTRTX", "install an onnxruntime that is built with it", nvidia=True),
+            "NvTensorRTRTXExecutionProvider",
+            caches=("nv_runtime_cache_path",),
+        ),
+    ]
 }
-CACHES = {  # the options that name a folder; ort-tensorrt's precision flags stay off, which keeps its networks strongly typed
-    "openvino": ("cache_dir",),
-    "ort-tensorrt": ("trt_engine_cache_path", "trt_timing_cache_path"),
-    "ort-nvtensorrtrtx": ("nv_runtime_cache_path",),
-}
-FLAGS = {"ort-tensorrt": {"trt_engine_cache_enable": "1", "trt_timing_cache_enable": "1"}}
+
+
+@cache
+def import_onnxruntime() -> Any:
+    """The package, silent. From its import on, 1.29 and later report to their maker, unless a variable was set before (docs/offline.md)."""
+    if "onnxruntime" in sys.modules and os.environ.get(SILENT, "").strip().lower() not in ("1", "true", "yes", "on", "y"):
+        warnings.warn(
+            "onnxruntime was imported before pmclip_deploy imported it; from 1.29 on it then reports to its maker, and only a new process "
+            f"can keep it from that: load a bundle before you import onnxruntime, or set {SILENT}=1",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    os.environ[SILENT] = "1"  # whatever it was
+    import onnxruntime as ort
+
+    ort.set_default_logger_severity(ERROR)
+    ort.disable_telemetry_events()  # on Windows before 1.31, where no variable does; elsewhere it's too late
+    return ort
+
+
+class OnnxRuntime(Backend):
+    name = title = "onnxruntime"
+    devices = tuple(provider.device for provider in PROVIDERS.values())
+    packages = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino")
+
+    def why_not(self) -> str | None:
+        try:
+            import_onnxruntime()
+        except Exception as error:  # a broken shared library raises what it likes
+            return f"onnxruntime cannot be imported ({type(error).__name__}); install it with `pip install onnxruntime`"
+        return None
+
+    def version(self) -> str | None:
+        return str(import_onnxruntime().__version__) if self.available() else None
+
+    def about(self) -> dict[str, Any]:
+        if not self.available():
+            return {"providers": [], "threads": None}
+        return {"providers": import_onnxruntime().get_available_providers(), "threads": cpu_threads()}
+
+    def open(self, graph: GraphFile, options: SessionOptions) -> "OnnxRuntimeSession":
+        if problem := self.why_not():
+            raise DeviceError(problem)
+        return OnnxRuntimeSession(graph, options)
+
+
+BACKEND = OnnxRuntime()
 
 
 class OnnxRuntimeSession:
-    backend = "onnxruntime"
+    backend = BACKEND.name
 
-    def __init__(self, path: Path, device: str, key: str | None = None, integers: bool = True, packed: bool = True) -> None:
+    def __init__(self, graph: GraphFile, options: SessionOptions) -> None:
+        ort = import_onnxruntime()
         available = ort.get_available_providers()
-        asked = device
-        if asked == "auto":
-            device = "cuda" if PROVIDERS["cuda"] in available else "cpu"
+        device = options.device
+        if device == "auto":
+            device = "cuda" if CUDA in available else "cpu"
         wanted = PROVIDERS[device]
-        name = wanted.removesuffix("ExecutionProvider")
-        if wanted not in available:
-            raise DeviceError(
-                f"onnxruntime {ort.__version__} has no {name} here (it has {', '.join(available)}); {STEPS[device]}; or pass --device cpu"
-            )
-        if not path.is_file():
-            raise BundleError(f"{path}: missing; copy the bundle again")
-        behind = [PROVIDERS["cuda"]] if device == "ort-tensorrt" and PROVIDERS["cuda"] in available else []  # for what TensorRT leaves
-        if device not in ("cpu", "openvino") and hasattr(ort, "preload_dlls"):
+        name = wanted.name.removesuffix("ExecutionProvider")
+        if wanted.name not in available:
+            here = f"onnxruntime {ort.__version__} has no {name} here (it has {', '.join(available)})"
+            raise DeviceError(f"{here}; {wanted.device.install}; or pass --device cpu")
+        if not graph.path.is_file():
+            raise BundleError(f"{graph.path}: missing; copy the bundle again")
+        if wanted.device.nvidia and hasattr(ort, "preload_dlls"):
             ort.preload_dlls()  # CUDA and cuDNN from the NVIDIA wheels
-        providers = [(wanted, _provider_options(device, key)), *((other, {}) for other in dict.fromkeys([*behind, CPU]) if other != wanted)]
+        others = [other for other in (*wanted.behind, CPU) if other in available and other != wanted.name]
+        providers = [(wanted.name, _provider_options(wanted, graph.sha256)), *((other, dict[str, str]()) for other in others)]
+        settings = _settings(ort, options.integer_kernels or device != "cpu", options.prepack)
         try:
-            self._session = ort.InferenceSession(path, _options(integers or device != "cpu", packed), providers=providers)
+            self._session = ort.InferenceSession(graph.path, settings, providers=providers)
         except Exception as error:  # onnxruntime's exceptions have no common base below Exception
-            raise BundleError(f"{path}: onnxruntime cannot load it ({_line(error)}); copy the bundle again") from error
-        self.device = device if wanted in self._session.get_providers() else "cpu"
-        if asked == device != self.device:  # onnxruntime falls back in silence
-            check = "Intel's driver" if device == "openvino" else "the NVIDIA driver with nvidia-smi"
+            raise BundleError(f"{graph.path}: onnxruntime cannot load it ({_line(error)}); copy the bundle again") from error
+        self.device = device if wanted.name in self._session.get_providers() else "cpu"
+        if options.device == device != self.device:  # onnxruntime falls back in silence
+            check = "the NVIDIA driver with nvidia-smi" if wanted.device.nvidia else "Intel's driver"
             raise DeviceError(f"onnxruntime could not start {name}; check {check}, or pass --device cpu")
         self.inputs = tuple(node.name for node in self._session.get_inputs())
         self.outputs = tuple(node.name for node in self._session.get_outputs())
-        self._path = path
+        self._path = graph.path
 
-    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    def run(self, inputs: "Mapping[str, NDArray[Any]]") -> "dict[str, NDArray[Any]]":
         try:
             return dict(zip(self.outputs, self._session.run(list(self.outputs), dict(inputs)), strict=True))
         except Exception as error:
             raise BundleError(f"{self._path}: onnxruntime cannot run it ({_line(error)}); copy the bundle again") from error
 
 
-def _provider_options(device: str, key: str | None) -> dict[str, str]:
-    folder = cache_folder("onnxruntime", device, key) if key and device in CACHES else None
-    return {**{option: str(folder) for option in CACHES[device]}, **FLAGS.get(device, {})} if folder else {}
+def _provider_options(provider: Provider, key: str | None) -> dict[str, str]:
+    folder = cache_folder("onnxruntime", provider.device.name, key) if key and provider.caches else None
+    return {**{option: str(folder) for option in provider.caches}, **dict(provider.flags)} if folder else {}
 
 
-def _options(integers: bool, packed: bool) -> ort.SessionOptions:
-    options = ort.SessionOptions()
-    options.log_severity_level = ERROR
-    options.intra_op_num_threads = cpu_threads()
-    options.inter_op_num_threads = 1
+def _settings(ort: Any, integer_kernels: bool, prepack: bool) -> Any:
+    settings = ort.SessionOptions()
+    settings.log_severity_level = ERROR
+    settings.intra_op_num_threads = cpu_threads()
+    settings.inter_op_num_threads = 1
     # Workers spin within a run, where they are needed again at once, and not after it: another graph or program wants the core.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    options.add_session_config_entry("session.intra_op.spin_duration_us", "1000")  # nor while the other graphs are opened
-    options.add_session_config_entry("session.disable_quant_qdq", "0" if integers else "1")
-    options.add_session_config_entry("session.disable_prepacking", "0" if packed else "1")
-    return options
+    settings.add_session_config_entry("session.force_spinning_stop", "1")
+    settings.add_session_config_entry("session.intra_op.spin_duration_us", "1000")  # nor while the other graphs are opened
+    settings.add_session_config_entry("session.disable_quant_qdq", "0" if integer_kernels else "1")
+    settings.add_session_config_entry("session.disable_prepacking", "0" if prepack else "1")
+    return settings
 
 
 def _line(error: Exception) -> str:

@@ -17,6 +17,7 @@ from pmclip_deploy import machine, opening
 from pmclip_deploy.bundle.files import verify_bundle
 from pmclip_deploy.cli import app, doctor, infer
 from pmclip_deploy.errors import InputError, UsageError
+from pmclip_deploy.sessions.onnxruntime import OnnxRuntime
 from tests.tiny.bundle import KINDS, tiny_bundle
 
 FRACTURE = "is there a fracture?"
@@ -119,7 +120,9 @@ def test_infer_json_is_the_contract(run: Any, folder: Path) -> None:
 def test_one_picture_is_asked_about_once_and_several_are_not(run: Any, folder: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[bool] = []
     opened = opening.load_beside
-    monkeypatch.setattr(opening, "load_beside", lambda *given, once: (seen.append(once), opened(*given, once=once))[1])
+    monkeypatch.setattr(
+        opening, "load_beside", lambda *given, single_use: (seen.append(single_use), opened(*given, single_use=single_use))[1]
+    )
     one, two = folder / "bright.png", folder / "ct.dcm"
     for images in ([one], [one, two], [folder]):
         run("infer", *images, FRACTURE, "--bundle", bundle)
@@ -399,7 +402,7 @@ def test_doctor_says_how_to_get_the_gpu(
 ) -> None:
     monkeypatch.setattr(machine, "version", lambda name: "1.0" if name in installed else None)
     monkeypatch.setattr(doctor, "_gpu", lambda: {"nvidia_driver": driver, "nvidia_smi": None})
-    monkeypatch.setattr(doctor, "_backend", lambda: ({"name": "onnxruntime", "providers": providers, "threads": 1, "problem": None}, 0))
+    monkeypatch.setattr(OnnxRuntime, "about", lambda self: {"providers": providers, "threads": 1})
     advice, printed = run("doctor", "--json").json["backend"]["advice"], run("doctor").out
     assert (said is None and advice is None and "advice" not in printed) or (said in advice and "pip uninstall -y" in printed)
 

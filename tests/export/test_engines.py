@@ -22,7 +22,7 @@ from pmclip_deploy.errors import BundleError, DeviceError, UsageError
 from pmclip_deploy.export import engine_from_onnx as engine_from_onnx_module
 from pmclip_deploy.export.engine_from_onnx import RTX_CAPABILITIES, _profiles, engine_from_onnx, layers_from_inspection
 from pmclip_deploy.sessions import onnx_sha256
-from pmclip_deploy.sessions.tensorrt import logger
+from pmclip_deploy.sessions.engines.session import logger
 
 F, H = TensorProto.FLOAT, TensorProto.FLOAT16
 NUMPY = {F: np.float32, H: np.float16}

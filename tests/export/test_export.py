@@ -29,7 +29,7 @@ from pmclip_deploy.export.weights import arrays
 from pmclip_deploy.imaging.preprocess import tensor_from_pixels
 from pmclip_deploy.imaging.read import picture_from_path
 from pmclip_deploy.opening import load
-from pmclip_deploy.sessions import Session, open_session
+from pmclip_deploy.sessions import Session, SessionOptions, open_session
 from pmclip_deploy.spec import BACKBONES
 from pmclip_deploy.train import towers
 from pmclip_deploy.train.heads.lite import LiteHead, radiograph_branch
@@ -103,7 +103,7 @@ def bundle(request: pytest.FixtureRequest, bundles: dict[str, Path]) -> Path:
 
 
 def session(bundle: Path, name: str) -> Session:
-    return open_session(bundle / f"{name}.onnx", "cpu")
+    return open_session(bundle / f"{name}.onnx", SessionOptions("cpu"))
 
 
 def figures(bundle: Path) -> Any:

@@ -31,8 +31,7 @@ from pmclip_deploy.export.parity import gate, parity_of_bundle, sample_pictures
 from pmclip_deploy.export.sensitivity import effects_of_layers
 from pmclip_deploy.imaging.preprocess import tensor_from_pixels
 from pmclip_deploy.imaging.read import picture_from_path
-from pmclip_deploy.opening import load
-from pmclip_deploy.sessions import session_from_bundle
+from pmclip_deploy.opening import load, session_from_bundle
 from pmclip_deploy.spec import BACKBONES
 from pmclip_deploy.train.vqa_heads import asked_of_checkpoint
 from tests.tiny import clip as tiny_clip
@@ -189,10 +188,10 @@ def test_a_process_that_asks_once_gets_the_same_numbers(
     made = bundle_from_checkpoint(folder, tmp_path / "bundle", "int8", calibration_images=pictures, gates=gates)
     assert all(bool(graph.float_layers) == strict for graph in made.manifest.graphs.values())
     for graph in ("image", "text"):
-        session = session_from_bundle(tmp_path / "bundle", made.manifest, graph, once=True)
+        session = session_from_bundle(tmp_path / "bundle", made.manifest, graph, single_use=True)
         options = session._session.get_session_options()
         assert options.get_session_config_entry("session.disable_prepacking") == str(int(graph in unpacked))
-    packed, once = (load(tmp_path / "bundle", once=once) for once in (False, True))
+    packed, once = (load(tmp_path / "bundle", single_use=single_use) for single_use in (False, True))
     picture = sorted(pictures.glob("*.png"))[0]
     np.testing.assert_array_equal(packed.embed_image(picture), once.embed_image(picture))
     np.testing.assert_array_equal(packed.embed_texts(QUESTIONS), once.embed_texts(QUESTIONS))

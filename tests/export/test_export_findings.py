@@ -31,7 +31,7 @@ from pmclip_deploy.export.weights import arrays
 from pmclip_deploy.imaging.preprocess import tensor_from_pixels
 from pmclip_deploy.imaging.read import picture_from_path
 from pmclip_deploy.opening import load
-from pmclip_deploy.sessions import open_session
+from pmclip_deploy.sessions import SessionOptions, open_session
 from pmclip_deploy.spec import BACKBONES, Preprocess
 from pmclip_deploy.train import towers
 from pmclip_deploy.train.findings.net import FindingsNet
@@ -134,7 +134,7 @@ def test_fp32_equals_pytorch(checkpoint: Path, bundles: dict[str, Path]) -> None
     assert net is not None
     with torch.inference_mode():
         wanted = net(torch.from_numpy(x))
-    got = open_session(bundles["fp32"] / "findings.onnx", "cpu").run({"pixels": x})
+    got = open_session(bundles["fp32"] / "findings.onnx", SessionOptions("cpu")).run({"pixels": x})
     for name, tensor in zip(OUTPUTS, wanted, strict=True):
         assert got[name].shape == tuple(tensor.shape) and np.abs(got[name]).max() > 0.5
         np.testing.assert_allclose(got[name], tensor.numpy(), atol=1e-4)
@@ -168,7 +168,7 @@ def test_int8_is_small_and_in_integers(bundles: dict[str, Path]) -> None:
 
 
 def test_a_picture_gets_the_same_whatever_is_in_its_batch(bundle: Path) -> None:
-    x, session = pixels(), open_session(bundle / "findings.onnx", "cpu")
+    x, session = pixels(), open_session(bundle / "findings.onnx", SessionOptions("cpu"))
     whole = session.run({"pixels": x})
     for name in OUTPUTS:
         np.testing.assert_allclose(session.run({"pixels": x[2:3]})[name], whole[name][2:3], atol=1e-4)

@@ -1,5 +1,9 @@
 """Which backend runs a bundle's graphs, what is said where an engine does not fit, and an engine's buffers, shapes and types."""
 
+import json
+import os
+import shutil
+import subprocess
 import sys
 from dataclasses import replace
 from importlib.util import find_spec
@@ -15,14 +19,18 @@ from pmclip_deploy.bundle.manifest import Manifest
 from pmclip_deploy.bundle.types import Engine
 from pmclip_deploy.cli import doctor
 from pmclip_deploy.errors import DeviceError, UsageError
-from pmclip_deploy.sessions import DEVICES, PROVIDERS, cache_folder, onnx_sha256, open_session, session_from_bundle, tensorrt
-from pmclip_deploy.sessions.onnxruntime import CACHES, STEPS, _provider_options
-from pmclip_deploy.sessions.tensorrt import Machine, OnGpu, bytes_of, misfits, parts, profile_for
+from pmclip_deploy.opening import session_from_bundle
+from pmclip_deploy.sessions import SessionOptions, backends, cache_folder, devices, devices_table, onnx_sha256, open_session
+from pmclip_deploy.sessions.engines import EngineBackend, Machine, engine_backends
+from pmclip_deploy.sessions.engines import session as engine_session
+from pmclip_deploy.sessions.engines.session import OnGpu, bytes_of, parts, profile_for
+from pmclip_deploy.sessions.onnxruntime import PROVIDERS, OnnxRuntime, _provider_options
 from tests.tiny.bundle import DIM, SIZE, tiny_files, tiny_manifest
 
 PIXELS = np.random.default_rng(0).uniform(-1, 1, (3, 3, SIZE, SIZE)).astype(np.float32)
 ROW = Engine("image", "image.plan", "tensorrt_rtx", "1.7.1.116", ("8.6", "8.9"), "linux-x86_64", "a" * 64, (1, 1, 8))
-HERE = Machine("tensorrt_rtx", "1.7.1.116", "8.9", "linux-x86_64")
+HERE = Machine("1.7.1.116", "8.9", "linux-x86_64")
+ROOT = Path(__file__).parents[2]
 DRIVER = Path("/proc/driver/nvidia/version").exists()
 
 
@@ -37,7 +45,11 @@ def bundle(tmp_path: Path) -> tuple[Path, Manifest]:
 
 
 def on(monkeypatch: pytest.MonkeyPatch, here: Machine) -> None:
-    monkeypatch.setattr(tensorrt, "machine", lambda backend: replace(here, backend=backend))
+    monkeypatch.setattr(EngineBackend, "machine", lambda self: here)
+
+
+def misfits(row: Engine, here: Machine, onnx: str) -> list[str]:
+    return engine_backends()[row.backend].misfits(row, here, onnx)
 
 
 # --- what fits ------------------------------------------------------------------------------------------------------------------
@@ -58,11 +70,11 @@ def test_an_engine_that_fits() -> None:
     ],
 )
 def test_a_misfit_names_both_sides(row: dict[str, Any], here: dict[str, Any], said: str) -> None:
-    assert misfits(replace(ROW, **row), replace(HERE, **here), "a" * 64) == [said]
+    assert misfits(replace(ROW, **row), HERE._replace(**here), "a" * 64) == [said]
 
 
 def test_rtx_engines_run_on_either_system_and_others_do_not() -> None:
-    there = replace(HERE, platform="windows-x86_64")
+    there = HERE._replace(platform="windows-x86_64")
     assert misfits(ROW, there, "a" * 64) == []
     assert misfits(replace(ROW, backend="tensorrt"), there, "a" * 64) == ["built for platform linux-x86_64, here is windows-x86_64"]
 
@@ -79,7 +91,7 @@ def test_rtx_engines_run_on_either_system_and_others_do_not() -> None:
     ],
 )
 def test_versions(built: str, here: str, fits: bool) -> None:
-    found = misfits(replace(ROW, backend="tensorrt", version=built), replace(HERE, version=here), "a" * 64)
+    found = misfits(replace(ROW, backend="tensorrt", version=built), HERE._replace(version=here), "a" * 64)
     assert found == ([] if fits else [f"built for TensorRT {built}, here is {here}"])
 
 
@@ -89,10 +101,10 @@ def test_versions(built: str, here: str, fits: bool) -> None:
 def test_auto_says_both_sides_and_runs_the_graph(
     bundle: tuple[Path, Manifest], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    on(monkeypatch, replace(HERE, version="1.8.0.5", compute_capability="12.0"))
+    on(monkeypatch, HERE._replace(version="1.8.0.5", compute_capability="12.0"))
     notes: list[str] = []
     session = session_from_bundle(*bundle, "image", notes=notes)
-    expected = open_session(bundle[0] / "image.onnx", "cpu").run({"pixels": PIXELS})["embedding"]
+    expected = open_session(bundle[0] / "image.onnx", SessionOptions("cpu")).run({"pixels": PIXELS})["embedding"]
     np.testing.assert_allclose(session.run({"pixels": PIXELS})["embedding"], expected, rtol=0, atol=1e-5)
     assert session.backend == "onnxruntime" and len(notes) == 1 and "\n" not in notes[0]
     for side in ("TensorRT-RTX 1.7.1.116, here is 1.8.0.5", "capability 8.6, 8.9, here is 12.0", f"onnxruntime runs on {session.device}"):
@@ -106,7 +118,7 @@ def test_a_graph_without_an_engine_needs_no_note(bundle: tuple[Path, Manifest]) 
 
 
 def test_an_engine_asked_for_by_name_never_falls_back(bundle: tuple[Path, Manifest], monkeypatch: pytest.MonkeyPatch) -> None:
-    on(monkeypatch, replace(HERE, compute_capability="7.5"))
+    on(monkeypatch, HERE._replace(compute_capability="7.5"))
     with pytest.raises(DeviceError, match=r"compute capability 8\.6, 8\.9, here is 7\.5; export it again, or pass --device cpu") as caught:
         session_from_bundle(*bundle, "image", "tensorrt_rtx")
     assert caught.value.exit_code == 6
@@ -121,7 +133,7 @@ def test_the_first_engine_that_fits_is_taken(bundle: tuple[Path, Manifest], monk
     row = manifest.engines[0]
     rows = tuple(replace(row, compute_capabilities=(capability,)) for capability in ("7.5", "8.9"))
     taken: list[Engine] = []
-    monkeypatch.setattr(tensorrt, "TensorRTSession", lambda row, *rest: taken.append(row))
+    monkeypatch.setattr(engine_session, "TensorRTSession", lambda backend, row, *rest: taken.append(row))
     on(monkeypatch, HERE)
     session_from_bundle(folder, replace(manifest, engines=rows), "image")
     assert taken == [rows[1]]
@@ -147,8 +159,8 @@ def test_without_a_driver(bundle: tuple[Path, Manifest], capfd: pytest.CaptureFi
 def test_a_plan_that_is_none(bundle: tuple[Path, Manifest], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     """TensorRT-RTX refuses it before it asks for a GPU."""
     trt = pytest.importorskip("tensorrt_rtx")
-    on(monkeypatch, replace(HERE, version=trt.__version__))
-    monkeypatch.setattr(tensorrt, "gpu", lambda: None)
+    on(monkeypatch, HERE._replace(version=trt.__version__))
+    monkeypatch.setattr(engine_session, "gpu", lambda: None)
     folder, manifest = bundle
     manifest = replace(manifest, engines=(replace(manifest.engines[0], version=trt.__version__),))
     with pytest.raises(DeviceError, match=r"image\.plan: TensorRT-RTX cannot load it \(.*Serialization"):
@@ -159,10 +171,8 @@ def test_a_plan_that_is_none(bundle: tuple[Path, Manifest], monkeypatch: pytest.
 
 
 def test_a_bundle_for_the_cpu_stays_there(bundle: tuple[Path, Manifest], monkeypatch: pytest.MonkeyPatch) -> None:
-    from pmclip_deploy import sessions
-
     asked: list[str] = []
-    monkeypatch.setattr(sessions, "open_session", lambda path, device="auto", *others, **more: asked.append(device))
+    monkeypatch.setattr(OnnxRuntime, "open", lambda self, graph, options: asked.append(options.device))
     folder, manifest = bundle
     for target in ("cpu", "rtx"):
         session_from_bundle(folder, replace(manifest, target=target, engines=()), "image")
@@ -170,10 +180,10 @@ def test_a_bundle_for_the_cpu_stays_there(bundle: tuple[Path, Manifest], monkeyp
 
 
 def test_unknown_devices(bundle: tuple[Path, Manifest]) -> None:
-    with pytest.raises(UsageError, match=f"unknown device 'tpu'; choose one of {', '.join(DEVICES)}"):
+    with pytest.raises(UsageError, match=f"unknown device 'tpu'; choose one of {', '.join(devices())}"):
         session_from_bundle(*bundle, "image", "tpu")
     with pytest.raises(UsageError, match="unknown device 'tensorrt'"):  # a graph alone has no engine
-        open_session(bundle[0] / "image.onnx", "tensorrt")
+        open_session(bundle[0] / "image.onnx", SessionOptions("tensorrt"))
 
 
 # --- onnxruntime's providers ----------------------------------------------------------------------------------------------------
@@ -183,21 +193,22 @@ def test_unknown_devices(bundle: tuple[Path, Manifest]) -> None:
 def test_a_provider_that_is_not_there(bundle: tuple[Path, Manifest], device: str) -> None:
     import onnxruntime
 
-    if PROVIDERS[device] in onnxruntime.get_available_providers():
-        pytest.skip(f"this onnxruntime has {PROVIDERS[device]}")
+    if PROVIDERS[device].name in onnxruntime.get_available_providers():
+        pytest.skip(f"this onnxruntime has {PROVIDERS[device].name}")
     with pytest.raises(DeviceError) as caught:
         session_from_bundle(*bundle, "image", device)
-    assert STEPS[device] in str(caught.value) and "CPUExecutionProvider" in str(caught.value) and caught.value.exit_code == 6
+    assert PROVIDERS[device].device.install in str(caught.value) and "CPUExecutionProvider" in str(caught.value)
+    assert caught.value.exit_code == 6
 
 
-@pytest.mark.parametrize("device", sorted(CACHES))
+@pytest.mark.parametrize("device", [device for device in sorted(PROVIDERS) if PROVIDERS[device].caches])
 def test_a_provider_that_is_there(bundle: tuple[Path, Manifest], device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import onnxruntime
 
-    if PROVIDERS[device] not in onnxruntime.get_available_providers():
-        pytest.skip(f"this onnxruntime has no {PROVIDERS[device]}")
+    if PROVIDERS[device].name not in onnxruntime.get_available_providers():
+        pytest.skip(f"this onnxruntime has no {PROVIDERS[device].name}")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    expected = open_session(bundle[0] / "image.onnx", "cpu").run({"pixels": PIXELS})["embedding"]
+    expected = open_session(bundle[0] / "image.onnx", SessionOptions("cpu")).run({"pixels": PIXELS})["embedding"]
     for _ in range(2):  # the second from the cache
         session = session_from_bundle(*bundle, "image", device)
         np.testing.assert_allclose(session.run({"pixels": PIXELS})["embedding"], expected, rtol=0, atol=1e-3)
@@ -206,15 +217,20 @@ def test_a_provider_that_is_there(bundle: tuple[Path, Manifest], device: str, tm
 
 def test_caches_lie_outside_the_bundle_and_belong_to_one_graph(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME", str(tmp_path))
-    options = _provider_options("ort-tensorrt", "abc")
+    options = _provider_options(PROVIDERS["ort-tensorrt"], "abc")
     folder = tmp_path / "pmclip-deploy" / "onnxruntime" / "ort-tensorrt" / "abc"
     assert folder.is_dir() and options["trt_engine_cache_path"] == str(folder) and options["trt_engine_cache_enable"] == "1"
     assert not {"trt_fp16_enable", "trt_int8_enable"} & set(options)  # either would let TensorRT choose types itself
-    assert _provider_options("ort-tensorrt", None) == _provider_options("cuda", "abc") == _provider_options("cpu", "abc") == {}
+    assert (
+        _provider_options(PROVIDERS["ort-tensorrt"], None)
+        == _provider_options(PROVIDERS["cuda"], "abc")
+        == _provider_options(PROVIDERS["cpu"], "abc")
+        == {}
+    )
     in_the_way = tmp_path / "file"
     in_the_way.write_text("")
     monkeypatch.setenv("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME", str(in_the_way))
-    assert cache_folder("x") is None and _provider_options("openvino", "abc") == {}
+    assert cache_folder("x") is None and _provider_options(PROVIDERS["openvino"], "abc") == {}
 
 
 def test_a_graphs_hash_is_of_its_weights_too() -> None:
@@ -288,12 +304,110 @@ def test_arrays_on_the_gpu() -> None:
 
 def test_doctor_says_whether_an_engine_runs_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
-    rtx, other = doctor._engines()
-    assert (rtx["backend"], other["backend"]) == ("tensorrt_rtx", "tensorrt")
+    rtx, other = map(doctor._backend, engine_backends().values())
+    assert (rtx["name"], other["name"]) == ("tensorrt_rtx", "tensorrt")
     assert other["version"] is None and "pip install tensorrt" in other["problem"]
     if find_spec("tensorrt_rtx") and find_spec("cuda") and not DRIVER:
         assert rtx["version"] and rtx["compute_capability"] is None and "no NVIDIA driver" in rtx["problem"]
     assert {"tensorrt_rtx", "tensorrt", "cuda-bindings", "cuda-core"} <= set(machine.PACKAGES)
+
+
+# --- a backend is one file --------------------------------------------------------------------------------------------------------
+
+TOY = """
+from pmclip_deploy.sessions import Backend, Device, backends
+
+
+class Toy(Backend):
+    name, title = "toy", "Toy"
+    devices = (Device("toy-wheel", "a wheel", "`pip install toy`"),)
+    packages = ("toy-package",)
+
+    def why_not(self):
+        return None
+
+    def version(self):
+        return "4.2"
+
+    def about(self):
+        return {"wheels": 4}
+
+    def open(self, graph, options):
+        session = backends()["onnxruntime"].open(graph, options._replace(device="cpu"))
+        session.backend, session.device = self.name, options.device
+        return session
+
+
+BACKEND = Toy()
+"""
+
+
+@pytest.fixture(scope="module")
+def with_toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the package with one more file."""
+    tree, links = tmp_path_factory.mktemp("tree"), ("train", "export", "kernels", "benchmarks")
+    leave_out = shutil.ignore_patterns("__pycache__", "checkpoint", "demo", *links)
+    shutil.copytree(ROOT / "pmclip_deploy", tree / "pmclip_deploy", ignore=leave_out)
+    for name in links:
+        shutil.copytree(ROOT / name, tree / "pmclip_deploy" / name, ignore=shutil.ignore_patterns("__pycache__", "results"))
+    (tree / "pmclip_deploy" / "sessions" / "toy.py").write_text(TOY)
+    return tree
+
+
+def in_tree(tree: Path, code: str, *arguments: object) -> "subprocess.CompletedProcess[str]":
+    environment = {**os.environ, "PYTHONPATH": str(tree), "COLUMNS": "200"}
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, cwd=tree)
+
+
+def test_a_backend_of_one_more_file_is_known_everywhere(with_toy: Path) -> None:
+    main = "from pmclip_deploy.cli.app import main; main()"
+    found = json.loads(in_tree(with_toy, main, "doctor", "--json").stdout)
+    (row,) = [row for row in found["backends"] if row["name"] == "toy"]
+    assert row == {"name": "toy", "devices": ["toy-wheel"], "target": None, "version": "4.2", "problem": None, "wheels": 4}
+    assert found["packages"]["toy-package"] is None and [row["backend"] for row in found["engines"]] == ["tensorrt_rtx", "tensorrt"]
+    assert "backend  toy 4.2: wheels 4\n" in in_tree(with_toy, main, "doctor").stdout
+    assert "toy-wheel" in in_tree(with_toy, main, "infer", "--help").stdout
+    refused = in_tree(with_toy, main, "infer", ROOT / "README.md", "is there a fracture?", "--device", "tpu")
+    assert refused.returncode == 2 and "unknown device 'tpu'; choose one of auto, cpu," in refused.stderr and "toy-wheel" in refused.stderr
+    rows = in_tree(with_toy, "from pmclip_deploy.sessions import devices_table; print(devices_table())").stdout
+    assert "| `toy-wheel` | Toy | a wheel | `pip install toy` |" in rows.splitlines()
+
+
+def test_a_backend_of_one_more_file_runs_a_graph_and_a_bundle(with_toy: Path, bundle: tuple[Path, Manifest]) -> None:
+    code = """
+import sys
+from pathlib import Path
+import numpy as np
+import pmclip_deploy as pm
+from pmclip_deploy.sessions import SessionOptions, backends, open_session
+assert Path(pm.__file__).parent == Path(sys.argv[1], "pmclip_deploy") and backends()["toy"].available()
+session = open_session(Path(sys.argv[2], "image.onnx"), SessionOptions("toy-wheel"))
+print(session.backend, session.device, *session.inputs)
+model = pm.load(device="toy-wheel").model
+print(model.backend, model.device)
+"""
+    done = in_tree(with_toy, code, with_toy, bundle[0])
+    assert done.stdout.splitlines() == ["toy toy-wheel pixels", "toy toy-wheel"], done.stderr
+
+
+def test_the_registry_loads_no_backend() -> None:
+    """Neither a backend's package nor numpy."""
+    code = "import sys; from pmclip_deploy.sessions import backends; backends(); print(*{m.partition('.')[0] for m in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert not {"numpy", "onnxruntime", "tensorrt", "tensorrt_rtx", "cuda", "openvino", "typer"} & set(done.stdout.split())
+
+
+def test_every_backend_is_named_as_its_file() -> None:
+    """So that a name in a manifest leads a reader to the code."""
+    files = {path.stem for path in (ROOT / "pmclip_deploy" / "sessions").glob("*.py")} - {"__init__"}
+    assert set(backends()) == files
+    names = [device.name for backend in backends().values() for device in backend.devices]
+    assert len(set(names)) == len(names) and "auto" not in names
+
+
+def test_the_documentation_lists_the_devices() -> None:
+    assert devices_table() in (ROOT / "docs" / "tensorrt.md").read_text(encoding="utf-8"), "print sessions.devices_table() into it"
 
 
 # --- with a GPU -----------------------------------------------------------------------------------------------------------------
@@ -304,7 +418,7 @@ def on_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A bundle whose image tower has an engine for the GPU that is here, and its session."""
     pytest.importorskip("tensorrt_rtx"), pytest.importorskip("cuda.core")
     try:
-        here = tensorrt.machine("tensorrt_rtx")
+        here = engine_backends()["tensorrt_rtx"].machine()
     except DeviceError as error:
         pytest.skip(f"needs an NVIDIA GPU: {error}")
     from pmclip_deploy.export.engine_from_onnx import engine_from_onnx
@@ -320,7 +434,7 @@ def on_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_an_engine_runs(on_gpu: Any) -> None:
     session, folder = on_gpu
     assert (session.backend, session.device, session.inputs, session.outputs) == ("tensorrt_rtx", "cuda", ("pixels",), ("embedding",))
-    expected = open_session(folder / "image.onnx", "cpu").run({"pixels": PIXELS})["embedding"]
+    expected = open_session(folder / "image.onnx", SessionOptions("cpu")).run({"pixels": PIXELS})["embedding"]
     for batch in (1, 1, 1, 2, 3, 1):  # plain, captured, replayed; another shape, and in parts
         found = session.run({"pixels": PIXELS[:batch]})["embedding"]
         assert found.shape == (batch, DIM)
