@@ -105,7 +105,9 @@ def is_right(answer: Answer, truth: str) -> bool:
 def agree(one: Answer, other: Answer) -> bool:
     """Whether two answers are equal, or one of them is coarser; so too where one is not given."""
     a, b = word(one), word(other)
-    return a is None or b is None or is_right(one, b) or is_right(other, a)
+    if a is None or b is None or a == b:
+        return True
+    return any("not determined" in coarse and is_right(answer, fine) for answer, coarse, fine in ((one, a, b), (other, b, a)))
 
 
 def yes_minus_no(answer: Answer) -> float:
