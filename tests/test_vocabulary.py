@@ -10,7 +10,7 @@ from pydicom.sr import _cid_dict, _concepts_dict
 from pydicom.sr._snomed_dict import mapping
 
 from pmclip_deploy import vocabulary as v
-from pmclip_deploy.body_parts import PART_OF_CODE, PART_OF_TERM, PARTS
+from pmclip_deploy.body_parts import PART_OF_CODE, PART_OF_TERM, PARTS, VESSELS
 from pmclip_deploy.models import __file__ as models
 
 MANIFEST = json.loads((Path(models).parent / "pmclip-lite" / "bundle" / "manifest.json").read_text(encoding="utf-8"))
@@ -62,13 +62,13 @@ def test_every_plane_answer_is_a_view():
 
 
 def test_organs_are_the_models():
-    assert {organ for region in v.REGIONS.values() for organ in region.organs} | {v.VESSELS} == ORGANS
+    assert {organ for region in v.REGIONS.values() for organ in region.organs} | {VESSELS} == ORGANS
     assert {organ for part in PARTS for organ in part.organs} == ORGANS
     assert v.organ_of_region("hand") == "musculoskeletal"
     assert v.organ_of_region("chest") is None
     assert v.organs_of_region("chest")[0] == "lung, mediastinum, pleura"
     assert v.regions_of_organ("genitourinary") == ("abdomen",)
-    assert v.regions_of_organ(v.VESSELS) == ()
+    assert v.regions_of_organ(VESSELS) == ()
 
 
 def test_regions_are_those_of_parts():
