@@ -10,7 +10,7 @@ from onnx import TensorProto
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pmclip_deploy.export.graph import Graph, affine_from_norm
+from pmclip_deploy.train.graph import Graph, affine_from_norm
 from pmclip_deploy.train.heads.bilinear import BAN, SAN
 from pmclip_deploy.train.heads.mevf import MEVF
 from pmclip_deploy.train.heads.qcr import QCR, Branch, ConditionedQuestion

@@ -71,7 +71,7 @@ from pmclip_deploy.predictor import Predictor, facet_kinds, graphs_of_ask
 from pmclip_deploy.sessions import Session
 from pmclip_deploy.sessions.onnxruntime import OnnxRuntimeSession
 from pmclip_deploy.spec import METHODS
-from pmclip_deploy.train.towers import name_of_output, read_checkpoint, rounded_tensors
+from pmclip_deploy.train.checkpoint import name_of_output, read_checkpoint, rounded_tensors
 
 CALIBRATION, PARITY = "calibration.json", "parity.json"  # kept beside the checkpoint, so that a rebuild gives the same bytes
 IMAGES, QUESTIONS_READ = 256, 256  # taken of a folder or of a training set to calibrate on, evenly spread over their sorted names

@@ -18,11 +18,11 @@ from open_clip import CLIP
 from tiny_clip import pictures
 
 from pmclip_deploy.errors import ParityError
-from pmclip_deploy.export.clip_graphs import image_graph, text_graph
 from pmclip_deploy.export.parity import gate, tensor_difference
-from pmclip_deploy.spec import BACKBONES, Backbone
+from pmclip_deploy.train.backbones import BACKBONES
+from pmclip_deploy.train.backbones.base import Backbone
 
-GRAPHS = {"image": image_graph, "text": text_graph}
+GRAPHS = ("image", "text")
 START, END = 49406, 49407
 Tensor = torch.Tensor
 
@@ -50,7 +50,7 @@ def model(request: pytest.FixtureRequest) -> Model:
 
 def graph(model: Model, name: str) -> Any:
     with torch.inference_mode():
-        return GRAPHS[name](model.clip, model.backbone)
+        return (model.backbone.image_graph if name == "image" else model.backbone.text_graph)(model.clip)
 
 
 def run(proto: Any, x: Tensor) -> Any:

@@ -32,7 +32,7 @@ from pmclip_deploy.export.sensitivity import effects_of_layers
 from pmclip_deploy.opening import load
 from pmclip_deploy.pixels import picture_from_path, tensor_from_pixels
 from pmclip_deploy.sessions import session_from_bundle
-from pmclip_deploy.spec import BACKBONES
+from pmclip_deploy.train.backbones import BACKBONES
 from pmclip_deploy.train.vqa_heads import asked_of_checkpoint
 
 ROOT = Path(__file__).parents[1]

@@ -21,7 +21,6 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from pmclip_deploy.export.calibration import measured_from_feeds
-from pmclip_deploy.export.clip_graphs import image_graph, text_graph
 from pmclip_deploy.export.engine_from_onnx import engine_from_onnx
 from pmclip_deploy.export.fp16_from_onnx import LARGEST, NORMAL, SAFETY, half_from_onnx, rounded_from_half
 from pmclip_deploy.export.head_graphs import features_graph, head_graph
@@ -30,7 +29,7 @@ from pmclip_deploy.export.onnx_from_checkpoint import modules_from_checkpoint, o
 from pmclip_deploy.export.parity import TENSOR_GATES, sample_pictures
 from pmclip_deploy.export.weights import arrays
 from pmclip_deploy.pixels import picture_from_path, tensor_from_pixels
-from pmclip_deploy.spec import BACKBONES
+from pmclip_deploy.train.backbones import BACKBONES
 from pmclip_deploy.train.findings.films import PREPROCESS
 
 F, H = TensorProto.FLOAT, TensorProto.FLOAT16
@@ -52,7 +51,7 @@ def tower(name: str, part: str) -> tuple[Any, Values]:
     """(the graph, what it reads)"""
     clip, backbone = tiny_clip.lively(name), BACKBONES[name]
     with torch.inference_mode():
-        graph = image_graph(clip, backbone) if part == "image" else text_graph(clip, backbone)
+        graph = backbone.image_graph(clip) if part == "image" else backbone.text_graph(clip)
     tokens = np.zeros((3, 20), np.int64)
     for row, length in zip(tokens, (20, 5, 12), strict=True):
         row[:length] = [49406, *np.random.default_rng(length).integers(1, 49406, length - 2), 49407]

@@ -22,10 +22,10 @@ from safetensors.torch import load_file, save_file
 
 from pmclip_deploy.cli.app import main
 from pmclip_deploy.errors import BundleError, PmclipError, UsageError
-from pmclip_deploy.spec import BACKBONES
 from pmclip_deploy.tokens import tokens_from_text
+from pmclip_deploy.train.backbones import BACKBONES
+from pmclip_deploy.train.checkpoint import name_of_output, towers_from_checkpoint
 from pmclip_deploy.train.importing import import_weights, weights_from_file
-from pmclip_deploy.train.towers import name_of_output, towers_from_checkpoint, towers_from_spec
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch.jit's, of its age
 
@@ -92,7 +92,7 @@ def rn50_archive(rn50: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def light(name: str) -> Tensors:
     """A whole state dict whose tensors each hold one number, so that its file is small."""
     with torch.device("meta"):
-        state = towers_from_spec(BACKBONES[name]).state_dict()
+        state = BACKBONES[name].build().state_dict()
     return {k: torch.full((), 0.5 if v.is_floating_point() else 0, dtype=v.dtype).expand(v.shape) for k, v in state.items()}
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from open_clip import CLIP, CustomTextCLIP
 from rich.console import Console
 from rich.progress import track
 from torch import Generator, Tensor
@@ -17,7 +16,9 @@ from pmclip_deploy import evaluate as E
 from pmclip_deploy.bundle import sha256_of_file
 from pmclip_deploy.errors import BundleError, DeviceError, InputError, UsageError
 from pmclip_deploy.pixels import picture_from_path, tensor_from_pixels
-from pmclip_deploy.spec import BACKBONES
+from pmclip_deploy.train.backbones import BACKBONES
+from pmclip_deploy.train.backbones.base import Towers
+from pmclip_deploy.train.checkpoint import name_of_output, towers_from_checkpoint, under
 from pmclip_deploy.train.clip import sha256_of_questions, write_checkpoint
 from pmclip_deploy.train.datasets import image_key
 from pmclip_deploy.train.datasets.schema import BROKEN_SHARE
@@ -36,7 +37,6 @@ from pmclip_deploy.train.heads.words import Dictionary, tables_from_glove
 from pmclip_deploy.train.images import readable
 from pmclip_deploy.train.loop import Optimiser, Row, Settings, fit
 from pmclip_deploy.train.splits import IMAGE_DISJOINT, image_disjoint_split, questions_of_split, rows_from_questions
-from pmclip_deploy.train.towers import name_of_output, towers_from_checkpoint, under
 from pmclip_deploy.train.vocabulary import AnswerVocabulary, comparable, vocabulary_as_mevf, vocabulary_as_qcr
 
 HELD_OUT = 0.1  # of the training images, for validation
@@ -134,7 +134,7 @@ class Inputs:
 
 @torch.no_grad()
 def inputs_from_images(
-    images: Sequence[Path], clip: CLIP | CustomTextCLIP | None, preprocess: Any, features: ImageFeatures, encoded: bool, size: int = 32
+    images: Sequence[Path], clip: Towers | None, preprocess: Any, features: ImageFeatures, encoded: bool, size: int = 32
 ) -> Inputs:
     """``encoded`` takes the auto-encoder's code for its pixels. Without ``clip`` its place is a one: the question alone answers."""
     rows: list[list[Tensor]] = [[], [], []]
