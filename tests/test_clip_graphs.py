@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -85,9 +86,17 @@ def check(expected: Any, got: Any) -> None:
     gate("fp32", {"tensors": {"embedding": tensor_difference(expected, got)}, "answers": None})
 
 
-@pytest.mark.parametrize("name", ["RN50", "RN50x4", "ViT-B/32"])
+@pytest.mark.parametrize("name", ["RN50", "RN50x4", "ViT-B/32", "ViT-B/16", pytest.param("ViT-L/14", marks=pytest.mark.nightly)])
 def test_a_real_backbone_equals_pytorch(name: str) -> None:
-    model = lively(name)
+    check_backbone(lively(name))
+
+
+def test_a_large_backbone_with_two_layers_equals_pytorch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(BACKBONES, "ViT-L/14", tiny_clip.shallow("ViT-L/14", tmp_path))
+    check_backbone(lively("ViT-L/14"))
+
+
+def check_backbone(model: Model) -> None:
     for part, x in {"image": pictures(model.backbone.preprocess.size, 2), "text": texts(12, 7, width=12)}.items():
         check(reference(model, part, x), run(graph(model, part), x))
 

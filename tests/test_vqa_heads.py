@@ -342,7 +342,7 @@ def test_the_paper_recipes() -> None:
     assert (qcr.epochs, qcr.batch_size, qcr.learning_rate, qcr.optimiser.rate(50, 60)) == (3, 16, 0.001, 1.0)
 
 
-@pytest.mark.parametrize("backbone", ["ViT-B/32", "RN50", "RN50x4"])
+@pytest.mark.parametrize("backbone", ["ViT-B/32", "RN50", "RN50x4", pytest.param("ViT-B/16", marks=pytest.mark.nightly)])
 def test_a_clip_of_published_layout_through_import_training_and_evaluate(home: Path, tmp_path: Path, run: Any, backbone: str) -> None:
     torch.manual_seed(0)
     state = {k: v.half() for k, v in BACKBONES[backbone].build().state_dict().items()}

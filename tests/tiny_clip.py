@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,17 @@ def add_tiny(folder: Path) -> None:
         open_clip.add_model_config(folder / f"{name}.json")
         preprocess = Preprocess(32, "shortest", (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
         BACKBONES[name] = OpenAIClip(name, preprocess, embed_dim=32, context_length=77, pad_id=0, open_clip_name=name)
+
+
+def shallow(name: str, folder: Path) -> OpenAIClip:
+    """The backbone with two layers in each tower and no other change."""
+    backbone = BACKBONES[name]
+    config = open_clip.get_model_config(backbone.open_clip_name)
+    config["vision_cfg"]["layers"] = config["text_cfg"]["layers"] = 2
+    made = f"{backbone.open_clip_name}-of-two"
+    (folder / f"{made}.json").write_text(json.dumps(config))
+    open_clip.add_model_config(folder / f"{made}.json")
+    return replace(backbone, open_clip_name=made)
 
 
 def remove_tiny() -> None:

@@ -62,7 +62,7 @@ def import_weights(source: Path, output: Path, backbone: str | None = None, name
         raise
     except Exception as error:  # whatever a damaged or hostile file makes its reader raise
         raise _unreadable(source, error) from error
-    spec, tensors = _fitted(weights, wanted)
+    spec, tensors = fitted(weights, wanted)
     meta = {
         "name": name,
         "version": "0.1.0",
@@ -235,7 +235,7 @@ def _shapes(backbone: Backbone) -> Shapes:
         return {k: tuple(v.shape) for k, v in backbone.build().state_dict().items()}
 
 
-def _fitted(weights: Weights, wanted: Backbone | None) -> tuple[Backbone, Tensors]:
+def fitted(weights: Weights, wanted: Backbone | None) -> tuple[Backbone, Tensors]:
     """(backbone, its tensors in fp32). Raises BundleError naming the first tensors that are missing, extra, misshapen or not finite."""
     found: Shapes = {k: tuple(v.shape) for k, v in weights.tensors.items()}
     shapes = {b.name: _shapes(b) for b in _importable()}
