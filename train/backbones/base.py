@@ -128,7 +128,7 @@ class Backbone(ABC):
 
     def lite(self, towers: Towers) -> LiteTowers:
         """``towers`` of this backbone, as questions teach them. Raises UsageError where they cannot be taught so."""
-        raise UsageError(f"backbone {self.name} is not trained with the head lite; give --head mevf or qcr")
+        raise UsageError(f"backbone {self.name} cannot be taught by questions; use `train clip --from`, and --head mevf or qcr")
 
     def package(self) -> Package | None:
         """The package whose tensors checkpoints leave out."""
@@ -145,7 +145,7 @@ class Backbone(ABC):
 
     def misfit(self, config: Mapping[str, Any]) -> str | None:
         """What in the config.json beside published weights is not this backbone's; None where all is."""
-        return "there are no published weights of it"
+        return f"{self.name} is not read from a folder"
 
     # Graphs, in fp32 and written straight from the weights, so that their bytes depend on the weights alone.
 
