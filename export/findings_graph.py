@@ -8,7 +8,7 @@ from torch import nn
 
 from pmclip_deploy.train.backbones.efficientnet import trunk_graph
 from pmclip_deploy.train.findings.net import MIDDLE, PLACES, FindingsNet
-from pmclip_deploy.train.graph import FLOAT, Graph
+from pmclip_deploy.train.graph import FLOAT, Graph, Outputs, padding_of
 
 
 def findings_graph(net: FindingsNet, size: int) -> onnx.ModelProto:
@@ -20,8 +20,9 @@ def findings_graph(net: FindingsNet, size: int) -> onnx.ModelProto:
     *stages, x = trunk_graph(g, net.trunk, size)
 
     def convolution(name: str, x: str, module: nn.Conv2d, norm: nn.BatchNorm2d | None = None) -> str:
-        pads = module.padding[0], module.padding[0]
+        pads = padding_of(module)
         if norm is None:
+            assert module.bias is not None
             return g.kernel(name, x, module, module.weight, module.bias, pads)
         return g.node("Relu", f"{name}.relu", g.convolution(name, x, module, norm, pads))
 
@@ -47,5 +48,6 @@ def findings_graph(net: FindingsNet, size: int) -> onnx.ModelProto:
         g.node("Add", "finding", mean, g.node("Mul", "highest.boxed", highest, g.weight("boxed", net.boxed)))
     linear("region", seen, net.region)
     findings = net.pool.out_features
-    outputs = {"finding": ["B", findings], "region": ["B", net.region.out_features], "places": ["B", findings, size // 16, size // 16]}
+    places: list[str | int] = ["B", findings, size // 16, size // 16]
+    outputs: Outputs = {"finding": ["B", findings], "region": ["B", net.region.out_features], "places": places}
     return g.model("findings", {"pixels": (FLOAT, ["B", 3, size, size])}, outputs)

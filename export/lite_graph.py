@@ -5,7 +5,7 @@ import onnx
 import torch
 from torch import nn
 
-from pmclip_deploy.train.graph import FLOAT, Graph
+from pmclip_deploy.train.graph import FLOAT, Graph, Inputs, Outputs, of_kind
 from pmclip_deploy.train.heads.lite import STRENGTH, TAU, TAU_DETAILS, LiteHead
 
 
@@ -21,7 +21,8 @@ def lite_graph(head: LiteHead, dense: bool = False) -> onnx.ModelProto:
         return g.linear(name, x, module.weight, module.bias)
 
     def mlp(name: str, x: str, module: nn.Sequential) -> str:
-        return linear(f"{name}.2", g.node("Gelu", f"{name}.gelu", linear(f"{name}.0", x, module[0])), module[2])
+        first, last = of_kind(nn.Linear, module)
+        return linear(f"{name}.2", g.node("Gelu", f"{name}.gelu", linear(f"{name}.0", x, first)), last)
 
     def normalised(x: str) -> str:  # as F.normalize
         norm = g.node("ReduceL2", f"{x}.norm", x, g.ints("last", [-1]), keepdims=1)
@@ -61,12 +62,13 @@ def lite_graph(head: LiteHead, dense: bool = False) -> onnx.ModelProto:
     g.node("Add", "answer", padded, g.node("Mul", "memory.scaled", memory, g.floats("strength", STRENGTH)))
     g.node("Identity", "kind", mlp("kinds", text, head.kind))
     evidence = image
-    if head.radiograph[0].in_features > width:
+    if head.detail is not None and of_kind(nn.Linear, head.radiograph)[0].in_features > width:
         detail = scaled("detail", "detail.unit", "sqrt_details", head.detail.out_features)
         evidence = g.node("Concat", "evidence", image, detail, axis=-1)
     g.node("Squeeze", "radiograph", mlp("radiographs", evidence, head.radiograph), g.ints("last", [-1]))
-    outputs = {"answer": ["B", len(head.balance)], "kind": ["B", head.kind[2].out_features], "radiograph": ["B"]}
-    inputs = {name: (FLOAT, ["B", wide]) for name, wide in (("image", width + head.details), ("text", width))}
+    kinds = of_kind(nn.Linear, head.kind)[-1].out_features
+    outputs: Outputs = {"answer": ["B", len(head.balance)], "kind": ["B", kinds], "radiograph": ["B"]}
+    inputs: Inputs = {name: (FLOAT, ["B", wide]) for name, wide in (("image", width + head.details), ("text", width))}
     return g.model("head", inputs, outputs)
 
 

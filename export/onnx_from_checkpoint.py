@@ -104,7 +104,8 @@ def _features(features: ImageFeatures, *grey: Tensor) -> Tensor:
     given = iter(grey)
     encoded = None if features.autoencoder is None else features.autoencoder.encode(next(given))
     objects, _ = features(torch.zeros(len(grey[0]), features.clip_dim), encoded, None if features.maml is None else next(given))
-    return objects[:, 0, features.clip_dim :]
+    seen: Tensor = objects[:, 0, features.clip_dim :]
+    return seen
 
 
 def _answers(head: MEVF | QCR, seen: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:

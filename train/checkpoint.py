@@ -19,7 +19,8 @@ from pmclip_deploy.spec import CHECKPOINT_SCHEMA
 from pmclip_deploy.train.backbones import BACKBONES
 from pmclip_deploy.train.backbones.base import Package, Towers
 
-ALWAYS = {"name": str, "version": str, "logit_scale": (int, float), "metrics": dict, "provenance": dict}  # in checkpoint.json
+ALWAYS: dict[str, type | tuple[type, ...]]  # in checkpoint.json
+ALWAYS = {"name": str, "version": str, "logit_scale": (int, float), "metrics": dict, "provenance": dict}
 
 # Tensors that equal those of the backbone's package are not stored again, but named in the metadata of model.safetensors. There, and not in
 # checkpoint.json, since the sha256 of that file stands for all weights.

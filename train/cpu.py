@@ -21,7 +21,8 @@ def run_slow_convolutions_in_float(model: nn.Module) -> None:
 def _in_float(forward: Any) -> Any:
     def wrapped(x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            return forward(x.float())
+            out: Tensor = forward(x.float())
+            return out
 
     return wrapped
 

