@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from pmclip_deploy.benchmarks.harness import process
+from pmclip_deploy.benchmarks.peers import LITE
 from pmclip_deploy.benchmarks.results import Run, append, command_line
 from pmclip_deploy.machine import stamp, versions
 from pmclip_deploy.models import DEFAULT_CHECKPOINT
-from pmclip_deploy.spec import BACKBONES
 
 QUESTION = "is there a fracture?"
 
@@ -32,17 +32,17 @@ from pathlib import Path
 import torch
 from pmclip_deploy.imaging.preprocess import tensor_from_pixels
 from pmclip_deploy.imaging.read import picture_from_path
-from pmclip_deploy.spec import BACKBONES
 from pmclip_deploy.tokens import tokenizer_from_file, tokens_from_text
+from pmclip_deploy.train.backbones import BACKBONES
+from pmclip_deploy.train.checkpoint import towers_from_checkpoint, under
 from pmclip_deploy.train.heads.lite import LiteHead
-from pmclip_deploy.train.towers import features_for_head, towers_from_checkpoint, under
 checkpoint, path, question = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 model, meta, tensors = towers_from_checkpoint(checkpoint)
 head = LiteHead.from_tensors(under(tensors, "head"))
 spec = BACKBONES[meta["backbone"]]
 with torch.inference_mode():
     pixels = torch.from_numpy(tensor_from_pixels(picture_from_path(path).pixels, spec.preprocess))[None]
-    image = features_for_head(model, pixels, head.details > 0)
+    image = model.features_for_head(pixels, head.details > 0)
     tokens = tokens_from_text(tokenizer_from_file(checkpoint / "tokenizer.json"), [question], spec.context_length, spec.pad_id)
     answer, kind, _ = head(image, model.encode_text(torch.from_numpy(tokens)))
     chosen = meta["kinds"][int(kind.argmax())]
@@ -83,7 +83,7 @@ def whole_checkpoint(folder: Path) -> Path:
 
     from safetensors.torch import save_file
 
-    from pmclip_deploy.train.towers import rounded_tensors
+    from pmclip_deploy.train.checkpoint import rounded_tensors
 
     folder.mkdir()
     save_file(rounded_tensors(DEFAULT_CHECKPOINT), folder / "model.safetensors")
@@ -100,13 +100,14 @@ def embedding_jobs(folder: Path, backbone: str, image: str) -> dict[str, list[st
     from pmclip_deploy.benchmarks.towers import checkpoint_of_random_weights, pictures_for_calibration
     from pmclip_deploy.export.pack import bundle_from_checkpoint
     from pmclip_deploy.imaging.read import picture_from_path
+    from pmclip_deploy.train.backbones import backbone_named
 
+    name = backbone_named(backbone).open_clip_name
     model = checkpoint_of_random_weights(folder / "checkpoint", backbone)
     weights, picture = folder / "open_clip.pt", folder / "picture.png"
     torch.save(model.state_dict(), weights)
     Image.fromarray(picture_from_path(image).pixels).convert("RGB").save(picture)
     bundle_from_checkpoint(folder / "checkpoint", folder / "bundle", "int8", calibration_images=pictures_for_calibration(folder))
-    name = BACKBONES[backbone].open_clip_name
     return {
         f"pmclip_deploy, {backbone} INT8": [sys.executable, "-c", EMBED, str(folder / "bundle"), str(picture), QUESTION],
         f"open_clip, {backbone} fp32": [sys.executable, "-c", OPEN_CLIP_EMBED, str(name), str(weights), str(picture), QUESTION],
@@ -117,7 +118,7 @@ def main() -> None:
     from pydicom.data import get_testdata_file
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--backbone", choices=[name for name, b in BACKBONES.items() if b.open_clip_name])
+    parser.add_argument("--backbone", help="one that open_clip has too")  # whose names would load torch into this process
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--image", default=str(get_testdata_file("CT_small.dcm")))
     parser.add_argument("--output", type=Path)
@@ -158,7 +159,7 @@ def main() -> None:
             low, median, high = statistics.quantiles((1e3 * r["seconds"] for r in rows if r["job"] == name), method="inclusive")
             peak = medians[name][1]
             figures = {"p50_ms": median, "p25_ms": low, "p75_ms": high, "peak_mib": peak if peak == peak else None}
-            model, part = (options.backbone, "both") if options.backbone else ("pmclip-lite", "infer")
+            model, part = (options.backbone, "both") if options.backbone else (LITE, "infer")
             append(options.output, [run.row(model, system, part, "cold", figures, threads=None, samples=options.repeats)])
 
 

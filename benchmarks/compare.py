@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from pmclip_deploy.benchmarks import environments
 from pmclip_deploy.benchmarks.harness import SYSTEMS, Measurement, SystemFailed, Worker, interleaved, offline, pooled, ratio, single_stream
+from pmclip_deploy.benchmarks.peers import MODELS, VIT
 from pmclip_deploy.benchmarks.results import Row, Run, append
 from pmclip_deploy.benchmarks.systems import CONTEXT
 from pmclip_deploy.errors import PmclipError
@@ -41,7 +42,6 @@ SCENARIOS = ("single-stream", "offline")
 BATCH = 16  # of offline
 OURS = ("pmclip-deploy fp32", "pmclip-deploy fp16", "pmclip-deploy int8")
 REFERENCE = "open_clip-eager"  # where it is there, else our own fp32
-MODELS = {"ViT-B/32": "vit-b-32", "RN50": "rn50", "pmclip-lite": "pmclip-lite"}  # and its folder
 HAS_NOT = {  # models a peer has no class for
     "transformers-onnx": "transformers' CLIPModel has no such towers, a vision transformer is all it knows",
     "fastembed": "fastembed's image path takes no model but those it lists, of CLIP ViT-B/32 alone",
@@ -85,7 +85,7 @@ class Comparison:
         for name in names:
             system = System(name)
             out.append(system)
-            if name in HAS_NOT and self.model != "ViT-B/32":
+            if name in HAS_NOT and self.model != VIT:
                 system.refuse(HAS_NOT[name])
                 continue
             try:
@@ -297,7 +297,7 @@ def compare(comparison: Comparison, names: Sequence[str], seconds: float, repeat
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=list(MODELS), default="ViT-B/32")
+    parser.add_argument("--model", choices=list(MODELS), default=VIT)
     parser.add_argument("--peers", type=Path, required=True, help="the folder of environments.py; the weights are kept in it too")
     parser.add_argument("--output", type=Path, help="rows are added to it")
     parser.add_argument("--systems", nargs="+", default=["null", *OURS, *environments.OF], metavar="NAME")

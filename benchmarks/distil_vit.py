@@ -13,17 +13,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from open_clip import CLIP, CustomTextCLIP, get_model_config
+from open_clip import CLIP, CustomTextCLIP
+from open_clip.transformer import PatchDropout
 from torch.nn import functional as F
 
+from pmclip_deploy.benchmarks.peers import LITE, VIT
 from pmclip_deploy.imaging.preprocess import tensor_from_pixels
 from pmclip_deploy.imaging.read import picture_from_path
 from pmclip_deploy.models import DEFAULT_CHECKPOINT
-from pmclip_deploy.spec import BACKBONES
-from pmclip_deploy.train.bpe import clip_tokenizer_json
+from pmclip_deploy.train.backbones import BACKBONES
+from pmclip_deploy.train.checkpoint import save_checkpoint, towers_from_checkpoint
 from pmclip_deploy.train.clip import questions_for_training
+from pmclip_deploy.train.cpu import keep_freed_memory
 from pmclip_deploy.train.images import radiology_augmented, with_margin
-from pmclip_deploy.train.towers import ClipTowers, keep_freed_memory, save_checkpoint, towers_from_checkpoint
 
 BATCH, RATE, WARMUP = 32, 5e-4, 50
 DROPPED = 0.5  # of the patches of each picture, while it trains: half the time a step (Li et al. 2023)
@@ -50,12 +52,11 @@ def main() -> None:
     keep_freed_memory()
     training, validation = (sorted({q.image for q in questions}) for questions in questions_for_training([options.data]))
     teacher = towers_from_checkpoint(DEFAULT_CHECKPOINT)[0]
-    wanted, held = (embeddings(teacher, paths, "pmclip-lite") for paths in (training, validation))
+    wanted, held = (embeddings(teacher, paths, LITE) for paths in (training, validation))
 
-    spec = BACKBONES["ViT-B/32"]
-    config = get_model_config(spec.open_clip_name)
-    config["vision_cfg"]["patch_dropout"] = DROPPED
-    model = ClipTowers(**config)
+    spec = BACKBONES[VIT]
+    model = spec.build()
+    model.visual.patch_dropout = PatchDropout(DROPPED)
     pixels = [with_margin(picture_from_path(path).pixels, spec.preprocess) for path in training]
     groups = [
         {"params": [p for p in model.visual.parameters() if (p.ndim > 1) == decayed], "weight_decay": 0.05 * decayed}
@@ -85,8 +86,8 @@ def main() -> None:
         print(json.dumps({**history[-1], "seconds": round(time.perf_counter() - start)}), flush=True)
         options.output.mkdir(parents=True, exist_ok=True)
         vocabulary = options.output / "tokenizer.json"
-        vocabulary.write_text(clip_tokenizer_json())
-        made = {"distilled_from": "pmclip-lite", "data": [options.data.name], "images": len(training), "epochs": epoch + 1, "seed": 1}
+        vocabulary.write_text(spec.tokenizer_json())
+        made = {"distilled_from": LITE, "data": [options.data.name], "images": len(training), "epochs": epoch + 1, "seed": 1}
         meta = {"name": "vit-distilled", "version": "0.1.0", "backbone": spec.name, "logit_scale": 14.2857}
         meta |= {"metrics": {"history": history}, "provenance": {"clip": made}}
         save_checkpoint(options.output, {f"clip.{k}": v for k, v in model.state_dict().items()}, meta, vocabulary)

@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from pmclip_deploy.benchmarks import harness
+from pmclip_deploy.benchmarks.peers import LITE, VIT
 from pmclip_deploy.benchmarks.results import Run, append, command_line
 from pmclip_deploy.benchmarks.stages import dataset_from_stored, radiograph_from_ct, rendering
 from pmclip_deploy.imaging.decoders.frame import samples_from_codestream
@@ -25,8 +26,8 @@ from pmclip_deploy.imaging.decoders.layout import Layout
 from pmclip_deploy.imaging.dicom_file import image_from_file, reading
 from pmclip_deploy.imaging.stored import layout_from_dataset, stored_values
 from pmclip_deploy.machine import stamp, versions
-from pmclip_deploy.spec import BACKBONES
 from pmclip_deploy.threads import cpu_threads
+from pmclip_deploy.train.backbones import BACKBONES
 
 BURST = 3  # calls that are counted at each system's turn, after one that follows a pause
 RLE, JPEG_LS, JPEG_2000 = "1.2.840.10008.1.2.5", "1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.90"
@@ -48,7 +49,7 @@ def main() -> None:
     beside = versions("torch", "torchvision", "open_clip_torch", "imagecodecs", "pylibjpeg-rle")
     run = Run(command_line("python -m pmclip_deploy.benchmarks.preprocessing"), {**stamp(cpu_threads()), "beside": beside})
     made = []
-    for model in ("pmclip-lite", "ViT-B/32"):
+    for model in (LITE, VIT):
         made += compare(run, model, f"window and preprocess, {what}", preprocessing_jobs(stored, model), options.repeats)
     for syntax in (RLE, JPEG_LS, JPEG_2000):
         made += compare(run, "any", f"decode {NAMES[syntax]}, {what}", decoding_jobs(stored, syntax), max(3, options.repeats // 3))

@@ -16,6 +16,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from pmclip_deploy.benchmarks.peers import LITE, MODELS, VIT
 from pmclip_deploy.benchmarks.results import Row, read
 from pmclip_deploy.errors import PmclipError, UsageError
 from pmclip_deploy.export import page
@@ -24,7 +25,6 @@ from pmclip_deploy.sessions import backends
 
 ROWS = Path("benchmarks/results/bench.jsonl")
 BENCH, COMPARE, PREPROCESSING, COLD = "bench", "compare", "preprocessing", "cold_start"  # the last word of a command's program
-MODELS = ("ViT-B/32", "RN50", "pmclip-lite")  # the report has a section for each, measured or not
 PARTS = ("image", "text")
 REFERENCE, OURS = "open_clip-eager", "pmclip-deploy"  # PyTorch eager, and how our own systems' names begin
 MLPERF = (0.99, 0.999)  # of fp32's accuracy: the lines that MLPerf Inference draws
@@ -157,13 +157,13 @@ def aims(rows: Rows) -> list[Block]:
         verdict = NOT_MEASURED if met is None or measured is None else ("met" if met else "missed") + more
         found.append([what, limit, measured or NOT_MEASURED, verdict, run[0]["run"][:8] if run else ""])
 
-    for run in runs(rows, COMPARE, "ViT-B/32") or [[]]:
+    for run in runs(rows, COMPARE, VIT) or [[]]:
         for part in PARTS:
             for other, limit in ((REFERENCE, EAGER), ("openvino-fp32", OPENVINO)):
                 paired = _paired(find(run, f"{OURS} fp32", part, "single-stream"), f"ratio{{}} to {other}")
-                what = f"ViT-B/32 fp32, one {part}: time to that of {other}"
+                what = f"{VIT} fp32, one {part}: time to that of {other}"
                 say(run, what, f"at most {limit:g}", _spread(paired), _at_most(paired[0], limit))
-    for model in MODELS:
+    for model in MODELS:  # measured or not
         for run in runs(rows, COMPARE, model) or [[]]:
             peers = list(dict.fromkeys(r["system"] for r in run if r["system"].endswith("int8") and not r["system"].startswith(OURS)))
             for part in PARTS:
@@ -176,9 +176,9 @@ def aims(rows: Rows) -> list[Block]:
                     met = bool(paired[0] < 1 and cosine >= theirs) if known else None
                     say(run, f"{model} INT8, one {part}: time to that of {peer}; least cosine to fp32", "under 1; not less", measured, met)
     for which, part, until in ((COLD, "infer", "infer's answer"), (COMPARE, "both", "its first embeddings")):
-        for run in runs(rows, which, "pmclip-lite") or [[]]:
+        for run in runs(rows, which, LITE) or [[]]:
             ratio = quotient(find(run, f"{OURS} int8", part, "cold"), find(run, REFERENCE, part, "cold"), "p50_ms")
-            what = f"pmclip-lite INT8, from a new process to {until}: time to that of {REFERENCE}"
+            what = f"{LITE} INT8, from a new process to {until}: time to that of {REFERENCE}"
             met = None if ratio is None else ratio < COLD_LIMIT
             say(run, what, f"under {COLD_LIMIT:g}", None if ratio is None else f"{ratio:.3f}", met)
     for run in runs(rows, PREPROCESSING) or [[]]:

@@ -18,15 +18,15 @@ import numpy as np
 import torch
 from PIL import Image
 
+from pmclip_deploy.benchmarks.peers import VIT
 from pmclip_deploy.export.pack import bundle_from_checkpoint
 from pmclip_deploy.export.parity import sample_pictures
 from pmclip_deploy.imaging.read import picture_from_path
 from pmclip_deploy.opening import load
 from pmclip_deploy.sessions import SessionOptions, open_session
-from pmclip_deploy.spec import BACKBONES
 from pmclip_deploy.threads import cpu_threads
-from pmclip_deploy.train.bpe import clip_tokenizer_json
-from pmclip_deploy.train.towers import save_checkpoint, towers_from_spec
+from pmclip_deploy.train.backbones import BACKBONES
+from pmclip_deploy.train.checkpoint import save_checkpoint
 
 BURST = 4  # queries one upon the other (MLPerf's single stream) that are counted at each system's turn, after one that follows a pause
 LENGTH = 12  # tokens of a question; eager takes the padded 77, as open_clip's own encode_text does
@@ -35,9 +35,9 @@ LENGTH = 12  # tokens of a question; eager takes the padded 77, as open_clip's o
 def checkpoint_of_random_weights(folder: Path, backbone: str) -> Any:
     """Writes it; returns the model."""
     torch.manual_seed(0)
-    model = towers_from_spec(BACKBONES[backbone]).eval()
+    model = BACKBONES[backbone].build().eval()
     folder.mkdir()
-    (folder / "bpe.json").write_text(clip_tokenizer_json())
+    (folder / "bpe.json").write_text(BACKBONES[backbone].tokenizer_json())
     meta = {"name": "random", "version": "0", "backbone": backbone, "logit_scale": 14.3, "metrics": {}, "provenance": {}}
     save_checkpoint(folder, {f"clip.{k}": v for k, v in model.state_dict().items()}, meta, folder / "bpe.json")
     return model
@@ -54,7 +54,7 @@ def pictures_for_calibration(folder: Path) -> Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--backbone", choices=[name for name, b in BACKBONES.items() if b.open_clip_name], default="ViT-B/32")
+    parser.add_argument("--backbone", choices=[name for name, b in BACKBONES.items() if b.importable], default=VIT)
     parser.add_argument("--repeats", type=int, default=25)
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()

@@ -24,6 +24,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from pmclip_deploy.benchmarks.peers import VIT
 from pmclip_deploy.benchmarks.towers import checkpoint_of_random_weights, pictures_for_calibration
 from pmclip_deploy.errors import InputError
 from pmclip_deploy.export.pack import bundle_from_checkpoint
@@ -31,9 +32,10 @@ from pmclip_deploy.export.parity import QUESTIONS
 from pmclip_deploy.imaging.preprocess import tensor_from_pixels
 from pmclip_deploy.imaging.read import picture_from_path
 from pmclip_deploy.models import DEFAULT_BUNDLE, DEFAULT_CHECKPOINT
-from pmclip_deploy.spec import BACKBONES, Backbone
 from pmclip_deploy.tokens import tokens_from_text
-from pmclip_deploy.train.towers import MINILM, towers_from_checkpoint
+from pmclip_deploy.train.backbones import BACKBONES
+from pmclip_deploy.train.backbones.base import Backbone
+from pmclip_deploy.train.checkpoint import towers_from_checkpoint
 
 PICTURES = ("examples_overlay", "examples_jpeg2k", "examples_rgb_color", "image_dfl", "J2K_pixelrep_mismatch", "JPEG-lossy")
 TEXTS = (
@@ -57,14 +59,14 @@ def folder_of_weights(model: str, folder: Path, calibration: Path | None = None)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     backbone, checkpoint = BACKBONES[model], folder / "checkpoint"
-    if backbone.open_clip_name:
+    if backbone.importable:
         checkpoint_of_random_weights(checkpoint, model)
     else:
         shutil.copytree(DEFAULT_CHECKPOINT, checkpoint)
     pictures = calibration or pictures_for_calibration(folder)
     bundle_from_checkpoint(checkpoint, folder / "fp32", "fp32")
     bundle_from_checkpoint(checkpoint, folder / "fp16", "fp16")
-    if backbone.open_clip_name:
+    if backbone.importable:
         bundle_from_checkpoint(checkpoint, folder / "int8", "int8", calibration_images=pictures)
     else:
         shutil.copytree(DEFAULT_BUNDLE, folder / "int8")  # the one that ships, with its calibration table
@@ -75,24 +77,17 @@ def folder_of_weights(model: str, folder: Path, calibration: Path | None = None)
     save_file(tensors, folder / "open_clip" / "model.safetensors")
     if not backbone.open_clip_name:
         _configuration(backbone, folder / "open_clip")
-    elif model == "ViT-B/32":
+    elif model == VIT:
         _transformers(tensors, backbone, checkpoint, folder / "transformers")
     _inputs(backbone, folder, pictures)
     (folder / DONE).touch()
 
 
-def _configuration(backbone: Backbone, folder: Path) -> None:
-    """Of open_clip's CustomTextCLIP; the text tower's shape stands in a folder that transformers reads."""
-    vision = {"timm_model_name": backbone.timm_name, "timm_model_pretrained": False, "timm_pool": "avg", "timm_proj": "linear"}
-    text = {"hf_model_pretrained": False, "hf_pooler_type": "mean_pooler", "hf_proj_type": "linear"}
-    config = {
-        "embed_dim": backbone.embed_dim,
-        "vision_cfg": {**vision, "image_size": backbone.preprocess.size},
-        "text_cfg": {**text, "context_length": backbone.context_length},
-    }
-    (folder / "config.json").write_text(json.dumps(config, indent=1))
+def _configuration(backbone: Any, folder: Path) -> None:
+    """Of open_clip's CustomTextCLIP, which ours is made of; the text tower's shape stands in a folder that transformers reads."""
+    (folder / "config.json").write_text(json.dumps(backbone.config("text"), indent=1))
     (folder / "text").mkdir()
-    (folder / "text" / "config.json").write_text(json.dumps({**MINILM, "num_hidden_layers": backbone.text_layers}, indent=1))
+    (folder / "text" / "config.json").write_text(json.dumps(backbone.text_config(), indent=1))
 
 
 # --- transformers' CLIPModel ----------------------------------------------------------------------------------------------------
@@ -188,7 +183,7 @@ def _inputs(backbone: Backbone, folder: Path, calibration: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=list(BACKBONES), default="ViT-B/32")
+    parser.add_argument("--model", choices=list(BACKBONES), default=VIT)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--calibration", type=Path, help="training images: a folder, or a .jsonl with images/ beside it")
     options = parser.parse_args()

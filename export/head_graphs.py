@@ -10,7 +10,7 @@ from onnx import TensorProto
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pmclip_deploy.export.graph import Graph, Inputs, affine_from_norm, of_kind, padding_of
+from pmclip_deploy.train.graph import Graph, Inputs, affine_from_norm, of_kind, padding_of
 from pmclip_deploy.train.heads.bilinear import BAN, SAN, BilinearPooling, Stack
 from pmclip_deploy.train.heads.mevf import MEVF
 from pmclip_deploy.train.heads.qcr import QCR, Branch, ConditionedQuestion

@@ -62,7 +62,7 @@ from pmclip_deploy.predictor import Predictor
 from pmclip_deploy.sessions import Session, SessionOptions, open_session
 from pmclip_deploy.sessions.onnxruntime import import_onnxruntime
 from pmclip_deploy.spec import METHODS, TENSOR_GATES
-from pmclip_deploy.train.towers import name_of_output, read_checkpoint, rounded_tensors
+from pmclip_deploy.train.checkpoint import name_of_output, read_checkpoint, rounded_tensors
 
 CALIBRATION, PARITY = "calibration.json", "parity.json"  # kept beside the checkpoint, so that a rebuild gives the same bytes
 IMAGES, QUESTIONS_READ = 256, 256  # taken of a folder or of a training set to calibrate on, evenly spread over their sorted names

@@ -1,4 +1,4 @@
-"""What every stage must agree on, stated once: preprocessing, backbones, schemas. Standard library only."""
+"""What every stage must agree on, stated once: preprocessing, schemas, precisions. Standard library only."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -40,42 +40,3 @@ class Preprocess:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     trim: bool = False
-
-
-@dataclass(frozen=True)
-class Backbone:
-    """A dual encoder: how its towers are made and what their graphs take and give."""
-
-    name: str
-    preprocess: Preprocess
-    embed_dim: int  # width of both embeddings
-    context_length: int  # longest question in tokens, specials included
-    pad_id: int
-    open_clip_name: str | None = None  # OpenAI's architecture in open_clip, both towers; None where the next two say it
-    timm_name: str | None = None  # image tower
-    text_layers: int | None = None  # transformer layers kept of MiniLM, the text tower
-
-
-def _openai(name: str, open_clip_name: str, size: int, embed_dim: int) -> Backbone:
-    mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-    return Backbone(name, Preprocess(size, "shortest", mean, std), embed_dim, context_length=77, pad_id=0, open_clip_name=open_clip_name)
-
-
-BACKBONES = {
-    b.name: b
-    for b in [
-        Backbone(
-            name="pmclip-lite",
-            preprocess=Preprocess(size=256, resize="squash", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), trim=True),
-            embed_dim=512,
-            context_length=64,
-            pad_id=0,
-            timm_name="tf_efficientnet_lite0",
-            text_layers=4,
-        ),
-        # What PubMedCLIP fine-tuned: OpenAI's CLIP (Radford et al. 2021), with QuickGELU.
-        _openai("RN50", "RN50-quickgelu", 224, 1024),
-        _openai("RN50x4", "RN50x4-quickgelu", 288, 640),
-        _openai("ViT-B/32", "ViT-B-32-quickgelu", 224, 512),
-    ]
-}

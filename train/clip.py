@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from open_clip import CLIP, CustomTextCLIP
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
@@ -20,27 +19,19 @@ from pmclip_deploy.atomic import told
 from pmclip_deploy.bundle.files import sha256_of_file
 from pmclip_deploy.console import print_note
 from pmclip_deploy.errors import InputError, UsageError
-from pmclip_deploy.spec import BACKBONES
 from pmclip_deploy.tokens import tokens_from_text
+from pmclip_deploy.train.backbones import BACKBONES, DEFAULT, backbone_named
+from pmclip_deploy.train.backbones.base import LiteTowers, Towers
 from pmclip_deploy.train.captions import caption, statements_by_image
-from pmclip_deploy.train.contrastive import contrastive_loss, contrastive_loss_of_processes, in_pieces, rows_of_processes
+from pmclip_deploy.train.checkpoint import name_of_output, save_checkpoint, towers_from_checkpoint
+from pmclip_deploy.train.contrastive import contrastive_loss, in_pieces, rows_of_processes
+from pmclip_deploy.train.cpu import mixed_precision, run_slow_convolutions_in_float
 from pmclip_deploy.train.datasets import Pair, Question, image_key, layout_of, layout_of_questions, pairs_from_folder, questions_from_folder
 from pmclip_deploy.train.datasets.schema import BROKEN_SHARE
 from pmclip_deploy.train.images import Augmentation, Images, Pairs, readable, reading_processes
 from pmclip_deploy.train.lookalikes import write_seen
 from pmclip_deploy.train.loop import Optimiser, Row, Settings, device_of_process, fit, own_part, processes, rank
 from pmclip_deploy.train.splits import pictures_seen_in
-from pmclip_deploy.train.towers import (
-    backbone_named,
-    load_pretrained,
-    lock_image_stem,
-    mixed_precision,
-    name_of_output,
-    run_slow_convolutions_in_float,
-    save_checkpoint,
-    towers_from_checkpoint,
-    towers_from_spec,
-)
 
 LOCKED_STAGES = 2  # of the image tower: generic filters that cost half of a step
 VARIANTS = 4  # captions drawn for each image
@@ -114,14 +105,11 @@ def sha256_of_questions(questions: list[Question]) -> str:
 
 
 @torch.no_grad()
-def pooled_from_text(model: CustomTextCLIP, tokenizer: Path, texts: list[str]) -> Tensor:
-    """The locked text transformer's output before the projection, (N, 384) f32."""
-    tower, rows = model.text, []
-    for start in range(0, len(texts), 128):
-        tokens = torch.from_numpy(tokens_from_text(tokenizer, texts[start : start + 128], model.context_length, tower.config.pad_token_id))
-        mask = (tokens != tower.config.pad_token_id).long()
-        rows.append(tower.pooler(tower.transformer(input_ids=tokens, attention_mask=mask), mask))
-    return torch.cat(rows)
+def pooled_from_text(model: LiteTowers, tokenizer: Path, texts: list[str]) -> Tensor:
+    """The locked text transformer's output before the projection, (N, W) f32."""
+    parts = (texts[start : start + 128] for start in range(0, len(texts), 128))
+    tokens = (torch.from_numpy(tokens_from_text(tokenizer, part, model.context_length, model.pad_id)) for part in parts)
+    return torch.cat([model.pooled_text(of) for of in tokens])
 
 
 def recall_at(image: Tensor, text: Tensor, captions: list[str], ranks: tuple[int, ...] = (1, 5, 10)) -> dict[str, Any]:
@@ -148,7 +136,7 @@ def loss_among_all(image: Tensor, texts: Tensor, indices: Tensor, scale: Tensor)
 
 
 @torch.no_grad()
-def embeddings_from_images(model: CustomTextCLIP, images: Images) -> Tensor:
+def embeddings_from_images(model: Towers, images: Images) -> Tensor:
     model.eval()
     return torch.cat([model.encode_image(images.clean(i)) for i in torch.arange(len(images)).split(32)])
 
@@ -157,14 +145,10 @@ def train_clip(
     data: list[Path],
     output: Path,
     settings: Settings,
-    backbone: str = "pmclip-lite",
+    backbone: str = DEFAULT,
     name: str | None = None,
 ) -> dict[str, Any]:
-    """Trains and writes a checkpoint to ``output``; returns its description.
-
-    The text transformer stays locked (LiT, Zhai et al. 2022) but for its projection: it keeps what it knows of language, which
-    is what tells an unknown question from a known one, and its output is computed once.
-    """
+    """Trains and writes a checkpoint to ``output``; returns its description. What stays locked: ``LiteTowers``."""
     name = name_of_output(output, name)
     settings.start()
     device, spec = torch.device("cuda" if torch.cuda.is_available() else "cpu"), backbone_named(backbone)
@@ -172,10 +156,9 @@ def train_clip(
     said = statements_by_image(training)
     paths = settings.images(sorted(said, key=lambda p: (p.name, str(p))))
 
-    model = towers_from_spec(spec)
-    tokenizer = load_pretrained(model)
-    model.text.transformer.requires_grad_(False)
-    locked = lock_image_stem(model, LOCKED_STAGES)
+    model = spec.lite(spec.build())
+    tokenizer = spec.load_pretrained(model)
+    locked = model.lock(LOCKED_STAGES)
     run_slow_convolutions_in_float(model.visual)
     model.visual.to(memory_format=torch.channels_last)
 
@@ -192,12 +175,10 @@ def train_clip(
             module.eval()
         with autocast(device, True):
             image = model.visual(images.augmented(indices, generator).to(device))
-        text = model.text.proj(pooled[torch.arange(len(pooled)), torch.randint(VARIANTS, (len(pooled),), generator=generator)])
+        text = model.projected_text(pooled[torch.arange(len(pooled)), torch.randint(VARIANTS, (len(pooled),), generator=generator)])
         scale = model.logit_scale.clamp(max=4.6052).exp()  # at most 100, as CLIP does
         return loss_among_all(image.float(), text, indices.to(device), scale)
 
-    fresh = [*model.visual.head.parameters(), *model.text.proj.parameters(), model.logit_scale]
-    trunk = [p for p in model.visual.trunk.parameters() if p.requires_grad]
     output.mkdir(parents=True, exist_ok=True)
     made_with = {"backbone": backbone, **settings.to_json(), "data_sha256": sha256_of_questions(training), "images": len(paths)}
     rate = settings.learning_rate
@@ -206,7 +187,7 @@ def train_clip(
         model,
         loss_of,
         len(paths),
-        [(fresh, 2 * rate), (trunk, rate)],
+        [(model.projections(), 2 * rate), (model.trunk(), rate)],
         settings,
         made_with,
         output / "state.pt",
@@ -218,7 +199,7 @@ def train_clip(
         held = sorted(told)
         pool = embeddings_from_images(model, Images(held, spec.preprocess))
         captions = [", ".join(told[p][:6]) for p in held]
-        texts = model.text.proj(pooled_from_text(model, tokenizer, captions)).detach()
+        texts = model.projected_text(pooled_from_text(model, tokenizer, captions)).detach()
         metrics = {"retrieval_validation": recall_at(pool, texts, captions)}
     meta = {
         "name": name,
@@ -335,7 +316,7 @@ def _train_on(
         for module in locked:
             module.eval()
         hold_scale()
-        return contrastive_loss_of_processes(*embedded(batch), model.logit_scale.exp())
+        return spec.loss_of_processes(*embedded(batch), model.logit_scale.exp())
 
     @torch.no_grad()
     def hold_scale() -> None:
@@ -367,7 +348,7 @@ def _train_on(
             return {}
         image, text = embeddings_from_pairs(model.eval(), embedded, held, workers)
         row = {
-            "validation_loss": round(loss_over(image, text, model.logit_scale.exp().cpu(), recipe.batch_size), 4),
+            "validation_loss": round(loss_over(image, text, model.logit_scale.exp().cpu(), recipe.batch_size, spec.loss), 4),
             **recall_at(image, text, [p.caption for p in validation]),
         }
         if rank() == 0 and row["validation_loss"] < min((h["validation_loss"] for h in history), default=math.inf):
@@ -397,15 +378,14 @@ def _train_on(
     return described
 
 
-def lock_towers(model: CLIP | CustomTextCLIP, recipe: Recipe) -> list[nn.Module]:
+def lock_towers(model: Towers, recipe: Recipe) -> list[nn.Module]:
     """Freezes what the recipe locks (LiT, Zhai et al. 2022); returns what must stay in eval mode. Raises UsageError."""
     if recipe.lock_image and recipe.lock_text:
         raise UsageError("with both towers locked there is nothing to train; leave out --lock-image or --lock-text")
     for name, parameter in model.named_parameters():
         if name != "logit_scale" and (recipe.lock_image if name.startswith("visual.") else recipe.lock_text):
             parameter.requires_grad_(False)
-    text = model.text if isinstance(model, CustomTextCLIP) else model.transformer
-    return [*[model.visual] * recipe.lock_image, *[text] * recipe.lock_text]
+    return [part for name, part in model.named_children() if (recipe.lock_image if name == "visual" else recipe.lock_text)]
 
 
 def autocast(device: torch.device, mixed: bool) -> torch.autocast:
@@ -428,7 +408,7 @@ def embeddings_from_pairs(
     return image, text
 
 
-def loss_over(image: Tensor, text: Tensor, scale: Tensor, size: int) -> float:
+def loss_over(image: Tensor, text: Tensor, scale: Tensor, size: int, loss: Callable[..., Tensor] = contrastive_loss) -> float:
     """The mean loss of batches of ``size``, which a loss can be compared at; a last short one counts only if there is no other."""
     batches = [pair for pair in zip(image.split(size), text.split(size), strict=True) if len(pair[0]) == min(size, len(image))]
-    return sum(contrastive_loss(i, t, scale).item() for i, t in batches) / len(batches)
+    return sum(loss(i, t, scale).item() for i, t in batches) / len(batches)

@@ -18,26 +18,26 @@ from torch import Tensor
 from pmclip_deploy.atomic import told, written_folder
 from pmclip_deploy.bundle.files import sha256_of_file
 from pmclip_deploy.errors import BundleError, PmclipError, UsageError
-from pmclip_deploy.spec import BACKBONES, Backbone
-from pmclip_deploy.train.bpe import clip_tokenizer_json
-from pmclip_deploy.train.towers import backbone_named, name_of_output, read_checkpoint, save_checkpoint, towers_from_spec
+from pmclip_deploy.train.backbones import BACKBONES, backbone_named
+from pmclip_deploy.train.backbones.base import Backbone, Tensors
+from pmclip_deploy.train.checkpoint import name_of_output, read_checkpoint, save_checkpoint
 
 FILES = {"model.safetensors", "checkpoint.json", "tokenizer.json"}  # of a checkpoint
 HUGGING_FACE_FILES = ("model.safetensors", "pytorch_model.bin")
-IMPORTABLE = [b for b in BACKBONES.values() if b.open_clip_name]
 NAMED = 3  # tensors that a message names
 
-Tensors = dict[str, Tensor]
 Shapes = dict[str, tuple[int, ...]]
+Config = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Tensors under OpenAI's names, and where they come from."""
+    """Tensors by our names, and where they come from."""
 
     kind: str
     file: Path
     tensors: Tensors
+    config: Config | None  # what stands beside them, in a Hugging Face folder
 
 
 def import_weights(source: Path, output: Path, backbone: str | None = None, name: str | None = None) -> dict[str, Any]:
@@ -47,7 +47,9 @@ def import_weights(source: Path, output: Path, backbone: str | None = None, name
     Hugging Face ``CLIPModel`` (file or folder); its content tells which. Floats of any width are stored in fp16. Raises
     BundleError where the file is unreadable, would run code, or does not hold the backbone; UsageError for bad arguments.
     """
-    wanted = _importable(backbone) if backbone else None
+    wanted = backbone_named(backbone) if backbone else None
+    if wanted and not wanted.importable:
+        raise UsageError(f"backbone {wanted.name} has no published weights to import; choose one of {_names()}")
     name = name_of_output(output, name)
     try:
         _refuse_foreign_folder(output)
@@ -59,7 +61,7 @@ def import_weights(source: Path, output: Path, backbone: str | None = None, name
         raise
     except Exception as error:  # whatever a damaged or hostile file makes its reader raise
         raise _unreadable(source, error) from error
-    spec, tensors = _fitted(weights, wanted)
+    spec, tensors = fitted(weights, wanted)
     meta = {
         "name": name,
         "version": "0.1.0",
@@ -75,7 +77,7 @@ def import_weights(source: Path, output: Path, backbone: str | None = None, name
             }
         },
     }
-    _write_folder(output, {f"clip.{k}": v for k, v in tensors.items()}, meta)
+    _write_folder(output, {f"clip.{k}": v for k, v in tensors.items()}, meta, spec.tokenizer_json())
     return meta
 
 
@@ -84,8 +86,9 @@ def import_weights(source: Path, output: Path, backbone: str | None = None, name
 
 def weights_from_file(source: Path) -> Weights:
     """Reads without running anything: safetensors, a pickle of tensors alone, or the data of a TorchScript archive."""
+    config = None
     if source.is_dir():
-        source = _file_of_folder(source)
+        source, config = _file_of_folder(source)
     if not source.is_file():
         raise BundleError(f"{source}: not found; pass the weights' file, or a Hugging Face folder with config.json")
     with source.open("rb") as file:
@@ -107,37 +110,27 @@ def weights_from_file(source: Path) -> Weights:
         raise BundleError(f"{source}: holds no named tensors; pass a state dict, a training checkpoint or a safetensors file")
     if all(k.startswith("module.") for k in tensors):  # of torch's DataParallel, as open_clip saves it
         kind, tensors = "open_clip state dict", {k.removeprefix("module."): v for k, v in tensors.items()}
-    if any(k.startswith(("text_model.", "vision_model.")) for k in tensors):
-        kind, tensors = "Hugging Face CLIPModel", openai_from_hugging_face(tensors)
-    return Weights(kind, source, {k: v for k, v in tensors.items() if not _is_constant(k)})
+    for family in {type(b): b for b in _importable()}.values():
+        if (named := family.from_published(tensors)) is not None:
+            return Weights(named[0] or kind, source, named[1], config)
+    return Weights(kind, source, tensors, config)
 
 
-def _is_constant(name: str) -> bool:
-    """What old files carry beside the weights: sizes, and masks that the model makes itself."""
-    return name in ("input_resolution", "context_length", "vocab_size") or name.split(".")[-1] in ("attn_mask", "position_ids")
-
-
-def _file_of_folder(folder: Path) -> Path:
-    """The weights in a Hugging Face folder, once its config.json says that they are CLIP's with QuickGELU."""
+def _file_of_folder(folder: Path) -> tuple[Path, Config]:
+    """(the weights in a Hugging Face folder, its config.json), once that is one backbone's at least."""
     if (folder / "checkpoint.json").is_file():
         raise BundleError(f"{folder}: is a checkpoint already; use it as it is")
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise BundleError(f"{folder}: has no config.json, so it is no Hugging Face folder; pass the weights' file") from None
-    if not isinstance(config, dict) or config.get("model_type") != "clip":
-        raise BundleError(f"{folder / 'config.json'}: its model_type is not clip; only CLIPModel is read")
-    for tower, heads in (("text_config", 8), ("vision_config", 12)):  # the two facts of ViT-B/32 that no tensor's shape tells
-        part = config.get(tower)
-        part = part if isinstance(part, dict) else {}
-        told = part.get("hidden_act", "quick_gelu"), part.get("num_attention_heads", heads)
-        if told != ("quick_gelu", heads):
-            raise BundleError(
-                f"{folder / 'config.json'}: {tower} has {told[0]} and {told[1]} heads, OpenAI's ViT-B/32 quick_gelu and {heads}"
-            )
+    config = config if isinstance(config, dict) else {}
+    misfits = [b.misfit(config) for b in _importable()]
+    if all(misfits):
+        raise BundleError(f"{folder / 'config.json'}: {misfits[0]}")
     for name in HUGGING_FACE_FILES:
         if (folder / name).is_file():
-            return folder / name
+            return folder / name, config
     raise BundleError(f"{folder}: has none of {', '.join(HUGGING_FACE_FILES)}; pass the weights' file")
 
 
@@ -225,65 +218,26 @@ def _named_tensors(module: Any, prefix: str, seen: set[int]) -> Iterator[tuple[s
             yield from _named_tensors(value, f"{prefix}{name}.", seen)
 
 
-# Hugging Face's names to OpenAI's.
-
-RENAMED = [
-    (r"^text_model\.embeddings\.token_embedding\.", "token_embedding."),
-    (r"^text_model\.embeddings\.position_embedding\.weight$", "positional_embedding"),
-    (r"^text_model\.final_layer_norm\.", "ln_final."),
-    (r"^text_projection\.weight$", "text_projection"),
-    (r"^text_model\.encoder\.layers\.", "transformer.resblocks."),
-    (r"^vision_model\.embeddings\.class_embedding$", "visual.class_embedding"),
-    (r"^vision_model\.embeddings\.patch_embedding\.", "visual.conv1."),
-    (r"^vision_model\.embeddings\.position_embedding\.weight$", "visual.positional_embedding"),
-    (r"^vision_model\.pre_layrnorm\.", "visual.ln_pre."),
-    (r"^vision_model\.post_layernorm\.", "visual.ln_post."),
-    (r"^visual_projection\.weight$", "visual.proj"),
-    (r"^vision_model\.encoder\.layers\.", "visual.transformer.resblocks."),
-    (r"\.self_attn\.out_proj\.", ".attn.out_proj."),
-    (r"\.layer_norm([12])\.", r".ln_\1."),
-    (r"\.mlp\.fc1\.", ".mlp.c_fc."),
-    (r"\.mlp\.fc2\.", ".mlp.c_proj."),
-]
-
-
-def openai_from_hugging_face(tensors: Tensors) -> Tensors:
-    """Renamed; projections transposed; queries, keys and values as one. What has no counterpart keeps its name, to be reported."""
-    out, parts = {}, dict(tensors)
-    for query in [k for k in tensors if ".self_attn.q_proj." in k]:
-        names = [query.replace(".q_proj.", f".{p}_proj.") for p in "qkv"]
-        small = tensors[query].numel() < 2**24  # of any CLIP; strides can declare more than a file holds, and this makes it real
-        if small and all(n in parts and parts[n].shape == parts[query].shape for n in names):
-            parts[query.replace(".self_attn.q_proj.", ".attn.in_proj_")] = torch.cat([parts.pop(n) for n in names])
-    for name, value in parts.items():
-        for pattern, new in RENAMED:
-            name = re.sub(pattern, new, name)
-        out[name] = value.T if name in ("text_projection", "visual.proj") and value.ndim == 2 else value
-    return out
-
-
 # Which backbone the tensors are, and what is wrong with them.
 
 
-def _importable(name: str) -> Backbone:
-    if backbone_named(name) not in IMPORTABLE:
-        raise UsageError(f"backbone {name} has no published weights to import; choose one of {_names()}")
-    return BACKBONES[name]
+def _importable() -> list[Backbone]:
+    return [b for b in BACKBONES.values() if b.importable]
 
 
 def _names() -> str:
-    return ", ".join(b.name for b in IMPORTABLE)
+    return ", ".join(b.name for b in _importable())
 
 
 def _shapes(backbone: Backbone) -> Shapes:
     with torch.device("meta"):
-        return {k: tuple(v.shape) for k, v in towers_from_spec(backbone).state_dict().items()}
+        return {k: tuple(v.shape) for k, v in backbone.build().state_dict().items()}
 
 
-def _fitted(weights: Weights, wanted: Backbone | None) -> tuple[Backbone, Tensors]:
+def fitted(weights: Weights, wanted: Backbone | None) -> tuple[Backbone, Tensors]:
     """(backbone, its tensors in fp32). Raises BundleError naming the first tensors that are missing, extra, misshapen or not finite."""
     found: Shapes = {k: tuple(v.shape) for k, v in weights.tensors.items()}
-    shapes = {b.name: _shapes(b) for b in IMPORTABLE}
+    shapes = {b.name: _shapes(b) for b in _importable()}
     likeness = {name: sum(found.get(k) == shape for k, shape in all_.items()) / len(all_) for name, all_ in shapes.items()}
     nearest = BACKBONES[max(likeness, key=lambda name: likeness[name])]
     spec = wanted or nearest
@@ -293,6 +247,8 @@ def _fitted(weights: Weights, wanted: Backbone | None) -> tuple[Backbone, Tensor
         )
     if spec != nearest and likeness[spec.name] < likeness[nearest.name]:
         raise BundleError(f"{weights.file}: these are weights of {nearest.name}, not of {spec.name}; leave --backbone out or give that one")
+    if weights.config is not None and (misfit := spec.misfit(weights.config)):
+        raise BundleError(f"{weights.file.with_name('config.json')}: {misfit}")
 
     expected = shapes[spec.name]
     # Counts of batches that torch's batch norm only counts; older files lack them.
@@ -357,8 +313,8 @@ def _refuse_foreign_folder(output: Path) -> None:
     read_checkpoint(output)
 
 
-def _write_folder(output: Path, tensors: Tensors, meta: dict[str, Any]) -> None:
+def _write_folder(output: Path, tensors: Tensors, meta: dict[str, Any], tokenizer_json: str) -> None:
     output = output.resolve()
     with told(f"{output}:", "check the space left and the permissions", BundleError), written_folder(output) as new:
-        (new / "tokenizer.json").write_text(clip_tokenizer_json(), encoding="utf-8")
+        (new / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
         save_checkpoint(new, tensors, meta, new / "tokenizer.json")

@@ -21,7 +21,7 @@ from torch import Generator, Tensor, nn
 
 from pmclip_deploy.atomic import written
 from pmclip_deploy.errors import BundleError, TrainingError, UsageError
-from pmclip_deploy.train.towers import batches, keep_freed_memory
+from pmclip_deploy.train.cpu import keep_freed_memory
 
 T = TypeVar("T")
 Groups = list[tuple[list[nn.Parameter], float]]  # (parameters, learning rate)
@@ -250,6 +250,13 @@ def fit(
             )
             stop_if_asked()
     return seconds
+
+
+def batches(n: int, size: int, generator: Generator) -> Iterator[Tensor]:
+    """Shuffled index batches; a last short one is dropped, since a contrastive loss depends on the batch's size."""
+    order = torch.randperm(n, generator=generator)
+    for start in range(0, n - size + 1, size):
+        yield order[start : start + size]
 
 
 def _sum_over_processes(loss: Tensor, parameters: list[nn.Parameter]) -> float:

@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from open_clip import CustomTextCLIP
 from PIL import Image, ImageDraw
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
@@ -29,21 +28,17 @@ from pmclip_deploy.console import print_error
 from pmclip_deploy.errors import PmclipError
 from pmclip_deploy.imaging.preprocess import tensor_from_pixels
 from pmclip_deploy.imaging.read import picture_from_path
-from pmclip_deploy.spec import BACKBONES, Preprocess
+from pmclip_deploy.spec import Preprocess
+from pmclip_deploy.train.backbones import BACKBONES
+from pmclip_deploy.train.backbones.base import LiteTowers
+from pmclip_deploy.train.checkpoint import save_checkpoint, towers_from_checkpoint, under
 from pmclip_deploy.train.clip import questions_for_training
+from pmclip_deploy.train.cpu import keep_freed_memory, mixed_precision
 from pmclip_deploy.train.datasets.schema import lines_from_text
 from pmclip_deploy.train.findings.gate import stratified_folds
 from pmclip_deploy.train.findings.groups import KEPT_FOR_DEMO, group_of_row, kept_for_demo
 from pmclip_deploy.train.heads.lite import LiteHead, radiograph_branch
 from pmclip_deploy.train.nonradiographs import Photographs, filed, nonradiographs, photographs_from_folder
-from pmclip_deploy.train.towers import (
-    features_for_head,
-    keep_freed_memory,
-    mixed_precision,
-    save_checkpoint,
-    towers_from_checkpoint,
-    under,
-)
 
 Rng = np.random.Generator
 Pixels = NDArray[np.uint8]
@@ -67,7 +62,7 @@ class Fitted:
 
 @torch.no_grad()
 def train_radiograph(
-    clip: CustomTextCLIP, head: LiteHead, preprocess: Preprocess, sources: Sequence[Sequence[Path]], photographs: Photographs, seed: int
+    clip: LiteTowers, head: LiteHead, preprocess: Preprocess, sources: Sequence[Sequence[Path]], photographs: Photographs, seed: int
 ) -> Fitted:
     """Fits ``head.radiograph`` so that its logit is 0 at the threshold. Raises InputError.
 
@@ -84,7 +79,7 @@ def train_radiograph(
         batches = iter(lambda: list(islice(tensors, 32)), [])
         with mixed_precision():
             stacks = (torch.stack(batch).contiguous(memory_format=torch.channels_last) for batch in batches)
-            seen = torch.cat([features_for_head(clip, x, head.details > 0).float() for x in stacks])
+            seen = torch.cat([clip.features_for_head(x, head.details > 0).float() for x in stacks])
         return head.evidence(seen[:, :width], seen[:, width:])
 
     x, weight, aside, real = list[Tensor](), list[Tensor](), list[Tensor](), 0
@@ -204,11 +199,13 @@ def refit(
     keep_freed_memory()
     towers, meta, tensors = towers_from_checkpoint(checkpoint)
     towers.visual.to(memory_format=torch.channels_last)
+    backbone = BACKBONES[meta["backbone"]]
     head = LiteHead.from_tensors(under(tensors, "head"))
     training, _ = questions_for_training([data])
     of_films, apart = pictures_of_films(films, fold)
     sources = [sorted({q.image for q in training}), *of_films]
-    fitted = train_radiograph(towers, head, BACKBONES[meta["backbone"]].preprocess, sources, photographs_from_folder(photographs), seed)
+    given = photographs_from_folder(photographs)
+    fitted = train_radiograph(backbone.lite(towers), head, backbone.preprocess, sources, given, seed)
     tensors |= {f"head.{name}": tensor for name, tensor in head.state_dict().items()}
     meta["abstention"]["radiograph_threshold"] = 0.0
     meta["provenance"]["radiograph"] = {"fold": fold, **provenance([data, *films], seed, fitted)}

@@ -8,23 +8,20 @@ from torch.func import functional_call
 
 
 class RoundedTower:
-    """``RoundedTower(tower, locked)(x)`` is ``tower(x)``; once ``on``, with what INT8 rounds rounded, and straight-through gradients.
+    """``tower(x)``; once ``on``, with what INT8 rounds rounded: what ``inputs`` take, what ``outputs`` give and the weights.
 
-    Activations: uint8 per tensor, over the range of the batch. Weights: int8 per output channel, which is the same before and after
-    a batch norm is folded into them. The locked modules stay in float, as the first convolutions of the INT8 graph do.
+    Gradients are straight-through. Activations: uint8 per tensor, over the range of the batch. Weights: int8 per output channel, which is
+    the same before and after a batch norm is folded into them. The locked modules stay in float, as the first convolutions of the INT8
+    graph do.
     """
 
-    def __init__(self, tower: nn.Module, locked: list[nn.Module]) -> None:
+    def __init__(self, tower: nn.Module, inputs: list[nn.Module], outputs: list[nn.Module], locked: list[nn.Module]) -> None:
         self.tower = tower
         self.on = False
-        trunk: Any = tower.trunk
-        blocks = [block for stage in trunk.blocks if stage not in locked for block in stage]
-        inside = [module for block in blocks for module in (block.conv_dw, block.conv_pwl)]
-        for module in (*blocks, *inside, trunk.conv_head, trunk.global_pool, tower.head):
+        for module in inputs:
             module.register_forward_pre_hook(lambda _, args: (self._activation(args[0]), *args[1:]))
-        for block in blocks:
-            if block.has_skip:
-                block.bn3.register_forward_hook(lambda _module, _args, out: self._activation(out))
+        for module in outputs:
+            module.register_forward_hook(lambda _module, _args, out: self._activation(out))
         held = {id(p) for module in locked for p in module.parameters()}
         self._weights = [name for name, p in tower.named_parameters() if p.ndim > 1 and id(p) not in held]
 

@@ -12,17 +12,18 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from open_clip import CustomTextCLIP
 from PIL import Image
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from pmclip_deploy.bundle.files import sha256_of_file
-from pmclip_deploy.spec import BACKBONES
 from pmclip_deploy.train import kinds as K
 from pmclip_deploy.train import radiograph
+from pmclip_deploy.train.backbones import BACKBONES
+from pmclip_deploy.train.backbones.base import LiteTowers
 from pmclip_deploy.train.calibration import Scored, calibrated
 from pmclip_deploy.train.captions import caption, statements_by_image
+from pmclip_deploy.train.checkpoint import name_of_output, towers_from_checkpoint
 from pmclip_deploy.train.clip import (
     LOCKED_STAGES,
     VARIANTS,
@@ -33,6 +34,7 @@ from pmclip_deploy.train.clip import (
     sha256_of_questions,
     write_tensors,
 )
+from pmclip_deploy.train.cpu import mixed_precision, run_slow_convolutions_in_float
 from pmclip_deploy.train.datasets import Question
 from pmclip_deploy.train.heads.lite import LiteHead, unit
 from pmclip_deploy.train.images import Images, radiology_augmented, with_margin
@@ -40,15 +42,6 @@ from pmclip_deploy.train.lite_vocabulary import BY_HEART, Vocabulary
 from pmclip_deploy.train.loop import Averaged, Settings, fit
 from pmclip_deploy.train.modality import facts_by_image, implied_questions
 from pmclip_deploy.train.nonradiographs import filed, nonradiographs, photographs_from_folder
-from pmclip_deploy.train.rounding import RoundedTower
-from pmclip_deploy.train.towers import (
-    features_for_head,
-    lock_image_stem,
-    mixed_precision,
-    name_of_output,
-    run_slow_convolutions_in_float,
-    towers_from_checkpoint,
-)
 
 HIDDEN = 768  # rank of the head's bilinear form
 REMEMBERED = ("plane", "organ", "modality", BY_HEART)
@@ -73,7 +66,7 @@ class Rows:
 
 
 class Model(nn.Module):
-    def __init__(self, clip: CustomTextCLIP, head: LiteHead) -> None:
+    def __init__(self, clip: LiteTowers, head: LiteHead) -> None:
         super().__init__()
         self.clip = clip
         self.head = head
@@ -114,13 +107,13 @@ def train_vqa(
     name = name_of_output(output, name)
     settings.start()
     device, rng = torch.device("cuda" if torch.cuda.is_available() else "cpu"), random.Random(settings.seed)
-    towers, meta, _ = towers_from_checkpoint(clip)
+    plain, meta, _ = towers_from_checkpoint(clip)
     spec, tokenizer = BACKBONES[meta["backbone"]], clip / "tokenizer.json"
-    towers.text.transformer.requires_grad_(False)
-    locked = lock_image_stem(towers, LOCKED_STAGES)
+    towers = spec.lite(plain)
+    locked = towers.lock(LOCKED_STAGES)
     run_slow_convolutions_in_float(towers.visual)
     towers.visual.to(memory_format=torch.channels_last)
-    visual = RoundedTower(towers.visual, locked)
+    visual = towers.rounded(locked)
 
     training, validation = questions_for_training(data[:1])
     everything, _ = questions_for_training(data)
@@ -216,21 +209,19 @@ def train_vqa(
             asked = (text < 0) & (kind == k)
             text[asked] = ids[torch.randint(len(ids), (int(asked.sum()),), generator=generator)]
         where, text, kind, answer, weight = (x.to(device) for x in (where, text, kind, answer, weight))
-        logits = head.trained(embedding[where], towers.text.proj(pooled[text]))
+        logits = head.trained(embedding[where], towers.projected_text(pooled[text]))
         logits = logits.masked_fill(~allowed[kind], -1e4)
         answers = F.cross_entropy(logits, answer, reduction="none")
         asked_kinds = torch.randint(len(texts_of_kind), (96,), generator=generator).tolist()
         drawn = torch.stack([texts_of_kind[k][torch.randint(len(texts_of_kind[k]), (), generator=generator)] for k in asked_kinds])
-        kind_loss = F.cross_entropy(head.kind(unit(towers.text.proj(pooled[drawn]))), kind_of_text[drawn].to(device))
+        kind_loss = F.cross_entropy(head.kind(unit(towers.projected_text(pooled[drawn]))), kind_of_text[drawn].to(device))
         chosen = torch.randint(VARIANTS, (len(paths),), generator=generator)
-        told = towers.text.proj(pooled_captions[torch.arange(len(paths)), chosen])
+        told = towers.projected_text(pooled_captions[torch.arange(len(paths)), chosen])
         pairs = loss_among_all(embedding, told, indices.to(device), towers.logit_scale.clamp(max=4.6052).exp())
         of_answers = (answers * weight).sum() / len(indices)
         return of_answers + kind_loss + CONTRASTIVE_WEIGHT * pairs + RADIOGRAPH_WEIGHT * told_apart
 
     fresh = [p for p in head.parameters()]
-    projections = [*towers.visual.head.parameters(), *towers.text.proj.parameters(), towers.logit_scale]
-    trunk = [p for p in towers.visual.trunk.parameters() if p.requires_grad]
     output.mkdir(parents=True, exist_ok=True)
     made_with = {
         "backbone": spec.name,
@@ -248,7 +239,7 @@ def train_vqa(
         averaged,
         loss_of,
         len(paths),
-        [(fresh, 4 * rate), (projections, rate), (trunk, rate)],
+        [(fresh, 4 * rate), (towers.projections(), rate), (towers.trunk(), rate)],
         settings,
         made_with,
         output / "state.pt",
@@ -300,9 +291,9 @@ def derived_as_questions(questions: list[Question], organs: dict[str, set[str]])
 
 
 @torch.no_grad()
-def seen_from_images(clip: nn.Module, images: Images) -> Tensor:
+def seen_from_images(clip: LiteTowers, images: Images) -> Tensor:
     """(N, D + E) f32: all that the head sees of each image."""
-    return torch.cat([features_for_head(clip, images.clean(i)).float() for i in torch.arange(len(images)).split(32)])
+    return torch.cat([clip.features_for_head(images.clean(i)).float() for i in torch.arange(len(images)).split(32)])
 
 
 @torch.no_grad()
@@ -319,7 +310,7 @@ def scored_from_questions(
     seen = seen_from_images(model.clip, images)
     questions = asked + [q for q, _ in derived]
     unique = {q.question: None for q in questions}
-    text = model.clip.text.proj(pooled_from_text(model.clip, tokenizer, list(unique)))
+    text = model.clip.projected_text(pooled_from_text(model.clip, tokenizer, list(unique)))
     at = {t: i for i, t in enumerate(unique)}
     image_rows, text_rows = torch.tensor([place[q.image] for q in questions]), torch.tensor([at[q.question] for q in questions])
     answer, kind, _ = model.head(seen[image_rows], text[text_rows])

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from open_clip import CLIP, CustomTextCLIP
 from rich.console import Console
 from rich.progress import track
 from torch import Generator, Tensor
@@ -20,7 +19,9 @@ from pmclip_deploy.evaluation.rows import Row as EvaluationRow
 from pmclip_deploy.evaluation.rows import pictures_of
 from pmclip_deploy.imaging.preprocess import tensor_from_pixels
 from pmclip_deploy.imaging.read import picture_from_path
-from pmclip_deploy.spec import BACKBONES
+from pmclip_deploy.train.backbones import BACKBONES
+from pmclip_deploy.train.backbones.base import Towers
+from pmclip_deploy.train.checkpoint import name_of_output, towers_from_checkpoint, under
 from pmclip_deploy.train.clip import sha256_of_questions, write_checkpoint
 from pmclip_deploy.train.datasets import image_key
 from pmclip_deploy.train.datasets.schema import BROKEN_SHARE
@@ -39,7 +40,6 @@ from pmclip_deploy.train.heads.words import Dictionary, tables_from_glove
 from pmclip_deploy.train.images import readable
 from pmclip_deploy.train.loop import Optimiser, Row, Settings, fit
 from pmclip_deploy.train.splits import IMAGE_DISJOINT, image_disjoint_split, questions_of_split, rows_from_questions
-from pmclip_deploy.train.towers import name_of_output, towers_from_checkpoint, under
 from pmclip_deploy.train.vocabulary import AnswerVocabulary, comparable, vocabulary_as_mevf, vocabulary_as_qcr
 
 HELD_OUT = 0.1  # of the training images, for validation
@@ -137,7 +137,7 @@ class Inputs:
 
 @torch.no_grad()
 def inputs_from_images(
-    images: Sequence[Path], clip: CLIP | CustomTextCLIP | None, preprocess: Any, features: ImageFeatures, encoded: bool, size: int = 32
+    images: Sequence[Path], clip: Towers | None, preprocess: Any, features: ImageFeatures, encoded: bool, size: int = 32
 ) -> Inputs:
     """``encoded`` takes the auto-encoder's code for its pixels. Without ``clip`` its place is a one: the question alone answers."""
     rows: list[list[Tensor]] = [[], [], []]

@@ -17,7 +17,7 @@ def import_(
     ],
     output: Annotated[Path, typer.Option(help="Folder for the checkpoint.")],
     backbone: Annotated[
-        str | None, typer.Option(help="RN50, RN50x4 or ViT-B/32. Default: what the shapes say.", show_default=False)
+        str | None, typer.Option(help="Such as ViT-B/32. Default: what the shapes say.", show_default=False)
     ] = None,
     name: Annotated[str | None, typer.Option(help="Default: the output folder's.", show_default=False)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,

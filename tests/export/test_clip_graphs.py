@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,13 +17,13 @@ pytest.importorskip("transformers")
 from open_clip import CLIP
 
 from pmclip_deploy.errors import ParityError
-from pmclip_deploy.export.clip_graphs import image_graph, text_graph
 from pmclip_deploy.export.parity import gate, tensor_difference
-from pmclip_deploy.spec import BACKBONES, Backbone
+from pmclip_deploy.train.backbones import BACKBONES
+from pmclip_deploy.train.backbones.base import Backbone
 from tests.tiny import clip as tiny_clip
 from tests.tiny.clip import pictures
 
-GRAPHS = {"image": image_graph, "text": text_graph}
+GRAPHS = ("image", "text")
 START, END = 49406, 49407
 Tensor = torch.Tensor
 
@@ -50,7 +51,7 @@ def model(request: pytest.FixtureRequest) -> Model:
 
 def graph(model: Model, name: str) -> Any:
     with torch.inference_mode():
-        return GRAPHS[name](model.clip, model.backbone)
+        return (model.backbone.image_graph if name == "image" else model.backbone.text_graph)(model.clip)
 
 
 def run(proto: Any, x: Tensor) -> Any:
@@ -86,9 +87,17 @@ def check(expected: Any, got: Any) -> None:
 
 
 @pytest.mark.slow("backbones of real size")
-@pytest.mark.parametrize("name", ["RN50", "RN50x4", "ViT-B/32"])
+@pytest.mark.parametrize("name", ["RN50", "RN50x4", "ViT-B/32", "ViT-B/16", pytest.param("ViT-L/14", marks=pytest.mark.nightly)])
 def test_a_real_backbone_equals_pytorch(name: str) -> None:
-    model = lively(name)
+    check_backbone(lively(name))
+
+
+def test_a_large_backbone_with_two_layers_equals_pytorch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(BACKBONES, "ViT-L/14", tiny_clip.shallow("ViT-L/14", tmp_path))
+    check_backbone(lively("ViT-L/14"))
+
+
+def check_backbone(model: Model) -> None:
     for part, x in {"image": pictures(model.backbone.preprocess.size, 2), "text": texts(12, 7, width=12)}.items():
         check(reference(model, part, x), run(graph(model, part), x))
 

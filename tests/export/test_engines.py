@@ -224,10 +224,10 @@ def test_int8_with_scales_of_either_width(trt: Any, op: str, scales: int, opset:
 @pytest.mark.parametrize("name", ["tiny", "tiny-resnet"])
 @pytest.mark.parametrize("part", ["image", "text"])
 def test_the_towers_of_clip(trt: Any, clips: dict[str, Any], name: str, part: str) -> None:
-    from pmclip_deploy.export.clip_graphs import image_graph, text_graph
-    from pmclip_deploy.spec import BACKBONES
+    from pmclip_deploy.train.backbones import BACKBONES
 
-    model = (image_graph if part == "image" else text_graph)(clips[name], BACKBONES[name])
+    backbone = BACKBONES[name]
+    model = (backbone.image_graph if part == "image" else backbone.text_graph)(clips[name])
     engine = build(model.SerializeToString())
     products = {kind: count for kind, count in engine.precisions.items() if kind.startswith(("gemm", "correlation"))}
     assert products and all(kind.endswith("fp32") for kind in products)
@@ -237,13 +237,12 @@ def test_the_towers_of_clip(trt: Any, clips: dict[str, Any], name: str, part: st
 def clips(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     torch = pytest.importorskip("torch")
     pytest.importorskip("open_clip"), pytest.importorskip("transformers")
-    from pmclip_deploy.spec import BACKBONES
-    from pmclip_deploy.train.towers import towers_from_spec
+    from pmclip_deploy.train.backbones import BACKBONES
     from tests.tiny import clip as tiny_clip
 
     tiny_clip.add_tiny(tmp_path_factory.mktemp("configs"))
     torch.manual_seed(0)
-    yield {name: towers_from_spec(BACKBONES[name]).eval().requires_grad_(False) for name in ("tiny", "tiny-resnet")}
+    yield {name: BACKBONES[name].build().eval().requires_grad_(False) for name in ("tiny", "tiny-resnet")}
     tiny_clip.remove_tiny()
 
 

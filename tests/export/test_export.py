@@ -30,8 +30,8 @@ from pmclip_deploy.imaging.preprocess import tensor_from_pixels
 from pmclip_deploy.imaging.read import picture_from_path
 from pmclip_deploy.opening import load
 from pmclip_deploy.sessions import Session, SessionOptions, open_session
-from pmclip_deploy.spec import BACKBONES
-from pmclip_deploy.train import towers
+from pmclip_deploy.train.backbones import BACKBONES
+from pmclip_deploy.train.checkpoint import read_checkpoint, save_checkpoint, under
 from pmclip_deploy.train.heads.lite import LiteHead, radiograph_branch
 
 BACKBONE = BACKBONES["pmclip-lite"]
@@ -51,8 +51,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """ImageNet and MiniLM weights, and a random head."""
     folder = tmp_path_factory.mktemp("checkpoint")
     torch.manual_seed(0)
-    model = towers.towers_from_spec(BACKBONE)
-    tokenizer = towers.load_pretrained(model)
+    model = BACKBONE.build()
+    tokenizer = BACKBONES["pmclip-lite"].load_pretrained(model)
     head = LiteHead(BACKBONE.embed_dim, ANSWERS, ANSWERS - KINDS, KINDS, 128)
     generator = torch.Generator().manual_seed(2)
     slots = torch.randint(ANSWERS + 1, (40, 3), generator=generator)
@@ -76,7 +76,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "provenance": {},
     }
     tensors = {f"clip.{k}": v for k, v in model.state_dict().items()} | {f"head.{k}": v for k, v in head.state_dict().items()}
-    towers.save_checkpoint(folder, tensors, meta, tokenizer)
+    save_checkpoint(folder, tensors, meta, tokenizer)
     return folder
 
 
@@ -176,7 +176,7 @@ def test_what_the_head_is_asked_is_kept_in_fp32(checkpoint: Path, bundle: Path) 
 
 def test_a_name_is_the_bundles_and_changes_no_graph(checkpoint: Path, bundles: dict[str, Path], tmp_path: Path) -> None:
     made = bundle_from_checkpoint(checkpoint, tmp_path / "out", "fp32", name="ward-7").manifest
-    assert (made.name, manifest_from_bundle(bundles["fp32"]).name) == ("ward-7", towers.read_checkpoint(checkpoint)[0]["name"])
+    assert (made.name, manifest_from_bundle(bundles["fp32"]).name) == ("ward-7", read_checkpoint(checkpoint)[0]["name"])
     assert made.files == manifest_from_bundle(bundles["fp32"]).files
     with pytest.raises(UsageError, match="is no name"):
         bundle_from_checkpoint(checkpoint, tmp_path / "other", "fp32", name="../ward")
@@ -304,7 +304,7 @@ def test_the_head_sees_a_picture_and_its_mirror_image(bundles: dict[str, Path]) 
 
 
 def test_untrained_answers_are_those_of_the_case_with_the_same_details(checkpoint: Path) -> None:
-    head = LiteHead.from_tensors(towers.under(towers.read_checkpoint(checkpoint)[1], "head"))
+    head = LiteHead.from_tensors(under(read_checkpoint(checkpoint)[1], "head"))
     alone = [i for i in range(40) if (head.slots[i] >= ANSWERS - KINDS).sum() == 1 and (head.slots[i] == ANSWERS).sum() == 0]
     torch.manual_seed(3)
     seen = torch.randn(40, BACKBONE.embed_dim + SEEN_BESIDE)  # as many cases, that are known again by their details

@@ -32,7 +32,7 @@ from pmclip_deploy.export.sensitivity import effects_of_layers
 from pmclip_deploy.imaging.preprocess import tensor_from_pixels
 from pmclip_deploy.imaging.read import picture_from_path
 from pmclip_deploy.opening import load, session_from_bundle
-from pmclip_deploy.spec import BACKBONES
+from pmclip_deploy.train.backbones import BACKBONES
 from pmclip_deploy.train.vqa_heads import asked_of_checkpoint
 from tests.tiny import clip as tiny_clip
 
@@ -374,6 +374,8 @@ def test_nothing_to_calibrate_on_is_one_line(tmp_path: Path) -> None:
     ("RN50", "cpu", "mevf"), ("RN50", "rtx", "qcr"),
     ("RN50x4", "cpu", "qcr"), ("RN50x4", "rtx", "mevf"),
     ("ViT-B/32", "cpu", "mevf"), ("ViT-B/32", "rtx", "qcr"),
+    ("ViT-B/16", "cpu", "mevf"), ("ViT-B/16", "rtx", "qcr"),
+    ("ViT-L/14", "cpu", "qcr"), ("ViT-L/14", "rtx", "mevf"),
 ])  # fmt: skip
 def test_the_real_backbones_export_at_every_precision(name: str, target: str, head: str, tmp_path: Path, pictures: Path) -> None:
     """Both towers and a head at once; towers alone differ in what is tested above with tiny ones."""

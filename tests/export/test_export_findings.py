@@ -32,8 +32,9 @@ from pmclip_deploy.imaging.preprocess import tensor_from_pixels
 from pmclip_deploy.imaging.read import picture_from_path
 from pmclip_deploy.opening import load
 from pmclip_deploy.sessions import SessionOptions, open_session
-from pmclip_deploy.spec import BACKBONES, Preprocess
-from pmclip_deploy.train import towers
+from pmclip_deploy.spec import Preprocess
+from pmclip_deploy.train.backbones import BACKBONES
+from pmclip_deploy.train.checkpoint import read_checkpoint, save_checkpoint, under
 from pmclip_deploy.train.findings.net import FindingsNet
 
 pytestmark = [
@@ -63,25 +64,25 @@ def meta_of_findings() -> dict[str, Any]:
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """ImageNet and MiniLM weights, no head and no findings."""
     folder = tmp_path_factory.mktemp("plain")
-    model = towers.towers_from_spec(BACKBONES["pmclip-lite"])
-    tokenizer = towers.load_pretrained(model)
+    model = BACKBONES["pmclip-lite"].build()
+    tokenizer = BACKBONES["pmclip-lite"].load_pretrained(model)
     meta = {"name": "test", "version": "0.0.1", "backbone": "pmclip-lite", "metrics": {}, "logit_scale": 14.0, "provenance": {}}
-    towers.save_checkpoint(folder, {f"clip.{k}": v for k, v in model.state_dict().items()}, meta, tokenizer)
+    save_checkpoint(folder, {f"clip.{k}": v for k, v in model.state_dict().items()}, meta, tokenizer)
     return folder
 
 
 def with_findings(plain: Path, folder: Path, seed: int = 0, **changes: Any) -> Path:
     """What lies beside the checkpoint is copied too."""
     torch.manual_seed(seed)
-    meta, tensors = towers.read_checkpoint(plain)
+    meta, tensors = read_checkpoint(plain)
     net = FindingsNet(2, len(REGIONS))
-    net.trunk.load_state_dict(towers.under(tensors, "clip.visual.trunk"))
+    net.trunk.load_state_dict(under(tensors, "clip.visual.trunk"))
     for module, std in ((net.place, 0.5), (net.pool, 0.1), (net.region, 0.1)):
         torch.nn.init.normal_(module.weight, std=std)  # as far apart as trained logits are
     tensors |= {f"findings.{k}": v.clone() for k, v in net.state_dict().items()}
     shutil.copytree(plain, folder)
     meta = {k: v for k, v in meta.items() if k != "schema"}
-    towers.save_checkpoint(folder, tensors, {**meta, "findings": meta_of_findings() | changes}, folder / "tokenizer.json")
+    save_checkpoint(folder, tensors, {**meta, "findings": meta_of_findings() | changes}, folder / "tokenizer.json")
     return folder
 
 

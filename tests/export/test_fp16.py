@@ -19,7 +19,6 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from pmclip_deploy.export.calibration import measured_from_feeds
-from pmclip_deploy.export.clip_graphs import image_graph, text_graph
 from pmclip_deploy.export.engine_from_onnx import engine_from_onnx
 from pmclip_deploy.export.fp16_from_onnx import LARGEST, NORMAL, SAFETY, half_from_onnx, rounded_from_half
 from pmclip_deploy.export.head_graphs import features_graph, head_graph
@@ -29,7 +28,7 @@ from pmclip_deploy.export.parity import TENSOR_GATES, sample_pictures
 from pmclip_deploy.export.weights import arrays
 from pmclip_deploy.imaging.preprocess import tensor_from_pixels
 from pmclip_deploy.imaging.read import picture_from_path
-from pmclip_deploy.spec import BACKBONES
+from pmclip_deploy.train.backbones import BACKBONES
 from pmclip_deploy.train.findings.films import PREPROCESS
 from tests.export import test_head_graphs as heads
 from tests.tiny import clip as tiny_clip
@@ -53,7 +52,7 @@ def tower(name: str, part: str) -> tuple[Any, Values]:
     """(the graph, what it reads)"""
     clip, backbone = tiny_clip.lively(name), BACKBONES[name]
     with torch.inference_mode():
-        graph = image_graph(clip, backbone) if part == "image" else text_graph(clip, backbone)
+        graph = backbone.image_graph(clip) if part == "image" else backbone.text_graph(clip)
     tokens = np.zeros((3, 20), np.int64)
     for row, length in zip(tokens, (20, 5, 12), strict=True):
         row[:length] = [49406, *np.random.default_rng(length).integers(1, 49406, length - 2), 49407]

@@ -17,12 +17,12 @@ from onnx import TensorProto, numpy_helper
 from torch import nn
 
 from pmclip_deploy.export.calibration import Calibration, Measured, entropy_range, measured_from_feeds, mse_range
-from pmclip_deploy.export.graph import Graph
 from pmclip_deploy.export.int8_dynamic import int8_dynamic
 from pmclip_deploy.export.int8_static import CPU, TENSORRT, Scheme, int8_static
 from pmclip_deploy.export.smooth import smoothed
 from pmclip_deploy.export.weights import arrays, half_stored, int8_blocks, int8_from_weight, int8_tables, layers_of
 from pmclip_deploy.spec import METHODS
+from pmclip_deploy.train.graph import Graph
 
 RNG = np.random.default_rng(0)
 WIDTH = 64

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,14 @@ from open_clip import CLIP
 from open_clip.modified_resnet import AttentionPool2d
 from PIL import Image
 
-from pmclip_deploy.spec import BACKBONES, Backbone, Preprocess
+from pmclip_deploy.spec import Preprocess
+from pmclip_deploy.train.backbones import BACKBONES
+from pmclip_deploy.train.backbones.openai_clip import OpenAIClip
 from pmclip_deploy.train.bpe import clip_tokenizer_json
+from pmclip_deploy.train.checkpoint import save_checkpoint
 from pmclip_deploy.train.heads.mevf import MEVF
 from pmclip_deploy.train.heads.qcr import QCR
 from pmclip_deploy.train.heads.vision import AutoEncoder, ImageFeatures, MamlNetwork
-from pmclip_deploy.train.towers import save_checkpoint, towers_from_spec
 
 COLOURS = ("black", "dark grey", "light grey", "white")
 
@@ -35,7 +38,18 @@ def add_tiny(folder: Path) -> None:
             (folder / f"{name}.json").write_text(json.dumps(config))
         open_clip.add_model_config(folder / f"{name}.json")
         preprocess = Preprocess(32, "shortest", (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
-        BACKBONES[name] = Backbone(name, preprocess, embed_dim=32, context_length=77, pad_id=0, open_clip_name=name)
+        BACKBONES[name] = OpenAIClip(name, preprocess, embed_dim=32, context_length=77, pad_id=0, open_clip_name=name)
+
+
+def shallow(name: str, folder: Path) -> OpenAIClip:
+    """The backbone with two layers in each tower and no other change."""
+    backbone = BACKBONES[name]
+    config = open_clip.get_model_config(backbone.open_clip_name)
+    config["vision_cfg"]["layers"] = config["text_cfg"]["layers"] = 2
+    made = f"{backbone.open_clip_name}-of-two"
+    (folder / f"{made}.json").write_text(json.dumps(config))
+    open_clip.add_model_config(folder / f"{made}.json")
+    return replace(backbone, open_clip_name=made)
 
 
 def remove_tiny() -> None:
@@ -46,7 +60,7 @@ def remove_tiny() -> None:
 def checkpoint(folder: Path, name: str = "tiny", model: CLIP | None = None, of_head: MEVF | QCR | None = None, **about: Any) -> Path:
     """With random weights where no ``model`` is given; ``about`` is what checkpoint.json says of a head."""
     torch.manual_seed(0)
-    model = model or towers_from_spec(BACKBONES[name])
+    model = model or BACKBONES[name].build()
     folder.mkdir()
     (folder / "bpe.json").write_text(tokenizer_json())
     meta = {"name": name.replace("/", "-"), "version": "0", "backbone": name, "logit_scale": 14.3, "metrics": {}}
@@ -78,7 +92,7 @@ def lively(name: str, shown: torch.Tensor | None = None) -> CLIP:
     Batch norms take their statistics from ``shown``, else from noise.
     """
     torch.manual_seed(0)
-    model = towers_from_spec(BACKBONES[name]).eval().requires_grad_(False)
+    model = BACKBONES[name].build().eval().requires_grad_(False)
     model.token_embedding.weight.normal_()
     model.positional_embedding.normal_()
     for module in model.modules():

@@ -20,6 +20,7 @@ from pmclip_deploy.cli.app import program
 from pmclip_deploy.errors import BundleError, InputError, UsageError
 from pmclip_deploy.imaging.preprocess import resized
 from pmclip_deploy.models import DEFAULT_BUNDLE
+from pmclip_deploy.train.checkpoint import read_checkpoint, under
 from pmclip_deploy.train.datasets import Question
 from pmclip_deploy.train.findings import films as films_module
 from pmclip_deploy.train.findings import strata, training, views
@@ -31,7 +32,6 @@ from pmclip_deploy.train.findings.strata import Outcomes, findings_from_outcomes
 from pmclip_deploy.train.findings.training import Labels, drawn_batches, new_net, trained_net
 from pmclip_deploy.train.findings.views import Views, augmented, square_of_film, views_of_films
 from pmclip_deploy.train.loop import Settings
-from pmclip_deploy.train.towers import read_checkpoint, under
 from tests.tiny.bundle import tiny_manifest
 
 CHECKPOINT = DEFAULT_BUNDLE.parent / "checkpoint"

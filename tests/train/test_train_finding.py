@@ -309,7 +309,7 @@ def test_signatures_go_with_a_checkpoint_into_its_bundle(tmp_path: Path) -> None
     from types import SimpleNamespace
 
     from pmclip_deploy.export import pack
-    from pmclip_deploy.train.towers import save_checkpoint
+    from pmclip_deploy.train.checkpoint import save_checkpoint
 
     first, second = tmp_path / "first", tmp_path / "second"
     first.mkdir()

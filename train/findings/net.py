@@ -2,11 +2,11 @@
 
 import math
 
-import timm
 import torch
-from timm.models.efficientnet import EfficientNet
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from pmclip_deploy.train.backbones import efficientnet
 
 LOCKED = 3  # stages of the trunk, after its stem, that are not trained: what they give is computed once for each view of an image
 WIDTH = 128  # channels of the map
@@ -26,9 +26,7 @@ class FindingsNet(nn.Module):
 
     def __init__(self, findings: int, regions: int) -> None:
         super().__init__()
-        trunk = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=0)
-        assert isinstance(trunk, EfficientNet)
-        self.trunk = trunk
+        self.trunk = efficientnet.new_trunk()
         deep, middle = self.trunk.num_features, self.trunk.feature_info[-2]["num_chs"]
         self.deep, self.fine = nn.Conv2d(deep, WIDTH, 1), nn.Conv2d(middle, WIDTH, 1)
         self.depth = nn.Conv2d(WIDTH, WIDTH, 3, padding=1, groups=WIDTH)
@@ -70,7 +68,7 @@ class FindingsNet(nn.Module):
 
     def locked(self) -> list[nn.Module]:
         """What is not trained and stays in eval mode."""
-        return [self.trunk.conv_stem, self.trunk.bn1, *self.trunk.blocks[:LOCKED]]
+        return efficientnet.first_stages(self.trunk, LOCKED)
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor]) -> "FindingsNet":

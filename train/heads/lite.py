@@ -24,7 +24,7 @@ class LiteHead(nn.Module):
     (Zhang et al. 2022): the log of the kernel density of each answer at the image. ``kind`` sees the question alone. ``radiograph``
     sees the image alone and tells whether it is a radiology image.
 
-    ``image`` is the embedding and, once ``remember`` was given them, E details of the picture (train/towers.py). The answers for which
+    ``image`` is the embedding and, once ``remember`` was given them, E details of the picture (``LiteTowers``). The answers for which
     nothing is trained are those of the cases with the most similar details: they tell which case it is, embeddings what kind of picture.
     ``radiograph`` sees both, where train/radiograph.py fitted it to both.
     """

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
+FLOAT, INT64 = int(TensorProto.FLOAT), int(TensorProto.INT64)
 OPSET, IR_VERSION = 20, 9  # Gelu is an operator from 20 on; onnxruntime 1.20 reads both
 
 Inputs = dict[str, tuple[int, list[str | int]]]  # name to (type, shape)
@@ -89,7 +90,7 @@ class Graph:
             self.order,
             name,
             [helper.make_tensor_value_info(x, kind, shape) for x, (kind, shape) in inputs.items()],
-            [helper.make_tensor_value_info(x, TensorProto.FLOAT, shape) for x, shape in outputs.items()],
+            [helper.make_tensor_value_info(x, FLOAT, shape) for x, shape in outputs.items()],
             list(self.weights.values()),
         )
         model = helper.make_model(

