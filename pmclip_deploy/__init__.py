@@ -23,7 +23,8 @@ __all__ = [
     "load",
 ]
 
-# From its import on, onnxruntime 1.29 or later reports to its maker, unless this was set before: set, whatever it was (docs/offline.md).
+# From its import on, onnxruntime 1.29 or later reports to its maker, unless this variable was set before. So it is set, whatever it was
+# (docs/reference/network-and-files.md).
 if "onnxruntime" in sys.modules and os.environ.get("ORT_DISABLE_TELEMETRY", "").strip().lower() not in ("1", "true", "yes", "on", "y"):
     import warnings
 
