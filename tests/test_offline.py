@@ -207,7 +207,7 @@ def test_what_comes_with_tokenizers_alone_is_never_loaded(tmp_path: Path) -> Non
     needed = installed_for("pmclip-deploy", without="huggingface-hub")
     unused = installed_for("pmclip-deploy") - needed
     assert "huggingface-hub" in unused
-    docs = (Path(__file__).parents[1] / "docs" / "offline.md").read_text(encoding="utf-8")
+    docs = (Path(__file__).parents[1] / "docs" / "howto" / "install-offline.md").read_text(encoding="utf-8")
     (removed,) = re.findall(r"rm -f wheels/\{([\w,]+)\}-\*\.whl", docs)
     listed = {name.replace("_", "-") for name in removed.split(",")}
     assert unused <= listed and not listed & needed
