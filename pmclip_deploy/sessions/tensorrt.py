@@ -111,7 +111,7 @@ def session_from_engines(folder: Path, manifest: Manifest, rows: Sequence[Engine
 
 
 class TensorRTSession:
-    """One engine, one stream. Not run anywhere yet: docs/howto/tensorrt.md says what is tested."""
+    """One engine, one stream. Not run anywhere yet: docs/measured/tensorrt.md says what is tested."""
 
     device = "cuda"
 
