@@ -26,7 +26,8 @@ def load(bundle: "str | os.PathLike[str] | None" = None, device: str = "auto", *
 
     Without a head it waits for the image tower alone: the text tower and the tokenizer go on opening behind. ``device`` is of
     ``sessions.DEVICES``; "auto" takes what runs here and says in ``Predictor.notes`` what does not. ``once`` is for a process that asks
-    about one picture and ends: INT8 transformers open sooner, run slower (docs/howto/measure.md), and say the same; numpy gets one thread.
+    about one picture and ends: INT8 transformers open sooner, run slower and say the same (docs/measured/cold-start.md); numpy gets one
+    thread.
     """
     return load_beside(lambda: None, bundle, device, once)
 
