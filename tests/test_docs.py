@@ -4,10 +4,13 @@ import dataclasses
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
 from pmclip_deploy import answer, errors
+from pmclip_deploy.cli.app import COMMANDS, app_of
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -65,3 +68,33 @@ def test_a_page_that_fetches_from_elsewhere_is_found(page: str, tmp_path: Path, 
     for suffix in ("html", "css", "js"):
         (tmp_path / f"theirs.{suffix}").write_text(page)
     assert len(fetched(tmp_path)) == 3
+
+
+def commands_of(page: Path) -> list[list[str]]:
+    """The lines of a page that call pmclip-deploy, in words, without comments."""
+    blocks = re.findall(r"```(?:bash|console)?\n(.*?)```", page.read_text("utf-8"), re.S)
+    lines = [line.partition("  #")[0] for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    called = (re.match(r"(?:\$ |\S*/bin/|[A-Z_]+=\S+ |torchrun .*)?pmclip-deploy (.*)", line) for line in lines)
+    return [call[1].split() for call in called if call]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[str(path.relative_to(ROOT)) for path in PAGES])
+def test_commands_in_pages_exist_with_their_options(page: Path) -> None:
+    program: Any = typer.main.get_command(app_of(COMMANDS))
+    for words in commands_of(page):
+        command, rest = program, words
+        while rest and rest[0] in getattr(command, "commands", {}):
+            command, rest = command.commands[rest[0]], rest[1:]
+        assert not hasattr(command, "commands"), f"{page.name}: {words} is no command"
+        known = {option for parameter in command.params for option in parameter.opts} | {"--help", "--debug"}
+        used = {word.strip("[]").partition("=")[0] for word in rest if re.match(r"\[?--\w", word)}
+        assert used <= known, f"{page.name}: {' '.join(words)}: {used - known}"
+
+
+RIDDLES = r" of ours\b|\bis told\b|takes nothing apart|, else |\bNo GPU was at hand\b|\bgoes on where\b"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[str(path.relative_to(ROOT)) for path in PAGES])
+def test_pages_keep_to_plain_words(page: Path) -> None:
+    if page.name != "english.md":  # it shows them
+        assert not re.findall(RIDDLES, page.read_text("utf-8"))
