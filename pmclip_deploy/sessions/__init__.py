@@ -73,8 +73,9 @@ def open_session(path: Path, device: str = "auto", key: str | None = None, integ
     """Loads the graph at ``path`` with onnxruntime. "auto" is the GPU where onnxruntime has one, else the CPU.
 
     What a provider compiles it keeps on disk under ``key``, the graph's hash, and not at all without one. Without ``integers`` a CPU
-    computes what is between Q/DQ in floats: weights made for TensorRT would saturate its integers (docs/export.md). A session that is not
-    ``packed`` makes no second copy of the weights in the order in which kernels read them: it opens sooner and runs slower.
+    computes what is between Q/DQ in floats: weights made for TensorRT would saturate its integers
+    (docs/reference/graphs-and-precisions.md). A session that is not ``packed`` makes no second copy of the weights in the order in which
+    kernels read them: it opens sooner and runs slower.
     """
     _check_device(device, ("auto", *PROVIDERS))
     from pmclip_deploy.sessions.onnxruntime import OnnxRuntimeSession
