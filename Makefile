@@ -1,4 +1,5 @@
-# Two commands: `make demo` installs the runtime and asks real pictures with known answers; `make test` installs what the tests need and runs them.
+# `make demo` installs the runtime and asks real pictures with known answers. `make test` installs what the tests need, runs them, and builds the
+# documentation. `make docs` builds the documentation alone, into build/docs.
 
 PYTHON ?= python3
 DEMO_VENV ?= .venv
@@ -13,6 +14,13 @@ test: $(TEST_VENV)/ready
 	$(TEST_VENV)/bin/ruff check .
 	$(TEST_VENV)/bin/mypy
 	$(TEST_VENV)/bin/python -m pytest -n 2
+	$(MAKE) docs
+
+# Warnings are errors; the examples are run; nothing is fetched (docs/_ext/checks.py).
+docs: $(TEST_VENV)/ready
+	rm -rf build/docs
+	$(TEST_VENV)/bin/python -m sphinx --fail-on-warning --keep-going --nitpicky --fresh-env --quiet --builder html docs build/docs
+	$(TEST_VENV)/bin/python -m sphinx --fail-on-warning --keep-going --quiet --builder doctest docs build/doctest
 
 $(DEMO_VENV)/ready: $(SOURCES)
 	@echo "installing the runtime into $(DEMO_VENV), once: about a minute"
@@ -28,4 +36,4 @@ $(TEST_VENV)/ready: pyproject.toml tests/constraints.txt
 clean:
 	rm -rf $(DEMO_VENV) $(TEST_VENV) pmclip-demo build dist *.egg-info
 
-.PHONY: demo test clean
+.PHONY: demo test docs clean

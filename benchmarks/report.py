@@ -1,6 +1,6 @@
 """The benchmark report: rows of results.py as Markdown and as one page of HTML. No figure in it is typed by hand.
 
-    python -m pmclip_deploy.benchmarks.report [benchmarks/results/bench.jsonl ...] --markdown docs/benchmark-report.md --html report.html
+    python -m pmclip_deploy.benchmarks.report [benchmarks/results/bench.jsonl ...] --markdown docs/measured/report.md --html report.html
 
 Of each kind of run, model and machine the newest counts. What is divided by what comes from one run. The same rows give the same bytes.
 """
@@ -146,7 +146,7 @@ LEAD = (
     "Made from rows of results by python -m pmclip_deploy.benchmarks.report; nothing here is typed by hand. Ratios are of one run, in "
     "which systems took turns on the same weights, inputs and threads after their outputs were compared. Absolute times belong to their "
     "machine alone. Quartiles are the 25th and the 75th percentile. In comparisons ViT-B/32 and RN50 have random weights in the "
-    "published layout; the ViT-B/32 that answers is the trained one of benchmarks.md."
+    "published layout; the ViT-B/32 that answers is the trained one of docs/howto/make-a-trained-vit.md."
 )
 
 
@@ -217,7 +217,7 @@ def machines(rows: Rows) -> list[Block]:
         if not any(there(row) for row in rows):
             table.append([name, "", "", *[NOT_MEASURED] * 3, ""])
     return [
-        "One sample at a time. How to measure a Jetson or an RTX workstation, and hand the file in, stands in benchmarks.md.",
+        "One sample at a time. How to measure a Jetson or an RTX workstation, and hand in the file: docs/howto/bench-your-machine.md.",
         Table(["machine", "model", "system", "infer, ms", "image tower, ms", "cold infer, ms", "run"], table, left=3),
     ]
 

@@ -316,7 +316,7 @@ PREPARE = {
 
 def main() -> None:
     """Answers {"open"}, {"embed"}, {"run"}, {"memory"}, and {"prepare"}, which takes what "open" takes."""
-    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # peers report to their makers otherwise, once imported (docs/offline.md)
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # peers report to their makers otherwise, once imported (docs/reference/network-and-files.md)
     sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # OpenVINO and NNCF go on without it
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what a system prints

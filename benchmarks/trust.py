@@ -1,7 +1,8 @@
 """Can an answer be trusted? The failures that issue reports named, measured with any bundle, before and after it is trained again.
 
     python -m pmclip_deploy.benchmarks.trust --data DATA --pictures pictures --output benchmarks/results/trust.jsonl
-    python -m pmclip_deploy.benchmarks.trust --rows benchmarks/results/trust.jsonl --markdown docs/trust.md --markdown docs/model-card.md
+    python -m pmclip_deploy.benchmarks.trust --rows benchmarks/results/trust.jsonl \\
+        --markdown docs/measured/trust.md --markdown docs/measured/model.md
 
 DATA holds fracatlas, kermany-cxr, vqa-med-2019, slake and dicom, or some of them. What --pictures holds is told in trust_pictures.py.
 A bundle that learned from one of these sets is measured by cross-validation: --bundle FOLD1 --apart FILE1 --bundle FOLD2 --apart FILE2 ...,

@@ -1,7 +1,7 @@
 """Static Q/DQ: integer convolutions for CPUs, integer convolutions and matrices for TensorRT, with ranges from a calibration.
 
 The nodes are placed here, not by onnxruntime.quantization: its result had cosine 0.89 to fp32 on an image tower, this one up to 0.998
-(docs/export.md). Every graph is plain ONNX, and its bytes do not change with onnxruntime's version.
+(docs/reference/graphs-and-precisions.md). Every graph is plain ONNX, and its bytes do not change with onnxruntime's version.
 """
 
 from collections.abc import Collection, Mapping

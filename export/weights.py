@@ -73,7 +73,7 @@ def int8_blocks(model: onnx.ModelProto, keep: Collection[str] = ()) -> onnx.Mode
 
     onnxruntime (seen in 1.32) computes such a MatMul in integers, with a scale per token and 32 channels: ten times nearer to fp32
     than one scale for all of them, the same whatever else is in the batch. With VNNI it is as fast as the dynamic recipe; without, slower
-    than fp32 (docs/export.md). One without that kernel widens the weights.
+    than fp32 (docs/tried/quantisation.md). One without that kernel widens the weights.
     """
     weights = arrays(model)
     made: Arrays = {}

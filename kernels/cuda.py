@@ -67,7 +67,7 @@ class Call:
 
 
 class CudaSimilarity:
-    """The kernels of a folder on one GPU. Not run anywhere yet: docs/gpu-kernel.md says what is tested."""
+    """The kernels of a folder on one GPU. Not run anywhere yet: docs/reference/gpu-kernel.md says what is tested."""
 
     def __init__(self, folder: Path, device: Any = None) -> None:
         from cuda import core

@@ -1,6 +1,7 @@
 """ContrastiveSimilarity in a TensorRT network, as two plugins whose compiled kernels lie in the engine: it needs no Python then.
 
-Two, since such a plugin is one kernel. TensorRT 10.9 and later; importing this registers them. Not run anywhere yet: docs/gpu-kernel.md.
+Two, since such a plugin is one kernel. TensorRT 10.9 and later; importing this registers them.
+Not run anywhere yet: docs/reference/gpu-kernel.md.
 """
 
 from pathlib import Path

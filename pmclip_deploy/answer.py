@@ -14,47 +14,48 @@ if TYPE_CHECKING:
 class ImageInfo:
     """Where the pixels came from and how they were rendered; no patient attribute."""
 
-    source: str
-    format: str  # "dicom", "png", "jpeg", "array"
-    modality: str | None = None
-    frame: int = 0  # counted from 0
-    frames: int = 1
-    rows: int = 0
-    columns: int = 0
-    transfer_syntax: str | None = None
-    photometric: str | None = None
-    window: tuple[float, float] | None = None  # (center, width) in modality units; None where none was applied
-    warnings: tuple[str, ...] = ()
+    source: str  #: The path that was given; "array" or "dataset" where there is none.
+    format: str  #: "dicom", "png", "jpeg" or "array".
+    modality: str | None = None  #: What the DICOM file says, "CR" for one.
+    frame: int = 0  #: Counted from 0.
+    frames: int = 1  #: How many the file holds.
+    rows: int = 0  #: Height of the stored picture, in pixels.
+    columns: int = 0  #: Width of the stored picture, in pixels.
+    transfer_syntax: str | None = None  #: UID of the DICOM file's transfer syntax.
+    photometric: str | None = None  #: DICOM's photometric interpretation.
+    window: tuple[float, float] | None = None  #: (center, width) in modality units; None where none was applied.
+    warnings: tuple[str, ...] = ()  #: What is unusual about the file, one line each.
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """The bundle that answered, and what ran it."""
+    """Which bundle answered, and on what."""
 
-    bundle: str
-    version: str
-    precision: str
-    backend: str
-    device: str
-    sha256: str  # of the bundle's manifest.json
+    bundle: str  #: Name of the bundle.
+    version: str  #: Version of the bundle.
+    precision: str  #: "fp32", "fp16" or "int8".
+    backend: str  #: "onnxruntime", for one.
+    device: str  #: "cpu", for one.
+    sha256: str  #: Of the bundle's manifest.json; empty for a model that is no bundle.
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A possible answer."""
+    """An answer that was possible, and how likely it is."""
 
-    answer: str
-    probability: float
+    answer: str  #: The answer's text.
+    probability: float  #: 0 to 1, calibrated on validation questions.
 
 
 @dataclass(frozen=True)
 class Match:
     """A row of an index, and the cosine of its embedding with what was searched for."""
 
-    id: str
-    score: float
+    id: str  #: The row's id: a path, a salted hash or a caption's id.
+    score: float  #: The cosine, -1 to 1.
 
     def to_json(self) -> dict[str, Any]:
+        """The fields by name."""
         return asdict(self)
 
 
@@ -62,19 +63,19 @@ class Match:
 class Worth:
     """What answers about a finding were worth in validation, on pictures like this one that trained and tuned nothing."""
 
-    finding: str
-    found: bool
-    stratum: str  # "plain films of the hand or wrist"
-    n: int
-    sensitivity: float
-    specificity: float
-    right_of_yes: tuple[int, int]  # (right, given)
-    right_of_no: tuple[int, int]
-    auroc: float
-    auroc_ci95: tuple[float, float]
+    finding: str  #: The finding's name, "fracture".
+    found: bool  #: Whether the answer says that the finding is there.
+    stratum: str  #: Pictures like this one: "plain films of the hand or wrist".
+    n: int  #: Validation pictures of this stratum.
+    sensitivity: float  #: Share of the pictures with the finding that were answered yes.
+    specificity: float  #: Share of the pictures without it that were answered no.
+    right_of_yes: tuple[int, int]  #: (right, given) of the answers yes.
+    right_of_no: tuple[int, int]  #: (right, given) of the answers no.
+    auroc: float  #: Area under the ROC curve in this stratum.
+    auroc_ci95: tuple[float, float]  #: Its 95% interval.
 
     def predictive_value(self, prevalence: float) -> float:
-        """The share of such answers that are right where ``prevalence`` of the pictures have the finding (Bayes)."""
+        """The share of such answers that are right where ``prevalence`` of the pictures have the finding (Bayes); both 0 to 1."""
         if self.found:
             right, wrong = self.sensitivity * prevalence, (1 - self.specificity) * (1 - prevalence)
         else:
@@ -82,6 +83,7 @@ class Worth:
         return right / (right + wrong) if right + wrong else 0.0
 
     def sentence(self) -> str:
+        """The same in one line, as the command line prints it."""
         right, given = self.right_of_yes if self.found else self.right_of_no
         measured = f"sensitivity {self.sensitivity:.2f}, specificity {self.specificity:.2f}"
         return f"in validation on {self.stratum} {right} of {given} such answers were right ({measured})"
@@ -89,35 +91,37 @@ class Worth:
 
 @dataclass(frozen=True)
 class Answer:
-    """``answer`` is None where the model abstains; ``reason`` then says why."""
+    """An answer to one question about one picture, or an abstention: then ``answer`` is None, and ``reason`` says why."""
 
-    question: str
-    answer: str | None
-    probability: float | None  # None where the file's header says it
-    abstained: bool
-    reason: str | None
-    candidates: tuple[Candidate, ...]
-    image: ImageInfo
-    model: ModelInfo
-    timings_ms: dict[str, float] = field(default_factory=dict)
-    note: str | None = None  # how to read the probability, where that needs saying; where the header and the picture disagree
-    source: str = "picture"  # or "header": read from the file
-    understood_as: "Intent | None" = None
-    worth: Worth | None = None  # of a finding
+    question: str  #: As it was asked.
+    answer: str | None  #: None where the model abstains.
+    probability: float | None  #: 0 to 1, calibrated; None where the file's header gives the answer.
+    abstained: bool  #: Whether there is no answer.
+    reason: str | None  #: Why there is none.
+    candidates: tuple[Candidate, ...]  #: The likeliest answers, the likeliest first.
+    image: ImageInfo  #: What was read.
+    model: ModelInfo  #: What answered.
+    timings_ms: dict[str, float] = field(default_factory=dict)  #: Milliseconds of each step of the call, and in total.
+    note: str | None = None  #: How to read the probability, where that needs saying, and where the header and the picture disagree.
+    source: str = "picture"  #: "picture", or "header" where the answer was read from the file.
+    understood_as: "Intent | None" = None  #: How the question was read.
+    worth: Worth | None = None  #: Of an answer about a finding, what such answers were worth in validation.
 
     def to_json(self) -> dict[str, Any]:
+        """The document that ``infer --json`` prints, of the schema pmclip-deploy/answer/1."""
         return {"schema": ANSWER_SCHEMA, **asdict(self)}
 
 
 @dataclass(frozen=True)
 class Label:
-    """A label, and how much of the image it has."""
+    """A label of a classification, its share and its score."""
 
-    label: str
-    share: float  # among the labels that were given, 1 in all: no probability
-    score: float  # what the share was made of, in the units of the method; -inf where the label's embedding has no direction
+    label: str  #: As it was given.
+    share: float  #: Among the labels that were given, 1 in all. It is no probability.
+    score: float  #: What the share is made of, in the units of the method; -inf where the label's embedding has no direction.
 
     def to_json(self) -> dict[str, Any]:
+        """The fields by name; a score that is not finite is null."""
         return {**asdict(self), "score": self.score if math.isfinite(self.score) else None}
 
 
@@ -125,11 +129,12 @@ class Label:
 class Classification:
     """Labels for an image, the likeliest first."""
 
-    method: str  # of classify.METHODS
-    labels: tuple[Label, ...]
-    image: ImageInfo
-    model: ModelInfo
-    timings_ms: dict[str, float] = field(default_factory=dict)
+    method: str  #: "zero-shot", "cache" or "probe".
+    labels: tuple[Label, ...]  #: The likeliest first.
+    image: ImageInfo  #: What was read.
+    model: ModelInfo  #: What embedded it.
+    timings_ms: dict[str, float] = field(default_factory=dict)  #: Milliseconds of each step of the call, and in total.
 
     def to_json(self) -> dict[str, Any]:
+        """The document that ``classify --json`` prints, of the schema pmclip-deploy/classification/1."""
         return {"schema": CLASSIFICATION_SCHEMA, **asdict(self), "labels": [label.to_json() for label in self.labels]}

@@ -29,7 +29,7 @@ def load(bundle: "str | os.PathLike[str] | None" = None, device: str = "auto", *
 
     Without a head it waits for the image tower alone: the text tower and the tokenizer go on opening behind. ``device`` is of
     ``sessions.devices()``; "auto" takes what runs here and says in ``Predictor.notes`` what does not. ``single_use`` is for a process
-    that asks about one picture and ends: INT8 transformers open sooner, run slower (docs/benchmarks.md), and say the same.
+    that asks about one picture and ends: INT8 transformers open sooner, run slower and say the same (docs/measured/cold-start.md).
     """
     return load_beside(lambda: None, bundle, device, single_use)
 

@@ -1,4 +1,4 @@
-"""Nothing leaves the machine: no look-up, no connection, and no file outside the places that docs/offline.md lists.
+"""Nothing leaves the machine: no look-up, no connection, and no file outside the places that docs/reference/network-and-files.md lists.
 
 `PMCLIP_ALIVE=60 pytest tests/test_offline.py` keeps each process alive for a minute. Left alone, onnxruntime asks for a host after 9 s.
 """
@@ -251,11 +251,11 @@ def installed_for(name: str, without: str | None = None) -> set[str]:
 
 
 def test_what_comes_with_tokenizers_alone_is_never_loaded(tmp_path: Path) -> None:
-    """A network client among it: everything works where it is not installed, and docs/offline.md names all of it."""
+    """A network client among it: everything works where it is not installed, and docs/reference/network-and-files.md names all of it."""
     needed = installed_for("pmclip-deploy", without="huggingface-hub")
     unused = installed_for("pmclip-deploy") - needed
     assert "huggingface-hub" in unused
-    docs = (Path(__file__).parents[1] / "docs" / "offline.md").read_text(encoding="utf-8")
+    docs = (Path(__file__).parents[1] / "docs" / "howto" / "install-offline.md").read_text(encoding="utf-8")
     (removed,) = re.findall(r"rm -f wheels/\{([\w,]+)\}-\*\.whl", docs)
     listed = {name.replace("_", "-") for name in removed.split(",")}
     assert unused <= listed and not listed & needed

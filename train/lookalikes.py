@@ -2,7 +2,7 @@
 
 A signature says of 16 x 16 places of a picture whether it gets brighter to the right: 256 bits, of which 16 may differ. Of 64 bits, 206
 pairs of Kermany's 2,563 chest films had all in common; of 256, four pairs are taken for one. What is found again, and what is not (a crop,
-a border), stands in docs/train-finding.md.
+a border), stands in docs/tried/train-finding.md.
 """
 
 import io

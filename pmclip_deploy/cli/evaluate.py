@@ -47,7 +47,7 @@ def evaluate(
     """Measure accuracy, coverage and calibration, beside baselines, with 95% intervals.
 
     Accuracy is our own count: exact match of the best candidate. Beside it stand the counts of others: VQA-Med 2019's (# parts possible
-    answers, text in brackets is optional; and BLEU), MEVF's and QCR's on VQA-RAD and SLAKE. docs/evaluate.md defines each.
+    answers, text in brackets is optional; and BLEU), MEVF's and QCR's on VQA-RAD and SLAKE. docs/reference/counting.md defines each.
     """
     if bundle is not None and checkpoint:
         raise UsageError("--bundle and --checkpoint are two models; give one of them, and the other as --against")

@@ -7,7 +7,7 @@ Sources, as far as they are published:
 - MEVF: tools/compute_softscore.py and test.py of github.com/aioz-ai/MICCAI19-MedVQA, and PubMedCLIP's copy of them.
 - QCR: train.py and multi_level_model.py of github.com/Awenbocc/med-vqa; create_label.py and main/test.py of PubMedCLIP's copy
   (github.com/sarahESL/PubMedCLIP, MEVF_PubMedCLIP and QCR_PubMedCLIP).
-docs/evaluate.md says where they differ from ours.
+docs/reference/counting.md says where they differ from ours.
 """
 
 from __future__ import annotations

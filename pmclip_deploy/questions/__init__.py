@@ -4,9 +4,9 @@
     >>> understood("is the bone intact?").polarity
     False
 
-Docs: docs/questions.md. A question passes through `text` (plain words), `language` (English or not), `reading` (the meaning of each word by
-`lexicon`, misspellings mended by `spelling`) and `rules` (what the meanings make together). Findings that a bundle was taught (`taught`)
-are words beside the lexicon's.
+A question passes through `text` (plain words), `language` (English or not), `reading` (the meaning of each word by `lexicon`, misspellings
+mended by `spelling`) and `rules` (what the meanings make together). Findings that a bundle was taught (`taught`) are words beside the
+lexicon's. docs/reference/questions.md describes all of it.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """What the meanings of a question's words make together: the intent. Standard library only.
 
 Rules rather than the text tower: they can say which word they did not understand, and a word that they do not know is never passed over
-(docs/questions.md compares both). Where the words fit none of the patterns, the question is asked back.
+(docs/measured/questions.md compares both). Where the words fit none of the patterns, the question is asked back.
 """
 
 from __future__ import annotations

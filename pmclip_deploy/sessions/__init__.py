@@ -56,7 +56,8 @@ class GraphFile(NamedTuple):
 
 class SessionOptions(NamedTuple):
     device: str = "auto"
-    # Without them a CPU computes what is between Q/DQ in floats: weights made for TensorRT would saturate its integers (docs/export.md).
+    # Without them a CPU computes what is between Q/DQ in floats: weights made for TensorRT would saturate its integers
+    # (docs/reference/graphs-and-precisions.md).
     integer_kernels: bool = True
     # Without it no second copy of the weights is made in the order in which kernels read them: the graph opens sooner and runs slower.
     prepack: bool = True
@@ -124,7 +125,7 @@ def open_session(path: Path, options: SessionOptions) -> Session:
 
 
 def devices_table() -> str:
-    """Markdown, for docs/tensorrt.md."""
+    """Markdown, for docs/howto/tensorrt.md."""
     rows = [(f"`{x.name}`", backend.title, x.runs_on, x.install) for backend in backends().values() for x in backend.devices]
     return "\n".join(f"| {' | '.join(row)} |" for row in [("`--device`", "library", "runs on", "how to get it"), ("---",) * 4, *rows])
 

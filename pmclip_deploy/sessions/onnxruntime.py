@@ -57,7 +57,8 @@ PROVIDERS = {
 
 @cache
 def import_onnxruntime() -> Any:
-    """The package, silent. From its import on, 1.29 and later report to their maker, unless a variable was set before (docs/offline.md)."""
+    """The package, silent. From its import on, 1.29 and later report to their maker, unless a variable was set before
+    (docs/reference/network-and-files.md)."""
     if "onnxruntime" in sys.modules and os.environ.get(SILENT, "").strip().lower() not in ("1", "true", "yes", "on", "y"):
         warnings.warn(
             "onnxruntime was imported before pmclip_deploy imported it; from 1.29 on it then reports to its maker, and only a new process "

@@ -231,7 +231,7 @@ def test_the_report_in_docs_is_what_its_rows_give() -> None:
     rows = results.read(root / report.ROWS)
     assert {report.program(row) for row in rows} == {report.BENCH, report.COMPARE, report.PREPROCESSING, report.COLD}
     assert {row["model"] for row in rows if report.program(row) == report.COMPARE} == set(report.MODELS)
-    assert (root / "docs" / "benchmark-report.md").read_text(encoding="utf-8") == report.markdown(report.document(rows))
+    assert (root / "docs" / "measured" / "report.md").read_text(encoding="utf-8") == report.markdown(report.document(rows))
 
 
 # --- the guard ------------------------------------------------------------------------------------------------------------------

@@ -367,7 +367,7 @@ def test_every_line_at_a_glance_is_a_figure_that_the_benchmark_makes() -> None:
 
 def test_the_pages_are_made_from_the_rows(tmp_path: Path) -> None:
     options = ["--rows", str(ROOT / "benchmarks/results/trust.jsonl")]
-    stored = {name: (ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("trust.md", "model-card.md")}
+    stored = {name: (ROOT / "docs/measured" / name).read_text(encoding="utf-8") for name in ("trust.md", "model.md")}
     for (name, text), mark in zip(stored.items(), (trust_table.START, trust_table.GLANCE_START), strict=True):
         before, _, rest = text.partition(mark)
         (tmp_path / name).write_text(f"{before}{mark}\nstale\n{trust_table.END}{rest.partition(trust_table.END)[2]}", encoding="utf-8")
@@ -375,7 +375,7 @@ def test_the_pages_are_made_from_the_rows(tmp_path: Path) -> None:
     assert trust.main(options) == 0
     assert {name: (tmp_path / name).read_text(encoding="utf-8") for name in stored} == stored
     glance = stored["trust.md"].partition("## At a glance\n\n")[2].partition("\n\n")[0]
-    assert glance.startswith("| measured |") and glance in stored["model-card.md"]
+    assert glance.startswith("| measured |") and glance in stored["model.md"]
 
 
 def test_a_page_without_marks_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

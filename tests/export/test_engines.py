@@ -129,7 +129,7 @@ def test_profiles(trt: Any) -> None:
 
 
 def test_the_same_bytes_twice(trt: Any, tmp_path: Path) -> None:
-    """In this process and in another. Convolutions may name a few of their tensors otherwise: docs/tensorrt.md."""
+    """In this process and in another. Convolutions may name a few of their tensors otherwise: docs/reference/engines.md."""
     model = tmp_path / "model.onnx"
     model.write_bytes(graph(*SANDWICH, io=H))
     code = (

@@ -407,7 +407,8 @@ def test_every_backend_is_named_as_its_file() -> None:
 
 
 def test_the_documentation_lists_the_devices() -> None:
-    assert devices_table() in (ROOT / "docs" / "tensorrt.md").read_text(encoding="utf-8"), "print sessions.devices_table() into it"
+    page = ROOT / "docs" / "howto" / "tensorrt.md"
+    assert devices_table() in page.read_text(encoding="utf-8"), "print sessions.devices_table() into it"
 
 
 # --- with a GPU -----------------------------------------------------------------------------------------------------------------

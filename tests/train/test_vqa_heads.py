@@ -357,7 +357,7 @@ def test_a_clip_of_published_layout_through_import_training_and_evaluate(home: P
     (tmp_path / "tuned").rename(tmp_path / "clip")
     tuned = load_file(tmp_path / "clip" / "model.safetensors")
     assert not torch.equal(tuned["clip.token_embedding.weight"], before["clip.token_embedding.weight"])
-    back = open_clip.create_model(BACKBONES[backbone].open_clip_name)  # as docs/importing.md says
+    back = open_clip.create_model(BACKBONES[backbone].open_clip_name)  # as docs/howto/import-weights.md says
     back.load_state_dict({name.removeprefix("clip."): tensor for name, tensor in tuned.items()})
     data = dataset(tmp_path / "data", images=4)
     out = tmp_path / "vqa"

@@ -25,7 +25,7 @@ SHAPES = 16  # input shapes that a session is ready for at a time; each has its 
 
 
 class TensorRTSession:
-    """One engine, one stream. Not run anywhere yet: docs/tensorrt.md says what is tested."""
+    """One engine, one stream. Not run anywhere yet: docs/measured/tensorrt.md says what is tested."""
 
     device = "cuda"
 
