@@ -1,5 +1,5 @@
-# `make demo` installs the runtime and asks real pictures with known answers. `make test` installs what the tests need, runs them, and builds the
-# documentation. `make docs` builds the documentation alone, into build/docs.
+# `make demo` installs the runtime and asks real pictures with known answers. `make test` installs what the tests need, builds the documentation and
+# runs them. `make docs` builds the documentation alone, into build/docs.
 
 PYTHON ?= python3
 DEMO_VENV ?= .venv
@@ -13,8 +13,8 @@ demo: $(DEMO_VENV)/ready
 test: $(TEST_VENV)/ready
 	$(TEST_VENV)/bin/ruff check .
 	$(TEST_VENV)/bin/mypy
-	$(TEST_VENV)/bin/python -m pytest -n 2
 	$(MAKE) docs
+	$(TEST_VENV)/bin/python -m pytest -n 2
 
 # Warnings are errors; the examples are run; nothing is fetched (docs/_ext/checks.py).
 docs: $(TEST_VENV)/ready

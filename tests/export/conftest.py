@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -22,11 +23,14 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
 
 @pytest.fixture(scope="module")
-def ranked_on_two_pictures() -> Iterator[None]:
-    """Not on pydicom's seven: most of an INT8 export's time goes into asking about each of them once for every layer."""
+def ranked_on_two_pictures() -> Iterator[Callable[..., Any]]:
+    """Not on pydicom's seven: most of an INT8 export's time goes into asking about each of them once for every layer.
+
+    Gives the method that takes all seven, for a test that needs them.
+    """
     from pmclip_deploy.export.pack import _Work  # imports torch
 
     every = _Work._ranked_on
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_Work, "_ranked_on", lambda work, part: every(work, part)[:2])
-        yield
+        yield every

@@ -328,8 +328,11 @@ def test_other_thresholds_are_of_another_model(checkpoint: Path, bundles: dict[s
 # Layers in float.
 
 
-def test_where_findings_miss_their_gate_only_their_layers_are_ranked(checkpoint: Path, bundles: dict[str, Path], tmp_path: Path) -> None:
+def test_where_findings_miss_their_gate_only_their_layers_are_ranked(
+    checkpoint: Path, bundles: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ranked_on_two_pictures: Callable[..., Any]
+) -> None:
     """By what each does to the probabilities of findings and regions; the other graphs stay in INT8."""
+    monkeypatch.setattr(_Work, "_ranked_on", ranked_on_two_pictures)  # on two pictures the most harmful have another between them
     modules = modules_from_checkpoint(checkpoint)
     work = _Work(Reference(modules), onnx_from_modules(modules), "int8", "cpu", "percentile", None, (), tmp_path, lambda items, what: items)
     recipes = work.recipes()

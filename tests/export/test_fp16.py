@@ -158,7 +158,8 @@ def test_pmclip_lite_equals_fp32() -> None:
     tokens = np.random.default_rng(0).integers(1000, 20000, (3, 12))
     tokens[1, 5:] = modules.backbone.pad_id
     feeds: dict[str, Values] = {"image": {"pixels": np.stack(pixels)}, "text": {"tokens": tokens}}
-    feeds["head"] = {name: run(graphs[name], feeds[name])["embedding"] for name in ("image", "text")}
+    image, text = (run(graphs[name], feeds[name]) for name in ("image", "text"))
+    feeds["head"] = {"image": np.concatenate([image["embedding"], image["details"]], 1), "text": text["embedding"]}
     seen = [tensor_from_pixels(picture_from_path(p).pixels, PREPROCESS) for p in sample_pictures()[:3]]
     feeds["findings"] = {"pixels": np.stack(seen)}
     for name, graph in graphs.items():
