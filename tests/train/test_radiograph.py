@@ -14,6 +14,7 @@ pytest.importorskip("skimage", reason="needs scikit-image's photographs: pip ins
 from pmclip_deploy.errors import InputError
 from pmclip_deploy.spec import Preprocess
 from pmclip_deploy.train import radiograph
+from pmclip_deploy.train.backbones.base import LiteTowers
 from pmclip_deploy.train.drawings import DRAWN, SIZE
 from pmclip_deploy.train.heads.lite import LiteHead, unit
 from pmclip_deploy.train.nonradiographs import changed, filed, nonradiographs, photographs_from_folder
@@ -81,7 +82,7 @@ def test_radiology_is_varied_but_stays_what_it_is() -> None:
 # --- the fit --------------------------------------------------------------------------------------------------------------------
 
 
-class Levels(torch.nn.Module):
+class Levels(LiteTowers):
     """A tower that sees how bright and how coloured a picture is."""
 
     def encode_image(self, pixels: torch.Tensor) -> torch.Tensor:
