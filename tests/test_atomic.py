@@ -113,7 +113,7 @@ def imported(folder: Path) -> None:
     train_parts()
     from pmclip_deploy.train import importing
 
-    importing._write_folder(folder / "checkpoint", {"clip.x": network().weight.detach()}, {"name": "tiny"})
+    importing._write_folder(folder / "checkpoint", {"clip.x": network().weight.detach()}, {"name": "tiny"}, "{}")
 
 
 def signatures_of_pictures(folder: Path) -> None:

@@ -73,7 +73,13 @@ class Process:
         for path in self.own.values():
             path.mkdir(parents=True)
         of = {"HOME": "home", "TMPDIR": "tmp", **{f"XDG_{n.upper()}_HOME": n for n in ("cache", "config", "data", "state")}}
-        environment = {name: os.environ[name] for name in ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH") if name in os.environ}
+        environment = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
+        # pydicom imports requests where it is installed, as it is beside the documentation's tools. Its urllib3 then opens a socket, to no
+        # one, to learn whether there is IPv6. A plain install has no requests, and these processes have none.
+        plain = folder / "plain"
+        plain.mkdir()
+        (plain / "requests.py").write_text("raise ImportError('a plain install has no requests')\n")
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(plain), os.environ.get("PYTHONPATH"))))
         environment |= {name: str(self.own[path]) for name, path in of.items()} | {"PYTHONDONTWRITEBYTECODE": "1"}
         command = ["strace", "-f", "--seccomp-bpf", "-qq", "-y", "-s", "512", "-e", "signal=none", "-e", CALLS, "-o", str(self.trace)]
         command += [sys.executable, "-c", code, *map(str, arguments)]
