@@ -104,7 +104,7 @@ def _session(path: Path, manifest: Manifest, name: str, device: str, notes: list
     inputs, outputs = contract_of(manifest)[name]
     if set(session.inputs) != set(inputs) or not set(outputs) <= set(session.outputs):
         found = f"takes {session.inputs} and gives {session.outputs}, not {inputs} and {outputs}"
-        raise BundleError(f"{path / manifest.graphs[name].file}: {found}; export it again")
+        raise BundleError(f"{path / manifest.graphs[name].file}: {found}", "export it again")
     return session
 
 

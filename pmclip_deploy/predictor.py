@@ -320,17 +320,17 @@ class Predictor:
         columns = {"answer": (len(self.manifest.answers),), "kind": (len(self.manifest.kinds),), "radiograph": ()}
         if any(x.shape != (len(seen), *columns[name]) for name, x in out.items()):
             raise BundleError(
-                f"the head of bundle {self.manifest.name} does not fit its manifest; export it again with `pmclip-deploy export`"
+                f"the head of bundle {self.manifest.name} does not fit its manifest", "export it again with `pmclip-deploy export`"
             )
         if not all(np.isfinite(x).all() for x in out.values()):
-            raise BundleError(f"bundle {self.manifest.name} computes no numbers for this image; export it again in a higher precision")
+            raise BundleError(f"bundle {self.manifest.name} computes no numbers for this image", "export it again in a higher precision")
         return out
 
     def _head(self) -> Head:
         if self.manifest.head is None:
             raise UsageError(
-                f"bundle {self.manifest.name} has no head, so it embeds images and texts and answers no question; "
-                "use embed_image and embed_text, or export a checkpoint with a head from `pmclip-deploy train vqa`"
+                f"bundle {self.manifest.name} has no head, so it embeds images and texts and answers no question",
+                "use embed_image and embed_text, or export a checkpoint with a head from `pmclip-deploy train vqa`",
             )
         return self.manifest.head
 
@@ -340,8 +340,8 @@ def _check_questions(questions: Sequence[str]) -> None:
         raise UsageError("pass a list of one or more questions")
     for question in questions:
         if not question.strip():
-            raise UsageError('the question is empty; ask something, for example "is there a fracture?"')
+            raise UsageError("the question is empty", 'ask something, for example "is there a fracture?"')
         try:
             question.encode()
         except UnicodeEncodeError as error:
-            raise UsageError("the question is no valid Unicode text; check the terminal's encoding") from error
+            raise UsageError("the question is no valid Unicode text", "check the terminal's encoding") from error

@@ -56,11 +56,11 @@ def reading(where: str) -> Iterator[ExitStack]:
     except PmclipError:
         raise
     except Refused as error:
-        raise InputError(f"{where}: {error}; export or copy the file again") from None
+        raise InputError(f"{where}: {error}", "export or copy the file again") from None
     except Exception as error:  # also RecursionError and MemoryError
         if is_ours(error):
             raise
-        raise InputError(f"{where}: the DICOM file is broken ({type(error).__name__}); export or copy it again") from None
+        raise InputError(f"{where}: the DICOM file is broken ({type(error).__name__})", "export or copy it again") from None
 
 
 def import_pydicom_lean() -> None:
@@ -118,7 +118,7 @@ def image_from_file(where: str, stack: ExitStack) -> DicomImage:
     head = head_of_file(where)
     # Without the preamble (PS3.10 7.1) a file starts with group 0002 or, with no file meta, with a low group of either byte order.
     if head[128:] != b"DICM" and head[:2] not in (b"\x02\x00", b"\x08\x00", b"\x00\x08", b"\x00\x02"):
-        raise NoPictureError(f"{where}: is not a DICOM, PNG or JPEG file; give one of these")
+        raise NoPictureError(f"{where}: is not a DICOM, PNG or JPEG file", "give one of these")
 
     from pydicom import dcmread
     from pydicom.filereader import read_file_meta_info
@@ -134,7 +134,7 @@ def image_from_file(where: str, stack: ExitStack) -> DicomImage:
     tag = file.read(4)
     if tag not in (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10"):
         if not len(dataset) or (head[128:] != b"DICM" and "SOPClassUID" not in dataset and "Rows" not in dataset):
-            raise NoPictureError(f"{where}: is not a DICOM, PNG or JPEG file; give one of these")
+            raise NoPictureError(f"{where}: is not a DICOM, PNG or JPEG file", "give one of these")
         kind = "float" if tag in (b"\xe0\x7f\x08\x00", b"\xe0\x7f\x09\x00", b"\x7f\xe0\x00\x08", b"\x7f\xe0\x00\x09") else ""
         return DicomImage(dataset, _syntax(dataset), little, None, 0, 0, kind)
     vr, field = "OW", file.read(4)
@@ -153,10 +153,10 @@ def _check_inflated(where: str) -> None:
         while data and not inflater.eof:
             total += len(inflater.decompress(data, 1 << 20))
             if total > MAX_INFLATED:
-                raise InputError(f"{where}: inflates to more than {MAX_INFLATED >> 20} MiB; store it in another transfer syntax")
+                raise InputError(f"{where}: inflates to more than {MAX_INFLATED >> 20} MiB", "store it in another transfer syntax")
             data = inflater.unconsumed_tail or file.read(65536)
     if not inflater.eof:
-        raise InputError(f"{where}: its deflated data is cut short; copy the file again")
+        raise InputError(f"{where}: its deflated data is cut short", "copy the file again")
 
 
 def image_from_dataset(dataset: Any) -> DicomImage:
@@ -164,7 +164,7 @@ def image_from_dataset(dataset: Any) -> DicomImage:
 
     quieten()
     if not isinstance(dataset, Dataset):
-        raise InputError(f"{type(dataset).__name__}: is not an image; give a path, a pydicom Dataset or an array")
+        raise InputError(f"{type(dataset).__name__}: is not an image", "give a path, a pydicom Dataset or an array")
     syntax = _syntax(dataset)
     little = syntax != BIG_ENDIAN
     if "PixelData" not in dataset or "FloatPixelData" in dataset or "DoubleFloatPixelData" in dataset:

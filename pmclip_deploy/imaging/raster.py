@@ -28,11 +28,11 @@ def picture_from_array(array: Any) -> Picture:
     if pixels.ndim == 3 and pixels.shape[2] == 1:
         pixels = pixels[:, :, 0]
     if 0 in pixels.shape or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)):
-        raise InputError(f"array: the shape is {pixels.shape}; give (height, width) grayscale or (height, width, 3) RGB")
+        raise InputError(f"array: the shape is {pixels.shape}", "give (height, width) grayscale or (height, width, 3) RGB")
     window = None
     if pixels.dtype != np.uint8:
         if pixels.ndim == 3 or pixels.dtype.kind not in "buif":
-            raise InputError(f"array: {pixels.dtype} of shape {pixels.shape} has no defined brightness; scale it to uint8 in 0..255")
+            raise InputError(f"array: {pixels.dtype} of shape {pixels.shape} has no defined brightness", "scale it to uint8 in 0..255")
         pixels, window = _spread(pixels)
     pixels = np.ascontiguousarray(pixels, dtype=np.uint8)
     return Picture(pixels, ImageInfo("array", "array", rows=pixels.shape[0], columns=pixels.shape[1], window=window))
@@ -46,10 +46,10 @@ def picture_from_raster(source: str, kind: str) -> Picture:
             data = Path(source).read_bytes()
             _import_plugins(kind, data)
             if data.count(b"\xff\xda") > MAX_SCANS and kind == "jpeg":
-                raise InputError(f"{source}: has more than {MAX_SCANS} progressive scans; save it again as a plain JPEG")
+                raise InputError(f"{source}: has more than {MAX_SCANS} progressive scans", "save it again as a plain JPEG")
             with Image.open(BytesIO(data), formats=(kind.upper(),)) as opened:
                 if opened.width * opened.height > MAX_PIXELS:
-                    raise InputError(f"{source}: {opened.width} x {opened.height} is more than {MAX_PIXELS} pixels; make it smaller")
+                    raise InputError(f"{source}: {opened.width} x {opened.height} is more than {MAX_PIXELS} pixels", "make it smaller")
                 pixels, window = _pixels_from_image(ImageOps.exif_transpose(opened))
     except PmclipError:
         raise
@@ -57,7 +57,7 @@ def picture_from_raster(source: str, kind: str) -> Picture:
         if is_ours(error):
             raise
         # Pillow raises OSError, SyntaxError, ValueError, struct.error, ... on broken files
-        raise InputError(f"{source}: the {kind.upper()} file is broken ({type(error).__name__}); save or copy it again") from None
+        raise InputError(f"{source}: the {kind.upper()} file is broken ({type(error).__name__})", "save or copy it again") from None
     return Picture(pixels, ImageInfo(source, kind, rows=pixels.shape[0], columns=pixels.shape[1], window=window))
 
 
@@ -91,7 +91,7 @@ def _spread(values: NDArray[Any]) -> tuple[NDArray[np.uint8], tuple[float, float
     values = values.astype(np.float64)
     finite = np.isfinite(values)
     if not finite.any():
-        raise InputError("array: no finite value in it; give numbers")
+        raise InputError("array: no finite value in it", "give numbers")
     low, high = float(values[finite].min()), float(values[finite].max())
     window = automatic_window(low, high)
     with np.errstate(all="ignore"):

@@ -20,9 +20,9 @@ def picture_from_path(path: str | PathLike[str], frame: int | None = None, windo
 
         return picture_from_dicom(source, frame, window)
     if frame not in (None, 0):
-        raise InputError(f"{source}: frame {frame} was asked for and the picture has only frame 0; leave the frame out")
+        raise InputError(f"{source}: frame {frame} was asked for and the picture has only frame 0", "leave the frame out")
     if window is not None:
-        raise InputError(f"{source}: a window can be set for DICOM files only; leave it out, or give the DICOM file")
+        raise InputError(f"{source}: a window can be set for DICOM files only", "leave it out, or give the DICOM file")
     from pmclip_deploy.imaging.raster import picture_from_raster
 
     return picture_from_raster(source, "png" if head.startswith(PNG) else "jpeg")
