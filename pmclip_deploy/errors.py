@@ -13,13 +13,11 @@
 A message is one line: what and where. The hint is what to do next. Neither ever holds a patient attribute.
 """
 
-from typing import ClassVar
-
 
 class PmclipError(Exception):
     """The base of all errors that are raised on purpose.
 
-    ``code`` names the class for programs, and stays the same from release to release. ``message`` says what is wrong and where, and ``hint``
+    ``code`` names the class for programs, and stays the same from release to release. ``message`` says what is wrong and where, ``hint``
     what to do next ("" where the message says all). ``str(error)`` is both in one line. An error can be pickled.
 
     >>> import pmclip_deploy as pm
@@ -32,8 +30,8 @@ class PmclipError(Exception):
     no-such-folder: no such bundle folder; pass --bundle FOLDER, or build one with `pmclip-deploy export`
     """
 
-    exit_code: ClassVar[int] = 1
-    code: ClassVar[str] = "error"
+    exit_code = 1
+    code = "error"
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message, hint)  # both in ``args``, from which an error is unpickled
@@ -64,7 +62,7 @@ class InputError(PmclipError):
     ...     pm.load().ask(b"", "is there a fracture?")
     ... except pm.InputError as error:
     ...     print(error)
-    bytes: is empty; give the content of a DICOM, PNG or JPEG file
+    bytes: is empty; give what a DICOM, PNG or JPEG file holds, from its first byte on
     """
 
     exit_code = 3

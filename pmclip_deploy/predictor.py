@@ -185,13 +185,15 @@ class Predictor:
         """
         return self._graphs.view(picture_from_image(image, frame, window), finding)
 
-    def seen_of_findings(self, picture: "Picture") -> Seen | None:
+    def seen_of_findings(self, image: Image, *, frame: int | None = None, window: tuple[float, float] | None = None) -> Seen | None:
         """The graph "findings", over the picture and its mirror image."""
-        return self._graphs.seen_of_findings(picture)
+        return self._graphs.seen_of_findings(picture_from_image(image, frame, window))
 
-    def probed_embedding(self, picture: "Picture", straight: Floats | None = None) -> NDArray[np.float64]:
+    def probed_embedding(
+        self, image: Image, straight: Floats | None = None, *, frame: int | None = None, window: tuple[float, float] | None = None
+    ) -> NDArray[np.float64]:
         """(D,): the mean of the unit embeddings of a picture and of its mirror image, in which the logits of probes are linear."""
-        return self._graphs.probed_embedding(picture, straight)
+        return self._graphs.probed_embedding(picture_from_image(image, frame, window), straight)
 
     def questions(self) -> tuple[str, ...]:
         """Examples of what can be asked of this model; what it was taught alone where its head reads questions itself, as MEVF's does."""

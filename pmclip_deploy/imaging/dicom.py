@@ -48,14 +48,19 @@ NOT_PICTURES = {
 }
 
 
-def picture_from_dicom(source: str | PathLike[str] | Dataset, frame: int | None = None, window: Window | None = None) -> Picture:
-    """Render one frame of a DICOM file or Dataset; the middle frame and the file's own window unless told otherwise."""
+def picture_from_dicom(
+    source: str | PathLike[str] | Dataset, frame: int | None = None, window: Window | None = None, *, data: bytes | None = None
+) -> Picture:
+    """Render one frame of a DICOM file or Dataset; the middle frame and the file's own window unless told otherwise.
+
+    With ``data``, what the file holds, ``source`` is its name in messages.
+    """
     is_path = isinstance(source, (str, PathLike))
     where = fspath(source) if is_path else "dataset"
     if window is not None and not (len(window) == 2 and all(map(math.isfinite, window)) and window[1] > 0):
         raise InputError(f"{where}: the window asked for has no positive width", "give a center and a width above 0")
     with reading(where) as stack:
-        image = image_from_file(where, stack) if is_path else image_from_dataset(source)
+        image = image_from_file(where, stack, data) if is_path else image_from_dataset(source)
         return _picture(where, image, frame, None if window is None else (float(window[0]), float(window[1])))
 
 

@@ -27,6 +27,9 @@ class Picture:
     info: ImageInfo
     header: Header | None = None  # what a DICOM file says of it
 
+    def __repr__(self) -> str:  # without the pixels and what the header says of a patient
+        return f"Picture({self.pixels.shape[0]} x {self.pixels.shape[1]}, {self.info.format})"
+
 
 def head_of_file(source: str) -> bytes:
     """The first 132 bytes, or one clear line on why there are none."""
