@@ -15,7 +15,7 @@ A message is one line: what and where. The hint is what to do next. Neither ever
 
 
 class PmclipError(Exception):
-    """The base of all errors that are raised on purpose.
+    """Any error that a user can meet; caught alone, it catches all that follow.
 
     ``code`` names the class for programs, and stays the same from release to release. ``message`` says what is wrong and where, ``hint``
     what to do next ("" where the message says all). ``str(error)`` is both in one line. An error can be pickled.
@@ -43,7 +43,7 @@ class PmclipError(Exception):
 
 
 class UsageError(PmclipError):
-    """An argument or the command line is wrong.
+    """The command line or an argument is wrong.
 
     >>> import pmclip_deploy as pm
     >>> pm.UsageError("the question is empty", "ask something").hint
@@ -55,7 +55,7 @@ class UsageError(PmclipError):
 
 
 class InputError(PmclipError):
-    """An image, a question file or a key cannot be read.
+    """The image or the question file cannot be read.
 
     >>> import pmclip_deploy as pm
     >>> try:
@@ -70,7 +70,7 @@ class InputError(PmclipError):
 
 
 class NoPictureError(InputError):
-    """The file may be whole, and it holds no picture: a report, a segmentation, a text.
+    """The file may be whole, and it holds no picture: a report, a waveform, a structured document.
 
     >>> import pmclip_deploy as pm
     >>> try:
@@ -84,7 +84,7 @@ class NoPictureError(InputError):
 
 
 class BundleError(PmclipError):
-    """A bundle, a checkpoint or an index is missing, broken or tampered with, or does not fit.
+    """A bundle, a checkpoint or an index is missing, broken or was tampered with.
 
     >>> import pmclip_deploy as pm
     >>> pm.BundleError.code, pm.BundleError.exit_code
@@ -96,7 +96,9 @@ class BundleError(PmclipError):
 
 
 class ParityError(PmclipError):
-    """A bundle's numbers are too far from the reference's. Only ``export``, ``parity`` and ``bench`` raise it.
+    """An exported model is further from its fp32 PyTorch reference than the parity gate allows.
+
+    The commands ``export``, ``parity`` and ``bench`` raise it.
 
     >>> import pmclip_deploy as pm
     >>> pm.ParityError.code, pm.ParityError.exit_code
@@ -108,14 +110,14 @@ class ParityError(PmclipError):
 
 
 class GateError(PmclipError):
-    """A finding did not pass the gate of its validation, so that no bundle was written. Only ``train finding`` raises it."""
+    """A finding did not pass the gate of its validation."""
 
     exit_code = 5
     code = "gate"
 
 
 class DeviceError(PmclipError):
-    """The device or backend that was asked for by name is not there, or failed.
+    """The device or the backend that was asked for is not there.
 
     >>> import pmclip_deploy as pm
     >>> pm.DeviceError.code, pm.DeviceError.exit_code
@@ -127,7 +129,7 @@ class DeviceError(PmclipError):
 
 
 class TrainingError(PmclipError):
-    """Training cannot go on: the loss is no number, or memory is full."""
+    """Training cannot go on: the loss is not a number, or memory is full."""
 
     exit_code = 1
     code = "training"
