@@ -10,7 +10,9 @@ MARK = "% errors"
 
 
 def page() -> str:
-    rows = (f"| `{kind.__name__}` | {_base(kind)} | `{kind.code}` | {kind.exit_code} | {_meaning(kind)} |" for kind in _tree(errors.PmclipError))
+    rows = (
+        f"| `{kind.__name__}` | {_base(kind)} | `{kind.code}` | {kind.exit_code} | {_meaning(kind)} |" for kind in _tree(errors.PmclipError)
+    )
     return "\n".join(["| Error | Is also a | Code | Exit code | Raised when |", "|---|---|---|---|---|", *rows])
 
 
