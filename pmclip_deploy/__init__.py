@@ -1,27 +1,49 @@
-"""Ask radiology images questions offline: load, Predictor, Answer and the errors."""
+"""Ask radiology images questions offline: ``load``, ``Predictor``, the results and the errors. What is public stands in ``__all__``."""
 
 from typing import TYPE_CHECKING
 
-from pmclip_deploy.errors import BundleError, DeviceError, InputError, ParityError, PmclipError, UsageError
+from pmclip_deploy.errors import BundleError, DeviceError, InputError, NoPictureError, ParityError, PmclipError, UsageError
 
 if TYPE_CHECKING:
-    from pmclip_deploy.answer import Answer
+    from pmclip_deploy.answer import Answer, Candidate, Classification, ImageInfo, Label, Match, ModelInfo, Worth
+    from pmclip_deploy.decision.evidence import Seen
+    from pmclip_deploy.decision.heads import Heads
+    from pmclip_deploy.intent import Intent, Qualifier
     from pmclip_deploy.opening import load
     from pmclip_deploy.predictor import Predictor
 
 __all__ = [
     "Answer",
     "BundleError",
+    "Candidate",
+    "Classification",
     "DeviceError",
+    "Heads",
+    "ImageInfo",
     "InputError",
+    "Intent",
+    "Label",
+    "Match",
+    "ModelInfo",
+    "NoPictureError",
     "ParityError",
     "PmclipError",
     "Predictor",
+    "Qualifier",
+    "Seen",
     "UsageError",
+    "Worth",
     "load",
 ]
 
-_HOME = {"Answer": "answer", "Predictor": "predictor", "load": "opening"}
+_HOME = {
+    **dict.fromkeys(("Answer", "Candidate", "Classification", "ImageInfo", "Label", "Match", "ModelInfo", "Worth"), "answer"),
+    **dict.fromkeys(("Intent", "Qualifier"), "intent"),
+    "Heads": "decision.heads",
+    "Predictor": "predictor",
+    "Seen": "decision.evidence",
+    "load": "opening",
+}
 
 
 def __getattr__(name: str) -> object:
@@ -35,3 +57,7 @@ def __getattr__(name: str) -> object:
     from importlib import import_module
 
     return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "__version__"})

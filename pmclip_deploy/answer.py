@@ -12,9 +12,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ImageInfo:
-    """Where the pixels came from and how they were rendered; no patient attribute."""
+    """Where the pixels came from and how they were rendered; no patient attribute.
 
-    source: str  #: The path that was given; "array" or "dataset" where there is none.
+    >>> import pmclip_deploy as pm
+    >>> pm.load().ask("scan.dcm", "is this a CT?").image
+    ImageInfo(dicom, 128 x 128, frame 0 of 1)
+    """
+
+    source: str  #: The path that was given; else "bytes", "PIL image", "array", "dataset", or the file object's type, as "BytesIO".
     format: str  #: "dicom", "png", "jpeg" or "array".
     modality: str | None = None  #: What the DICOM file says, "CR" for one.
     frame: int = 0  #: Counted from 0.
@@ -26,10 +31,18 @@ class ImageInfo:
     window: tuple[float, float] | None = None  #: (center, width) in modality units; None where none was applied.
     warnings: tuple[str, ...] = ()  #: What is unusual about the file, one line each.
 
+    def __repr__(self) -> str:  # without the path, which may name a patient
+        return f"ImageInfo({self.format}, {self.rows} x {self.columns}, frame {self.frame} of {self.frames})"
+
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """Which bundle answered, and on what."""
+    """Which bundle answered, and on what.
+
+    >>> import pmclip_deploy as pm
+    >>> pm.load(device="cpu").model
+    ModelInfo(pmclip-lite 0.1.0, int8, onnxruntime on cpu)
+    """
 
     bundle: str  #: Name of the bundle.
     version: str  #: Version of the bundle.
@@ -38,21 +51,43 @@ class ModelInfo:
     device: str  #: "cpu", for one.
     sha256: str  #: Of the bundle's manifest.json; empty for a model that is no bundle.
 
+    def __str__(self) -> str:
+        return f"{self.bundle} {self.version}, {self.precision}, {self.backend} on {self.device}"
+
+    def __repr__(self) -> str:
+        return f"ModelInfo({self})"
+
 
 @dataclass(frozen=True)
 class Candidate:
-    """An answer that was possible, and how likely it is."""
+    """An answer that was possible, and how likely it is.
+
+    >>> import pmclip_deploy as pm
+    >>> [candidate.answer for candidate in pm.load().ask("scan.dcm", "in what plane is this image?", top=2).candidates]
+    ['axial', 'sagittal']
+    """
 
     answer: str  #: The answer's text.
     probability: float  #: 0 to 1, calibrated on validation questions.
 
+    def __repr__(self) -> str:
+        return f"Candidate({self.answer!r}, probability={self.probability:.3g})"
+
 
 @dataclass(frozen=True)
 class Match:
-    """A row of an index, and the cosine of its embedding with what was searched for."""
+    """A row of an index, and the cosine of its embedding with what was searched for.
+
+    >>> import pmclip_deploy as pm
+    >>> pm.Match("scans/17.dcm", 0.91)
+    Match('scans/17.dcm', score=0.91)
+    """
 
     id: str  #: The row's id: a path, a salted hash or a caption's id.
     score: float  #: The cosine, -1 to 1.
+
+    def __repr__(self) -> str:
+        return f"Match({self.id!r}, score={self.score:.3g})"
 
     def to_json(self) -> dict[str, Any]:
         """The fields by name."""
@@ -61,7 +96,14 @@ class Match:
 
 @dataclass(frozen=True)
 class Worth:
-    """What answers about a finding were worth in validation, on pictures like this one that trained and tuned nothing."""
+    """What answers about a finding were worth in validation, on pictures like this one that trained and tuned nothing.
+
+    >>> import pmclip_deploy as pm
+    >>> from pmclip_deploy.models import DEMO
+    >>> worth = pm.load().ask(DEMO / "leg-1.dcm", "is there a fracture?").worth
+    >>> worth.stratum, 0 < worth.predictive_value(prevalence=0.1) < 1
+    ('plain films of the leg, knee, ankle or foot', True)
+    """
 
     finding: str  #: The finding's name, "fracture".
     found: bool  #: Whether the answer says that the finding is there.
@@ -73,6 +115,10 @@ class Worth:
     right_of_no: tuple[int, int]  #: (right, given) of the answers no.
     auroc: float  #: Area under the ROC curve in this stratum.
     auroc_ci95: tuple[float, float]  #: Its 95% interval.
+
+    def __repr__(self) -> str:
+        measured = f"sensitivity={self.sensitivity:.3g}, specificity={self.specificity:.3g}"
+        return f"Worth({self.finding!r}, found={self.found}, {self.stratum!r}, n={self.n}, {measured})"
 
     def predictive_value(self, prevalence: float) -> float:
         """The share of such answers that are right where ``prevalence`` of the pictures have the finding (Bayes); both 0 to 1."""
@@ -91,7 +137,15 @@ class Worth:
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer to one question about one picture, or an abstention: then ``answer`` is None, and ``reason`` says why."""
+    """An answer to one question about one picture, or an abstention: then ``answer`` is None, and ``reason`` says why.
+
+    >>> import pmclip_deploy as pm
+    >>> predictor = pm.load()
+    >>> predictor.ask("scan.dcm", "in what plane is this image?")
+    Answer('axial', probability=None, source='header')
+    >>> predictor.ask("scan.dcm", "how old is the patient?").abstained
+    True
+    """
 
     question: str  #: As it was asked.
     answer: str | None  #: None where the model abstains.
@@ -107,6 +161,12 @@ class Answer:
     understood_as: "Intent | None" = None  #: How the question was read.
     worth: Worth | None = None  #: Of an answer about a finding, what such answers were worth in validation.
 
+    def __repr__(self) -> str:  # without the question and the path, in which somebody may name a patient
+        if self.answer is None:
+            return f"Answer(None, reason={self.reason!r})"
+        sure = None if self.probability is None else round(self.probability, 3)
+        return f"Answer({self.answer!r}, probability={sure}, source={self.source!r})"
+
     def to_json(self) -> dict[str, Any]:
         """The document that ``infer --json`` prints, of the schema pmclip-deploy/answer/1."""
         return {"schema": ANSWER_SCHEMA, **asdict(self)}
@@ -114,11 +174,19 @@ class Answer:
 
 @dataclass(frozen=True)
 class Label:
-    """A label of a classification, its share and its score."""
+    """A label of a classification, its share and its score.
+
+    >>> import pmclip_deploy as pm
+    >>> pm.Label("ct", share=0.998, score=1.74)
+    Label('ct', share=0.998, score=1.74)
+    """
 
     label: str  #: As it was given.
     share: float  #: Among the labels that were given, 1 in all. It is no probability.
     score: float  #: What the share is made of, in the units of the method; -inf where the label's embedding has no direction.
+
+    def __repr__(self) -> str:
+        return f"Label({self.label!r}, share={self.share:.3g}, score={self.score:.3g})"
 
     def to_json(self) -> dict[str, Any]:
         """The fields by name; a score that is not finite is null."""
@@ -127,13 +195,22 @@ class Label:
 
 @dataclass(frozen=True)
 class Classification:
-    """Labels for an image, the likeliest first."""
+    """Labels for an image, the likeliest first.
+
+    >>> import pmclip_deploy as pm
+    >>> done = pm.load().classify("scan.dcm", ["a plain film of a hand", "a chest CT"])
+    >>> done.labels[0].label, done.method
+    ('a chest CT', 'zero-shot')
+    """
 
     method: str  #: "zero-shot", "cache" or "probe".
     labels: tuple[Label, ...]  #: The likeliest first.
     image: ImageInfo  #: What was read.
     model: ModelInfo  #: What embedded it.
     timings_ms: dict[str, float] = field(default_factory=dict)  #: Milliseconds of each step of the call, and in total.
+
+    def __repr__(self) -> str:
+        return f"Classification({self.labels[0] if self.labels else None!r} first of {len(self.labels)}, method={self.method!r})"
 
     def to_json(self) -> dict[str, Any]:
         """The document that ``classify --json`` prints, of the schema pmclip-deploy/classification/1."""

@@ -110,7 +110,7 @@ def told(what: str, hint: str, error: type[PmclipError] = UsageError) -> Iterato
             yield
         except OSError as fault:
             reason = fault.strerror or " ".join(str(fault).split())[:200] or type(fault).__name__
-            raise error(f"{what} cannot be written ({reason}); {hint}") from fault
+            raise error(f"{what} cannot be written ({reason})", hint) from fault
 
 
 def sync_folder(folder: Path) -> None:

@@ -20,7 +20,7 @@ METHODS = ("zero-shot", "cache", "probe")
 TEMPLATES = ("{}", "an image showing {}", "a radiology image of {}")  # a label's embedding is their mean (CLIP, section 3.1.4)
 SHARPNESS = 5.5  # beta of Tip-Adapter (Zhang et al., ECCV 2022, section 3.2); its alpha is 1
 STEPS, DECAY = 500, 1e-3  # of the probe
-NO_NUMBERS = "the model computes no numbers for these images and labels; export it again in a higher precision"
+NO_NUMBERS = ("the model computes no numbers for these images and labels", "export it again in a higher precision")
 
 
 class Embedder(Protocol):
@@ -49,21 +49,21 @@ def classification(
 ) -> Classification:
     """Predictor.classify."""
     if any(isinstance(given, str) for given in (labels, templates, *(examples or {}).values())):
-        raise UsageError("labels, templates and the examples of a label are lists, not a text; put it in one")
+        raise UsageError("labels, templates and the examples of a label are lists, not a text", "put it in one")
     method = method or ("cache" if examples else "zero-shot")
     if method not in METHODS or (method == "zero-shot") == bool(examples):
         fits = "cache or probe with examples" if examples else "zero-shot without examples"
-        raise UsageError(f"method {method[:60]!r} does not fit; choose {fits}")
+        raise UsageError(f"method {method[:60]!r} does not fit", f"choose {fits}")
     if examples and labels:
-        raise UsageError("the examples name the labels; leave out the others")
+        raise UsageError("the examples name the labels", "leave out the others")
     names = tuple(examples or labels or predictor.manifest.labels)
     if not names:
-        raise UsageError("no labels given; pass two or more, or export the bundle with --labels FILE")
+        raise UsageError("no labels given", "pass two or more, or export the bundle with --labels FILE")
     check_labels(names)
     if templates is not None and method == "probe":
-        raise UsageError("the probe reads no words; leave out the templates")
+        raise UsageError("the probe reads no words", "leave out the templates")
     if templates is not None and not labels and not examples:
-        raise UsageError("the bundle's labels were embedded when it was exported; leave out the templates, or pass the labels")
+        raise UsageError("the bundle's labels were embedded when it was exported", "leave out the templates, or pass the labels")
     prompts = TEMPLATES if templates is None else templates
     start = time.perf_counter()
     picture = picture_from_image(image, frame, window)
@@ -137,15 +137,15 @@ def _bank(folder: Path | None, shape: tuple[int, int]) -> Floats:
     try:
         bank = np.load(Path(folder or "", LABELS), allow_pickle=False)
     except (OSError, ValueError) as error:
-        raise BundleError(f"{folder}: {LABELS} cannot be read ({type(error).__name__}); copy the bundle again") from error
+        raise BundleError(f"{folder}: {LABELS} cannot be read ({type(error).__name__})", "copy the bundle again") from error
     if bank.shape != shape or bank.dtype != np.float32:
-        raise BundleError(f"{folder}: {LABELS} is not {shape[0]} x {shape[1]} numbers; export the bundle again")
+        raise BundleError(f"{folder}: {LABELS} is not {shape[0]} x {shape[1]} numbers", "export the bundle again")
     return np.asarray(bank)
 
 
 def _numbers(embeddings: Floats) -> Floats:
     if not np.isfinite(embeddings).all():
-        raise BundleError(NO_NUMBERS)
+        raise BundleError(*NO_NUMBERS)
     return embeddings
 
 
@@ -154,7 +154,7 @@ def _in_order(score: Floats, index: NDArray[np.int64]) -> Floats:
     scores = np.full(len(score), -np.inf, np.float32)
     scores[index[index >= 0]] = score[index >= 0]
     if not np.isfinite(scores).any():
-        raise BundleError(NO_NUMBERS)
+        raise BundleError(*NO_NUMBERS)
     return scores
 
 

@@ -12,7 +12,7 @@ def files_below(folder: Path) -> tuple[list[Path], list[InputError]]:
     unlisted = list[InputError]()
 
     def note(error: OSError) -> None:
-        unlisted.append(InputError(f"{error.filename}: a folder that cannot be listed ({error.strerror}); check its permissions"))
+        unlisted.append(InputError(f"{error.filename}: a folder that cannot be listed ({error.strerror})", "check its permissions"))
 
     found = sorted(Path(parent) / name for parent, _, names in os.walk(folder, onerror=note) for name in names)
     return [path for path in found if _is_file(path)], unlisted

@@ -12,12 +12,20 @@ UNKNOWN, OUT_OF_SCOPE, LANGUAGE = "unknown", "out of scope", "language"  # what 
 
 @dataclass(frozen=True)
 class Qualifier:
-    """A word that narrows a finding: "displaced", "left", "hip", "new since the prior"."""
+    """A word that narrows a finding: "displaced", "left", "hip", "new since the prior".
 
-    kind: str  # "site", "side", "age", "displacement", "severity", "comparison", "count", "type", "certainty"
-    text: str  # as it was asked, corrected where it was misspelt; "where", "how many" in an open question
-    value: str | None = None  # in words of `vocabulary` (site: a key of REGIONS; side: "left", "right", "both"); None where there is none
-    exact: bool = False  # whether the value says all that the text says: "hip" does, "scaphoid" is less than the region "hand"
+    >>> import pmclip_deploy as pm
+    >>> pm.Qualifier("side", "left", "left", exact=True)
+    Qualifier(side 'left')
+    """
+
+    kind: str  #: "site", "side", "age", "displacement", "severity", "comparison", "count", "type" or "certainty".
+    text: str  #: As it was asked, corrected where it was misspelt; "where" or "how many" in an open question.
+    value: str | None = None  #: The region of a site ("hand"), or the side: "left", "right", "both"; None where there is none.
+    exact: bool = False  #: Whether the value says all that the text says: "hip" does, "scaphoid" is less than the region "hand".
+
+    def __repr__(self) -> str:
+        return f"Qualifier({self.kind} {self.text!r})"
 
 
 @dataclass(frozen=True)
@@ -26,20 +34,34 @@ class Intent:
 
     It may be answered only if ``answerable``. ``polarity`` False turns the answer round: a yes to "is the bone intact?" says that there
     is no fracture, a yes to "is this abnormal?" (kind "normal") that the picture is not normal.
+
+    >>> import pmclip_deploy as pm
+    >>> pm.load().ask("scan.dcm", "is there a displaced fracture?").understood_as
+    Intent(finding 'fracture', closed, polarity=True, [Qualifier(displacement 'displaced')])
     """
 
-    kind: str  # of KINDS, or UNKNOWN, OUT_OF_SCOPE, LANGUAGE
-    form: str | None = None  # "open", "closed", "choice"; None for what is never answered
-    finding: str | None = None
-    polarity: bool = True
-    asked: tuple[tuple[str, str], ...] = ()  # (facet, value): all that a closed question asserts, or what a choice offers
-    qualifiers: tuple[Qualifier, ...] = ()
-    context: tuple[tuple[str, str], ...] = ()  # (facet, value) that the question takes for granted: "does this MRI show ..."
-    corrected: tuple[tuple[str, str], ...] = ()  # (as written, as read), for each misspelt word
-    needs: str | None = None  # one sentence that asks back, where the question cannot be answered as it stands
+    kind: str  #: One of ``intent.KINDS``; "unknown", "out of scope" and "language" are never answered.
+    form: str | None = None  #: "open", "closed" or "choice"; None for what is never answered.
+    finding: str | None = None  #: Its name, "fracture", where the question is about one.
+    polarity: bool = True  #: Whether a yes says that it is there.
+    asked: tuple[tuple[str, str], ...] = ()  #: (facet, value): all that a closed question asserts, or what a choice offers.
+    qualifiers: tuple[Qualifier, ...] = ()  #: What narrows the finding.
+    context: tuple[tuple[str, str], ...] = ()  #: (facet, value) that the question takes for granted: "does this MRI show ...".
+    corrected: tuple[tuple[str, str], ...] = ()  #: (as written, as read), for each misspelt word.
+    needs: str | None = None  #: One sentence that asks back, where the question cannot be answered as it stands.
+
+    def __repr__(self) -> str:
+        narrowed = f", {list(self.qualifiers)}" if self.qualifiers else ""
+        what = self.kind if self.finding is None else f"{self.kind} {self.finding!r}"
+        return (
+            f"Intent({what}, {self.form}, polarity={self.polarity}{narrowed})"
+            if self.answerable
+            else f"Intent({what}, needs={self.needs!r})"
+        )
 
     @property
     def answerable(self) -> bool:
+        """Whether it is of a kind that may be answered, and needs nothing more."""
         return self.kind in KINDS and self.needs is None
 
     def to_json(self) -> dict[str, Any]:

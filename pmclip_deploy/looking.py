@@ -99,7 +99,7 @@ class PictureGraphs:
         both.append(self.embedding_from_tensor(np.ascontiguousarray(tensor[..., ::-1])))
         lengths = [float(np.linalg.norm(x.astype(np.float64))) for x in both]
         if not all(0 < length < np.inf for length in lengths):
-            raise InputError(f"{picture.info.source}: its embedding has no direction; give another picture")
+            raise InputError(f"{picture.info.source}: its embedding has no direction", "give another picture")
         return np.asarray(sum(x.astype(np.float64) / length for x, length in zip(both, lengths, strict=True)) / 2)
 
     def seen_of_findings(self, picture: "Picture") -> Seen | None:
@@ -115,10 +115,11 @@ class PictureGraphs:
         places = (runs[0]["places"][0] + runs[1]["places"][0][..., ::-1]) / 2  # (F, h, w)
         if len(logits) != len(findings.findings) or len(regions) != len(findings.regions):
             raise BundleError(
-                f"the graph findings of bundle {self.manifest.name} does not fit its manifest; export it again with `pmclip-deploy export`"
+                f"the graph findings of bundle {self.manifest.name} does not fit its manifest",
+                "export it again with `pmclip-deploy export`",
             )
         if not np.isfinite([*logits, *regions]).all():
-            raise BundleError(f"bundle {self.manifest.name} computes no numbers for this image; export it again in a higher precision")
+            raise BundleError(f"bundle {self.manifest.name} computes no numbers for this image", "export it again in a higher precision")
         names = [finding.name for finding in findings.findings]
         shares = dict(zip(findings.regions, sigmoid(regions).tolist(), strict=True))
         return Seen(dict(zip(names, logits.tolist(), strict=True)), shares, dict(zip(names, places, strict=True)))
@@ -135,7 +136,7 @@ class PictureGraphs:
         if finding in self.probed:
             return resized(picture.pixels, self.manifest.preprocess)
         if findings is None or finding not in known:
-            raise UsageError(f"bundle {self.manifest.name} has no finding {finding[:60]!r}; it has {', '.join(known) or 'none'}")
+            raise UsageError(f"bundle {self.manifest.name} has no finding {finding[:60]!r}", f"it has {', '.join(known) or 'none'}")
         pixels, seen = resized(picture.pixels, findings.preprocess), self.seen_of_findings(picture)
         if seen is None or known[finding].map_hits is None:
             return pixels
@@ -153,7 +154,7 @@ def rows_from_bundle(path: Path | None, name: str, count: int, width: int) -> Fl
     try:
         rows = np.load(path / name, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise BundleError(f"{path}: {name} cannot be read ({type(error).__name__}); copy the bundle again") from error
+        raise BundleError(f"{path}: {name} cannot be read ({type(error).__name__})", "copy the bundle again") from error
     if rows.shape != (count, width) or rows.dtype != np.float32 or not np.isfinite(rows).all():
-        raise BundleError(f"{path}: {name} is not {count} x {width} numbers; export the bundle again")
+        raise BundleError(f"{path}: {name} is not {count} x {width} numbers", "export the bundle again")
     return np.asarray(rows)

@@ -30,6 +30,13 @@ def load(bundle: "str | os.PathLike[str] | None" = None, device: str = "auto", *
     Without a head it waits for the image tower alone: the text tower and the tokenizer go on opening behind. ``device`` is of
     ``sessions.devices()``; "auto" takes what runs here and says in ``Predictor.notes`` what does not. ``single_use`` is for a process
     that asks about one picture and ends: INT8 transformers open sooner, run slower and say the same (docs/measured/cold-start.md).
+
+    Raises BundleError where the folder is no whole bundle, UsageError for an unknown device, and DeviceError where one that was asked for
+    by name is not there.
+
+    >>> import pmclip_deploy as pm
+    >>> pm.load(device="cpu")
+    Predictor(pmclip-lite 0.1.0, int8, onnxruntime on cpu)
     """
     return load_beside(lambda: None, bundle, device, single_use)
 
@@ -104,7 +111,7 @@ def _session(path: Path, manifest: Manifest, name: str, device: str, notes: list
     inputs, outputs = contract_of(manifest)[name]
     if set(session.inputs) != set(inputs) or not set(outputs) <= set(session.outputs):
         found = f"takes {session.inputs} and gives {session.outputs}, not {inputs} and {outputs}"
-        raise BundleError(f"{path / manifest.graphs[name].file}: {found}; export it again")
+        raise BundleError(f"{path / manifest.graphs[name].file}: {found}", "export it again")
     return session
 
 

@@ -1,4 +1,7 @@
-"""An image and a question in, a calibrated answer or an abstention out: the flow itself, top-down."""
+"""An image and a question in, a calibrated answer or an abstention out: the flow itself, top-down.
+
+Longer than other files, since the docstrings of its public methods are the reference.
+"""
 
 import hashlib
 import os
@@ -38,7 +41,30 @@ ROWS = 256  # pairs that the head answers at a time, which bounds its memory
 
 
 class Predictor:
-    """A loaded bundle. Its methods may be called from several threads."""
+    """A loaded bundle. Its methods may be called from several threads.
+
+    An ``image`` is given in any of these forms, and the same picture is answered the same in each:
+
+    - a path to a DICOM, PNG or JPEG file;
+    - what such a file holds, as bytes, bytearray or memoryview;
+    - a file object, opened in binary mode. It is read from where it stands to its end, 1 GiB at most, and stays open. One that can seek is
+      put back to where it stood; another one stays at its end;
+    - a PIL image;
+    - an array: uint8 (H, W), 0 = black, or (H, W, 3) RGB as it is; other numbers (H, W), spread from the smallest to the largest;
+    - a pydicom Dataset.
+
+    ``frame`` counts from 0; the default is the middle one. ``window`` is (center, width) in modality units, Hounsfield units of a CT; the
+    default is the file's own. Both are for DICOM.
+
+    Every method that takes an image raises InputError where it cannot be read, and NoPictureError, which is one, where the file holds no
+    picture. None raises another error because of what a file holds.
+
+    >>> import pmclip_deploy as pm
+    >>> predictor = pm.load()
+    >>> with open("scan.dcm", "rb") as file:
+    ...     predictor.ask(file, "is this a CT?").answer, predictor.ask(file.read(), "is this a CT?").answer
+    ('yes', 'yes')
+    """
 
     def __init__(
         self,
@@ -68,6 +94,9 @@ class Predictor:
             sha256="" if path is None else hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest(),
         )
 
+    def __repr__(self) -> str:
+        return f"Predictor({self.model})"
+
     def ask(
         self,
         image: Image,
@@ -79,11 +108,17 @@ class Predictor:
         ignore_header: bool = False,
         child: bool | None = None,
     ) -> Answer:
-        """``image`` is a path, a Dataset, a Picture, or an array: uint8 (H, W) or (H, W, 3) RGB, other numbers (H, W) only.
+        """An answer, or an abstention and its reason. The class says what an ``image`` may be.
 
-        ``frame`` counts from 0, ``window`` is (center, width) in modality units; both are for DICOM. ``ignore_header`` answers from the
-        picture alone. ``child`` says whether the patient is under 18 years, where the file does not.
-        Raises UsageError where the bundle has no head and was taught no finding, and InputError where the image cannot be read.
+        ``top`` is how many candidates the answer carries. ``ignore_header`` answers from the picture alone. ``child`` says whether the
+        patient is under 18 years, where the file does not.
+        Raises UsageError where the bundle has no head and was taught no finding, or where the question is empty, and InputError where the
+        image cannot be read.
+
+        >>> import pmclip_deploy as pm
+        >>> answer = pm.load().ask("scan.dcm", "what imaging modality is this?")
+        >>> answer.answer, answer.source, answer.image.modality
+        ('CT, with contrast', 'header', 'CT')
         """
         asked = self.ask_many(image, [question], frame=frame, window=window, top=top, ignore_header=ignore_header, child=child)
         return asked[0]
@@ -99,7 +134,12 @@ class Predictor:
         ignore_header: bool = False,
         child: bool | None = None,
     ) -> list[Answer]:
-        """One answer per question; the image is read and encoded once. All answers carry the timings of this call."""
+        """One answer per question; the image is read and encoded once. All answers carry the timings of this call. Raises as ``ask``.
+
+        >>> import pmclip_deploy as pm
+        >>> [a.answer for a in pm.load().ask_many("scan.dcm", ["is this a CT?", "is this an MRI?"])]
+        ['yes', 'no']
+        """
         if not self.manifest.probes:
             self._head()  # before the image is read
         _check_questions(questions)
@@ -182,19 +222,34 @@ class Predictor:
         With the name of a ``finding`` it is what the graph "findings" saw, (S, S, 3), with that finding's map in red where the map was
         found to point at findings in validation; without a map else. A finding that the bundle was taught is looked for by the image
         tower. Raises UsageError for a finding that the bundle has not.
+
+        >>> import pmclip_deploy as pm
+        >>> picture = pm.load().picture_seen("scan.dcm")
+        >>> picture.shape, picture.dtype
+        ((256, 256), dtype('uint8'))
         """
         return self._graphs.view(picture_from_image(image, frame, window), finding)
 
-    def seen_of_findings(self, picture: "Picture") -> Seen | None:
-        """The graph "findings", over the picture and its mirror image."""
-        return self._graphs.seen_of_findings(picture)
+    def seen_of_findings(self, image: Image, *, frame: int | None = None, window: tuple[float, float] | None = None) -> Seen | None:
+        """What the graph "findings" says, the mean over the picture and its mirror image; None where the bundle has no such graph."""
+        return self._graphs.seen_of_findings(picture_from_image(image, frame, window))
 
-    def probed_embedding(self, picture: "Picture", straight: Floats | None = None) -> NDArray[np.float64]:
-        """(D,): the mean of the unit embeddings of a picture and of its mirror image, in which the logits of probes are linear."""
-        return self._graphs.probed_embedding(picture, straight)
+    def probed_embedding(
+        self, image: Image, straight: Floats | None = None, *, frame: int | None = None, window: tuple[float, float] | None = None
+    ) -> NDArray[np.float64]:
+        """(D,) f64: the mean of the unit embeddings of a picture and of its mirror image, in which the logits of probes are linear.
+
+        ``straight`` is the picture's own embedding, (D,) f32, where it is known. Raises InputError where one of the two has no direction.
+        """
+        return self._graphs.probed_embedding(picture_from_image(image, frame, window), straight)
 
     def questions(self) -> tuple[str, ...]:
-        """Examples of what can be asked of this model; what it was taught alone where its head reads questions itself, as MEVF's does."""
+        """Examples of what can be asked of this model; what it was taught alone where its head reads questions itself, as MEVF's does.
+
+        >>> import pmclip_deploy as pm
+        >>> pm.load().questions()[0]
+        'what imaging modality is this?'
+        """
         return askable(self.manifest) if self._facets or self.manifest.probes else ()
 
     def classify(
@@ -213,30 +268,45 @@ class Predictor:
         ``method`` is "zero-shot", and with examples "cache" (the default) or "probe"; ``templates`` are prompts with {} for the label,
         and for neither the probe nor the bundle's labels.
         Raises UsageError where labels, examples and method do not go together, and InputError where an image cannot be read.
+
+        >>> import pmclip_deploy as pm
+        >>> pm.load().classify("scan.dcm", ["ct", "mri"]).labels[0].label
+        'ct'
         """
         from pmclip_deploy.classify import classification
 
         return classification(self, image, labels, examples, method, templates, frame, window)
 
     def similarity(self, image: Floats, bank: Floats) -> dict[str, NDArray[Any]]:
-        """(B, D), (N, D) -> score, index and log_sum_exp of the bundle's graph "labels", whose bank this is."""
+        """(B, D) f32, (N, D) f32 -> score, index and log_sum_exp of the bundle's graph "labels", whose bank this is."""
         scale = np.array(self.manifest.logit_scale, np.float32)
         return self._sessions["labels"].run({"image": image, "bank": bank, "logit_scale": scale})
 
     def embed_image(self, image: Image, *, frame: int | None = None, window: tuple[float, float] | None = None) -> Floats:
-        """(D,), not normalised."""
+        """The image tower's embedding, (D,) f32, not normalised.
+
+        >>> import pmclip_deploy as pm
+        >>> embedding = pm.load().embed_image("scan.dcm")
+        >>> embedding.shape, embedding.dtype
+        ((512,), dtype('float32'))
+        """
         from pmclip_deploy.imaging.preprocess import tensor_from_pixels
 
         picture = picture_from_image(image, frame, window)
         return self.embedding_from_tensor(tensor_from_pixels(picture.pixels, self.manifest.preprocess))
 
     def embed_text(self, text: str) -> Floats:
-        """(D,), not normalised."""
+        """The text tower's embedding, (D,) f32, not normalised. Raises UsageError for an empty text.
+
+        >>> import pmclip_deploy as pm
+        >>> pm.load().embed_text("a ct of the chest").shape
+        (512,)
+        """
         embedding: Floats = self.embed_texts([text])[0]
         return embedding
 
     def embed_texts(self, texts: Sequence[str]) -> Floats:
-        """(N, D), not normalised."""
+        """(N, D) f32, not normalised: ``embed_text`` of each. Raises UsageError where there are none, or an empty one."""
         _check_questions(texts)
         return np.concatenate([self._text_embedding(text) for text in texts])
 
@@ -253,7 +323,16 @@ class Predictor:
         """The k rows of an index that are nearest to an image or a text, the nearest first.
 
         ``index`` is what ``index_from_file`` opens, or a path, which is read and verified anew each time. Raises BundleError where another
-        bundle made it.
+        bundle made it or the file is broken, and UsageError unless it is searched for one thing.
+
+        >>> import pmclip_deploy as pm
+        >>> from pathlib import Path
+        >>> from pmclip_deploy.search.indexing import build_index, captions_of_file
+        >>> _ = Path("captions.txt").write_text("a ct of the chest\\na plain film of a hand\\n")
+        >>> predictor = pm.load()
+        >>> _ = build_index(Path("captions.index"), captions_of_file(predictor, Path("captions.txt")))
+        >>> [match.id for match in predictor.search("captions.index", image="scan.dcm", k=1)]
+        ['a ct of the chest']
         """
         from pmclip_deploy.search.index import Index, index_from_file, unit
 
@@ -270,18 +349,18 @@ class Predictor:
         return self._sessions["text"].run({"tokens": self.tokens([text])[0]})["embedding"]
 
     def tokens(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
-        """What the text tower reads of each, (1, T) of its own length."""
+        """What the text tower reads of each, (1, T) i64 token ids of its own length."""
         from pmclip_deploy.tokens import tokens_from_text
 
         tokenizer, limit, pad = self._tokenizers[TOKENIZER], self.manifest.context_length, self.manifest.pad_id
         return [tokens_from_text(tokenizer, [text], limit, pad) for text in texts]
 
     def embedding_from_tensor(self, tensor: Floats) -> Floats:
-        """(3, S, S) -> (D,)."""
+        """(3, S, S) f32, as preprocessed -> (D,) f32."""
         return self._graphs.embedding_from_tensor(tensor)
 
     def seen(self, image: Image, *, frame: int | None = None, window: tuple[float, float] | None = None) -> Floats:
-        """(V,): all that the head sees of an image. The image tower's embedding where it looks through that, then its details or the
+        """(V,) f32: all that the head sees of an image. The image tower's embedding where it looks through that, then its details or the
         features of ``manifest.head.grey``; a single 1 where it has none of them and answers from the question alone."""
         head = self._head()  # before the image is read
         return self._graphs.seen_from_inputs(self._graphs.inputs_of_head(picture_from_image(image, frame, window), head))
@@ -320,17 +399,17 @@ class Predictor:
         columns = {"answer": (len(self.manifest.answers),), "kind": (len(self.manifest.kinds),), "radiograph": ()}
         if any(x.shape != (len(seen), *columns[name]) for name, x in out.items()):
             raise BundleError(
-                f"the head of bundle {self.manifest.name} does not fit its manifest; export it again with `pmclip-deploy export`"
+                f"the head of bundle {self.manifest.name} does not fit its manifest", "export it again with `pmclip-deploy export`"
             )
         if not all(np.isfinite(x).all() for x in out.values()):
-            raise BundleError(f"bundle {self.manifest.name} computes no numbers for this image; export it again in a higher precision")
+            raise BundleError(f"bundle {self.manifest.name} computes no numbers for this image", "export it again in a higher precision")
         return out
 
     def _head(self) -> Head:
         if self.manifest.head is None:
             raise UsageError(
-                f"bundle {self.manifest.name} has no head, so it embeds images and texts and answers no question; "
-                "use embed_image and embed_text, or export a checkpoint with a head from `pmclip-deploy train vqa`"
+                f"bundle {self.manifest.name} has no head, so it embeds images and texts and answers no question",
+                "use embed_image and embed_text, or export a checkpoint with a head from `pmclip-deploy train vqa`",
             )
         return self.manifest.head
 
@@ -340,8 +419,8 @@ def _check_questions(questions: Sequence[str]) -> None:
         raise UsageError("pass a list of one or more questions")
     for question in questions:
         if not question.strip():
-            raise UsageError('the question is empty; ask something, for example "is there a fracture?"')
+            raise UsageError("the question is empty", 'ask something, for example "is there a fracture?"')
         try:
             question.encode()
         except UnicodeEncodeError as error:
-            raise UsageError("the question is no valid Unicode text; check the terminal's encoding") from error
+            raise UsageError("the question is no valid Unicode text", "check the terminal's encoding") from error

@@ -14,7 +14,7 @@ def tokenizer_from_file(path: Path) -> Tokenizer:
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the tokenizers package raises bare Exceptions
-        raise BundleError(f"{path}: no usable tokenizer ({' '.join(str(error).split())[:200]}); copy the bundle again") from error
+        raise BundleError(f"{path}: no usable tokenizer ({' '.join(str(error).split())[:200]})", "copy the bundle again") from error
     tokenizer.no_padding()  # the file's own settings pad every text to 128
     return tokenizer
 

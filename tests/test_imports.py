@@ -36,7 +36,7 @@ def test_the_runtime_never_loads_training(module: str) -> None:
 
 
 def test_importing_the_package_is_cheap() -> None:
-    assert not loaded("import pmclip_deploy; pmclip_deploy.BundleError") & HEAVY
+    assert not loaded("import pmclip_deploy; pmclip_deploy.BundleError; pmclip_deploy.Intent; dir(pmclip_deploy)") & HEAVY
 
 
 @pytest.mark.parametrize(
@@ -56,12 +56,24 @@ def test_the_public_surface() -> None:
     assert pmclip_deploy.__all__ == [
         "Answer",
         "BundleError",
+        "Candidate",
+        "Classification",
         "DeviceError",
+        "Heads",
+        "ImageInfo",
         "InputError",
+        "Intent",
+        "Label",
+        "Match",
+        "ModelInfo",
+        "NoPictureError",
         "ParityError",
         "PmclipError",
         "Predictor",
+        "Qualifier",
+        "Seen",
         "UsageError",
+        "Worth",
         "load",
     ]
     assert all(getattr(pmclip_deploy, name) for name in pmclip_deploy.__all__)
@@ -71,4 +83,5 @@ def test_the_public_surface() -> None:
 
 def test_exit_codes_are_pinned() -> None:
     codes = {name: getattr(pmclip_deploy, name).exit_code for name in pmclip_deploy.__all__ if name.endswith("Error")}
-    assert codes == {"BundleError": 4, "DeviceError": 6, "InputError": 3, "ParityError": 5, "PmclipError": 1, "UsageError": 2}
+    wanted = {"BundleError": 4, "DeviceError": 6, "InputError": 3, "NoPictureError": 3, "ParityError": 5, "PmclipError": 1, "UsageError": 2}
+    assert codes == wanted

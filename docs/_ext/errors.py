@@ -10,8 +10,10 @@ MARK = "% errors"
 
 
 def page() -> str:
-    rows = (f"| `{kind.__name__}` | {_base(kind)} | {kind.exit_code} | {_meaning(kind)} |" for kind in _tree(errors.PmclipError))
-    return "\n".join(["| Error | Is also a | Exit code | Raised when |", "|---|---|---|---|", *rows])
+    rows = (
+        f"| `{kind.__name__}` | {_base(kind)} | `{kind.code}` | {kind.exit_code} | {_meaning(kind)} |" for kind in _tree(errors.PmclipError)
+    )
+    return "\n".join(["| Error | Is also a | Code | Exit code | Raised when |", "|---|---|---|---|---|", *rows])
 
 
 def _tree(kind: type[errors.PmclipError]) -> Iterator[type[errors.PmclipError]]:

@@ -1,7 +1,6 @@
 """The reference of the Python API: replaces ``% surface`` in a page.
 
-It lists all of ``pmclip_deploy.__all__``, and the results of ``pmclip_deploy.answer`` that the methods there return. A name or a member
-without a docstring is a warning, and so fails the build.
+It lists all of ``pmclip_deploy.__all__``. A name or a member without a docstring is a warning, and so fails the build.
 """
 
 import dataclasses
@@ -16,13 +15,12 @@ from sphinx.environment import BuildEnvironment
 from sphinx.util import logging
 
 import pmclip_deploy
-from pmclip_deploy import answer
 
 MARK = "% surface"
 SHORTER = (  # what a person reads in a signature
     (r"~?\b(?:os|numpy|typing|pathlib|collections\.abc|pydicom\.dataset)\.", ""),
     (r"ndarray\[tuple\[Any, \.\.\.\], dtype\[(\w+)\]\]", r"ndarray[\1]"),
-    (r"str \| PathLike\[str\] \| Dataset \| ndarray\[Any\] \| [\w.~]*Picture", "Image"),
+    (r"str \| PathLike\[str\] \| bytes \|[^,&]*? \| [\w.~]*Picture", "Image"),
 )
 GROUPS = ("Functions", "The predictor", "Results", "Errors")
 log = logging.getLogger(__name__)
@@ -31,22 +29,9 @@ log = logging.getLogger(__name__)
 def page() -> str:
     """A section for each group, with autodoc's directive for each name."""
     groups: dict[str, list[str]] = {group: [] for group in GROUPS}
-    for path in sorted([f"pmclip_deploy.{name}" for name in pmclip_deploy.__all__] + _results(), key=_last):
-        groups[_group(_thing(path))].append(_directive(path))
+    for name in pmclip_deploy.__all__:
+        groups[_group(getattr(pmclip_deploy, name))].append(_directive(name))
     return "\n".join(f"## {group}\n\n" + "\n".join(directives) for group, directives in groups.items() if directives)
-
-
-def _results() -> list[str]:
-    own = (thing for thing in vars(answer).values() if isinstance(thing, type) and thing.__module__ == answer.__name__)
-    return [f"{answer.__name__}.{thing.__name__}" for thing in own if thing.__name__ not in pmclip_deploy.__all__]
-
-
-def _last(path: str) -> str:
-    return path.rpartition(".")[2]
-
-
-def _thing(path: str) -> Any:
-    return getattr(answer if path.startswith(answer.__name__) else pmclip_deploy, _last(path))
 
 
 def _group(thing: Any) -> str:
@@ -55,12 +40,12 @@ def _group(thing: Any) -> str:
     return "Errors" if issubclass(thing, BaseException) else "The predictor" if thing.__name__ == "Predictor" else "Results"
 
 
-def _directive(path: str) -> str:
-    thing = _thing(path)
+def _directive(name: str) -> str:
+    thing = getattr(pmclip_deploy, name)
     is_error = isinstance(thing, type) and issubclass(thing, BaseException)
     kind = "autoexception" if is_error else "autoclass" if isinstance(thing, type) else "autofunction"
     options = "   :show-inheritance:\n" if is_error else ""
-    return f"```{{eval-rst}}\n.. {kind}:: {path}\n{options}```\n"
+    return f"```{{eval-rst}}\n.. {kind}:: pmclip_deploy.{name}\n{options}```\n"
 
 
 def _check(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:

@@ -20,12 +20,12 @@ def manifest_from_bundle(path: Path) -> Manifest:
     """Reads and checks manifest.json; the other files are not opened."""
     file = Path(path) / MANIFEST
     if not Path(path).is_dir():
-        raise BundleError(f"{path}: no such bundle folder; pass --bundle FOLDER, or build one with `pmclip-deploy export`")
+        raise BundleError(f"{path}: no such bundle folder", "pass --bundle FOLDER, or build one with `pmclip-deploy export`")
     try:
         if not file.is_file():  # a device or a pipe is not read
-            raise BundleError(f"{file}: missing, so this folder is no bundle; {NEXT_STEP}")
+            raise BundleError(f"{file}: missing, so this folder is no bundle", NEXT_STEP)
         if file.stat().st_size > MAX_MANIFEST_BYTES:
-            raise BundleError(f"{file}: larger than a manifest can be; {NEXT_STEP}")
+            raise BundleError(f"{file}: larger than a manifest can be", NEXT_STEP)
         manifest = Manifest.from_json(json.loads(file.read_bytes(), parse_constant=no_constant))
         more = [WORDS] if manifest.head is not None and manifest.head.words is not None else []
         more += [name for name, has in ((LABELS, manifest.labels), (ASKED, manifest.asked), (PROBES, manifest.probes)) if has]
@@ -33,9 +33,9 @@ def manifest_from_bundle(path: Path) -> Manifest:
             if name not in manifest.files:
                 raise ValueError(f'"files" does not list {name}')
     except OSError as error:
-        raise BundleError(f"{file}: cannot be read ({error.strerror}); check its permissions") from error
+        raise BundleError(f"{file}: cannot be read ({error.strerror})", "check its permissions") from error
     except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
-        raise BundleError(f"{file}: not a usable manifest, {_line(error)}; {NEXT_STEP}") from error
+        raise BundleError(f"{file}: not a usable manifest, {_line(error)}", NEXT_STEP) from error
     return manifest
 
 
@@ -48,7 +48,7 @@ def verify_bundle(path: Path, manifest: Manifest | None = None, verified: Callab
     manifest = manifest or manifest_from_bundle(path)
     problems = problems_in_bundle(path, manifest, verified)
     if problems:
-        raise BundleError(f"{path}: {', '.join(problems)}; {NEXT_STEP}")
+        raise BundleError(f"{path}: {', '.join(problems)}", NEXT_STEP)
     return manifest
 
 
@@ -72,7 +72,7 @@ def problems_in_bundle(path: Path, manifest: Manifest, verified: Callable[[str],
                 verified(name)
         extra = sorted(entry.name for entry in Path(path).iterdir() if entry.name not in (*manifest.files, MANIFEST, SEAL, SIGNATURE))
     except OSError as error:
-        raise BundleError(f"{error.filename}: cannot be read ({error.strerror}); check its permissions") from error
+        raise BundleError(f"{error.filename}: cannot be read ({error.strerror})", "check its permissions") from error
     return problems + [f"{name!r} does not belong to the bundle" for name in extra]
 
 
@@ -80,14 +80,14 @@ def name_of_output(output: Path, name: str | None = None) -> str:
     """What is trained, imported or exported is called ``name``, else as its folder is, other characters as dashes. Raises UsageError."""
     named = re.sub(r"[^\w.-]+", "-", output.resolve().name).strip("-.") if name is None else name
     if not re.fullmatch(r"\w[\w.-]{0,63}", named):
-        raise UsageError(f"{named[:70]!r} is no name: at most 64 letters, digits, dots, dashes; pass another --name")
+        raise UsageError(f"{named[:70]!r} is no name: at most 64 letters, digits, dots, dashes", "pass another --name")
     return named
 
 
 def refuse_foreign_folder(directory: Path) -> None:
     """Raises BundleError where a bundle must not be written: a file, or a folder with something else in it."""
     if directory.exists() and not (directory / MANIFEST).is_file() and (not directory.is_dir() or any(directory.iterdir())):
-        raise BundleError(f"{directory}: exists and is no bundle, so it is not overwritten; choose another folder")
+        raise BundleError(f"{directory}: exists and is no bundle, so it is not overwritten", "choose another folder")
 
 
 def write_bundle(directory: Path, manifest: Manifest, files: Mapping[str, Path | bytes]) -> Manifest:

@@ -43,7 +43,7 @@ def problems_in_signature(bundle: Path, public_key: "Ed25519PublicKey") -> list[
             return [f"{SIGNATURE} is no signature (it is not {SIGNATURE_BYTES} bytes long)"]
         public_key.verify(signature.read_bytes(), manifest.read_bytes())
     except OSError as error:
-        raise BundleError(f"{error.filename}: cannot be read ({error.strerror}); check its permissions") from error
+        raise BundleError(f"{error.filename}: cannot be read ({error.strerror})", "check its permissions") from error
     except InvalidSignature:
         return [f"{SIGNATURE} is not this key's signature of {MANIFEST}"]
     return []
@@ -65,15 +65,17 @@ def private_key_from_pem(path: Path) -> "Ed25519PrivateKey":
     except TypeError:  # it is encrypted
         password = os.environ.get(PASSWORD)
         if not password:
-            raise UsageError(f"{path}: the key is encrypted; set {PASSWORD} to its password") from None
+            raise UsageError(f"{path}: the key is encrypted", f"set {PASSWORD} to its password") from None
         try:
             key = load_pem_private_key(content, os.fsencode(password))
         except ValueError:
-            raise UsageError(f"{path}: the key does not open with the password in {PASSWORD}; set it to the right one") from None
+            raise UsageError(f"{path}: the key does not open with the password in {PASSWORD}", "set it to the right one") from None
     except (ValueError, UnsupportedAlgorithm):
         key = None
     if not isinstance(key, Ed25519PrivateKey):
-        raise InputError(f"{path}: not an Ed25519 private key in PEM; make one with `openssl genpkey -algorithm ed25519 -out private.pem`")
+        raise InputError(
+            f"{path}: not an Ed25519 private key in PEM", "make one with `openssl genpkey -algorithm ed25519 -out private.pem`"
+        )
     return key
 
 
@@ -89,7 +91,7 @@ def public_key_from_pem(path: Path) -> "Ed25519PublicKey":
     except (ValueError, UnsupportedAlgorithm):
         key = None
     if not isinstance(key, Ed25519PublicKey):
-        raise InputError(f"{path}: not an Ed25519 public key in PEM; `openssl pkey -in private.pem -pubout -out public.pem` makes one")
+        raise InputError(f"{path}: not an Ed25519 public key in PEM", "`openssl pkey -in private.pem -pubout -out public.pem` makes one")
     return key
 
 
@@ -113,4 +115,4 @@ def _read(path: Path) -> bytes:
         with Path(path).open("rb") as file:
             return file.read(MAX_KEY_BYTES)
     except OSError as error:
-        raise InputError(f"{path}: the key cannot be read ({error.strerror}); check --key") from error
+        raise InputError(f"{path}: the key cannot be read ({error.strerror})", "check --key") from error

@@ -44,10 +44,10 @@ def bench(
         raise UsageError("--data and --images go together: the questions, and the folder of their images")
     chosen = [name for name in SCENARIOS if name in (scenario or SCENARIOS)]
     if unknown := [name for name in scenario or () if name not in SCENARIOS]:
-        raise UsageError(f"no --scenario {unknown[0][:60]}; choose among {', '.join(SCENARIOS)}")
+        raise UsageError(f"no --scenario {unknown[0][:60]}", f"choose among {', '.join(SCENARIOS)}")
     for file in (output, submit_file):
         if file is not None and (file.is_dir() or not file.absolute().parent.is_dir()):
-            raise UsageError(f"{file}: cannot be written; give a file in a folder that exists")
+            raise UsageError(f"{file}: cannot be written", "give a file in a folder that exists")
 
     from pmclip_deploy.benchmarks.results import Run, append, command_line
     from pmclip_deploy.bundle.files import sha256_of_file, verify_bundle
@@ -80,7 +80,7 @@ def bench(
         print_json(document)
     if missed:
         raise ParityError(
-            f"the bundle is not what it was when it was exported: {'; '.join(missed)}; see `pmclip-deploy bundle verify` and `doctor`"
+            f"the bundle is not what it was when it was exported: {'; '.join(missed)}", "see `pmclip-deploy bundle verify` and `doctor`"
         )
     return 0
 

@@ -76,7 +76,7 @@ def verify(
         print_json({**about, "problems": problems})
     if problems:
         next_step = NEXT_STEP if broken else "take the bundle from the holder of that key, or pass the key of who signed it"
-        raise BundleError(f"{path}: {', '.join(problems)}; {next_step}")
+        raise BundleError(f"{path}: {', '.join(problems)}", next_step)
     if not as_json:
         signed = "" if signed_by is None else f", signed by the key with the sha256 {signed_by}"
         print(f"{one_line(str(path))}: all {len(manifest.files)} files are what the manifest says{signed}")

@@ -42,9 +42,9 @@ def classify(
     pmclip-deploy classify scan.dcm "chest x-ray" "brain MRI" "abdominal CT"
     """
     if not image.exists():
-        raise InputError(f"{image}: no such file; check the path")
+        raise InputError(f"{image}: no such file", "check the path")
     if sum((bool(labels), labels_file is not None, examples is not None)) > 1:
-        raise UsageError("labels, --labels and --examples are three ways to say the same; choose one")
+        raise UsageError("labels, --labels and --examples are three ways to say the same", "choose one")
     names = labels_from_file(labels_file) if labels_file is not None else labels or []
     files = {} if examples is None else examples_from_folder(examples)
     every = [file for of in files.values() for file in of]
@@ -71,9 +71,9 @@ def labels_from_file(path: Path) -> list[str]:
     try:
         lines = [line.strip() for line in path.read_text("utf-8-sig").split("\n")]
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not a readable UTF-8 file ({type(error).__name__}); give one with a label a line") from error
+        raise InputError(f"{path}: not a readable UTF-8 file ({type(error).__name__})", "give one with a label a line") from error
     if not any(lines):
-        raise InputError(f"{path}: holds no label; write one a line")
+        raise InputError(f"{path}: holds no label", "write one a line")
     return [line for line in lines if line]
 
 
@@ -82,7 +82,7 @@ def examples_from_folder(folder: Path) -> dict[Path, list[Path]]:
     try:
         found = {of: [x for x in _seen(of) if x.is_file()] for of in _seen(folder) if of.is_dir()}
     except OSError as error:
-        raise InputError(f"{folder}: cannot be read ({error.strerror}); give a folder with a folder of images for each label") from error
+        raise InputError(f"{folder}: cannot be read ({error.strerror})", "give a folder with a folder of images for each label") from error
     if len(found) < 2 or not all(found.values()):
         raise InputError(f"{folder}: needs two folders or more, each named for a label and with images in it")
     return found
@@ -106,7 +106,7 @@ def pictures_of_label(folder: Path, files: Iterator[Path], skipped: list[NoPictu
         yield picture
         count += 1
     if not count:
-        raise InputError(f"{folder}: holds no picture; put DICOM, PNG or JPEG files of the label there")
+        raise InputError(f"{folder}: holds no picture", "put DICOM, PNG or JPEG files of the label there")
 
 
 def _print(made: "Classification") -> None:

@@ -50,7 +50,7 @@ def evaluate(
     answers, text in brackets is optional; and BLEU), MEVF's and QCR's on VQA-RAD and SLAKE. docs/reference/counting.md defines each.
     """
     if bundle is not None and checkpoint:
-        raise UsageError("--bundle and --checkpoint are two models; give one of them, and the other as --against")
+        raise UsageError("--bundle and --checkpoint are two models", "give one of them, and the other as --against")
     import numpy as np
 
     from pmclip_deploy.evaluation.counting import VQA_MED_2019
@@ -64,7 +64,7 @@ def evaluate(
     known: Sequence[Row] | None
     if data.is_dir():
         if images is not None or train is not None:
-            raise UsageError("a dataset's folder says itself where its images and training rows are; leave out --images and --train")
+            raise UsageError("a dataset's folder says itself where its images and training rows are", "leave out --images and --train")
         from pmclip_deploy.train.vocabulary import comparable
 
         same, images = comparable, data
@@ -72,9 +72,11 @@ def evaluate(
         counts, ours, learned = _counts_of_folder(data, rows), OURS_OF_DATASETS, f"the training part of {data}"
     else:
         if not data.exists():
-            raise InputError(f"{data}: not found; check --data")
+            raise InputError(f"{data}: not found", "check --data")
+        if split:
+            raise UsageError(f"{data}: JSON lines have no splits", "leave out --split")
         if split is not None or images is None:
-            raise UsageError(f"{data}: JSON lines " + ("have no splits; leave out --split" if split else "need --images FOLDER"))
+            raise UsageError(f"{data}: JSON lines need --images FOLDER")
         rows = rows_from_jsonl(data, images)
         beside = data.with_name("train.jsonl")
         if train is None and beside.is_file() and not beside.samefile(data):
@@ -105,7 +107,7 @@ def _rows_of_folder(folder: Path, split: str, seed: int) -> "tuple[list[Row], li
     known, asked = questions_of_split(folder, split, seed)
     images = {q.image for q in asked}
     if missing := sorted(image for image in images if not is_there(image)):
-        raise InputError(f"{missing[0]}: missing, and so are {len(missing)} of {len(images)} images; get them from the dataset's source")
+        raise InputError(f"{missing[0]}: missing, and so are {len(missing)} of {len(images)} images", "get them from the dataset's source")
     return rows_from_questions(asked), rows_from_questions(known) if known and split != "train" else None
 
 
@@ -121,7 +123,7 @@ def _counts_of_folder(folder: Path, rows: "Sequence[Row]") -> "tuple[Count, ...]
 def _asked(path: Path | None, is_checkpoint: bool, rows: "Sequence[Row]", images: Path, device: str) -> "tuple[Asked, dict[str, Any]]":
     if is_checkpoint and path is not None:
         if missing := [m for m in ("torch", "open_clip", "safetensors") if importlib.util.find_spec(m) is None]:
-            raise UsageError(f"a checkpoint needs {', '.join(missing)}: pip install 'pmclip-deploy[train]'; or give a bundle")
+            raise UsageError(f"a checkpoint needs {', '.join(missing)}: pip install 'pmclip-deploy[train]'", "or give a bundle")
         from pmclip_deploy.train.vqa_heads import asked_of_checkpoint
 
         of_checkpoint: tuple[Asked, dict[str, Any]] = asked_of_checkpoint(path, rows, images, device)

@@ -75,11 +75,11 @@ def export(
         ("calibration-method", calibration_method, METHODS),
     ):
         if value not in known:
-            raise UsageError(f"no --{option} {value[:60]}; choose one of {', '.join(known)}")
+            raise UsageError(f"no --{option} {value[:60]}", f"choose one of {', '.join(known)}")
     if (calibration_images is not None or calibration_findings) and precision != "int8":
         raise UsageError("--calibration-images and --calibration-findings are for --precision int8")
     if target == "cpu" and compute_capability:
-        raise UsageError("--compute-capability is for --target rtx; a CPU bundle has no engines")
+        raise UsageError("--compute-capability is for --target rtx", "a CPU bundle has no engines")
     if target != "tensorrt" and (timing_cache or version_compatible or strip_weights):
         raise UsageError("--timing-cache, --version-compatible and --strip-weights are for --target tensorrt")
     from pmclip_deploy.export.engines import EngineOptions

@@ -48,13 +48,13 @@ def index(
     """
     salt = _salt(ids, salt_file)
     if not source.exists():
-        raise InputError(f"{source}: no such file or folder; check the path")
+        raise InputError(f"{source}: no such file or folder", "check the path")
     if not source.is_dir() and source.suffix.lower() not in CAPTIONS:
-        raise UsageError(f"{source}: is neither a folder nor a .txt or .jsonl file; give one of these")
+        raise UsageError(f"{source}: is neither a folder nor a .txt or .jsonl file", "give one of these")
     if salt is not None and not source.is_dir():
-        raise UsageError(f"{source}: captions have no UID; leave out --ids uid")
+        raise UsageError(f"{source}: captions have no UID", "leave out --ids uid")
     if output.is_dir():
-        raise UsageError(f"{output}: is a folder; name a file")
+        raise UsageError(f"{output}: is a folder", "name a file")
 
     from pmclip_deploy.imaging.dicom_file import import_pydicom_lean
     from pmclip_deploy.search.indexing import build_index, captions_of_file, images_of_folder
@@ -71,7 +71,7 @@ def index(
     broken = f"; the first: {report.first_broken}" if report.first_broken else ""
     if not report.embedded and not report.known:
         raise InputError(
-            f"{source}: nothing in it could be read ({len(items)} looked at{broken}); give DICOM, PNG or JPEG files, or captions"
+            f"{source}: nothing in it could be read ({len(items)} looked at{broken})", "give DICOM, PNG or JPEG files, or captions"
         )
     if report.broken:
         print_note(f"left out {report.broken} that cannot be read{broken}")
@@ -101,9 +101,9 @@ def query(
     """
     is_image = not text and os.path.isfile(wanted)  # noqa: PTH113  # Path's raises where a text is too long for a name
     if not text and not is_image and looks_like_a_path(wanted):
-        raise InputError(f"{wanted}: no such file; check the path, or say with --text that it is none")
+        raise InputError(f"{wanted}: no such file", "check the path, or say with --text that it is none")
     if not is_image and (frame is not None or window is not None):
-        raise UsageError("--frame and --window are for an image; leave them out")
+        raise UsageError("--frame and --window are for an image", "leave them out")
 
     from pmclip_deploy.search.index import index_from_file
 
@@ -171,11 +171,11 @@ def _salt(ids: str, file: Path | None) -> bytes | None:
     if ids not in ("path", "uid"):
         raise UsageError(f"--ids is path or uid, not {ids}")
     if (ids == "uid") != (file is not None):
-        raise UsageError("--ids uid and --salt-file FILE go together; `head -c 32 /dev/urandom > FILE` makes one, which you keep")
+        raise UsageError("--ids uid and --salt-file FILE go together", "`head -c 32 /dev/urandom > FILE` makes one, which you keep")
     try:
         return None if file is None else file.read_bytes()
     except OSError as error:
-        raise InputError(f"{file}: cannot be read ({error.strerror}); check --salt-file") from None
+        raise InputError(f"{file}: cannot be read ({error.strerror})", "check --salt-file") from None
 
 
 def _predictor(bundle: Path | None, device: str, single_use: bool = False) -> "Predictor":

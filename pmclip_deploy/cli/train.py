@@ -75,7 +75,7 @@ def clip(
     }
     given = {k: v for k, v in for_pairs.items() if v is not None}
     if given and source is None:
-        raise UsageError(f"--{next(iter(given)).replace('_', '-')} is for captions; give --from, or leave it out")
+        raise UsageError(f"--{next(iter(given)).replace('_', '-')} is for captions", "give --from, or leave it out")
     need_extra()
     make_folder(output)
     from pmclip_deploy.train import clip as worker
@@ -156,9 +156,9 @@ def vqa(
     of_lite = {"rounded_epochs": rounded_epochs, "films": films or None, "photographs": photographs}
     foreign = given if head == "lite" else {k for k, v in of_lite.items() if v is not None}
     if head not in ("lite", "mevf", "qcr"):
-        raise UsageError(f"head {head!r} is unknown; choose lite, mevf or qcr")
+        raise UsageError(f"head {head!r} is unknown", "choose lite, mevf or qcr")
     if foreign:
-        raise UsageError(f"--{next(iter(foreign)).replace('_', '-')} is not for --head {head}; leave it out")
+        raise UsageError(f"--{next(iter(foreign)).replace('_', '-')} is not for --head {head}", "leave it out")
     if head != "lite" and (glove is None or len(data) > 1):
         raise UsageError(f"--head {head} takes " + ("--glove FILE, GloVe's word vectors" if glove is None else "one --data alone"))
     need_extra()
@@ -245,7 +245,7 @@ def questions(
 
     training, validation = questions_for_training([data])
     if split not in ("train", "val"):
-        raise UsageError(f"split {split!r} is unknown; choose train or val")
+        raise UsageError(f"split {split!r} is unknown", "choose train or val")
     rows = derived_as_questions(training if split == "train" else validation, organs_from_questions(training))
     lines = [
         json.dumps({"image": q.image.name, "question": q.question, "answer": q.answer, "category": q.category, "organ": organ})

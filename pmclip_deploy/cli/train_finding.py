@@ -46,7 +46,7 @@ def finding(
 
     for option, value, known in (("modality", modality, FAMILIES), ("region", region, REGIONS)):
         if value is not None and value not in known:
-            raise UsageError(f"no --{option} {value[:60]}; choose one of {', '.join(known)}")
+            raise UsageError(f"no --{option} {value[:60]}", f"choose one of {', '.join(known)}")
     from pmclip_deploy.train.finding import advice, train_finding
     from pmclip_deploy.train.finding_data import Defaults
 
@@ -62,7 +62,7 @@ def finding(
         _print(measured, manifest, output)
     if manifest is None:
         best = max(measured.strata, key=lambda stratum: stratum.auroc_ci95[0])
-        raise GateError(f"{measured.name} is not answered, so no bundle was written: {best.reason}; {advice(best)}")
+        raise GateError(f"{measured.name} is not answered, so no bundle was written: {best.reason}", advice(best))
 
 
 def _print_document(measured: "Measured", manifest: "Manifest | None", output: Path) -> None:

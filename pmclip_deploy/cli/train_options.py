@@ -28,7 +28,7 @@ Name = Annotated[str | None, typer.Option("--name", help="What the model is call
 
 def need_extra() -> None:
     if missing := [name for name in EXTRA if importlib.util.find_spec(name) is None]:
-        raise UsageError(f"training needs {missing[0]}, which is not installed; pip install 'pmclip-deploy[train]'")
+        raise UsageError(f"training needs {missing[0]}, which is not installed", "pip install 'pmclip-deploy[train]'")
 
 
 def make_folder(output: Path) -> None:
@@ -38,12 +38,12 @@ def make_folder(output: Path) -> None:
         (output / ".writable").touch()
         (output / ".writable").unlink(missing_ok=True)  # torchrun's other process may have been faster
     except OSError as error:
-        raise UsageError(f"{output}: cannot be written ({error.strerror}); give another --output") from None
+        raise UsageError(f"{output}: cannot be written ({error.strerror})", "give another --output") from None
 
 
 def make_folder_of(output: Path) -> None:
     if output.is_dir():
-        raise UsageError(f"{output}: is a folder; give --output a file's name, such as {output / 'weights.safetensors'}")
+        raise UsageError(f"{output}: is a folder", f"give --output a file's name, such as {output / 'weights.safetensors'}")
     make_folder(output.parent)
 
 

@@ -43,11 +43,21 @@ Group = TypeVar("Group", bound=Hashable)
 
 @dataclass(frozen=True)
 class Seen:
-    """What the graph "findings" and the bundle's probes say of a picture."""
+    """What the graph "findings" and the bundle's probes say of a picture.
 
-    logits: Mapping[str, float]  # of each finding
-    regions: Mapping[str, float]  # probability of each region
-    places: Mapping[str, Any] = field(default_factory=dict)  # of each finding its map (h, w), f32 logits
+    >>> import pmclip_deploy as pm
+    >>> from pmclip_deploy.models import DEMO
+    >>> seen = pm.load().seen_of_findings(DEMO / "leg-1.dcm")
+    >>> seen, seen.places["fracture"].shape
+    (Seen(fracture, pneumonia), (20, 20))
+    """
+
+    logits: Mapping[str, float]  #: Of each finding its logit, before calibration.
+    regions: Mapping[str, float]  #: Of each body region the probability that it is in the picture.
+    places: Mapping[str, Any] = field(default_factory=dict)  #: Of each finding its map, (h, w) f32 logits.
+
+    def __repr__(self) -> str:
+        return f"Seen({', '.join(self.logits)})"
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,23 @@ NEVER_SURE = "too few answers to this kind of question were right on validation 
 
 @dataclass(frozen=True)
 class Heads:
-    """What the head says about N pairs of an image and a question."""
+    """What the head says about N pairs of an image and a question.
 
-    answer: Floats  # (N, A) logits
-    kind: Floats  # (N, K) logits
-    radiograph: Floats | None = None  # (N,) logits, where the head has them
-    known: NDArray[np.bool_] | None = None  # (N,), whether a head that reads words knows one of the question's
+    >>> import pmclip_deploy as pm
+    >>> predictor = pm.load()
+    >>> seen, asked = predictor.seen("scan.dcm"), predictor.asked(["in what plane is this image?"])
+    >>> heads = predictor.heads(seen[None], asked)
+    >>> len(heads), heads.answer.shape == (1, len(predictor.manifest.answers))
+    (1, True)
+    """
+
+    answer: Floats  #: (N, A) f32 logits of the answers.
+    kind: Floats  #: (N, K) f32 logits of the kinds of question.
+    radiograph: Floats | None = None  #: (N,) f32 logits that the picture is a radiology image; None where the head has none.
+    known: NDArray[np.bool_] | None = None  #: (N,) bool, whether a head that reads words knows one of the question's.
+
+    def __repr__(self) -> str:
+        return f"Heads({len(self)} pairs, {self.answer.shape[1]} answers, {self.kind.shape[1]} kinds)"
 
     def __len__(self) -> int:
         return len(self.kind)

@@ -42,14 +42,14 @@ def rows_from_jsonl(path: Path, images: Path | None = None) -> list[Row]:
     try:
         lines = path.read_text(encoding="utf-8").split("\n")  # not splitlines: JSON may hold U+2028
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+        raise InputError(f"{path}: cannot be read ({error.strerror})", "check the path") from error
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: no UTF-8 text; pass a file of JSON lines") from error
+        raise InputError(f"{path}: no UTF-8 text", "pass a file of JSON lines") from error
     if path.suffix == ".json" and lines[0].lstrip().startswith("["):
-        raise InputError(f"{path}: one JSON list, not JSON lines; of a dataset pass the folder, and --split: --data {path.parent}")
+        raise InputError(f"{path}: one JSON list, not JSON lines", f"of a dataset pass the folder, and --split: --data {path.parent}")
     rows = [_row(line, f"{path}, line {number}", images) for number, line in enumerate(lines, 1) if line.strip()]
     if not rows:
-        raise InputError(f"{path}: holds no rows; pass a file of JSON lines {{image, question, answer}}")
+        raise InputError(f"{path}: holds no rows", "pass a file of JSON lines {image, question, answer}")
     return rows
 
 
@@ -61,12 +61,12 @@ def _row(line: str, where: str, images: Path | None) -> Row:
     try:
         data = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{where}: no JSON; every line is one object {{image, question, answer}}") from error
+        raise InputError(f"{where}: no JSON", "every line is one object {image, question, answer}") from error
     for key in ("image", "question", "answer"):
         if not isinstance(data, dict) or not isinstance(data.get(key), str) or not data[key].strip():
-            raise InputError(f'{where}: "{key}" is missing, empty or no text; every line is one object {{image, question, answer}}')
+            raise InputError(f'{where}: "{key}" is missing, empty or no text', "every line is one object {image, question, answer}")
     if images is not None and not (images / data["image"]).is_file():
-        raise InputError(f"{where}: its image {images / data['image']} is missing; check --images")
+        raise InputError(f"{where}: its image {images / data['image']} is missing", "check --images")
     category, answer_type = data.get("category"), str(data.get("answer_type", "")).strip().lower()
     return Row(
         data["image"],

@@ -48,14 +48,19 @@ NOT_PICTURES = {
 }
 
 
-def picture_from_dicom(source: str | PathLike[str] | Dataset, frame: int | None = None, window: Window | None = None) -> Picture:
-    """Render one frame of a DICOM file or Dataset; the middle frame and the file's own window unless told otherwise."""
+def picture_from_dicom(
+    source: str | PathLike[str] | Dataset, frame: int | None = None, window: Window | None = None, *, data: bytes | None = None
+) -> Picture:
+    """Render one frame of a DICOM file or Dataset; the middle frame and the file's own window unless told otherwise.
+
+    With ``data``, what the file holds, ``source`` is its name in messages.
+    """
     is_path = isinstance(source, (str, PathLike))
     where = fspath(source) if is_path else "dataset"
     if window is not None and not (len(window) == 2 and all(map(math.isfinite, window)) and window[1] > 0):
-        raise InputError(f"{where}: the window asked for has no positive width; give a center and a width above 0")
+        raise InputError(f"{where}: the window asked for has no positive width", "give a center and a width above 0")
     with reading(where) as stack:
-        image = image_from_file(where, stack) if is_path else image_from_dataset(source)
+        image = image_from_file(where, stack, data) if is_path else image_from_dataset(source)
         return _picture(where, image, frame, None if window is None else (float(window[0]), float(window[1])))
 
 
@@ -64,20 +69,22 @@ def _picture(where: str, image: DicomImage, frame: int | None, window: Window | 
     modality = text_of(dataset, "Modality")
     for name in (modality, text_of(dataset, "SOPClassUID"), text_of(getattr(dataset, "file_meta", {}), "MediaStorageSOPClassUID")):
         if name in NOT_PICTURES:
-            raise NoPictureError(f"{where}: is {NOT_PICTURES[name]}, not a picture; give the image it belongs to")
+            raise NoPictureError(f"{where}: is {NOT_PICTURES[name]}, not a picture", "give the image it belongs to")
     if image.vr == "float":  # (7FE0,0008) Float or (7FE0,0009) Double Float Pixel Data
-        raise NoPictureError(f"{where}: has floating-point pixels, a parametric map, not a picture; give the image it was made from")
+        raise NoPictureError(f"{where}: has floating-point pixels, a parametric map, not a picture", "give the image it was made from")
     if image.file is None:
         cut_short = "Rows" in dataset
-        raise (InputError if cut_short else NoPictureError)(f"{where}: has no pixel data; give a DICOM image")
+        raise (InputError if cut_short else NoPictureError)(f"{where}: has no pixel data", "give a DICOM image")
     if image.syntax not in NATIVE and image.syntax not in CODECS:
-        raise InputError(f"{where}: transfer syntax {printable_uid(image.syntax)} is not supported; store it as Explicit VR Little Endian")
+        raise InputError(
+            f"{where}: transfer syntax {printable_uid(image.syntax)} is not supported", "store it as Explicit VR Little Endian"
+        )
 
     layout = layout_from_dataset(dataset)
     frames = max(whole_number(dataset, "NumberOfFrames", 1), 1)
     index = frames // 2 if frame is None else frame
     if not 0 <= index < frames:
-        raise InputError(f"{where}: frame {frame} was asked for and the file has frames 0 to {frames - 1}; choose one of these")
+        raise InputError(f"{where}: frame {frame} was asked for and the file has frames 0 to {frames - 1}", "choose one of these")
 
     if text_of(dataset, "BurnedInAnnotation") == "YES":  # PS3.3 C.7.6.1
         notes.append("text is burned into the pixels (BurnedInAnnotation is YES): it may name the patient")
@@ -90,7 +97,7 @@ def _picture(where: str, image: DicomImage, frame: int | None, window: Window | 
     else:
         pixels, applied = gray_from_stored(image, layout, stored, index, window, notes)
     if window is not None and applied is None:
-        raise InputError(f"{where}: is a colour picture, and a window is for grayscale; leave the window out")
+        raise InputError(f"{where}: is a colour picture, and a window is for grayscale", "leave the window out")
     info = ImageInfo(
         source=where,
         format="dicom",

@@ -56,11 +56,11 @@ def reading(where: str) -> Iterator[ExitStack]:
     except PmclipError:
         raise
     except Refused as error:
-        raise InputError(f"{where}: {error}; export or copy the file again") from None
+        raise InputError(f"{where}: {error}", "export or copy the file again") from None
     except Exception as error:  # also RecursionError and MemoryError
         if is_ours(error):
             raise
-        raise InputError(f"{where}: the DICOM file is broken ({type(error).__name__}); export or copy it again") from None
+        raise InputError(f"{where}: the DICOM file is broken ({type(error).__name__})", "export or copy it again") from None
 
 
 def import_pydicom_lean() -> None:
@@ -114,49 +114,66 @@ class _Clamped(io.BufferedReader):
         return super().read(size)
 
 
-def image_from_file(where: str, stack: ExitStack) -> DicomImage:
-    head = head_of_file(where)
+def image_from_file(where: str, stack: ExitStack, data: bytes | None = None) -> DicomImage:
+    """Of the file at ``where``, or of what it holds, ``data``."""
+    head = head_of_file(where) if data is None else data[:132]
     # Without the preamble (PS3.10 7.1) a file starts with group 0002 or, with no file meta, with a low group of either byte order.
     if head[128:] != b"DICM" and head[:2] not in (b"\x02\x00", b"\x08\x00", b"\x00\x08", b"\x00\x02"):
-        raise NoPictureError(f"{where}: is not a DICOM, PNG or JPEG file; give one of these")
+        raise NoPictureError(f"{where}: is not a DICOM, PNG or JPEG file", "give one of these")
 
     from pydicom import dcmread
-    from pydicom.filereader import read_file_meta_info
 
     quieten()
-    if head[128:] == b"DICM" and read_file_meta_info(where).get("TransferSyntaxUID") == DEFLATED:
-        _check_inflated(where)
-        return image_from_dataset(dcmread(where))
-    file = stack.enter_context(_Clamped(io.FileIO(where)))
+    if head[128:] == b"DICM" and _syntax_of_file(where, data) == DEFLATED:
+        _check_inflated(where, data)
+        return image_from_dataset(dcmread(where if data is None else io.BytesIO(data)))
+    if data is None:
+        file: BinaryIO = stack.enter_context(_Clamped(io.FileIO(where)))
+    else:
+        file = io.BytesIO(data)
     dataset = dcmread(file, stop_before_pixels=True, force=True)
     little = bool(dataset.original_encoding[1])
     order: Literal["little", "big"] = "little" if little else "big"
     tag = file.read(4)
     if tag not in (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10"):
         if not len(dataset) or (head[128:] != b"DICM" and "SOPClassUID" not in dataset and "Rows" not in dataset):
-            raise NoPictureError(f"{where}: is not a DICOM, PNG or JPEG file; give one of these")
+            raise NoPictureError(f"{where}: is not a DICOM, PNG or JPEG file", "give one of these")
         kind = "float" if tag in (b"\xe0\x7f\x08\x00", b"\xe0\x7f\x09\x00", b"\x7f\xe0\x00\x08", b"\x7f\xe0\x00\x09") else ""
         return DicomImage(dataset, _syntax(dataset), little, None, 0, 0, kind)
     vr, field = "OW", file.read(4)
     if field[:2] in (b"OW", b"OB", b"UN"):  # explicit; seen in the bytes, since some files are implicit where they say explicit
         vr, field = field[:2].decode(), file.read(4)
-    return DicomImage(dataset, _syntax(dataset), little, file, file.size - file.tell(), int.from_bytes(field, order), vr)
+    size = file.size if isinstance(file, _Clamped) else len(data or b"")
+    return DicomImage(dataset, _syntax(dataset), little, file, size - file.tell(), int.from_bytes(field, order), vr)
 
 
-def _check_inflated(where: str) -> None:
+def _syntax_of_file(where: str, data: bytes | None) -> Any:
+    """The transfer syntax (0002,0010), by the file meta alone: the rest may be deflated."""
+    from pydicom.filereader import _read_file_meta_info, read_preamble
+
+    with _opened(where, data) as file:
+        read_preamble(file, False)
+        return _read_file_meta_info(file).get("TransferSyntaxUID")
+
+
+def _opened(where: str, data: bytes | None) -> BinaryIO:
+    return open(where, "rb") if data is None else io.BytesIO(data)  # noqa: PTH123 - the name comes as a str; callers close it
+
+
+def _check_inflated(where: str, content: bytes | None) -> None:
     """Inflate to nowhere first: a thousandth of the size is enough for a bomb."""
     inflater, total = zlib.decompressobj(-zlib.MAX_WBITS), 0
-    with open(where, "rb") as file:  # noqa: PTH123 - the name comes as a str
+    with _opened(where, content) as file:
         file.seek(140)
         file.seek(144 + int.from_bytes(file.read(4), "little"))  # (0002,0000), the file meta's length, is its first element
         data = file.read(65536)
         while data and not inflater.eof:
             total += len(inflater.decompress(data, 1 << 20))
             if total > MAX_INFLATED:
-                raise InputError(f"{where}: inflates to more than {MAX_INFLATED >> 20} MiB; store it in another transfer syntax")
+                raise InputError(f"{where}: inflates to more than {MAX_INFLATED >> 20} MiB", "store it in another transfer syntax")
             data = inflater.unconsumed_tail or file.read(65536)
     if not inflater.eof:
-        raise InputError(f"{where}: its deflated data is cut short; copy the file again")
+        raise InputError(f"{where}: its deflated data is cut short", "copy the file again")
 
 
 def image_from_dataset(dataset: Any) -> DicomImage:
@@ -164,7 +181,7 @@ def image_from_dataset(dataset: Any) -> DicomImage:
 
     quieten()
     if not isinstance(dataset, Dataset):
-        raise InputError(f"{type(dataset).__name__}: is not an image; give a path, a pydicom Dataset or an array")
+        raise InputError(f"{type(dataset).__name__}: is not an image", "give a path, a pydicom Dataset or an array")
     syntax = _syntax(dataset)
     little = syntax != BIG_ENDIAN
     if "PixelData" not in dataset or "FloatPixelData" in dataset or "DoubleFloatPixelData" in dataset:

@@ -27,25 +27,28 @@ class Picture:
     info: ImageInfo
     header: Header | None = None  # what a DICOM file says of it
 
+    def __repr__(self) -> str:  # without the pixels and what the header says of a patient
+        return f"Picture({self.pixels.shape[0]} x {self.pixels.shape[1]}, {self.info.format})"
+
 
 def head_of_file(source: str) -> bytes:
     """The first 132 bytes, or one clear line on why there are none."""
     path = Path(source)
     try:
         if path.is_dir():
-            raise InputError(f"{source}: is a folder, not a picture; give a file")
+            raise InputError(f"{source}: is a folder, not a picture", "give a file")
         if path.exists() and not path.is_file():
-            raise InputError(f"{source}: is a device or a pipe, not a file; save the picture and give that")
+            raise InputError(f"{source}: is a device or a pipe, not a file", "save the picture and give that")
         with path.open("rb") as file:
             head = file.read(132)
     except FileNotFoundError:
-        raise InputError(f"{source}: no such file; check the path") from None
+        raise InputError(f"{source}: no such file", "check the path") from None
     except PermissionError:
-        raise InputError(f"{source}: permission to read it was denied; check the file's rights") from None
+        raise InputError(f"{source}: permission to read it was denied", "check the file's rights") from None
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
-        raise InputError(f"{source!r}: cannot be opened ({type(error).__name__}); check the path") from None
+        raise InputError(f"{source!r}: cannot be opened ({type(error).__name__})", "check the path") from None
     if not head:
-        raise InputError(f"{source}: the file is empty; copy it again")
+        raise InputError(f"{source}: the file is empty", "copy it again")
     return head
 
 

@@ -1,4 +1,4 @@
-"""PNG, JPEG and arrays to pictures."""
+"""PNG, JPEG, PIL images and arrays to pictures."""
 
 from __future__ import annotations
 
@@ -28,28 +28,56 @@ def picture_from_array(array: Any) -> Picture:
     if pixels.ndim == 3 and pixels.shape[2] == 1:
         pixels = pixels[:, :, 0]
     if 0 in pixels.shape or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)):
-        raise InputError(f"array: the shape is {pixels.shape}; give (height, width) grayscale or (height, width, 3) RGB")
+        raise InputError(f"array: the shape is {pixels.shape}", "give (height, width) grayscale or (height, width, 3) RGB")
+    _check_size("array", pixels.shape[1], pixels.shape[0])
     window = None
     if pixels.dtype != np.uint8:
         if pixels.ndim == 3 or pixels.dtype.kind not in "buif":
-            raise InputError(f"array: {pixels.dtype} of shape {pixels.shape} has no defined brightness; scale it to uint8 in 0..255")
+            raise InputError(f"array: {pixels.dtype} of shape {pixels.shape} has no defined brightness", "scale it to uint8 in 0..255")
         pixels, window = _spread(pixels)
     pixels = np.ascontiguousarray(pixels, dtype=np.uint8)
     return Picture(pixels, ImageInfo("array", "array", rows=pixels.shape[0], columns=pixels.shape[1], window=window))
 
 
-def picture_from_raster(source: str, kind: str) -> Picture:
+def picture_from_pil(image: Image.Image) -> Picture:
+    """As a file with this image is read, its EXIF orientation too. The image stays as it is, but for what Pillow loads of it."""
+    from PIL import ImageOps, TiffImagePlugin  # noqa: F401
+
+    where, kind = "PIL image", str(getattr(image, "format", None) or "").lower()
+    try:
+        with quiet():
+            if not image.width * image.height:
+                raise InputError(f"{where}: {image.width} x {image.height} has no pixels", "give one that has")
+            _check_size(where, image.width, image.height)
+            if kind == "jpeg" and getattr(image, "tile", None):  # not decoded yet
+                file = getattr(image, "fp")  # noqa: B009
+                place = file.tell()
+                file.seek(0)
+                _check_scans(where, file.read())
+                file.seek(place)
+            pixels, window = _pixels_from_image(ImageOps.exif_transpose(image))
+    except PmclipError:
+        raise
+    except Exception as error:
+        if is_ours(error):
+            raise
+        raise InputError(f"{where}: its pixels cannot be had ({type(error).__name__})", "open or make it again, in mode L or RGB") from None
+    kind = kind if kind in ("png", "jpeg") else "array"
+    return Picture(pixels, ImageInfo(where, kind, rows=pixels.shape[0], columns=pixels.shape[1], window=window))
+
+
+def picture_from_raster(source: str, kind: str, data: bytes | None = None) -> Picture:
+    """Of a file's content, ``data``, or of the file at ``source``."""
     from PIL import Image, ImageOps
 
     try:
         with quiet():  # Pillow's own remarks on odd files; what matters is raised below
-            data = Path(source).read_bytes()
+            data = Path(source).read_bytes() if data is None else data
             _import_plugins(kind, data)
-            if data.count(b"\xff\xda") > MAX_SCANS and kind == "jpeg":
-                raise InputError(f"{source}: has more than {MAX_SCANS} progressive scans; save it again as a plain JPEG")
+            if kind == "jpeg":
+                _check_scans(source, data)
             with Image.open(BytesIO(data), formats=(kind.upper(),)) as opened:
-                if opened.width * opened.height > MAX_PIXELS:
-                    raise InputError(f"{source}: {opened.width} x {opened.height} is more than {MAX_PIXELS} pixels; make it smaller")
+                _check_size(source, opened.width, opened.height)
                 pixels, window = _pixels_from_image(ImageOps.exif_transpose(opened))
     except PmclipError:
         raise
@@ -57,8 +85,18 @@ def picture_from_raster(source: str, kind: str) -> Picture:
         if is_ours(error):
             raise
         # Pillow raises OSError, SyntaxError, ValueError, struct.error, ... on broken files
-        raise InputError(f"{source}: the {kind.upper()} file is broken ({type(error).__name__}); save or copy it again") from None
+        raise InputError(f"{source}: the {kind.upper()} file is broken ({type(error).__name__})", "save or copy it again") from None
     return Picture(pixels, ImageInfo(source, kind, rows=pixels.shape[0], columns=pixels.shape[1], window=window))
+
+
+def _check_size(where: str, width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise InputError(f"{where}: {width} x {height} is more than {MAX_PIXELS} pixels", "make it smaller")
+
+
+def _check_scans(where: str, data: bytes) -> None:
+    if data.count(b"\xff\xda") > MAX_SCANS:
+        raise InputError(f"{where}: has more than {MAX_SCANS} progressive scans", "save it again as a plain JPEG")
 
 
 def _import_plugins(kind: str, data: bytes) -> None:
@@ -91,7 +129,7 @@ def _spread(values: NDArray[Any]) -> tuple[NDArray[np.uint8], tuple[float, float
     values = values.astype(np.float64)
     finite = np.isfinite(values)
     if not finite.any():
-        raise InputError("array: no finite value in it; give numbers")
+        raise InputError("array: no finite value in it", "give numbers")
     low, high = float(values[finite].min()), float(values[finite].max())
     window = automatic_window(low, high)
     with np.errstate(all="ignore"):

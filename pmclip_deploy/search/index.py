@@ -102,7 +102,8 @@ class Index:
         if digest != self.about.bundle_sha256:
             raise BundleError(
                 f"{self.path}: made with bundle {self.about.bundle} {self.about.bundle_sha256[:12]}, and this one is {bundle} "
-                f"{digest[:12] or 'without a manifest'}; pass the same bundle with --bundle, or make another index"
+                f"{digest[:12] or 'without a manifest'}",
+                "pass the same bundle with --bundle, or make another index",
             )
 
 
@@ -111,7 +112,7 @@ def unit(embedding: NDArray[np.float32], of: str) -> Halves:
     wide = embedding.astype(np.float64)
     length = float(np.sqrt((wide**2).sum()))
     if not np.isfinite(length) or length == 0:
-        raise InputError(f"{of}: its embedding has no direction, so nothing is near it; give another")
+        raise InputError(f"{of}: its embedding has no direction, so nothing is near it", "give another")
     return (wide / length).astype(np.float16)
 
 
@@ -123,7 +124,7 @@ def index_from_file(path: "str | os.PathLike[str]") -> Index:
     path = Path(path)
     try:
         if not path.is_file():  # a device or a pipe is not read
-            raise BundleError(f"{path}: no such index; make one with `pmclip-deploy search index`")
+            raise BundleError(f"{path}: no such index", "make one with `pmclip-deploy search index`")
         with path.open("rb", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
             head = file.read(HEADER)
@@ -142,10 +143,10 @@ def index_from_file(path: "str | os.PathLike[str]") -> Index:
         ids = np.frombuffer(mapped, np.uint8, id_bytes, HEADER + embeddings.nbytes + id_ends.nbytes)
         about = About(**{field.name: str(metadata[field.name]) for field in fields(About)})
     except OSError as error:
-        raise BundleError(f"{path}: cannot be read ({error.strerror}); check the disk and its permissions") from error
+        raise BundleError(f"{path}: cannot be read ({error.strerror})", "check the disk and its permissions") from error
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
         reason = str(error) if type(error) is ValueError else "its header is broken"
-        raise BundleError(f"{path}: not a usable index, {reason}; {NEXT_STEP}") from error
+        raise BundleError(f"{path}: not a usable index, {reason}", NEXT_STEP) from error
     return Index(path, about, str(metadata["checksum"]), size, embeddings, id_ends, ids, mapped)
 
 
@@ -239,9 +240,9 @@ def locked(path: Path) -> Iterator[None]:
     try:
         file = _locked_file(lock)
     except BlockingIOError:
-        raise BundleError(f"{path}: another process is writing to it; wait until that is done") from None
+        raise BundleError(f"{path}: another process is writing to it", "wait until that is done") from None
     except OSError as error:
-        raise BundleError(f"{path}: cannot be written ({error.strerror}); check the folder and its permissions") from error
+        raise BundleError(f"{path}: cannot be written ({error.strerror})", "check the folder and its permissions") from error
     try:
         yield
     finally:

@@ -52,7 +52,7 @@ class Report:
 def images_of_folder(predictor: Predictor, folder: Path, salt: bytes | None = None) -> Source[Path]:
     """Every file below ``folder``. Ids are paths relative to it or, with ``salt``, HMACs of SOP Instance UIDs, which DICOM alone has."""
     if salt is not None and len(salt) < SALT_BYTES:
-        raise UsageError(f"the salt has {len(salt)} bytes; give {SALT_BYTES} or more, for example `head -c 32 /dev/urandom > salt`")
+        raise UsageError(f"the salt has {len(salt)} bytes", f"give {SALT_BYTES} or more, for example `head -c 32 /dev/urandom > salt`")
     files, unlisted = files_below(folder)
     return Source(
         about=_about(predictor, "image", "path" if salt is None else "uid", salt),
@@ -69,9 +69,9 @@ def captions_of_file(predictor: Predictor, file: Path) -> Source[Line]:
     try:
         lines = file.read_text(encoding="utf-8-sig").split("\n")
     except OSError as error:
-        raise InputError(f"{file}: cannot be read ({error.strerror}); check the path") from None
+        raise InputError(f"{file}: cannot be read ({error.strerror})", "check the path") from None
     except UnicodeDecodeError:
-        raise InputError(f"{file}: is not UTF-8; save it as that") from None
+        raise InputError(f"{file}: is not UTF-8", "save it as that") from None
     name = partial(_name_of_line, file)
     caption = _caption_from_json if file.suffix.lower() == ".jsonl" else _caption_from_text
 
@@ -79,7 +79,7 @@ def captions_of_file(predictor: Predictor, file: Path) -> Source[Line]:
         try:
             return caption(line[1])
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            raise InputError(f'{name(line)}: is no {{"caption": "...", "id": "..."}} with text in both; mend the line') from None
+            raise InputError(f'{name(line)}: is no {{"caption": "...", "id": "..."}} with text in both', "mend the line") from None
 
     return Source(
         about=_about(predictor, "text", "caption"),
@@ -129,7 +129,7 @@ def delete_rows(path: Path, ids: Sequence[str]) -> None:
         indexed = frozenset(index.ids())
         for each in ids:
             if each not in indexed:
-                raise UsageError(f"{path}: has no row with the id {each}, so nothing was deleted; check the ids")
+                raise UsageError(f"{path}: has no row with the id {each}, so nothing was deleted", "check the ids")
         about, dim, kept = index.about, index.dim, index.chunks(without=frozenset(ids))
         del index  # see write_index
         write_index(path, about, dim, kept)
@@ -149,7 +149,7 @@ class Journal:
             if first != head:
                 if not head.startswith(first):
                     raise BundleError(
-                        f"{path}: an unfinished run with another bundle or other settings; finish that, or give it up and delete the file"
+                        f"{path}: an unfinished run with another bundle or other settings", "finish that, or give it up and delete the file"
                     )
                 path.write_bytes(head)
             for id, _, after in self._rows():
@@ -208,7 +208,7 @@ class Journal:
                 yield id, row, end
 
     def _unwritable(self, reason: str | None) -> BundleError:
-        return BundleError(f"{self.path}: cannot be written ({reason}); check the space left and the permissions, then run it again")
+        return BundleError(f"{self.path}: cannot be written ({reason})", "check the space left and the permissions, then run it again")
 
 
 def _about(predictor: Predictor, embedded: str, ids: str, salt: bytes | None = None) -> About:
@@ -221,10 +221,11 @@ def _refuse_other(index: Index, about: About) -> None:
     if (index.about.embedded, index.about.ids) != (about.embedded, about.ids):
         raise UsageError(
             f"{index.path}: holds {index.about.embedded}s with ids of kind {index.about.ids}, and these are {about.embedded}s with ids "
-            f"of kind {about.ids}; choose another --output"
+            f"of kind {about.ids}",
+            "choose another --output",
         )
     if index.about.salt_check != about.salt_check:
-        raise UsageError(f"{index.path}: its ids were made with another salt; give that one with --salt-file, or choose another --output")
+        raise UsageError(f"{index.path}: its ids were made with another salt", "give that one with --salt-file, or choose another --output")
 
 
 def _id_from_path(folder: Path, path: Path) -> str:

@@ -114,7 +114,7 @@ def backend_for(device: str, of: Iterable[Backend] | None = None) -> Backend:
     """Raises UsageError for an unknown device."""
     known = devices(of)
     if device not in known:
-        raise UsageError(f"unknown device {device[:60]!r}; choose one of {', '.join(known)}")
+        raise UsageError(f"unknown device {device[:60]!r}", f"choose one of {', '.join(known)}")
     return known[device]
 
 

@@ -96,7 +96,7 @@ class OnnxRuntime(Backend):
 
     def open(self, graph: GraphFile, options: SessionOptions) -> "OnnxRuntimeSession":
         if problem := self.why_not():
-            raise DeviceError(problem)
+            raise DeviceError(*problem.split("; ", 1))
         return OnnxRuntimeSession(graph, options)
 
 
@@ -116,9 +116,9 @@ class OnnxRuntimeSession:
         name = wanted.name.removesuffix("ExecutionProvider")
         if wanted.name not in available:
             here = f"onnxruntime {ort.__version__} has no {name} here (it has {', '.join(available)})"
-            raise DeviceError(f"{here}; {wanted.device.install}; or pass --device cpu")
+            raise DeviceError(here, f"{wanted.device.install}; or pass --device cpu")
         if not graph.path.is_file():
-            raise BundleError(f"{graph.path}: missing; copy the bundle again")
+            raise BundleError(f"{graph.path}: missing", "copy the bundle again")
         if wanted.device.nvidia and hasattr(ort, "preload_dlls"):
             ort.preload_dlls()  # CUDA and cuDNN from the NVIDIA wheels
         others = [other for other in (*wanted.behind, CPU) if other in available and other != wanted.name]
@@ -127,11 +127,11 @@ class OnnxRuntimeSession:
         try:
             self._session = ort.InferenceSession(graph.path, settings, providers=providers)
         except Exception as error:  # onnxruntime's exceptions have no common base below Exception
-            raise BundleError(f"{graph.path}: onnxruntime cannot load it ({_line(error)}); copy the bundle again") from error
+            raise BundleError(f"{graph.path}: onnxruntime cannot load it ({_line(error)})", "copy the bundle again") from error
         self.device = device if wanted.name in self._session.get_providers() else "cpu"
         if options.device == device != self.device:  # onnxruntime falls back in silence
             check = "the NVIDIA driver with nvidia-smi" if wanted.device.nvidia else "Intel's driver"
-            raise DeviceError(f"onnxruntime could not start {name}; check {check}, or pass --device cpu")
+            raise DeviceError(f"onnxruntime could not start {name}", f"check {check}, or pass --device cpu")
         self.inputs = tuple(node.name for node in self._session.get_inputs())
         self.outputs = tuple(node.name for node in self._session.get_outputs())
         self._path = graph.path
@@ -140,7 +140,7 @@ class OnnxRuntimeSession:
         try:
             return dict(zip(self.outputs, self._session.run(list(self.outputs), dict(inputs)), strict=True))
         except Exception as error:
-            raise BundleError(f"{self._path}: onnxruntime cannot run it ({_line(error)}); copy the bundle again") from error
+            raise BundleError(f"{self._path}: onnxruntime cannot run it ({_line(error)})", "copy the bundle again") from error
 
 
 def _provider_options(provider: Provider, key: str | None) -> dict[str, str]:

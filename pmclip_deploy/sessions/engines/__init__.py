@@ -77,26 +77,27 @@ class EngineBackend(Backend):
 
     def open(self, graph: GraphFile, options: SessionOptions) -> Session:
         """Opens the first of the graph's engines that fits this machine. Raises DeviceError, which names both sides, where none does."""
-        problems: list[str] = []
+        problems = list[DeviceError]()
         for row, sha256 in graph.engines:
             if row.backend != self.name:
                 continue
             try:
                 found = self.misfits(row, self.machine(), graph.sha256 or "")
             except DeviceError as error:
-                problems.append(f"built for {self.title} {row.version}, but {error}")
+                problems.append(DeviceError(f"built for {self.title} {row.version}, but {error.message}", error.hint))
                 continue
             if not found:
                 from pmclip_deploy.sessions.engines.session import TensorRTSession
 
                 return TensorRTSession(self, row, graph.path, sha256)
-            problems.append(f"{', '.join(found)}; export it again")
+            problems.append(DeviceError(", ".join(found), "export it again"))
         if not problems:
             raise DeviceError(
-                f"bundle {graph.bundle} has no {self.name} engine of its graph {graph.name}; export it with --target {self.target}, "
-                "or pass --device auto"
+                f"bundle {graph.bundle} has no {self.name} engine of its graph {graph.name}",
+                f"export it with --target {self.target}, or pass --device auto",
             )
-        raise DeviceError(f"bundle {graph.bundle}: no engine of it runs here, {problems[0]}, or pass --device cpu")
+        first = problems[0]
+        raise DeviceError(f"bundle {graph.bundle}: no engine of it runs here, {first.message}", f"{first.hint}, or pass --device cpu")
 
 
 def engine_backends() -> dict[str, EngineBackend]:
@@ -108,7 +109,7 @@ def imported(name: str, title: str, step: str) -> Any:
     try:
         return import_module(name)
     except Exception as error:  # a shared library that is not there raises what it likes
-        raise DeviceError(f"{title} is not installed here ({line(error)}); {step}") from None
+        raise DeviceError(f"{title} is not installed here ({line(error)})", step) from None
 
 
 def cuda_core() -> Any:
@@ -124,7 +125,7 @@ def gpu() -> Any:
         return device
     except Exception as error:
         reason = line(error).partition(". ")[0]
-        raise DeviceError(f"no NVIDIA driver answers here ({reason}); check it with nvidia-smi") from None
+        raise DeviceError(f"no NVIDIA driver answers here ({reason})", "check it with nvidia-smi") from None
 
 
 def platform_here() -> str:
