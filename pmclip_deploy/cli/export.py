@@ -183,8 +183,9 @@ def parity(
     _check(data, images)
     from pmclip_deploy.bundle.files import manifest_from_bundle
     from pmclip_deploy.evaluation.rows import rows_from_jsonl
+    from pmclip_deploy.export.gates import gate
     from pmclip_deploy.export.onnx_from_checkpoint import modules_from_checkpoint
-    from pmclip_deploy.export.parity import gate, parity_of_bundle
+    from pmclip_deploy.export.parity import parity_of_bundle
     from pmclip_deploy.models import DEFAULT_BUNDLE, DEFAULT_CHECKPOINT
 
     path = bundle or DEFAULT_BUNDLE
@@ -239,7 +240,7 @@ def _write_report(
     histograms: list[dict[str, Any]] | None = None,
 ) -> None:
     from pmclip_deploy.errors import ParityError
-    from pmclip_deploy.export.parity import gate
+    from pmclip_deploy.export.gates import gate
     from pmclip_deploy.export.report import Report, html_from_report
 
     try:

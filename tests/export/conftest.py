@@ -24,9 +24,9 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 @pytest.fixture(scope="module")
 def ranked_on_two_pictures() -> Iterator[None]:
     """Not on pydicom's seven: most of an INT8 export's time goes into asking about each of them once for every layer."""
-    from pmclip_deploy.export.pack import _Work  # imports torch
+    from pmclip_deploy.export.recipes import Work  # imports torch
 
-    every = _Work._ranked_on
+    every = Work._ranked_on
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_Work, "_ranked_on", lambda work, part: every(work, part)[:2])
+        patch.setattr(Work, "_ranked_on", lambda work, part: every(work, part)[:2])
         yield
