@@ -19,7 +19,8 @@ from pmclip_deploy.evaluation.rows import rows_from_jsonl
 from pmclip_deploy.export.calibration import measured_from_feeds
 from pmclip_deploy.export.int8_dynamic import int8_dynamic
 from pmclip_deploy.export.onnx_from_checkpoint import modules_from_checkpoint, onnx_from_modules
-from pmclip_deploy.export.parity import Reference, answer_parity, said_to, tensor_difference, tokenizers_of
+from pmclip_deploy.export.parity import answer_parity, tensor_difference
+from pmclip_deploy.export.reference import Reference, said_to, tokenizers_of
 from pmclip_deploy.export.smooth import smoothed
 from pmclip_deploy.imaging.preprocess import tensor_from_pixels
 from pmclip_deploy.imaging.read import picture_from_path

@@ -28,7 +28,7 @@ from pmclip_deploy.benchmarks.peers import VIT
 from pmclip_deploy.benchmarks.towers import checkpoint_of_random_weights, pictures_for_calibration
 from pmclip_deploy.errors import InputError
 from pmclip_deploy.export.pack import bundle_from_checkpoint
-from pmclip_deploy.export.parity import QUESTIONS
+from pmclip_deploy.export.reference import QUESTIONS
 from pmclip_deploy.imaging.preprocess import tensor_from_pixels
 from pmclip_deploy.imaging.read import picture_from_path
 from pmclip_deploy.models import DEFAULT_BUNDLE, DEFAULT_CHECKPOINT

@@ -71,6 +71,30 @@ class BuiltEngine:
         return Engine(graph, file, self.backend, self.version, self.compute_capabilities, self.platform, self.onnx_sha256, self.profile)
 
 
+@dataclass(frozen=True)
+class _Heard:
+    """What TensorRT says as it reads and builds."""
+
+    errors: list[str] = field(default_factory=list)
+    nodes: list[str] = field(default_factory=lambda: [""])  # "Parsing node: places [Slice]"
+    inspection: list[str] = field(default_factory=list)  # TensorRT-RTX inspects what it has built; an inspector of ours would need a driver
+
+    def take(self, message: str, is_error: bool) -> None:
+        if is_error:
+            self.errors.append(message)
+        elif message.startswith("Parsing node: "):
+            self.nodes.append(message)
+        elif message.startswith("Layers:"):
+            self.inspection.append(message)
+
+
+@dataclass(frozen=True)
+class _Parsed:
+    builder: Any
+    network: Any
+    parser: Any  # owns the network's weights, and so must live until the engine is built
+
+
 def engine_from_onnx(
     graph: bytes | Path,
     backend: str,
@@ -101,52 +125,21 @@ def engine_from_onnx(
     targets = _targets(trt, of, compute_capabilities)
     hashed = _checked(graph)
 
-    start = time.perf_counter()
-    errors, nodes, inspection = list[str](), [""], list[str]()
-
-    def take(message: str, is_error: bool) -> None:
-        if is_error:
-            errors.append(message)
-        elif message.startswith("Parsing node: "):  # "Parsing node: places [Slice]"
-            nodes.append(message)
-        elif message.startswith("Layers:"):  # TensorRT-RTX inspects what it has built; an inspector of ours would need a driver
-            inspection.append(message)
-
-    log = logger(trt, take)
-    builder = trt.Builder(log)
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, log)
-    with _raised_at_the_end():
-        parsed = parser.parse(graph) if isinstance(graph, bytes) else parser.parse_from_file(str(graph))
-    if not parsed:
-        error = parser.get_error(0)
-        node = f"{error.node_name()} [{error.node_operator()}]" if error.node_operator() else nodes[-1].removeprefix("Parsing node: ")
-        why = _line(error.desc())
-        raise BundleError(f"{_name(graph)}: {title} cannot take its node {node} ({why}); choose another precision, or --target cpu")
-    config = builder.create_builder_config()
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # or layers would be names alone
-    config.clear_flag(trt.BuilderFlag.TF32)  # on by default, with 10 bits of mantissa in place of fp32's 23
-    for i, capability in enumerate(targets.values()):
-        config.num_compute_capabilities = len(targets)
-        config.set_compute_capability(capability, i)
-    for one in _profiles(builder, network, profile, text_lengths):
-        config.add_optimization_profile(one)
-    if version_compatible:
-        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
-    if strip_weights:
-        config.set_flag(trt.BuilderFlag.STRIP_PLAN)
-        config.set_flag(trt.BuilderFlag.REFIT_IDENTICAL)  # NVIDIA: plain REFIT may lose a bias (TensorRT 11.3, known issues)
+    start, heard = time.perf_counter(), _Heard()
+    log = logger(trt, heard.take)
+    parsed = _parse(trt, log, graph, heard, title)
+    profiles = _profiles(parsed.builder, parsed.network, profile, text_lengths)
+    config = _config(trt, parsed, targets, profiles, version_compatible, strip_weights)
     if timing_cache is not None:
         _use_timing_cache(config, timing_cache)
-    plan = _build(trt, builder, network, config, progress)
+    plan = _build(trt, parsed.builder, parsed.network, config, progress)
     if plan is None:
-        why = _line(errors[-1] if errors else "it gives no reason")
+        why = _line(heard.errors[-1] if heard.errors else "it gives no reason")
         where = ", ".join(targets or ["this GPU"])
         raise BundleError(f"{_name(graph)}: {title} builds no engine for {where} ({why}); choose another precision or other GPUs")
     if timing_cache is not None:
         _keep_timing_cache(config, timing_cache)
-    if not of.built_ahead:
-        inspection.append(_inspected(trt, log, plan))
+    inspection = heard.inspection if of.built_ahead else [*heard.inspection, _inspected(trt, log, plan)]
     return BuiltEngine(
         plan=bytes(plan),
         backend=backend,
@@ -219,6 +212,40 @@ def _checked(graph: bytes | Path) -> str:
             raise BundleError(f"{file}: the weights of {graph.name} are missing or cut short; export it again")
     files = [file for file in (graph, graph.with_name(f"{graph.name}.data")) if file.is_file()]
     return onnx_sha256({file.name: sha256_of_file(file) for file in files}, graph.name)
+
+
+def _parse(trt: Any, log: Any, graph: bytes | Path, heard: _Heard, title: str) -> _Parsed:
+    """Raises BundleError where TensorRT cannot take a node."""
+    builder = trt.Builder(log)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, log)
+    with _raised_at_the_end():
+        parsed = parser.parse(graph) if isinstance(graph, bytes) else parser.parse_from_file(str(graph))
+    if not parsed:
+        error = parser.get_error(0)
+        node = f"{error.node_name()} [{error.node_operator()}]" if error.node_operator() else heard.nodes[-1].removeprefix("Parsing node: ")
+        why = _line(error.desc())
+        raise BundleError(f"{_name(graph)}: {title} cannot take its node {node} ({why}); choose another precision, or --target cpu")
+    return _Parsed(builder, network, parser)
+
+
+def _config(
+    trt: Any, parsed: _Parsed, targets: Mapping[str, Any], profiles: Sequence[Any], version_compatible: bool, strip_weights: bool
+) -> Any:
+    config = parsed.builder.create_builder_config()
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # or layers would be names alone
+    config.clear_flag(trt.BuilderFlag.TF32)  # on by default, with 10 bits of mantissa in place of fp32's 23
+    for i, capability in enumerate(targets.values()):
+        config.num_compute_capabilities = len(targets)
+        config.set_compute_capability(capability, i)
+    for one in profiles:
+        config.add_optimization_profile(one)
+    if version_compatible:
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    if strip_weights:
+        config.set_flag(trt.BuilderFlag.STRIP_PLAN)
+        config.set_flag(trt.BuilderFlag.REFIT_IDENTICAL)  # NVIDIA: plain REFIT may lose a bias (TensorRT 11.3, known issues)
+    return config
 
 
 def _profiles(builder: Any, network: Any, batch: Range, lengths: Range) -> list[Any]:

@@ -125,7 +125,7 @@ def signatures_of_pictures(folder: Path) -> None:
 def calibration(folder: Path) -> None:
     pytest.importorskip("onnx", reason="needs the extra `export`")
     train_parts()
-    from pmclip_deploy.export.pack import _keep
+    from pmclip_deploy.export.records import _keep
 
     _keep(folder / "calibration.json", b"x" * 300)
 
@@ -140,11 +140,11 @@ def timing_cache(folder: Path) -> None:
 def parity_report(folder: Path) -> None:
     pytest.importorskip("onnx", reason="needs the extra `export`")
     train_parts()
-    from pmclip_deploy.export import parity, report
+    from pmclip_deploy.export import gates, report
 
     manifest = SimpleNamespace(name="t", version="0", precision="int8", target="cpu", provenance={}, files={})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parity, "gate", lambda *_: None)
+        patch.setattr(gates, "gate", lambda *_: None)
         patch.setattr(report, "html_from_report", lambda of: of.title * 20)
         cli_export._write_report(folder / "report.html", manifest, {})  # type: ignore[arg-type]
 

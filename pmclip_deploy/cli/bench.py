@@ -13,54 +13,52 @@ from pmclip_deploy.console import one_line, print_note
 from pmclip_deploy.errors import ParityError, UsageError
 
 if TYPE_CHECKING:
+    from pmclip_deploy.benchmarks.results import Run
     from pmclip_deploy.bundle.manifest import Manifest
 
 SCENARIOS = ("single-stream", "multi-stream", "offline", "server")
 
+Bundle = Annotated[Path | None, typer.Option(help="Bundle folder. Default: the embedded model.", show_default=False)]
+Device = Annotated[str, typer.Option(help="As for infer.")]
+Scenarios = Annotated[list[str] | None, typer.Option(help=f"{', '.join(SCENARIOS)}; repeat. Default: all of them.", show_default=False)]
+Seconds = Annotated[float, typer.Option(min=1, max=86400, help="About how long to measure.")]
+LatencyBound = Annotated[float, typer.Option(min=0.001, help="server: milliseconds in which 99% must be answered.")]
+Data = Annotated[
+    Path | None, typer.Option(help="JSON lines {image, question, answer}: accuracy and its baselines too.", show_default=False)
+]
+Images = Annotated[Path | None, typer.Option(help="Folder of the images that --data names.", show_default=False)]
+Output = Annotated[Path | None, typer.Option(help="JSON lines to append the rows to.", show_default=False)]
+SubmitFile = Annotated[
+    Path | None, typer.Option(help="One JSON file to hand in: no host, user, path or patient in it.", show_default=False)
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+
 
 def bench(
-    bundle: Annotated[Path | None, typer.Option(help="Bundle folder. Default: the embedded model.", show_default=False)] = None,
-    device: Annotated[str, typer.Option(help="As for infer.")] = "auto",
-    scenario: Annotated[
-        list[str] | None, typer.Option(help=f"{', '.join(SCENARIOS)}; repeat. Default: all of them.", show_default=False)
-    ] = None,
-    seconds: Annotated[float, typer.Option(min=1, max=86400, help="About how long to measure.")] = 100,
-    latency_bound: Annotated[float, typer.Option(min=0.001, help="server: milliseconds in which 99% must be answered.")] = 100,
-    data: Annotated[
-        Path | None, typer.Option(help="JSON lines {image, question, answer}: accuracy and its baselines too.", show_default=False)
-    ] = None,
-    images: Annotated[Path | None, typer.Option(help="Folder of the images that --data names.", show_default=False)] = None,
-    output: Annotated[Path | None, typer.Option(help="JSON lines to append the rows to.", show_default=False)] = None,
-    submit_file: Annotated[
-        Path | None, typer.Option(help="One JSON file to hand in: no host, user, path or patient in it.", show_default=False)
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    bundle: Bundle = None,
+    device: Device = "auto",
+    scenario: Scenarios = None,
+    seconds: Seconds = 100,
+    latency_bound: LatencyBound = 100,
+    data: Data = None,
+    images: Images = None,
+    output: Output = None,
+    submit_file: SubmitFile = None,
+    as_json: Json = False,
 ) -> int:
     """Measure latency, throughput, cold start, memory and energy here, and check the answers; a failed check exits with 5.
 
     pmclip-deploy bench --device cuda --submit-file bench.json
     """
-    if (data is None) != (images is None):
-        raise UsageError("--data and --images go together: the questions, and the folder of their images")
-    chosen = [name for name in SCENARIOS if name in (scenario or SCENARIOS)]
-    if unknown := [name for name in scenario or () if name not in SCENARIOS]:
-        raise UsageError(f"no --scenario {unknown[0][:60]}", f"choose among {', '.join(SCENARIOS)}")
-    for file in (output, submit_file):
-        if file is not None and (file.is_dir() or not file.absolute().parent.is_dir()):
-            raise UsageError(f"{file}: cannot be written", "give a file in a folder that exists")
-
-    from pmclip_deploy.benchmarks.results import Run, append, command_line
-    from pmclip_deploy.bundle.files import sha256_of_file, verify_bundle
-    from pmclip_deploy.bundle.names import MANIFEST
-    from pmclip_deploy.machine import stamp
+    chosen = _check(scenario, data, images, output, submit_file)
+    from pmclip_deploy.benchmarks.results import append
+    from pmclip_deploy.bundle.files import verify_bundle
     from pmclip_deploy.models import DEFAULT_BUNDLE
     from pmclip_deploy.threads import cpu_threads
 
     path, threads = bundle or DEFAULT_BUNDLE, cpu_threads()
     manifest = verify_bundle(path)
-    about = {"name": manifest.name, "version": manifest.version, "precision": manifest.precision, "target": manifest.target,
-             "sha256": sha256_of_file(path / MANIFEST)}  # fmt: skip
-    run = Run(command_line("pmclip-deploy"), {**stamp(threads), "device": device, "bundle": about})
+    run = _run(path, manifest, device, threads)
     if not as_json:
         _print_stamp(run.environment)
     rows, missed = [], list[str]()
@@ -80,9 +78,32 @@ def bench(
         print_json(document)
     if missed:
         raise ParityError(
-            f"the bundle is not what it was when it was exported: {'; '.join(missed)}", "see `pmclip-deploy bundle verify` and `doctor`"
+            f"the bundle is not what it was when it was exported: {'; '.join(missed)}; see `pmclip-deploy bundle verify` and `doctor`"
         )
     return 0
+
+
+def _check(scenarios: list[str] | None, data: Path | None, images: Path | None, output: Path | None, submit_file: Path | None) -> list[str]:
+    """The scenarios, in their order."""
+    if (data is None) != (images is None):
+        raise UsageError("--data and --images go together: the questions, and the folder of their images")
+    if unknown := [name for name in scenarios or () if name not in SCENARIOS]:
+        raise UsageError(f"no --scenario {unknown[0][:60]}; choose among {', '.join(SCENARIOS)}")
+    for file in (output, submit_file):
+        if file is not None and (file.is_dir() or not file.absolute().parent.is_dir()):
+            raise UsageError(f"{file}: cannot be written; give a file in a folder that exists")
+    return [name for name in SCENARIOS if name in (scenarios or SCENARIOS)]
+
+
+def _run(path: Path, manifest: "Manifest", device: str, threads: int) -> "Run":
+    from pmclip_deploy.benchmarks.results import Run, command_line
+    from pmclip_deploy.bundle.files import sha256_of_file
+    from pmclip_deploy.bundle.names import MANIFEST
+    from pmclip_deploy.machine import stamp
+
+    about = {"name": manifest.name, "version": manifest.version, "precision": manifest.precision, "target": manifest.target,
+             "sha256": sha256_of_file(path / MANIFEST)}  # fmt: skip
+    return Run(command_line("pmclip-deploy"), {**stamp(threads), "device": device, "bundle": about})
 
 
 def _write_submission(path: Path, document: Mapping[str, Any]) -> None:

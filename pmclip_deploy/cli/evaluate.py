@@ -2,6 +2,7 @@
 
 import importlib.util
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,29 +21,37 @@ LARGEST_SEED = 2**32 - 1
 OURS = "the best candidate, abstained or not, is the answer word for word; case, blanks and a closing full stop do not count"
 OURS_OF_DATASETS = "the best candidate, abstained or not, is the answer after the VQA challenge's normalisation"
 
+Data = Annotated[Path, typer.Option(help="JSON lines {image, question, answer, category}, or a dataset's folder.")]
+Images = Annotated[Path | None, typer.Option(help="Folder of the images that JSON lines name.", show_default=False)]
+Split = Annotated[str | None, typer.Option(help="Of a folder: test (the default), val, train or image-disjoint.", show_default=False)]
+SplitSeed = Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Of the image-disjoint split.")]
+Train = Annotated[
+    Path | None,
+    typer.Option(help="Training rows for the question-only baseline. Default: train.jsonl beside the data; a folder has its own."),
+]
+Bundle = Annotated[Path | None, typer.Option(help="Bundle folder. Default: the embedded model.")]
+Checkpoints = Annotated[
+    list[Path] | None,
+    typer.Option(help="Instead of a bundle: one of `train vqa --head mevf|qcr`; repeat for seeds.", show_default=False),
+]
+Against = Annotated[Path | None, typer.Option(help="Another bundle or checkpoint, to compare with row by row.", show_default=False)]
+Device = Annotated[str, typer.Option(help="As for infer; of a checkpoint auto, cpu or cuda.")]
+Seed = Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Of the resampling and of the shuffled images.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+
 
 def evaluate(
-    data: Annotated[Path, typer.Option(help="JSON lines {image, question, answer, category}, or a dataset's folder.")],
-    images: Annotated[Path | None, typer.Option(help="Folder of the images that JSON lines name.", show_default=False)] = None,
-    split: Annotated[
-        str | None, typer.Option(help="Of a folder: test (the default), val, train or image-disjoint.", show_default=False)
-    ] = None,
-    split_seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Of the image-disjoint split.")] = 1,
-    train: Annotated[
-        Path | None,
-        typer.Option(help="Training rows for the question-only baseline. Default: train.jsonl beside the data; a folder has its own."),
-    ] = None,
-    bundle: Annotated[Path | None, typer.Option(help="Bundle folder. Default: the embedded model.")] = None,
-    checkpoint: Annotated[
-        list[Path] | None,
-        typer.Option(help="Instead of a bundle: one of `train vqa --head mevf|qcr`; repeat for seeds.", show_default=False),
-    ] = None,
-    against: Annotated[
-        Path | None, typer.Option(help="Another bundle or checkpoint, to compare with row by row.", show_default=False)
-    ] = None,
-    device: Annotated[str, typer.Option(help="As for infer; of a checkpoint auto, cpu or cuda.")] = "auto",
-    seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Of the resampling and of the shuffled images.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    data: Data,
+    images: Images = None,
+    split: Split = None,
+    split_seed: SplitSeed = 1,
+    train: Train = None,
+    bundle: Bundle = None,
+    checkpoint: Checkpoints = None,
+    against: Against = None,
+    device: Device = "auto",
+    seed: Seed = 0,
+    as_json: Json = False,
 ) -> None:
     """Measure accuracy, coverage and calibration, beside baselines, with 95% intervals.
 
@@ -50,53 +59,70 @@ def evaluate(
     answers, text in brackets is optional; and BLEU), MEVF's and QCR's on VQA-RAD and SLAKE. docs/reference/counting.md defines each.
     """
     if bundle is not None and checkpoint:
-        raise UsageError("--bundle and --checkpoint are two models", "give one of them, and the other as --against")
+        raise UsageError("--bundle and --checkpoint are two models; give one of them, and the other as --against")
     import numpy as np
 
-    from pmclip_deploy.evaluation.counting import VQA_MED_2019
     from pmclip_deploy.evaluation.evaluate import figures
-    from pmclip_deploy.evaluation.rows import normalised, rows_from_jsonl
     from pmclip_deploy.evaluation.statistics import difference, seeds
 
-    same: Callable[[str], str] = normalised
-    ours = OURS
-    counts: tuple[Count, ...] = (VQA_MED_2019,)
-    known: Sequence[Row] | None
-    if data.is_dir():
-        if images is not None or train is not None:
-            raise UsageError("a dataset's folder says itself where its images and training rows are", "leave out --images and --train")
-        from pmclip_deploy.train.vocabulary import comparable
-
-        same, images = comparable, data
-        rows, known = _rows_of_folder(data, split or "test", split_seed)
-        counts, ours, learned = _counts_of_folder(data, rows), OURS_OF_DATASETS, f"the training part of {data}"
-    else:
-        if not data.exists():
-            raise InputError(f"{data}: not found", "check --data")
-        if split:
-            raise UsageError(f"{data}: JSON lines have no splits", "leave out --split")
-        if split is not None or images is None:
-            raise UsageError(f"{data}: JSON lines need --images FOLDER")
-        rows = rows_from_jsonl(data, images)
-        beside = data.with_name("train.jsonl")
-        if train is None and beside.is_file() and not beside.samefile(data):
-            train = beside
-        known, learned = rows_from_jsonl(train) if train else None, str(train)
+    of = _read_folder(data, images, split, split_seed, train) if data.is_dir() else _read_lines(data, images, split, train)
     models = [(path, True) for path in checkpoint] if checkpoint else [(bundle, False)]
-    asked = [_asked(path, is_checkpoint, rows, images, device) for path, is_checkpoint in models]
-    measured = [figures(rows, ask, model, known, seed, same, counts) for ask, model in asked]
+    asked = [_asked(path, is_checkpoint, of.rows, of.images, device) for path, is_checkpoint in models]
+    measured = [figures(of.rows, ask, model, of.known, seed, of.same, of.counts) for ask, model in asked]
     document, right = measured[0]
-    document |= {"definition": ours, "training_rows": {"source": learned, "n": len(known)} if known else None}
+    document |= {
+        "definition": of.definition,
+        "training_rows": {"source": of.learned_from, "n": len(of.known)} if of.known else None,
+    }
     if len(measured) > 1:
         document["seeds"] = seeds([each for each, _ in measured])
-        right = np.mean([of for _, of in measured], axis=0)
+        right = np.mean([of_one for _, of_one in measured], axis=0)
     if against is not None:
-        ask, model = _asked(against, (against / "checkpoint.json").is_file(), rows, images, device)
-        document["difference"] = difference(rows, right, figures(rows, ask, model, known, seed, same)[1], model, seed)
+        ask, model = _asked(against, (against / "checkpoint.json").is_file(), of.rows, of.images, device)
+        document["difference"] = difference(of.rows, right, figures(of.rows, ask, model, of.known, seed, of.same)[1], model, seed)
     if as_json:
         print_json(document)
     else:
         _print_figures(document)
+
+
+@dataclass(frozen=True)
+class _Questions:
+    """What is asked, and how its answers are counted."""
+
+    rows: "Sequence[Row]"
+    images: Path
+    known: "Sequence[Row] | None"  # that may have trained
+    learned_from: str
+    same: Callable[[str], str]  # an answer as it is compared
+    counts: "tuple[Count, ...]"  # of others
+    definition: str  # of our own count
+
+
+def _read_folder(data: Path, images: Path | None, split: str | None, split_seed: int, train: Path | None) -> _Questions:
+    if images is not None or train is not None:
+        raise UsageError("a dataset's folder says itself where its images and training rows are; leave out --images and --train")
+    from pmclip_deploy.train.vocabulary import comparable
+
+    rows, known = _rows_of_folder(data, split or "test", split_seed)
+    counts = _counts_of_folder(data, rows)
+    return _Questions(rows, data, known, f"the training part of {data}", comparable, counts, OURS_OF_DATASETS)
+
+
+def _read_lines(data: Path, images: Path | None, split: str | None, train: Path | None) -> _Questions:
+    from pmclip_deploy.evaluation.counting import VQA_MED_2019
+    from pmclip_deploy.evaluation.rows import normalised, rows_from_jsonl
+
+    if not data.exists():
+        raise InputError(f"{data}: not found; check --data")
+    if split is not None or images is None:
+        raise UsageError(f"{data}: JSON lines " + ("have no splits; leave out --split" if split else "need --images FOLDER"))
+    rows = rows_from_jsonl(data, images)
+    beside = data.with_name("train.jsonl")
+    if train is None and beside.is_file() and not beside.samefile(data):
+        train = beside
+    known = rows_from_jsonl(train) if train else None
+    return _Questions(rows, images, known, str(train), normalised, (VQA_MED_2019,), OURS)
 
 
 def _rows_of_folder(folder: Path, split: str, seed: int) -> "tuple[list[Row], list[Row] | None]":
@@ -107,7 +133,7 @@ def _rows_of_folder(folder: Path, split: str, seed: int) -> "tuple[list[Row], li
     known, asked = questions_of_split(folder, split, seed)
     images = {q.image for q in asked}
     if missing := sorted(image for image in images if not is_there(image)):
-        raise InputError(f"{missing[0]}: missing, and so are {len(missing)} of {len(images)} images", "get them from the dataset's source")
+        raise InputError(f"{missing[0]}: missing, and so are {len(missing)} of {len(images)} images; get them from the dataset's source")
     return rows_from_questions(asked), rows_from_questions(known) if known and split != "train" else None
 
 
@@ -123,7 +149,7 @@ def _counts_of_folder(folder: Path, rows: "Sequence[Row]") -> "tuple[Count, ...]
 def _asked(path: Path | None, is_checkpoint: bool, rows: "Sequence[Row]", images: Path, device: str) -> "tuple[Asked, dict[str, Any]]":
     if is_checkpoint and path is not None:
         if missing := [m for m in ("torch", "open_clip", "safetensors") if importlib.util.find_spec(m) is None]:
-            raise UsageError(f"a checkpoint needs {', '.join(missing)}: pip install 'pmclip-deploy[train]'", "or give a bundle")
+            raise UsageError(f"a checkpoint needs {', '.join(missing)}: pip install 'pmclip-deploy[train]'; or give a bundle")
         from pmclip_deploy.train.vqa_heads import asked_of_checkpoint
 
         of_checkpoint: tuple[Asked, dict[str, Any]] = asked_of_checkpoint(path, rows, images, device)

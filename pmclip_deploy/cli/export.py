@@ -2,7 +2,7 @@
 
 import importlib.util
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +19,7 @@ from pmclip_deploy.spec import METHODS, PRECISIONS
 
 if TYPE_CHECKING:
     from pmclip_deploy.bundle.manifest import Manifest
+    from pmclip_deploy.export.pack import Exported
 
 PICTURES = 32  # of the data, to compare tensors on
 
@@ -29,59 +30,57 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 of_engines = [f"{x.target} ({x.title}, {'for a list of GPUs' if x.built_ahead else 'on this GPU'})" for x in engine_backends().values()]
 
+Checkpoint = Annotated[Path | None, typer.Argument(metavar="[CHECKPOINT]", help="Default: the embedded model's.", show_default=False)]
+Precision = Annotated[str, typer.Option(help="fp32, fp16 or int8.")]
+Target = Annotated[str, typer.Option(help=f"Where the bundle is to run: {', '.join(['cpu', *of_engines])}.")]
+Output = Annotated[
+    Path | None, typer.Option(help="Folder to write. Default: ./NAME-PRECISION, with -TARGET if it is not the CPU.", show_default=False)
+]
+Name = Annotated[str | None, typer.Option(help="What the bundle is called. Default: as the checkpoint.", show_default=False)]
+CalibrationImages = Annotated[
+    Path | None,
+    typer.Option(help="int8: training images to calibrate on, a folder or train.jsonl. Default: the checkpoint's calibration.json."),
+]
+CalibrationFindings = Annotated[
+    list[Path] | None,
+    typer.Option(
+        help="int8: images that the findings were trained on, to calibrate and compare their graph on; repeat. [--calibration-images]",
+        show_default=False,
+    ),
+]
+CalibrationMethod = Annotated[str, typer.Option(help=f"int8: {', '.join(METHODS)}.")]
+Labels = Annotated[Path | None, typer.Option(help="A file with a label a line, for `classify` without any.", show_default=False)]
+ComputeCapability = Annotated[list[str] | None, typer.Option(help="rtx: GPUs to build for; repeat. [8.6, 8.9, 12.0]", show_default=False)]
+LargestBatch = Annotated[int, typer.Option(min=1, max=1024, help="rtx, tensorrt: pictures at a time, at most.")]
+TimingCache = Annotated[Path | None, typer.Option(help="tensorrt: a file that makes the next build faster.", show_default=False)]
+VersionCompatible = Annotated[bool, typer.Option("--version-compatible", help="tensorrt: plans that later versions run too.")]
+StripWeights = Annotated[bool, typer.Option("--strip-weights", help="tensorrt: plans without weights, read when opened.")]
+
 
 def export(
-    checkpoint: Annotated[
-        Path | None, typer.Argument(metavar="[CHECKPOINT]", help="Default: the embedded model's.", show_default=False)
-    ] = None,
-    precision: Annotated[str, typer.Option(help="fp32, fp16 or int8.")] = "int8",
-    target: Annotated[str, typer.Option(help=f"Where the bundle is to run: {', '.join(['cpu', *of_engines])}.")] = "cpu",
-    output: Annotated[
-        Path | None, typer.Option(help="Folder to write. Default: ./NAME-PRECISION, with -TARGET if it is not the CPU.", show_default=False)
-    ] = None,
-    name: Annotated[str | None, typer.Option(help="What the bundle is called. Default: as the checkpoint.", show_default=False)] = None,
-    calibration_images: Annotated[
-        Path | None,
-        typer.Option(help="int8: training images to calibrate on, a folder or train.jsonl. Default: the checkpoint's calibration.json."),
-    ] = None,
-    calibration_findings: Annotated[
-        list[Path] | None,
-        typer.Option(
-            help="int8: images that the findings were trained on, to calibrate and compare their graph on; repeat. [--calibration-images]",
-            show_default=False,
-        ),
-    ] = None,
-    calibration_method: Annotated[str, typer.Option(help=f"int8: {', '.join(METHODS)}.")] = METHODS[0],
+    checkpoint: Checkpoint = None,
+    precision: Precision = "int8",
+    target: Target = "cpu",
+    output: Output = None,
+    name: Name = None,
+    calibration_images: CalibrationImages = None,
+    calibration_findings: CalibrationFindings = None,
+    calibration_method: CalibrationMethod = METHODS[0],
     data: Data = None,
     images: Images = None,
-    labels: Annotated[Path | None, typer.Option(help="A file with a label a line, for `classify` without any.", show_default=False)] = None,
+    labels: Labels = None,
     report: ReportFile = None,
-    compute_capability: Annotated[
-        list[str] | None, typer.Option(help="rtx: GPUs to build for; repeat. [8.6, 8.9, 12.0]", show_default=False)
-    ] = None,
-    largest_batch: Annotated[int, typer.Option(min=1, max=1024, help="rtx, tensorrt: pictures at a time, at most.")] = 8,
-    timing_cache: Annotated[
-        Path | None, typer.Option(help="tensorrt: a file that makes the next build faster.", show_default=False)
-    ] = None,
-    version_compatible: Annotated[bool, typer.Option("--version-compatible", help="tensorrt: plans that later versions run too.")] = False,
-    strip_weights: Annotated[bool, typer.Option("--strip-weights", help="tensorrt: plans without weights, read when opened.")] = False,
+    compute_capability: ComputeCapability = None,
+    largest_batch: LargestBatch = 8,
+    timing_cache: TimingCache = None,
+    version_compatible: VersionCompatible = False,
+    strip_weights: StripWeights = False,
     as_json: Json = False,
 ) -> None:
     """Write a checkpoint as a bundle, if it passes its parity gates (needs the extra `export`)."""
     _check(data, images)
-    for option, value, known in (
-        ("precision", precision, PRECISIONS),
-        ("target", target, targets()),
-        ("calibration-method", calibration_method, METHODS),
-    ):
-        if value not in known:
-            raise UsageError(f"no --{option} {value[:60]}", f"choose one of {', '.join(known)}")
-    if (calibration_images is not None or calibration_findings) and precision != "int8":
-        raise UsageError("--calibration-images and --calibration-findings are for --precision int8")
-    if target == "cpu" and compute_capability:
-        raise UsageError("--compute-capability is for --target rtx", "a CPU bundle has no engines")
-    if target != "tensorrt" and (timing_cache or version_compatible or strip_weights):
-        raise UsageError("--timing-cache, --version-compatible and --strip-weights are for --target tensorrt")
+    for_tensorrt = timing_cache is not None or version_compatible or strip_weights
+    _check_options(precision, target, calibration_method, calibration_images or calibration_findings, compute_capability, for_tensorrt)
     from pmclip_deploy.export.engines import EngineOptions
     from pmclip_deploy.export.pack import bundle_from_checkpoint, name_of_checkpoint
     from pmclip_deploy.models import DEFAULT_BUNDLE, DEFAULT_CHECKPOINT
@@ -91,75 +90,71 @@ def export(
         engines = EngineOptions(backend, tuple(compute_capability or ()), largest_batch, timing_cache, version_compatible, strip_weights)
         engine_backends()[backend].package()  # missing is said before the work, not after
     made = bundle_from_checkpoint(
-        source,
-        output or Path(f"{name or name_of_checkpoint(source)}-{precision}{'' if target == 'cpu' else f'-{target}'}"),
-        precision,
-        target=target,
-        calibration_images=calibration_images,
-        calibration_findings=calibration_findings or (),
-        method=calibration_method,
-        data=data,
-        images=images,
-        labels=() if labels is None else labels_from_file(labels),
-        name=name,
+        source, output or Path(f"{name or name_of_checkpoint(source)}-{precision}{'' if target == 'cpu' else f'-{target}'}"), precision,
+        target=target, calibration_images=calibration_images, calibration_findings=calibration_findings or (), method=calibration_method,
+        data=data, images=images, labels=() if labels is None else labels_from_file(labels), name=name,
         shipped=DEFAULT_BUNDLE if source.resolve() == DEFAULT_CHECKPOINT.resolve() else None,
-        ranked=report is not None,
-        engines=engines,
-        steps=_steps,
-        progress=progress,
-    )
+        ranked=report is not None, engines=engines, steps=_steps, progress=progress,
+    )  # fmt: skip
     if made.built and sys.stderr.isatty():
         print("\r\x1b[K", end="", file=sys.stderr, flush=True)
-    manifest = made.manifest
     if report is not None:
-        layers = [
-            {"graph": graph, "layer": layer, "effect": e.effect, "kept_float": layer in manifest.graphs[graph].float_layers}
-            for e in made.effects
-            for graph, _, layer in [e.layer.partition("/")]
-        ]
-        _write_report(report, manifest, manifest.parity, layers, made.speed, made.histograms)
+        _write_report(report, made.manifest, made.manifest.parity, _layers(made), made.speed, made.histograms)
     if as_json:
-        print_json(
-            {
-                "schema": "pmclip-deploy/export/1",
-                "bundle": str(made.output),
-                "name": manifest.name,
-                "precision": manifest.precision,
-                "target": manifest.target,
-                "bytes": sum(file.bytes for file in manifest.files.values()),
-                "files": {name: {"sha256": file.sha256, "bytes": file.bytes} for name, file in manifest.files.items()},
-                "float_layers": {name: list(graph.float_layers) for name, graph in manifest.graphs.items()},
-                "parity": manifest.parity,
-                "speed_against_fp32": made.speed,
-                "engines": made.built,
-                "same_as_shipped": made.same_as,
-            }
-        )
-        return
-    from rich.console import Console
-    from rich.table import Table
+        print_json(_document(made))
+    else:
+        _print_exported(made)
 
-    console = Console(highlight=False, soft_wrap=True)
-    table = Table("graph", "precision", "bytes", "least cosine", "largest difference", "times fp32's speed")
-    tensors: dict[str, dict[str, Any]] = {}
-    for name, figures in manifest.parity["tensors"].items():  # "findings/places" is an output of "findings"
-        of = tensors.setdefault(name.partition("/")[0], figures)
-        tensors[name.partition("/")[0]] = {key: pick(of[key], figures[key]) for key, pick in (("cosine", min), ("max_abs", max))}
-    for name, figures in tensors.items():
-        graph = manifest.graphs[name]
-        size = sum(file.bytes for file_name, file in manifest.files.items() if file_name.startswith(graph.file))
-        kept = len(graph.float_layers)
-        speed = "not measured" if made.speed is None else f"{made.speed[name]:.2f}" if name in made.speed else "1"
-        said = graph.precision + (f", {kept} layers above it" if kept else "")
-        table.add_row(name, said, f"{size:,}", f"{figures['cosine']:.5f}", f"{figures['max_abs']:g}", speed)
-    console.print(table)
+
+def _check_options(
+    precision: str, target: str, method: str, calibration: object, compute_capability: Sequence[str] | None, for_tensorrt: bool
+) -> None:
+    for option, value, known in (
+        ("precision", precision, PRECISIONS),
+        ("target", target, targets()),
+        ("calibration-method", method, METHODS),
+    ):
+        if value not in known:
+            raise UsageError(f"no --{option} {value[:60]}; choose one of {', '.join(known)}")
+    if calibration and precision != "int8":
+        raise UsageError("--calibration-images and --calibration-findings are for --precision int8")
+    if target == "cpu" and compute_capability:
+        raise UsageError("--compute-capability is for --target rtx; a CPU bundle has no engines")
+    if target != "tensorrt" and for_tensorrt:
+        raise UsageError("--timing-cache, --version-compatible and --strip-weights are for --target tensorrt")
+
+
+def _layers(made: "Exported") -> list[dict[str, Any]]:
+    return [
+        {"graph": graph, "layer": layer, "effect": e.effect, "kept_float": layer in made.manifest.graphs[graph].float_layers}
+        for e in made.effects
+        for graph, _, layer in [e.layer.partition("/")]
+    ]
+
+
+def _document(made: "Exported") -> dict[str, Any]:
+    manifest = made.manifest
+    return {
+        "schema": "pmclip-deploy/export/1",
+        "bundle": str(made.output),
+        "name": manifest.name,
+        "precision": manifest.precision,
+        "target": manifest.target,
+        "bytes": sum(file.bytes for file in manifest.files.values()),
+        "files": {name: {"sha256": file.sha256, "bytes": file.bytes} for name, file in manifest.files.items()},
+        "float_layers": {name: list(graph.float_layers) for name, graph in manifest.graphs.items()},
+        "parity": manifest.parity,
+        "speed_against_fp32": made.speed,
+        "engines": made.built,
+        "same_as_shipped": made.same_as,
+    }
+
+
+def _print_exported(made: "Exported") -> None:
+    manifest = made.manifest
+    _print_graphs(made)
     _print_answers(manifest.parity, manifest.head is not None)
-    for name, built in made.built.items():
-        layers_said = ", ".join(f"{count} {kind}" for kind, count in (built["layers"] or {}).items()) or "not inspected"
-        took = "taken from the bundle that stood here" if built["seconds"] is None else f"built in {built['seconds']:.0f} s"
-        print(f"engine {name}: {built['bytes']:,} bytes, {took}; layers: {layers_said}")
-    if made.built:
-        print("speed and answers of the engines: not measured (they run on a GPU); parity is their graphs', run by onnxruntime")
+    _print_engines(made.built)
     for name, ratio in (made.speed or {}).items():
         if manifest.graphs[name].precision == "int8" and ratio < 1:
             print(f"INT8 measures slower than fp32 here: {name} runs at {ratio:.2f} times its speed; compare --precision fp32")
@@ -169,6 +164,34 @@ def export(
         print(f"differs from the shipped bundle in {', '.join(changed)}: {why}" if changed else "every file equals the shipped bundle's")
     total = sum(file.bytes for file in manifest.files.values())
     print(f"wrote {one_line(str(made.output))}: {total:,} bytes in {len(manifest.files)} files")
+
+
+def _print_graphs(made: "Exported") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("graph", "precision", "bytes", "least cosine", "largest difference", "times fp32's speed")
+    tensors: dict[str, dict[str, Any]] = {}
+    for name, figures in made.manifest.parity["tensors"].items():  # "findings/places" is an output of "findings"
+        of = tensors.setdefault(name.partition("/")[0], figures)
+        tensors[name.partition("/")[0]] = {key: pick(of[key], figures[key]) for key, pick in (("cosine", min), ("max_abs", max))}
+    for name, figures in tensors.items():
+        graph = made.manifest.graphs[name]
+        size = sum(file.bytes for file_name, file in made.manifest.files.items() if file_name.startswith(graph.file))
+        kept = len(graph.float_layers)
+        speed = "not measured" if made.speed is None else f"{made.speed[name]:.2f}" if name in made.speed else "1"
+        said = graph.precision + (f", {kept} layers above it" if kept else "")
+        table.add_row(name, said, f"{size:,}", f"{figures['cosine']:.5f}", f"{figures['max_abs']:g}", speed)
+    Console(highlight=False, soft_wrap=True).print(table)
+
+
+def _print_engines(engines: Mapping[str, Any]) -> None:
+    for name, built in engines.items():
+        layers = ", ".join(f"{count} {kind}" for kind, count in (built["layers"] or {}).items()) or "not inspected"
+        took = "taken from the bundle that stood here" if built["seconds"] is None else f"built in {built['seconds']:.0f} s"
+        print(f"engine {name}: {built['bytes']:,} bytes, {took}; layers: {layers}")
+    if engines:
+        print("speed and answers of the engines: not measured (they run on a GPU); parity is their graphs', run by onnxruntime")
 
 
 def parity(
@@ -183,8 +206,9 @@ def parity(
     _check(data, images)
     from pmclip_deploy.bundle.files import manifest_from_bundle
     from pmclip_deploy.evaluation.rows import rows_from_jsonl
+    from pmclip_deploy.export.gates import gate
     from pmclip_deploy.export.onnx_from_checkpoint import modules_from_checkpoint
-    from pmclip_deploy.export.parity import gate, parity_of_bundle
+    from pmclip_deploy.export.parity import parity_of_bundle
     from pmclip_deploy.models import DEFAULT_BUNDLE, DEFAULT_CHECKPOINT
 
     path = bundle or DEFAULT_BUNDLE
@@ -239,7 +263,7 @@ def _write_report(
     histograms: list[dict[str, Any]] | None = None,
 ) -> None:
     from pmclip_deploy.errors import ParityError
-    from pmclip_deploy.export.parity import gate
+    from pmclip_deploy.export.gates import gate
     from pmclip_deploy.export.report import Report, html_from_report
 
     try:

@@ -22,37 +22,46 @@ RESEARCH_ONLY = "Research use only; not a medical device."
 Ask = Callable[[Path], "list[Answer]"]
 *others, last = devices()
 
+Arguments = Annotated[list[str], typer.Argument(metavar="IMAGE... QUESTION...", help="Files or folders, then questions.")]
+Frame = Annotated[int | None, typer.Option(min=0, help="Frame of a multi-frame file, from 0. Default: the middle one.")]
+Window = Annotated[tuple[float, float] | None, typer.Option(metavar="CENTER WIDTH", help="In modality units, HU for CT.")]
+Bundle = Annotated[Path | None, typer.Option(help="Bundle folder. Default: the embedded model.")]
+Device = Annotated[str, typer.Option(help=f"{', '.join(others)} or {last}.")]
+Top = Annotated[int, typer.Option(min=1, help="How many candidates to give.")]
+IgnoreHeader = Annotated[bool, typer.Option("--ignore-header", help="Answer from the picture alone.")]
+Age = Annotated[
+    int | None, typer.Option(min=0, max=150, help="The patient's age in years, where the file does not say it. It is not kept.")
+]
+Prevalence = Annotated[
+    float | None,
+    typer.Option(min=0, max=1, help="Share of your pictures with the finding, 0.05 for 5%: says how often such an answer is right."),
+]
+SavePicture = Annotated[
+    Path | None,
+    typer.Option(metavar="OUT.png", help="Write the picture as the model saw it; of a finding that was answered yes, with its map."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+
 
 def infer(
-    arguments: Annotated[list[str], typer.Argument(metavar="IMAGE... QUESTION...", help="Files or folders, then questions.")],
-    frame: Annotated[int | None, typer.Option(min=0, help="Frame of a multi-frame file, from 0. Default: the middle one.")] = None,
-    window: Annotated[tuple[float, float] | None, typer.Option(metavar="CENTER WIDTH", help="In modality units, HU for CT.")] = None,
-    bundle: Annotated[Path | None, typer.Option(help="Bundle folder. Default: the embedded model.")] = None,
-    device: Annotated[str, typer.Option(help=f"{', '.join(others)} or {last}.")] = "auto",
-    top: Annotated[int, typer.Option(min=1, help="How many candidates to give.")] = 5,
-    ignore_header: Annotated[bool, typer.Option("--ignore-header", help="Answer from the picture alone.")] = False,
-    age: Annotated[
-        int | None, typer.Option(min=0, max=150, help="The patient's age in years, where the file does not say it. It is not kept.")
-    ] = None,
-    prevalence: Annotated[
-        float | None,
-        typer.Option(min=0, max=1, help="Share of your pictures with the finding, 0.05 for 5%: says how often such an answer is right."),
-    ] = None,
-    save_picture: Annotated[
-        Path | None,
-        typer.Option(metavar="OUT.png", help="Write the picture as the model saw it; of a finding that was answered yes, with its map."),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    arguments: Arguments,
+    frame: Frame = None,
+    window: Window = None,
+    bundle: Bundle = None,
+    device: Device = "auto",
+    top: Top = 5,
+    ignore_header: IgnoreHeader = False,
+    age: Age = None,
+    prevalence: Prevalence = None,
+    save_picture: SavePicture = None,
+    as_json: Json = False,
 ) -> int:
     """Ask one or more images one or more questions.
 
     pmclip-deploy infer scan.dcm "is there a fracture?" "in which plane is it?"
     """
     images, questions = split_arguments(arguments)
-    if save_picture is not None and (len(images) > 1 or images[0].is_dir()):
-        raise UsageError("--save-picture writes one picture", "ask about one image")
-    if save_picture is not None and save_picture.suffix.lower() != ".png":
-        raise UsageError(f"{save_picture}: --save-picture writes PNG", "give it a name that ends in .png")
+    _check_picture(save_picture, images)
 
     from pmclip_deploy.header.read import ADULT
     from pmclip_deploy.opening import load_beside
@@ -65,30 +74,29 @@ def infer(
         child = None if age is None else age < ADULT
         return predictor.ask_many(path, questions, frame=frame, window=window, top=top, ignore_header=ignore_header, child=child)
 
-    documents = []
-    failed = False
-    for image in images:
-        try:
-            for answers in _answers(ask, image, bar=as_json):
-                if save_picture is not None:
-                    from pmclip_deploy.imaging.overlay import save_png
+    documents, failed = list[dict[str, Any]](), list[InputError]()
+    for image, answers in _answers_of_all(ask, images, as_json, failed):
+        if save_picture is not None:
+            from pmclip_deploy.imaging.overlay import save_png
 
-                    save_png(predictor.picture_seen(image, found_in(answers), frame=frame, window=window), save_picture)
-                if as_json:
-                    documents += [_document(answer, prevalence) for answer in answers]
-                else:
-                    _print_answers(answers, prevalence)
-        except InputError as error:
-            if len(images) == 1:
-                raise
-            print_error(str(error))
-            failed = True
+            save_png(predictor.picture_seen(image, found_in(answers), frame=frame, window=window), save_picture)
+        if as_json:
+            documents += [_document(answer, prevalence) for answer in answers]
+        else:
+            _print_answers(answers, prevalence)
     if as_json:
         one = len(images) == len(questions) == 1 and not images[0].is_dir()
         print_json(documents[0] if one else documents)
     else:
         print(RESEARCH_ONLY)
     return InputError.exit_code if failed else 0
+
+
+def _check_picture(save_picture: Path | None, images: list[Path]) -> None:
+    if save_picture is not None and (len(images) > 1 or images[0].is_dir()):
+        raise UsageError("--save-picture writes one picture; ask about one image")
+    if save_picture is not None and save_picture.suffix.lower() != ".png":
+        raise UsageError(f"{save_picture}: --save-picture writes PNG; give it a name that ends in .png")
 
 
 def found_in(answers: "list[Answer]") -> str | None:
@@ -121,12 +129,12 @@ def split_arguments(arguments: list[str]) -> tuple[list[Path], list[str]]:
     for question in questions:
         if looks_like_a_path(question):
             if exists(question):
-                raise UsageError(f"{question}: images come before questions", "put it first")
-            raise InputError(f"{question}: no such file", "check the path")
+                raise UsageError(f"{question}: images come before questions; put it first")
+            raise InputError(f"{question}: no such file; check the path")
     if not exists(arguments[0]):
-        raise InputError(f"{arguments[0]}: no such file or folder", "check the path")
+        raise InputError(f"{arguments[0]}: no such file or folder; check the path")
     if not questions or not all(question.strip() for question in questions):
-        raise UsageError("no question given", 'add one, for example "is there a fracture?"')
+        raise UsageError('no question given; add one, for example "is there a fracture?"')
     return images, questions
 
 
@@ -139,6 +147,19 @@ def exists(argument: str) -> bool:
 
 def looks_like_a_path(argument: str) -> bool:
     return argument.lower().endswith(SUFFIXES) or (("/" in argument or os.sep in argument) and " " not in argument)
+
+
+def _answers_of_all(ask: Ask, images: list[Path], bar: bool, failed: list[InputError]) -> "Iterator[tuple[Path, list[Answer]]]":
+    """Of several images one without answers is said, kept in ``failed``, and passed over; a single one is raised."""
+    for image in images:
+        try:
+            for answers in _answers(ask, image, bar):
+                yield image, answers
+        except InputError as error:
+            if len(images) == 1:
+                raise
+            print_error(str(error))
+            failed.append(error)
 
 
 def _answers(ask: Ask, image: Path, bar: bool) -> "Iterator[list[Answer]]":
@@ -156,7 +177,7 @@ def _answers(ask: Ask, image: Path, bar: bool) -> "Iterator[list[Answer]]":
             skipped.append(error)
     if len(skipped) == count:
         first = f"; the first: {skipped[0]}" if skipped else ""
-        raise InputError(f"{image}: a folder without readable images ({count} files{first})", "pass DICOM, PNG or JPEG files")
+        raise InputError(f"{image}: a folder without readable images ({count} files{first}); pass DICOM, PNG or JPEG files")
     if skipped:
         print_note(f"skipped {len(skipped)} of {count} files in {image} that hold no readable image; the first: {skipped[0]}")
 

@@ -34,30 +34,35 @@ from pmclip_deploy.errors import UsageError
 
 app = typer.Typer(no_args_is_help=True, help="Train encoder, head and findings (needs the extra `train`), or teach a bundle a finding.")
 
+Source = Annotated[
+    Path | None, typer.Option("--from", help="Checkpoint to fine-tune on captions, made by `import`; without it pmclip-lite is made.")
+]
+RecipeName = Annotated[str | None, typer.Option(help="With --from: paper (PubMedCLIP's, the default) or modern.")]
+EpochsOfRecipe = Annotated[int | None, typer.Option(min=1, help="Instead of the recipe's.")]
+BatchOfAll = Annotated[int | None, typer.Option(min=2, help="Of all processes together, instead of the recipe's.")]
+RateOfRecipe = Annotated[float | None, typer.Option(min=0, help="Instead of the recipe's.")]
+MicroBatch = Annotated[int | None, typer.Option(min=0, help="With --from: encode N pairs at a time, to save memory; 0 takes all.")]
+LockImage = Annotated[bool, typer.Option("--lock-image", help="With --from: train the text tower alone.")]
+LockText = Annotated[bool, typer.Option("--lock-text", help="With --from: train the image tower alone.")]
+Licences = Annotated[list[str] | None, typer.Option(help='With --from: ROCO\'s rows of this licence alone ("CC BY"); repeatable.')]
+SkipShare = Annotated[float | None, typer.Option(min=0, max=1, help="With --from: share of images that may be unreadable. [0.01]")]
+
 
 @app.command()
 def clip(
     data: Data,
     output: Output,
     name: Name = None,
-    source: Annotated[
-        Path | None, typer.Option("--from", help="Checkpoint to fine-tune on captions, made by `import`; without it pmclip-lite is made.")
-    ] = None,
-    recipe: Annotated[str | None, typer.Option(help="With --from: paper (PubMedCLIP's, the default) or modern.")] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Instead of the recipe's.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=2, help="Of all processes together, instead of the recipe's.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(min=0, help="Instead of the recipe's.")] = None,
-    micro_batch: Annotated[
-        int | None, typer.Option(min=0, help="With --from: encode N pairs at a time, to save memory; 0 takes all.")
-    ] = None,
-    lock_image: Annotated[bool, typer.Option("--lock-image", help="With --from: train the text tower alone.")] = False,
-    lock_text: Annotated[bool, typer.Option("--lock-text", help="With --from: train the image tower alone.")] = False,
-    licence: Annotated[
-        list[str] | None, typer.Option(help='With --from: ROCO\'s rows of this licence alone ("CC BY"); repeatable.')
-    ] = None,
-    skip_share: Annotated[
-        float | None, typer.Option(min=0, max=1, help="With --from: share of images that may be unreadable. [0.01]")
-    ] = None,
+    source: Source = None,
+    recipe: RecipeName = None,
+    epochs: EpochsOfRecipe = None,
+    batch_size: BatchOfAll = None,
+    learning_rate: RateOfRecipe = None,
+    micro_batch: MicroBatch = None,
+    lock_image: LockImage = False,
+    lock_text: LockText = False,
+    licence: Licences = None,
+    skip_share: SkipShare = None,
     seed: Seed = 1,
     threads: Threads = 0,
     limit: Limit = 0,
@@ -65,15 +70,8 @@ def clip(
     as_json: Json = False,
 ) -> None:
     """Fine-tune image and text towers: a CLIP on captions (--from), or pmclip-lite on what questions and answers say."""
-    for_pairs: dict[str, Any] = {
-        "recipe": recipe,
-        "micro_batch": micro_batch,
-        "lock_image": lock_image or None,
-        "lock_text": lock_text or None,
-        "licence": licence or None,
-        "skip_share": skip_share,
-    }
-    given = {k: v for k, v in for_pairs.items() if v is not None}
+    given = _given(recipe=recipe, micro_batch=micro_batch, lock_image=lock_image or None, lock_text=lock_text or None,
+                   licence=licence or None, skip_share=skip_share)  # fmt: skip
     if given and source is None:
         raise UsageError(f"--{next(iter(given)).replace('_', '-')} is for captions", "give --from, or leave it out")
     need_extra()
@@ -82,8 +80,7 @@ def clip(
     from pmclip_deploy.train.datasets.schema import BROKEN_SHARE
     from pmclip_deploy.train.loop import Settings
 
-    chosen: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate}
-    run = {k: v for k, v in chosen.items() if v is not None} | {"seed": seed, "threads": threads, "limit": limit, "resume": resume}
+    run = _given(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, seed=seed, threads=threads, limit=limit, resume=resume)
     if source is None:
         meta = worker.train_clip(data, output, Settings(**{"epochs": 8, "learning_rate": 5e-4, **run}), name=name)
     else:
@@ -94,44 +91,57 @@ def clip(
         print_checkpoint(meta, output, as_json)
 
 
+Clip = Annotated[Path, typer.Option("--clip", help="Checkpoint made by `train clip` or `import`.")]
+HeadName = Annotated[str, typer.Option(help="lite, mevf or qcr. The last two leave the image tower as it is.")]
+Split = Annotated[str | None, typer.Option(help="mevf, qcr: official (the default) or image-disjoint.", show_default=False)]
+SplitSeed = Annotated[int | None, typer.Option(min=0, max=LARGEST_SEED, help="mevf, qcr: of the splits by image. [1]", show_default=False)]
+Features = Annotated[
+    str | None, typer.Option(help="mevf, qcr: of clip, ae, maml, or none. [clip,ae; without --autoencoder clip]", show_default=False)
+]
+Glove = Annotated[Path | None, typer.Option(help="mevf, qcr: GloVe's text file, needed.", show_default=False)]
+AutoEncoderFile = Annotated[Path | None, typer.Option(help="mevf, qcr: MEVF's, or `train autoencoder`'s.", show_default=False)]
+MamlFile = Annotated[Path | None, typer.Option(help="mevf, qcr: MEVF's, or `train maml`'s.", show_default=False)]
+FreezeAutoencoder = Annotated[bool, typer.Option("--freeze-autoencoder", help="mevf, qcr: train the rest only; faster.")]
+Attention = Annotated[str | None, typer.Option(help="mevf: ban (the default) or san.", show_default=False)]
+Depth = Annotated[int | None, typer.Option(min=1, help="mevf, qcr: glimpses or stacks. [2; qcr: 10]", show_default=False)]
+Hidden = Annotated[int | None, typer.Option(min=1, help="mevf, qcr: width of all states. [1024]", show_default=False)]
+TypeEpochs = Annotated[int | None, typer.Option(min=1, help="qcr: of its classifier of questions, before. [200]", show_default=False)]
+EpochsOfHead = Annotated[int | None, typer.Option(min=1, help="[16; mevf: 20; qcr: 200]", show_default=False)]
+RoundedEpochs = Annotated[
+    int | None, typer.Option(help="lite: the last N epochs compute with the INT8 graph's roundings. [4]", min=0, show_default=False)
+]
+Films = Annotated[
+    list[Path] | None, typer.Option("--films", help="lite: more radiology, to know it by (FracAtlas, Kermany); repeat for more.")
+]
+Photographs = Annotated[Path | None, typer.Option(help="lite: a folder with photographs, to be turned away.", show_default=False)]
+BatchOfHead = Annotated[int | None, typer.Option(min=2, help="[48; mevf: 32; qcr: 16]", show_default=False)]
+RateOfHead = Annotated[float | None, typer.Option("--learning-rate", min=0, help="[3e-4; mevf: 2e-3; qcr: 1e-3]", show_default=False)]
+
+
 @app.command()
 def vqa(
     data: Data,
     output: Output,
-    clip: Annotated[Path, typer.Option("--clip", help="Checkpoint made by `train clip` or `import`.")],
+    clip: Clip,
     name: Name = None,
-    head: Annotated[str, typer.Option(help="lite, mevf or qcr. The last two leave the image tower as it is.")] = "lite",
-    split: Annotated[str | None, typer.Option(help="mevf, qcr: official (the default) or image-disjoint.", show_default=False)] = None,
-    split_seed: Annotated[
-        int | None, typer.Option(min=0, max=LARGEST_SEED, help="mevf, qcr: of the splits by image. [1]", show_default=False)
-    ] = None,
-    features: Annotated[
-        str | None, typer.Option(help="mevf, qcr: of clip, ae, maml, or none. [clip,ae; without --autoencoder clip]", show_default=False)
-    ] = None,
-    glove: Annotated[Path | None, typer.Option(help="mevf, qcr: GloVe's text file, needed.", show_default=False)] = None,
-    autoencoder: Annotated[Path | None, typer.Option(help="mevf, qcr: MEVF's, or `train autoencoder`'s.", show_default=False)] = None,
-    maml: Annotated[Path | None, typer.Option(help="mevf, qcr: MEVF's, or `train maml`'s.", show_default=False)] = None,
-    freeze_autoencoder: Annotated[bool, typer.Option("--freeze-autoencoder", help="mevf, qcr: train the rest only; faster.")] = False,
-    attention: Annotated[str | None, typer.Option(help="mevf: ban (the default) or san.", show_default=False)] = None,
-    depth: Annotated[int | None, typer.Option(min=1, help="mevf, qcr: glimpses or stacks. [2; qcr: 10]", show_default=False)] = None,
-    hidden: Annotated[int | None, typer.Option(min=1, help="mevf, qcr: width of all states. [1024]", show_default=False)] = None,
-    type_epochs: Annotated[
-        int | None, typer.Option(min=1, help="qcr: of its classifier of questions, before. [200]", show_default=False)
-    ] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="[16; mevf: 20; qcr: 200]", show_default=False)] = None,
-    rounded_epochs: Annotated[
-        int | None, typer.Option(help="lite: the last N epochs compute with the INT8 graph's roundings. [4]", min=0, show_default=False)
-    ] = None,
-    films: Annotated[
-        list[Path] | None, typer.Option("--films", help="lite: more radiology, to know it by (FracAtlas, Kermany); repeat for more.")
-    ] = None,
-    photographs: Annotated[
-        Path | None, typer.Option(help="lite: a folder with photographs, to be turned away.", show_default=False)
-    ] = None,
-    batch_size: Annotated[int | None, typer.Option(min=2, help="[48; mevf: 32; qcr: 16]", show_default=False)] = None,
-    learning_rate: Annotated[
-        float | None, typer.Option("--learning-rate", min=0, help="[3e-4; mevf: 2e-3; qcr: 1e-3]", show_default=False)
-    ] = None,
+    head: HeadName = "lite",
+    split: Split = None,
+    split_seed: SplitSeed = None,
+    features: Features = None,
+    glove: Glove = None,
+    autoencoder: AutoEncoderFile = None,
+    maml: MamlFile = None,
+    freeze_autoencoder: FreezeAutoencoder = False,
+    attention: Attention = None,
+    depth: Depth = None,
+    hidden: Hidden = None,
+    type_epochs: TypeEpochs = None,
+    epochs: EpochsOfHead = None,
+    rounded_epochs: RoundedEpochs = None,
+    films: Films = None,
+    photographs: Photographs = None,
+    batch_size: BatchOfHead = None,
+    learning_rate: RateOfHead = None,
     seed: Seed = 1,
     threads: Threads = 0,
     limit: Limit = 0,
@@ -139,48 +149,41 @@ def vqa(
     as_json: Json = False,
 ) -> None:
     """Train a VQA head on questions: pmclip-lite's with its image tower, calibrated, or MEVF's or QCR's over any tower."""
-    of_plan = {
-        "split": split,
-        "split_seed": split_seed,
-        "features": features,
-        "glove": glove,
-        "autoencoder": autoencoder,
-        "maml": maml,
-        "freeze_autoencoder": freeze_autoencoder or None,
-        "attention": attention,
-        "depth": depth,
-        "hidden": hidden,
-        "type_epochs": type_epochs,
-    }
-    given: dict[str, Any] = {k: v for k, v in of_plan.items() if v is not None}
-    of_lite = {"rounded_epochs": rounded_epochs, "films": films or None, "photographs": photographs}
-    foreign = given if head == "lite" else {k for k, v in of_lite.items() if v is not None}
+    of_heads = _given(split=split, split_seed=split_seed, features=features, glove=glove, autoencoder=autoencoder, maml=maml,
+                      freeze_autoencoder=freeze_autoencoder or None, attention=attention, depth=depth, hidden=hidden,
+                      type_epochs=type_epochs)  # fmt: skip
+    of_lite = _given(rounded_epochs=rounded_epochs, films=films or None, photographs=photographs)
+    _check_head(head, of_heads if head == "lite" else of_lite, glove, data)
+    need_extra()
+    make_folder(output)
+    run = _given(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, seed=seed, threads=threads, limit=limit, resume=resume)
+    if head == "lite":
+        from pmclip_deploy.train.loop import Settings
+        from pmclip_deploy.train.vqa import train_vqa
+
+        settings, rounded = Settings(**{"epochs": 16, "learning_rate": 3e-4, **run}), 4 if rounded_epochs is None else rounded_epochs
+        meta = train_vqa(data, clip, output, settings, rounded, films or (), photographs, name)
+    else:
+        from pmclip_deploy.train.vqa_heads import Plan, settings_of_head, train_head
+
+        of = of_heads.pop("features", "clip,ae" if autoencoder else "clip")
+        wanted = () if of == "none" else tuple(feature.strip() for feature in of.split(","))
+        meta = train_head(data[0], clip, output, Plan(head, features=wanted, **of_heads), settings_of_head(head, **run), name)
+    print_checkpoint(meta, output, as_json)
+
+
+def _check_head(head: str, foreign: dict[str, Any], glove: Path | None, data: list[Path]) -> None:
+    """``foreign`` are the options of other heads."""
     if head not in ("lite", "mevf", "qcr"):
         raise UsageError(f"head {head!r} is unknown", "choose lite, mevf or qcr")
     if foreign:
         raise UsageError(f"--{next(iter(foreign)).replace('_', '-')} is not for --head {head}", "leave it out")
     if head != "lite" and (glove is None or len(data) > 1):
         raise UsageError(f"--head {head} takes " + ("--glove FILE, GloVe's word vectors" if glove is None else "one --data alone"))
-    need_extra()
-    make_folder(output)
-    from pmclip_deploy.train.loop import Settings
 
-    chosen = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate}
-    run: dict[str, Any] = {k: v for k, v in chosen.items() if v is not None}
-    run |= {"seed": seed, "threads": threads, "limit": limit, "resume": resume}
-    if head == "lite":
-        from pmclip_deploy.train.vqa import train_vqa
 
-        rounded = 4 if rounded_epochs is None else rounded_epochs
-        settings = Settings(**{"epochs": 16, "learning_rate": 3e-4, **run})
-        meta = train_vqa(data, clip, output, settings, rounded, films or (), photographs, name)
-    else:
-        from pmclip_deploy.train.vqa_heads import Plan, settings_of_head, train_head
-
-        of = given.pop("features", "clip,ae" if autoencoder else "clip")
-        wanted = () if of == "none" else tuple(feature.strip() for feature in of.split(","))
-        meta = train_head(data[0], clip, output, Plan(head, features=wanted, **given), settings_of_head(head, **run), name)
-    print_checkpoint(meta, output, as_json)
+def _given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
 
 
 @app.command()

@@ -28,9 +28,9 @@ def ranked_on_two_pictures() -> Iterator[Callable[..., Any]]:
 
     Gives the method that takes all seven, for a test that needs them.
     """
-    from pmclip_deploy.export.pack import _Work  # imports torch
+    from pmclip_deploy.export.recipes import Work  # imports torch
 
-    every = _Work._ranked_on
+    every = Work._ranked_on
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_Work, "_ranked_on", lambda work, part: every(work, part)[:2])
+        patch.setattr(Work, "_ranked_on", lambda work, part: every(work, part)[:2])
         yield every

@@ -17,7 +17,8 @@ pytest.importorskip("transformers")
 from open_clip import CLIP
 
 from pmclip_deploy.errors import ParityError
-from pmclip_deploy.export.parity import gate, tensor_difference
+from pmclip_deploy.export.gates import gate
+from pmclip_deploy.export.parity import tensor_difference
 from pmclip_deploy.train.backbones import BACKBONES
 from pmclip_deploy.train.backbones.base import Backbone
 from tests.tiny import clip as tiny_clip

@@ -22,9 +22,12 @@ from pmclip_deploy.decision.evidence import FACETS
 from pmclip_deploy.decision.heads import Heads
 from pmclip_deploy.errors import BundleError, ParityError, UsageError
 from pmclip_deploy.evaluation.rows import Row
+from pmclip_deploy.export.gates import gate
 from pmclip_deploy.export.onnx_from_checkpoint import modules_from_checkpoint
-from pmclip_deploy.export.pack import CALIBRATION, bundle_from_checkpoint
-from pmclip_deploy.export.parity import answer_parity, gate, predictor_from_modules, said_to, sample_pictures
+from pmclip_deploy.export.pack import bundle_from_checkpoint
+from pmclip_deploy.export.parity import answer_parity
+from pmclip_deploy.export.records import CALIBRATION
+from pmclip_deploy.export.reference import predictor_from_modules, said_to, sample_pictures
 from pmclip_deploy.export.weights import arrays
 from pmclip_deploy.imaging.preprocess import tensor_from_pixels
 from pmclip_deploy.imaging.read import picture_from_path

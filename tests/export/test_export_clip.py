@@ -24,10 +24,14 @@ from pmclip_deploy.bundle.names import MANIFEST, WORDS
 from pmclip_deploy.errors import BundleError, InputError, ParityError
 from pmclip_deploy.evaluation.evaluate import asked_of_bundle, figures
 from pmclip_deploy.evaluation.rows import Row, pictures_of
-from pmclip_deploy.export import pack
+from pmclip_deploy.export import recipes
+from pmclip_deploy.export.gates import gate
 from pmclip_deploy.export.onnx_from_checkpoint import modules_from_checkpoint, onnx_from_modules
-from pmclip_deploy.export.pack import CALIBRATION, bundle_from_checkpoint, without_islands
-from pmclip_deploy.export.parity import gate, parity_of_bundle, sample_pictures
+from pmclip_deploy.export.pack import bundle_from_checkpoint
+from pmclip_deploy.export.parity import parity_of_bundle
+from pmclip_deploy.export.recipes import without_islands
+from pmclip_deploy.export.records import CALIBRATION
+from pmclip_deploy.export.reference import sample_pictures
 from pmclip_deploy.export.sensitivity import effects_of_layers
 from pmclip_deploy.imaging.preprocess import tensor_from_pixels
 from pmclip_deploy.imaging.read import picture_from_path
@@ -150,7 +154,7 @@ def test_layers_that_no_answer_reads_are_ranked_last_and_not_run(tmp_path: Path,
         run.extend(layers)
         return effects_of_layers(predictor_of, sessions, layers, *others, **more)
 
-    monkeypatch.setattr(pack, "effects_of_layers", effects)
+    monkeypatch.setattr(recipes, "effects_of_layers", effects)
     folder = tiny_clip.head_checkpoint(tmp_path / "checkpoint", "tiny", "mevf", model=tiny_clip.lively("tiny"))
     made = bundle_from_checkpoint(folder, tmp_path / "bundle", "int8", calibration_images=pictures, ranked=True)
     of_text = [e for e in made.effects if e.layer.startswith("text/")]
@@ -202,7 +206,7 @@ def test_one_calibration_serves_every_target(tmp_path: Path, pictures: Path, mon
     exported(folder, tmp_path / "cpu", "int8", "cpu", pictures)
     table = json.loads((folder / CALIBRATION).read_text())
     assert set(table["kept"]) == {"cpu"} and len(table["images"]) == len(list(pictures.glob("*.png")))
-    monkeypatch.setattr("pmclip_deploy.export.pack.measured_from_feeds", lambda *of: pytest.fail("measured again"))
+    monkeypatch.setattr("pmclip_deploy.export.recipes.measured_from_feeds", lambda *of: pytest.fail("measured again"))
     exported(folder, tmp_path / "rtx", "int8", "rtx", pictures)
     after = json.loads((folder / CALIBRATION).read_text())
     assert set(after["kept"]) == {"cpu", "rtx"} and after["tensors"] == table["tensors"]
@@ -213,7 +217,7 @@ def test_answers_are_not_measured_twice(tmp_path: Path, pictures: Path, monkeypa
     folder = tiny_clip.head_checkpoint(tmp_path / "checkpoint", "tiny", "mevf", model=tiny_clip.lively("tiny"))
     data = {"data": pictures / "rows.jsonl", "images": pictures}
     first = exported(folder, tmp_path / "a", "fp32", "cpu", pictures, **data)
-    monkeypatch.setattr("pmclip_deploy.export.parity.said_to", lambda *of: pytest.fail("asked again"))
+    monkeypatch.setattr("pmclip_deploy.export.reference.said_to", lambda *of: pytest.fail("asked again"))
     assert exported(folder, tmp_path / "b", "fp32", "cpu", pictures, **data).parity == first.parity
     assert exported(folder, tmp_path / "c", "fp32", "cpu", pictures).parity == first.parity
 
@@ -345,10 +349,8 @@ def test_an_overflow_of_fp16_fails_the_gate_unless_the_ranges_show_it(
     folder = tiny_clip.checkpoint(tmp_path / "checkpoint", "tiny", model)
     made = exported(folder, tmp_path / "seen", "fp16", "rtx", pictures)
     assert made.graphs["image"].float_layers
-    from pmclip_deploy.export import pack
-
-    plain = pack.half_from_onnx
-    monkeypatch.setattr(pack, "half_from_onnx", lambda model, ranges: plain(model, None))
+    plain = recipes.half_from_onnx
+    monkeypatch.setattr(recipes, "half_from_onnx", lambda model, ranges: plain(model, None))
     with pytest.raises(ParityError, match="image cosine"):
         exported(folder, tmp_path / "unseen", "fp16", "rtx", pictures)
     assert not (tmp_path / "unseen").exists()

@@ -23,10 +23,14 @@ from onnx import numpy_helper
 from pmclip_deploy.bundle.files import manifest_from_bundle, write_bundle
 from pmclip_deploy.bundle.types import Finding, Findings, Stratum
 from pmclip_deploy.errors import BundleError, ParityError, UsageError
+from pmclip_deploy.export.gates import FINDINGS, gate
 from pmclip_deploy.export.int8_from_onnx import int8_from_graphs, int8_layers
 from pmclip_deploy.export.onnx_from_checkpoint import modules_from_checkpoint, onnx_from_modules
-from pmclip_deploy.export.pack import CALIBRATION, Recipe, _Work, bundle_from_checkpoint
-from pmclip_deploy.export.parity import FINDINGS, NEAR_TIE, Reference, finding_parity, gate, parity_of_bundle, sample_pictures
+from pmclip_deploy.export.pack import bundle_from_checkpoint
+from pmclip_deploy.export.parity import NEAR_TIE, finding_parity, parity_of, parity_of_bundle
+from pmclip_deploy.export.recipes import ExportOptions, Recipe, Work
+from pmclip_deploy.export.records import CALIBRATION
+from pmclip_deploy.export.reference import Reference, sample_pictures
 from pmclip_deploy.export.weights import arrays
 from pmclip_deploy.imaging.preprocess import tensor_from_pixels
 from pmclip_deploy.imaging.read import picture_from_path
@@ -322,7 +326,7 @@ def test_other_thresholds_are_of_another_model(checkpoint: Path, bundles: dict[s
     moved = replace(first, strata=(replace(first.strata[0], threshold=9.0),))
     predictor.manifest = replace(predictor.manifest, findings=replace(findings, findings=(moved, *findings.findings[1:])))
     with pytest.raises(BundleError, match="is not of checkpoint"):
-        Reference(modules_from_checkpoint(checkpoint)).parity_of(predictor)
+        parity_of(Reference(modules_from_checkpoint(checkpoint)), predictor)
 
 
 # Layers in float.
@@ -332,9 +336,9 @@ def test_where_findings_miss_their_gate_only_their_layers_are_ranked(
     checkpoint: Path, bundles: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ranked_on_two_pictures: Callable[..., Any]
 ) -> None:
     """By what each does to the probabilities of findings and regions; the other graphs stay in INT8."""
-    monkeypatch.setattr(_Work, "_ranked_on", ranked_on_two_pictures)  # on two pictures the most harmful have another between them
+    monkeypatch.setattr(Work, "_ranked_on", ranked_on_two_pictures)  # on two pictures the most harmful have another between them
     modules = modules_from_checkpoint(checkpoint)
-    work = _Work(Reference(modules), onnx_from_modules(modules), "int8", "cpu", "percentile", None, (), tmp_path, lambda items, what: items)
+    work = Work(Reference(modules), onnx_from_modules(modules), ExportOptions("int8"), tmp_path, lambda items, what: items)
     recipes = work.recipes()
     kept: list[set[str]] = []
     for _ in range(4):  # the kept table, nothing, the most harmful, the two of them

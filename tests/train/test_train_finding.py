@@ -308,7 +308,7 @@ def test_signatures_go_with_a_checkpoint_into_its_bundle(tmp_path: Path) -> None
     pytest.importorskip("onnx")
     from types import SimpleNamespace
 
-    from pmclip_deploy.export import pack
+    from pmclip_deploy.export import contents
     from pmclip_deploy.train.checkpoint import save_checkpoint
 
     first, second = tmp_path / "first", tmp_path / "second"
@@ -319,8 +319,8 @@ def test_signatures_go_with_a_checkpoint_into_its_bundle(tmp_path: Path) -> None
     assert (read_seen(second) == read_seen(first)).all()
     modules: Any = SimpleNamespace(folder=second, meta={"name": "second"})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pack, "words_of", lambda modules: None)
-        assert set(pack._files_as_they_are(modules)) == {"tokenizer.json", "seen.npy"}
+        patch.setattr(contents, "words_of", lambda modules: None)
+        assert set(contents.files_as_they_are(modules)) == {"tokenizer.json", "seen.npy"}
 
 
 # --- what is refused ------------------------------------------------------------------------------------------------------------
