@@ -105,7 +105,7 @@ def bank_from_labels(embed: Callable[[Sequence[str]], Floats], labels: Sequence[
     """(N, D) f32 of unit length: of each label the mean direction of its prompts. Raises UsageError for a template without {}."""
     for template in templates or ("",):
         if "{}" not in template:
-            raise UsageError(f'a template holds {{}} where the label goes, as in "an image showing {{}}"; {template[:60]!r} does not')
+            raise UsageError('a template holds {} where the label goes, as in "an image showing {}"', f'{template[:60]!r} does not')
     prompts = [template.replace("{}", label) for label in labels for template in templates]
     return _unit(_unit(embed(prompts)).reshape(len(labels), len(templates), -1).mean(1))
 

@@ -78,7 +78,7 @@ def bench(
         print_json(document)
     if missed:
         raise ParityError(
-            f"the bundle is not what it was when it was exported: {'; '.join(missed)}; see `pmclip-deploy bundle verify` and `doctor`"
+            f"the bundle is not what it was when it was exported: {'; '.join(missed)}", "see `pmclip-deploy bundle verify` and `doctor`"
         )
     return 0
 
@@ -88,10 +88,10 @@ def _check(scenarios: list[str] | None, data: Path | None, images: Path | None, 
     if (data is None) != (images is None):
         raise UsageError("--data and --images go together: the questions, and the folder of their images")
     if unknown := [name for name in scenarios or () if name not in SCENARIOS]:
-        raise UsageError(f"no --scenario {unknown[0][:60]}; choose among {', '.join(SCENARIOS)}")
+        raise UsageError(f"no --scenario {unknown[0][:60]}", f"choose among {', '.join(SCENARIOS)}")
     for file in (output, submit_file):
         if file is not None and (file.is_dir() or not file.absolute().parent.is_dir()):
-            raise UsageError(f"{file}: cannot be written; give a file in a folder that exists")
+            raise UsageError(f"{file}: cannot be written", "give a file in a folder that exists")
     return [name for name in SCENARIOS if name in (scenarios or SCENARIOS)]
 
 

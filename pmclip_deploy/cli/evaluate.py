@@ -59,7 +59,7 @@ def evaluate(
     answers, text in brackets is optional; and BLEU), MEVF's and QCR's on VQA-RAD and SLAKE. docs/reference/counting.md defines each.
     """
     if bundle is not None and checkpoint:
-        raise UsageError("--bundle and --checkpoint are two models; give one of them, and the other as --against")
+        raise UsageError("--bundle and --checkpoint are two models", "give one of them, and the other as --against")
     import numpy as np
 
     from pmclip_deploy.evaluation.evaluate import figures
@@ -101,7 +101,7 @@ class _Questions:
 
 def _read_folder(data: Path, images: Path | None, split: str | None, split_seed: int, train: Path | None) -> _Questions:
     if images is not None or train is not None:
-        raise UsageError("a dataset's folder says itself where its images and training rows are; leave out --images and --train")
+        raise UsageError("a dataset's folder says itself where its images and training rows are", "leave out --images and --train")
     from pmclip_deploy.train.vocabulary import comparable
 
     rows, known = _rows_of_folder(data, split or "test", split_seed)
@@ -114,7 +114,7 @@ def _read_lines(data: Path, images: Path | None, split: str | None, train: Path 
     from pmclip_deploy.evaluation.rows import normalised, rows_from_jsonl
 
     if not data.exists():
-        raise InputError(f"{data}: not found; check --data")
+        raise InputError(f"{data}: not found", "check --data")
     if split is not None or images is None:
         raise UsageError(f"{data}: JSON lines " + ("have no splits; leave out --split" if split else "need --images FOLDER"))
     rows = rows_from_jsonl(data, images)
@@ -133,7 +133,7 @@ def _rows_of_folder(folder: Path, split: str, seed: int) -> "tuple[list[Row], li
     known, asked = questions_of_split(folder, split, seed)
     images = {q.image for q in asked}
     if missing := sorted(image for image in images if not is_there(image)):
-        raise InputError(f"{missing[0]}: missing, and so are {len(missing)} of {len(images)} images; get them from the dataset's source")
+        raise InputError(f"{missing[0]}: missing, and so are {len(missing)} of {len(images)} images", "get them from the dataset's source")
     return rows_from_questions(asked), rows_from_questions(known) if known and split != "train" else None
 
 
@@ -149,7 +149,7 @@ def _counts_of_folder(folder: Path, rows: "Sequence[Row]") -> "tuple[Count, ...]
 def _asked(path: Path | None, is_checkpoint: bool, rows: "Sequence[Row]", images: Path, device: str) -> "tuple[Asked, dict[str, Any]]":
     if is_checkpoint and path is not None:
         if missing := [m for m in ("torch", "open_clip", "safetensors") if importlib.util.find_spec(m) is None]:
-            raise UsageError(f"a checkpoint needs {', '.join(missing)}: pip install 'pmclip-deploy[train]'; or give a bundle")
+            raise UsageError(f"a checkpoint needs {', '.join(missing)}: pip install 'pmclip-deploy[train]'", "or give a bundle")
         from pmclip_deploy.train.vqa_heads import asked_of_checkpoint
 
         of_checkpoint: tuple[Asked, dict[str, Any]] = asked_of_checkpoint(path, rows, images, device)

@@ -115,11 +115,11 @@ def _check_options(
         ("calibration-method", method, METHODS),
     ):
         if value not in known:
-            raise UsageError(f"no --{option} {value[:60]}; choose one of {', '.join(known)}")
+            raise UsageError(f"no --{option} {value[:60]}", f"choose one of {', '.join(known)}")
     if calibration and precision != "int8":
         raise UsageError("--calibration-images and --calibration-findings are for --precision int8")
     if target == "cpu" and compute_capability:
-        raise UsageError("--compute-capability is for --target rtx; a CPU bundle has no engines")
+        raise UsageError("--compute-capability is for --target rtx", "a CPU bundle has no engines")
     if target != "tensorrt" and for_tensorrt:
         raise UsageError("--timing-cache, --version-compatible and --strip-weights are for --target tensorrt")
 

@@ -94,9 +94,9 @@ def infer(
 
 def _check_picture(save_picture: Path | None, images: list[Path]) -> None:
     if save_picture is not None and (len(images) > 1 or images[0].is_dir()):
-        raise UsageError("--save-picture writes one picture; ask about one image")
+        raise UsageError("--save-picture writes one picture", "ask about one image")
     if save_picture is not None and save_picture.suffix.lower() != ".png":
-        raise UsageError(f"{save_picture}: --save-picture writes PNG; give it a name that ends in .png")
+        raise UsageError(f"{save_picture}: --save-picture writes PNG", "give it a name that ends in .png")
 
 
 def found_in(answers: "list[Answer]") -> str | None:
@@ -129,12 +129,12 @@ def split_arguments(arguments: list[str]) -> tuple[list[Path], list[str]]:
     for question in questions:
         if looks_like_a_path(question):
             if exists(question):
-                raise UsageError(f"{question}: images come before questions; put it first")
-            raise InputError(f"{question}: no such file; check the path")
+                raise UsageError(f"{question}: images come before questions", "put it first")
+            raise InputError(f"{question}: no such file", "check the path")
     if not exists(arguments[0]):
-        raise InputError(f"{arguments[0]}: no such file or folder; check the path")
+        raise InputError(f"{arguments[0]}: no such file or folder", "check the path")
     if not questions or not all(question.strip() for question in questions):
-        raise UsageError('no question given; add one, for example "is there a fracture?"')
+        raise UsageError('no question given', 'add one, for example "is there a fracture?"')
     return images, questions
 
 
@@ -177,7 +177,7 @@ def _answers(ask: Ask, image: Path, bar: bool) -> "Iterator[list[Answer]]":
             skipped.append(error)
     if len(skipped) == count:
         first = f"; the first: {skipped[0]}" if skipped else ""
-        raise InputError(f"{image}: a folder without readable images ({count} files{first}); pass DICOM, PNG or JPEG files")
+        raise InputError(f"{image}: a folder without readable images ({count} files{first})", "pass DICOM, PNG or JPEG files")
     if skipped:
         print_note(f"skipped {len(skipped)} of {count} files in {image} that hold no readable image; the first: {skipped[0]}")
 
