@@ -23,9 +23,9 @@ from pmclip_deploy.imaging.read import picture_from_path
 from pmclip_deploy.models import DEFAULT_CHECKPOINT
 from pmclip_deploy.train.backbones import BACKBONES
 from pmclip_deploy.train.checkpoint import save_checkpoint, towers_from_checkpoint
-from pmclip_deploy.train.clip import questions_for_training
 from pmclip_deploy.train.cpu import keep_freed_memory
 from pmclip_deploy.train.images import radiology_augmented, with_margin
+from pmclip_deploy.train.questions import questions_for_training
 
 BATCH, RATE, WARMUP = 32, 5e-4, 50
 DROPPED = 0.5  # of the patches of each picture, while it trains: half the time a step (Li et al. 2023)

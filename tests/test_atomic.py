@@ -104,7 +104,7 @@ def films_apart(folder: Path) -> None:
 
 def checkpoint(folder: Path) -> None:
     train_parts()
-    from pmclip_deploy.train.clip import write_checkpoint
+    from pmclip_deploy.train.checkpoint import write_checkpoint
 
     write_checkpoint(folder / "checkpoint", network(), {"name": "tiny"}, folder.with_name("tokenizer.json"))
 

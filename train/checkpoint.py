@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from pmclip_deploy.atomic import written, written_into
+from pmclip_deploy.atomic import told, written, written_into
 from pmclip_deploy.bundle.files import name_of_output as name_of_output
 from pmclip_deploy.bundle.files import sha256_of_file
 from pmclip_deploy.bundle.names import SEEN
@@ -51,6 +51,18 @@ def save_checkpoint(folder: Path, tensors: dict[str, Tensor], meta: dict[str, An
             if (tokenizer.parent / SEEN).is_file():
                 (new / SEEN).write_bytes((tokenizer.parent / SEEN).read_bytes())
         (new / "checkpoint.json").write_text(text + "\n", encoding="utf-8")
+
+
+def write_checkpoint(folder: Path, model: nn.Module, meta: dict[str, Any], tokenizer: Path, head: nn.Module | None = None) -> None:
+    """Each file whole, or the one that was there before. Raises UsageError."""
+    parts = (("clip", model), ("head", head))
+    write_tensors(folder, {f"{part}.{k}": v for part, of in parts if of is not None for k, v in of.state_dict().items()}, meta, tokenizer)
+
+
+def write_tensors(folder: Path, tensors: dict[str, Tensor], meta: dict[str, Any], tokenizer: Path) -> None:
+    """A checkpoint, each file whole, or the one that was there before. Raises UsageError."""
+    with told(f"{folder}: the checkpoint", "make room and go on with --resume"):
+        save_checkpoint(folder, tensors, meta, tokenizer)
 
 
 def _half(x: Tensor) -> Tensor:

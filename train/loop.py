@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -19,9 +18,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Generator, Tensor, nn
 
-from pmclip_deploy.atomic import written
 from pmclip_deploy.errors import BundleError, TrainingError, UsageError
 from pmclip_deploy.train.cpu import keep_freed_memory
+from pmclip_deploy.train.processes import copy_statistics_of_the_first_process, processes, rank, sum_over_processes
+from pmclip_deploy.train.state import read_state, write_state
 
 T = TypeVar("T")
 Groups = list[tuple[list[nn.Parameter], float]]  # (parameters, learning rate)
@@ -128,36 +128,6 @@ class Averaged(nn.Module):
         return [(getattr(self, name.replace(".", "/")), value) for name, value in self.model.state_dict().items()]
 
 
-def rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def processes() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def own_part(x: T) -> T:
-    """This process's share of a batch that all processes hold, (B, ...) -> (B / processes, ...)."""
-    size = len(x) // processes()  # type: ignore[arg-type]
-    part: T = x[rank() * size : (rank() + 1) * size]  # type: ignore[index]
-    return part
-
-
-@contextmanager
-def device_of_process() -> Iterator[torch.device]:
-    """This process's device; joins those that torchrun started, over nccl for GPUs and gloo for CPUs."""
-    local, several, cuda = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)) > 1, torch.cuda.is_available()
-    device = torch.device("cuda", local) if cuda else torch.device("cpu")
-    if cuda:
-        torch.cuda.set_device(device)
-    if several:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(hours=2))  # images are checked in between
-    yield device
-    if several:
-        dist.barrier()  # gloo may abort a process whose peer is gone before it
-        dist.destroy_process_group()
-
-
 def fit(
     title: str,
     model: nn.Module,
@@ -181,75 +151,99 @@ def fit(
     Under torchrun every process's losses and gradients are summed, and the first process alone writes.
     """
     history = [] if history is None else history
-    every = [p for parameters, _ in groups for p in parameters]
     steps, epochs, seed = count // settings.batch_size, settings.epochs, settings.seed
     optimizer = settings.optimiser.of(groups)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: settings.optimiser.rate(step, epochs * steps))
-    first, seconds = 0, 0.0
+    every = [p for parameters, _ in groups for p in parameters]
+    run = _Run(title, model, loss_of, every, settings.optimiser.longest, optimizer, schedule, made_with, history)
     console = Console(stderr=True, quiet=rank() > 0)
     if settings.resume and not state.is_file():
         console.print(f"{title}: no state in {state.parent}, starting at epoch 1", highlight=False, markup=False, soft_wrap=True)
     elif settings.resume:
-        saved = _read(state)
-        if saved["made_with"] != made_with:
-            raise BundleError(f"{state}: made with other settings; train again without --resume, or give the same options")
-        model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        schedule.load_state_dict(saved["schedule"])
-        first, seconds, history[:] = saved["epoch"], saved["seconds"], saved["history"]
+        run.resume(state)
 
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}")
     with (
         _ending_in_one_line(title, state, history, console),
         _interrupts_between_steps() as stop_if_asked,
-        _curves(state.parent / "tensorboard", first * steps) as draw,
+        _curves(state.parent / "tensorboard", run.epoch * steps) as draw,
         Progress(*columns, console=console, disable=not console.is_terminal) as progress,
     ):
-        bar = progress.add_task(title, total=epochs * steps, completed=first * steps, note="")
-        for epoch in range(first, epochs):
+        bar = progress.add_task(title, total=epochs * steps, completed=run.epoch * steps, note="")
+        for epoch in range(run.epoch, epochs):
             start, total = time.monotonic(), 0.0
-            generator = Generator().manual_seed(seed * 1000 + epoch)
-            torch.manual_seed(seed * 1000 + epoch + rank() * 1_000_003)  # dropout
+            generator = _seeded(seed * 1000 + epoch)
             for step, batch in enumerate(read(list(batches(count, settings.batch_size, generator)), epoch), epoch * steps):
-                optimizer.zero_grad(set_to_none=True)
-                loss = loss_of(batch, generator, epoch)
-                loss.backward()
-                value = _sum_over_processes(loss.detach(), every)
-                length = nn.utils.clip_grad_norm_(every, settings.optimiser.longest or math.inf)
-                if not math.isfinite(value) or not math.isfinite(length):
-                    raise TrainingError(
-                        f"{title}: the loss is {value} and its gradient {length:.3g} long at step {step + 1} (epoch {epoch + 1})"
-                    )
-                optimizer.step()
-                schedule.step()
+                value = run.step(batch, generator, step)
                 total += value
                 progress.update(bar, advance=1, note=f"loss {value:.3f}")
                 draw({"loss/training": value, "learning rate": float(schedule.get_last_lr()[0])}, step)
                 stop_if_asked()
-            seconds += time.monotonic() - start
-            _copy_statistics_of_the_first_process(model)
+            run.seconds += time.monotonic() - start
+            copy_statistics_of_the_first_process(model)
             row = {"epoch": epoch + 1, "loss": round(total / steps, 4), **measure(history)}
-            _write(
-                {
-                    "model": model.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "schedule": schedule.state_dict(),
-                    "epoch": epoch + 1,
-                    "seconds": seconds,
-                    "history": [*history, row],
-                    "made_with": made_with,
-                },
-                state,
-            )
-            history.append(row)
-            figures = [(k, v) for k, v in row.items() if k not in ("epoch", "loss")]
-            draw({f"validation/{k}": v for k, v in figures}, (epoch + 1) * steps)
-            said = "".join(f", {k} {v}" for k, v in figures)
-            console.print(
-                f"{title}: epoch {epoch + 1}/{epochs}, loss {total / steps:.4f}{said}, {seconds:.0f} s", highlight=False, soft_wrap=True
-            )
+            run.finish(row, state)
+            figures = {k: v for k, v in row.items() if k not in ("epoch", "loss")}
+            draw({f"validation/{k}": v for k, v in figures.items()}, (epoch + 1) * steps)
+            said = f"epoch {epoch + 1}/{epochs}, loss {total / steps:.4f}" + "".join(f", {k} {v}" for k, v in figures.items())
+            console.print(f"{title}: {said}, {run.seconds:.0f} s", highlight=False, soft_wrap=True)
             stop_if_asked()
-    return seconds
+    return run.seconds
+
+
+@dataclass
+class _Run:
+    """A stage while it trains."""
+
+    title: str
+    model: nn.Module
+    loss_of: Callable[[Any, Generator, int], Tensor]
+    parameters: list[nn.Parameter]
+    longest: float | None  # gradient
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LambdaLR
+    made_with: dict[str, Any]
+    history: list[Row]
+    epoch: int = 0  # those that are done
+    seconds: float = 0.0
+
+    def resume(self, state: Path) -> None:
+        """Raises BundleError."""
+        saved = read_state(state)
+        if saved["made_with"] != self.made_with:
+            raise BundleError(f"{state}: made with other settings; train again without --resume, or give the same options")
+        self.model.load_state_dict(saved["model"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.schedule.load_state_dict(saved["schedule"])
+        self.epoch, self.seconds, self.history[:] = saved["epoch"], saved["seconds"], saved["history"]
+
+    def step(self, batch: Any, generator: Generator, step: int) -> float:
+        """Trains on a batch; returns its loss, of all processes. Raises TrainingError."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self.loss_of(batch, generator, self.epoch)
+        loss.backward()
+        value = sum_over_processes(loss.detach(), self.parameters)
+        length = nn.utils.clip_grad_norm_(self.parameters, self.longest or math.inf)
+        if not math.isfinite(value) or not math.isfinite(length):
+            where = f"at step {step + 1} (epoch {self.epoch + 1})"
+            raise TrainingError(f"{self.title}: the loss is {value} and its gradient {length:.3g} long {where}")
+        self.optimizer.step()
+        self.schedule.step()
+        return value
+
+    def finish(self, row: Row, state: Path) -> None:
+        """Ends an epoch. ``history`` has its row once ``state`` has: what is said of an interrupted run is what the file keeps."""
+        kept = {part: getattr(self, part).state_dict() for part in ("model", "optimizer", "schedule")}
+        done = {"epoch": self.epoch + 1, "seconds": self.seconds, "history": [*self.history, row], "made_with": self.made_with}
+        write_state({**kept, **done}, state)
+        self.history.append(row)
+        self.epoch += 1
+
+
+def _seeded(seed: int) -> Generator:
+    """The generator of an epoch's draws; dropout has its own, another in each process."""
+    torch.manual_seed(seed + rank() * 1_000_003)
+    return Generator().manual_seed(seed)
 
 
 def batches(n: int, size: int, generator: Generator) -> Iterator[Tensor]:
@@ -257,40 +251,6 @@ def batches(n: int, size: int, generator: Generator) -> Iterator[Tensor]:
     order = torch.randperm(n, generator=generator)
     for start in range(0, n - size + 1, size):
         yield order[start : start + size]
-
-
-def _sum_over_processes(loss: Tensor, parameters: list[nn.Parameter]) -> float:
-    """The loss of the whole batch, whose gradients the parameters then hold."""
-    if dist.is_initialized():
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        for work in [dist.all_reduce(x, async_op=True) for x in (loss, *gradients)]:
-            work.wait()
-    return loss.item()
-
-
-def _copy_statistics_of_the_first_process(model: nn.Module) -> None:
-    if dist.is_initialized():
-        for buffer in model.buffers():
-            dist.broadcast(buffer, 0)
-
-
-def _read(state: Path) -> dict[str, Any]:
-    try:
-        saved: dict[str, Any] = torch.load(state, map_location="cpu", weights_only=True)
-        if not {"model", "optimizer", "schedule", "epoch", "seconds", "history", "made_with"} <= saved.keys():
-            raise ValueError
-    except Exception:
-        raise BundleError(f"{state}: not a readable training state; train again without --resume") from None
-    return saved
-
-
-def _write(saved: dict[str, Any], state: Path) -> None:
-    """``state`` is always whole. Raises OSError."""
-    if rank() == 0:
-        with written(state, state.with_suffix(".partial")) as new, new.open("wb") as file:  # a killed run's remains go with the next epoch
-            torch.save(saved, file)
-    if dist.is_initialized():
-        dist.barrier()
 
 
 @contextmanager

@@ -32,13 +32,13 @@ from pmclip_deploy.spec import Preprocess
 from pmclip_deploy.train.backbones import BACKBONES
 from pmclip_deploy.train.backbones.base import LiteTowers
 from pmclip_deploy.train.checkpoint import save_checkpoint, towers_from_checkpoint, under
-from pmclip_deploy.train.clip import questions_for_training
 from pmclip_deploy.train.cpu import keep_freed_memory, mixed_precision
 from pmclip_deploy.train.datasets.schema import lines_from_text
 from pmclip_deploy.train.findings.gate import stratified_folds
 from pmclip_deploy.train.findings.groups import KEPT_FOR_DEMO, group_of_row, kept_for_demo
 from pmclip_deploy.train.heads.lite import LiteHead, radiograph_branch
 from pmclip_deploy.train.nonradiographs import Photographs, filed, nonradiographs, photographs_from_folder
+from pmclip_deploy.train.questions import questions_for_training
 
 Rng = np.random.Generator
 Pixels = NDArray[np.uint8]

@@ -23,18 +23,10 @@ from pmclip_deploy.train.backbones import BACKBONES
 from pmclip_deploy.train.backbones.base import LiteTowers
 from pmclip_deploy.train.calibration import Scored, calibrated
 from pmclip_deploy.train.captions import caption, statements_by_image
-from pmclip_deploy.train.checkpoint import name_of_output, towers_from_checkpoint
-from pmclip_deploy.train.clip import (
-    LOCKED_STAGES,
-    VARIANTS,
-    autocast,
-    loss_among_all,
-    pooled_from_text,
-    questions_for_training,
-    sha256_of_questions,
-    write_tensors,
-)
-from pmclip_deploy.train.cpu import mixed_precision, run_slow_convolutions_in_float
+from pmclip_deploy.train.checkpoint import name_of_output, towers_from_checkpoint, write_tensors
+from pmclip_deploy.train.clip.embeddings import VARIANTS, loss_among_all, pooled_from_text
+from pmclip_deploy.train.clip.questions import LOCKED_STAGES
+from pmclip_deploy.train.cpu import autocast, mixed_precision, run_slow_convolutions_in_float
 from pmclip_deploy.train.datasets import Question
 from pmclip_deploy.train.heads.lite import LiteHead, unit
 from pmclip_deploy.train.images import Images, radiology_augmented, with_margin
@@ -42,6 +34,7 @@ from pmclip_deploy.train.lite_vocabulary import BY_HEART, Vocabulary
 from pmclip_deploy.train.loop import Averaged, Settings, fit
 from pmclip_deploy.train.modality import facts_by_image, implied_questions
 from pmclip_deploy.train.nonradiographs import filed, nonradiographs, photographs_from_folder
+from pmclip_deploy.train.questions import questions_for_training, sha256_of_questions
 
 HIDDEN = 768  # rank of the head's bilinear form
 REMEMBERED = ("plane", "organ", "modality", BY_HEART)

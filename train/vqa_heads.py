@@ -21,8 +21,7 @@ from pmclip_deploy.imaging.preprocess import tensor_from_pixels
 from pmclip_deploy.imaging.read import picture_from_path
 from pmclip_deploy.train.backbones import BACKBONES
 from pmclip_deploy.train.backbones.base import Towers
-from pmclip_deploy.train.checkpoint import name_of_output, towers_from_checkpoint, under
-from pmclip_deploy.train.clip import sha256_of_questions, write_checkpoint
+from pmclip_deploy.train.checkpoint import name_of_output, towers_from_checkpoint, under, write_checkpoint
 from pmclip_deploy.train.datasets import image_key
 from pmclip_deploy.train.datasets.schema import BROKEN_SHARE
 from pmclip_deploy.train.heads import mevf, qcr
@@ -39,6 +38,7 @@ from pmclip_deploy.train.heads.vision import (
 from pmclip_deploy.train.heads.words import Dictionary, tables_from_glove
 from pmclip_deploy.train.images import readable
 from pmclip_deploy.train.loop import Optimiser, Row, Settings, fit
+from pmclip_deploy.train.questions import sha256_of_questions
 from pmclip_deploy.train.splits import IMAGE_DISJOINT, image_disjoint_split, questions_of_split, rows_from_questions
 from pmclip_deploy.train.vocabulary import AnswerVocabulary, comparable, vocabulary_as_mevf, vocabulary_as_qcr
 

@@ -76,17 +76,21 @@ def clip(
         raise UsageError(f"--{next(iter(given)).replace('_', '-')} is for captions", "give --from, or leave it out")
     need_extra()
     make_folder(output)
-    from pmclip_deploy.train import clip as worker
-    from pmclip_deploy.train.datasets.schema import BROKEN_SHARE
     from pmclip_deploy.train.loop import Settings
 
     run = _given(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, seed=seed, threads=threads, limit=limit, resume=resume)
     if source is None:
-        meta = worker.train_clip(data, output, Settings(**{"epochs": 8, "learning_rate": 5e-4, **run}), name=name)
+        from pmclip_deploy.train.clip.questions import train_clip
+
+        meta = train_clip(data, output, Settings(**{"epochs": 8, "learning_rate": 5e-4, **run}), name=name)
     else:
+        from pmclip_deploy.train.clip.pairs import train_clip_on_pairs
+        from pmclip_deploy.train.clip.recipes import recipe_named
+        from pmclip_deploy.train.datasets.schema import BROKEN_SHARE
+
         licences, share = given.pop("licence", ()), given.pop("skip_share", BROKEN_SHARE)
-        of = worker.recipe_named(given.pop("recipe", "paper"), **given, **run)
-        meta = worker.train_clip_on_pairs(data, source, output, of, licences, share, name)
+        of = recipe_named(given.pop("recipe", "paper"), **given, **run)
+        meta = train_clip_on_pairs(data, source, output, of, licences, share, name)
     if os.environ.get("RANK", "0") == "0":  # the first of torchrun's processes speaks for all
         print_checkpoint(meta, output, as_json)
 
@@ -242,8 +246,8 @@ def questions(
 ) -> None:
     """Write the derived closed questions ("is there a fracture?") of a split, for `evaluate`."""
     need_extra()
-    from pmclip_deploy.train.clip import questions_for_training
     from pmclip_deploy.train.kinds import organs_from_questions
+    from pmclip_deploy.train.questions import questions_for_training
     from pmclip_deploy.train.vqa import derived_as_questions
 
     training, validation = questions_for_training([data])

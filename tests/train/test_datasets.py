@@ -438,7 +438,7 @@ def test_doubles_in_another_dataset_are_taken_out_by_name_and_by_picture(tmp_pat
 
 def test_slakes_images_train_as_different_ones_though_all_have_one_name_and_test_stays_out(tmp_path: Path) -> None:
     pytest.importorskip("open_clip", reason="training needs the extra `train`")
-    from pmclip_deploy.train.clip import questions_for_training
+    from pmclip_deploy.train.questions import questions_for_training
 
     files = {"train.json": (1, 2, 3), "validate.json": (4,), "test.json": (5,)}
     for name, numbers in files.items():

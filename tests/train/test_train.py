@@ -24,11 +24,13 @@ from pmclip_deploy.train.backbones import BACKBONES
 from pmclip_deploy.train.calibration import TARGET, Scored, calibrated
 from pmclip_deploy.train.captions import caption, statement
 from pmclip_deploy.train.checkpoint import read_checkpoint
-from pmclip_deploy.train.clip import questions_for_training, recall_at, train_clip
+from pmclip_deploy.train.clip.embeddings import recall_at
+from pmclip_deploy.train.clip.questions import train_clip
 from pmclip_deploy.train.datasets import Question, normalised, questions_from_folder
 from pmclip_deploy.train.lite_vocabulary import Vocabulary
 from pmclip_deploy.train.loop import Settings
 from pmclip_deploy.train.nonradiographs import nonradiographs
+from pmclip_deploy.train.questions import questions_for_training
 from pmclip_deploy.train.splits import pictures_seen_in
 from pmclip_deploy.train.vqa import train_vqa
 
@@ -189,7 +191,7 @@ def test_recall_counts_ranks_both_ways() -> None:
 
 def test_imagenet_and_minilm_weights_mean_what_they_should() -> None:
     """Two questions that mean the same are closer than two that don't, and the image tower has learned filters."""
-    from pmclip_deploy.train.clip import pooled_from_text
+    from pmclip_deploy.train.clip.embeddings import pooled_from_text
 
     model = BACKBONES["pmclip-lite"].build().eval()
     tokenizer = BACKBONES["pmclip-lite"].load_pretrained(model)

@@ -25,7 +25,9 @@ from pmclip_deploy.imaging.preprocess import tensor_from_pixels
 from pmclip_deploy.imaging.read import picture_from_path
 from pmclip_deploy.train.backbones import BACKBONES
 from pmclip_deploy.train.checkpoint import read_checkpoint
-from pmclip_deploy.train.clip import RECIPES, Recipe, loss_over, pairs_for_training, recall_at, recipe_named, train_clip_on_pairs
+from pmclip_deploy.train.clip.embeddings import loss_over, recall_at
+from pmclip_deploy.train.clip.pairs import pairs_for_training, train_clip_on_pairs
+from pmclip_deploy.train.clip.recipes import RECIPES, Recipe, recipe_named
 from pmclip_deploy.train.contrastive import contrastive_loss
 from pmclip_deploy.train.images import Pairs, random_crop, readable
 from pmclip_deploy.train.loop import Optimiser

@@ -24,7 +24,8 @@ from pmclip_deploy.imaging.read import picture_from_path
 from pmclip_deploy.train import vqa_heads
 from pmclip_deploy.train.backbones import BACKBONES
 from pmclip_deploy.train.checkpoint import read_checkpoint, under
-from pmclip_deploy.train.clip import recipe_named, train_clip_on_pairs
+from pmclip_deploy.train.clip.pairs import train_clip_on_pairs
+from pmclip_deploy.train.clip.recipes import recipe_named
 from pmclip_deploy.train.heads import mevf
 from pmclip_deploy.train.heads.mevf import MEVF
 from pmclip_deploy.train.heads.qcr import QCR

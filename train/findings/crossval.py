@@ -16,14 +16,14 @@ from torch import Tensor
 from pmclip_deploy.atomic import told, write
 from pmclip_deploy.console import print_note
 from pmclip_deploy.errors import BundleError, UsageError
-from pmclip_deploy.train.checkpoint import name_of_output, read_checkpoint, under
-from pmclip_deploy.train.clip import write_tensors
+from pmclip_deploy.train.checkpoint import name_of_output, read_checkpoint, under, write_tensors
 from pmclip_deploy.train.findings.films import FINDINGS, VAL, Film, films_from_folders, folds_of_films, sha256_of_films
 from pmclip_deploy.train.findings.groups import KEPT_FOR_DEMO
 from pmclip_deploy.train.findings.strata import Outcomes, auroc_figures, findings_from_outcomes, region_figures
 from pmclip_deploy.train.findings.training import TRUNK, Labels, new_net, read_result, said_to_films, trained_net, write_result
 from pmclip_deploy.train.findings.views import one_process_at_a_time, remove_views, views_of_films
-from pmclip_deploy.train.loop import Settings, device_of_process
+from pmclip_deploy.train.loop import Settings
+from pmclip_deploy.train.processes import device_of_process
 
 ALL = "all"  # the part that trains on every fold: its network is the one that is kept
 LEAST_FOLDS = 2  # that give figures: a threshold of one is chosen on the others

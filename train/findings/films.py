@@ -15,12 +15,12 @@ from pmclip_deploy.errors import InputError, UsageError
 from pmclip_deploy.imaging.read import picture_from_path
 from pmclip_deploy.spec import Preprocess
 from pmclip_deploy.train import kinds as K
-from pmclip_deploy.train.clip import questions_for_training
 from pmclip_deploy.train.datasets import Question, is_there
 from pmclip_deploy.train.datasets.schema import lines_from_text
 from pmclip_deploy.train.findings.gate import stratified_folds
 from pmclip_deploy.train.findings.groups import group_of_row, kept_for_demo
 from pmclip_deploy.train.nonradiographs import nonradiographs
+from pmclip_deploy.train.questions import questions_for_training
 
 FINDINGS = ("fracture", "pneumonia")
 REGIONS = ("hand", "leg", "hip", "shoulder", "chest", "other")  # "other": all that is no radiograph of the others

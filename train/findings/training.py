@@ -20,8 +20,7 @@ from pmclip_deploy.atomic import told, written
 from pmclip_deploy.errors import BundleError, UsageError
 from pmclip_deploy.imaging.preprocess import tensor_from_pixels
 from pmclip_deploy.train.checkpoint import under
-from pmclip_deploy.train.clip import autocast
-from pmclip_deploy.train.cpu import run_slow_convolutions_in_float
+from pmclip_deploy.train.cpu import autocast, run_slow_convolutions_in_float
 from pmclip_deploy.train.findings.films import FINDINGS, PREPROCESS, REGIONS, Film
 from pmclip_deploy.train.findings.net import FindingsNet
 from pmclip_deploy.train.findings.views import Views, tensor_of_features

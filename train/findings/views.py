@@ -25,7 +25,7 @@ from pmclip_deploy.atomic import told, write
 from pmclip_deploy.console import print_note
 from pmclip_deploy.errors import BundleError, UsageError
 from pmclip_deploy.imaging.preprocess import resized
-from pmclip_deploy.train.clip import autocast
+from pmclip_deploy.train.cpu import autocast
 from pmclip_deploy.train.findings.films import PREPROCESS, Film
 from pmclip_deploy.train.findings.net import FindingsNet
 from pmclip_deploy.train.findings.strata import placed

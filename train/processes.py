@@ -1,0 +1,58 @@
+"""The processes of a stage that torchrun starts: this one's device, its part of a batch, and sums over all of them."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+T = TypeVar("T")
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def processes() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def own_part(x: T) -> T:
+    """This process's share of a batch that all processes hold, (B, ...) -> (B / processes, ...)."""
+    size = len(x) // processes()  # type: ignore[arg-type]
+    part: T = x[rank() * size : (rank() + 1) * size]  # type: ignore[index]
+    return part
+
+
+@contextmanager
+def device_of_process() -> Iterator[torch.device]:
+    """This process's device; joins those that torchrun started, over nccl for GPUs and gloo for CPUs."""
+    local, several, cuda = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)) > 1, torch.cuda.is_available()
+    device = torch.device("cuda", local) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    if several:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(hours=2))  # images are checked in between
+    yield device
+    if several:
+        dist.barrier()  # gloo may abort a process whose peer is gone before it
+        dist.destroy_process_group()
+
+
+def sum_over_processes(loss: Tensor, parameters: list[nn.Parameter]) -> float:
+    """The loss of the whole batch, whose gradients the parameters then hold."""
+    if dist.is_initialized():
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        for work in [dist.all_reduce(x, async_op=True) for x in (loss, *gradients)]:
+            work.wait()
+    return loss.item()
+
+
+def copy_statistics_of_the_first_process(model: nn.Module) -> None:
+    if dist.is_initialized():
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)
