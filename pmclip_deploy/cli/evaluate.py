@@ -115,8 +115,10 @@ def _read_lines(data: Path, images: Path | None, split: str | None, train: Path 
 
     if not data.exists():
         raise InputError(f"{data}: not found", "check --data")
-    if split is not None or images is None:
-        raise UsageError(f"{data}: JSON lines " + ("have no splits; leave out --split" if split else "need --images FOLDER"))
+    if split is not None:
+        raise UsageError(f"{data}: JSON lines have no splits", "leave out --split")
+    if images is None:
+        raise UsageError(f"{data}: JSON lines need --images FOLDER")
     rows = rows_from_jsonl(data, images)
     beside = data.with_name("train.jsonl")
     if train is None and beside.is_file() and not beside.samefile(data):
