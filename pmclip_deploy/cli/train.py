@@ -162,8 +162,8 @@ def vqa(
     make_folder(output)
     run = _given(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, seed=seed, threads=threads, limit=limit, resume=resume)
     if head == "lite":
+        from pmclip_deploy.train.lite.train import train_vqa
         from pmclip_deploy.train.loop import Settings
-        from pmclip_deploy.train.vqa import train_vqa
 
         settings, rounded = Settings(**{"epochs": 16, "learning_rate": 3e-4, **run}), 4 if rounded_epochs is None else rounded_epochs
         meta = train_vqa(data, clip, output, settings, rounded, films or (), photographs, name)
@@ -247,8 +247,8 @@ def questions(
     """Write the derived closed questions ("is there a fracture?") of a split, for `evaluate`."""
     need_extra()
     from pmclip_deploy.train.kinds import organs_from_questions
+    from pmclip_deploy.train.lite.validation import derived_as_questions
     from pmclip_deploy.train.questions import questions_for_training
-    from pmclip_deploy.train.vqa import derived_as_questions
 
     training, validation = questions_for_training([data])
     if split not in ("train", "val"):

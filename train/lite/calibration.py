@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from pmclip_deploy.evaluation.statistics import Bootstrap, calibration_error, coverage_curve
 from pmclip_deploy.train import kinds as K
-from pmclip_deploy.train.lite_vocabulary import Vocabulary
+from pmclip_deploy.train.lite.vocabulary import Vocabulary
 
 Array = NDArray[Any]
 
@@ -50,41 +50,83 @@ def calibrated(scored: Scored, vocabulary: Vocabulary, seed: int) -> tuple[list[
     images and measured on the other, both ways.
     """
     kind = scored.kind.argmax(1)
-    asked = np.array([not c.startswith("finding: ") for c in scored.category])
+    sample, everything = Bootstrap(scored.image, seed), np.ones(len(kind), bool)
+    limits, reasons = _fitted(scored, vocabulary, everything, kind), _reasons(scored, vocabulary, sample, everything)
     half = np.random.default_rng(seed).permutation(scored.image.max() + 1) % 2
-    side = half[scored.image]
-    sample = Bootstrap(scored.image, seed)
+    crossed = _crossfitted(scored, vocabulary, sample, kind, half[scored.image])
+    metrics = {"crossfit": _figures(scored, sample, crossed), "findings": _figures_of_findings(scored, vocabulary, sample, kind, crossed)}
+    _, top, _ = _applied(scored, vocabulary, limits, kind, reasons)
+    asked = _asked(scored)
+    curve = coverage_curve(top[asked], crossed.right[asked], crossed.offered[asked])
+    abstention = {
+        "kind_threshold": KIND_THRESHOLD,
+        "radiograph_threshold": RADIOGRAPH,
+        "curve": [[round(c, 4), round(a, 4)] for c, a in curve],
+    }
+    return _kinds(vocabulary, limits, reasons), abstention, {name: _rounded(figures) for name, figures in metrics.items()}
 
-    everything = np.ones(len(side), bool)
-    limits = _fitted(scored, vocabulary, everything, kind)
-    reasons = _reasons(scored, vocabulary, sample, everything)
+
+@dataclass(frozen=True)
+class Crossfitted:
+    """Each row by what was fitted on the half of the images that it is not of; each (N,)."""
+
+    right: Array  # bool
+    top: Array  # the confidence
+    answered: Array  # bool
+    offered: Array  # bool; whether its kind is answered at all
+
+
+def _asked(scored: Scored) -> Array:
+    """(N,) bool: the dataset's own questions."""
+    return np.array([not c.startswith("finding: ") for c in scored.category])
+
+
+def _crossfitted(scored: Scored, vocabulary: Vocabulary, sample: Bootstrap, kind: Array, side: Array) -> Crossfitted:
     right, top, answered, offered = (np.zeros(len(side), t) for t in (bool, float, bool, bool))
     for one in (0, 1):
         fitted, withheld = _fitted(scored, vocabulary, side != one, kind), _reasons(scored, vocabulary, sample, side != one)
         for out, values in zip((right, top, answered), _applied(scored, vocabulary, fitted, kind, withheld), strict=True):
             out[side == one] = values[side == one]
         offered[side == one] = ~np.isin(kind, list(withheld))[side == one]
+    return Crossfitted(right, top, answered, offered)
 
-    crossfit: dict[str, Any] = {
+
+def _figures(scored: Scored, sample: Bootstrap, crossed: Crossfitted) -> dict[str, Any]:
+    """Of the dataset's own questions."""
+    right, answered, asked = crossed.right, crossed.answered, _asked(scored)
+    counted = asked & crossed.offered
+    return {
         **sample.accuracy(right, asked),
         "by_category": {str(c): sample.accuracy(right, asked & (scored.category == c)) for c in np.unique(scored.category[asked])},
-        "ece": calibration_error(top[asked & offered], right[asked & offered]),
+        "ece": calibration_error(crossed.top[counted], right[counted]),
         "coverage": float(answered[asked].mean()),
         "coverage_ci95": sample.interval(answered & asked, asked),
         "selective_accuracy": float(right[asked & answered].mean()) if (asked & answered).any() else None,
         "selective_accuracy_ci95": sample.interval(right & asked & answered, asked & answered),
     }
-    findings: dict[str, Any] = {}
+
+
+def _figures_of_findings(
+    scored: Scored, vocabulary: Vocabulary, sample: Bootstrap, kind: Array, crossed: Crossfitted
+) -> dict[str, dict[str, Any] | None]:
+    """Of each finding's derived questions; None where too few are positive."""
+    findings: dict[str, dict[str, Any] | None] = {}
+    said_yes = crossed.right == (scored.truth == "yes")
     for name in (k for k in vocabulary.kinds if k.startswith("finding: ")):
-        own = answered & (scored.category == name) & (kind == vocabulary.kind_id[name])
-        said_yes = right == (scored.truth == "yes")
-        findings[name] = _auroc(scored, vocabulary, sample, vocabulary.kind_id[name], everything)
-        if findings[name]:
-            findings[name] |= {
+        own = crossed.answered & (scored.category == name) & (kind == vocabulary.kind_id[name])
+        measured = _auroc(scored, vocabulary, sample, vocabulary.kind_id[name], np.ones(len(kind), bool))
+        if measured:
+            measured |= {
                 "answered": int(own.sum()),
-                "right_of_yes": f"{(own & said_yes & right).sum()}/{(own & said_yes).sum()}",
-                "right_of_no": f"{(own & ~said_yes & right).sum()}/{(own & ~said_yes).sum()}",
+                "right_of_yes": f"{(own & said_yes & crossed.right).sum()}/{(own & said_yes).sum()}",
+                "right_of_no": f"{(own & ~said_yes & crossed.right).sum()}/{(own & ~said_yes).sum()}",
             }
+        findings[name] = measured
+    return findings
+
+
+def _kinds(vocabulary: Vocabulary, limits: Limits, reasons: dict[int, str]) -> list[dict[str, Any]]:
+    """Each kind of question with its answers and limits, or the reason why it is not answered."""
     kinds = []
     for i, name in enumerate(vocabulary.kinds):
         answers = [] if i in reasons else np.flatnonzero(vocabulary.allowed[i].numpy()).tolist()
@@ -95,14 +137,7 @@ def calibrated(scored: Scored, vocabulary: Vocabulary, seed: int) -> tuple[list[
             row["majority"] = vocabulary.column[name, vocabulary.majority[name]]
             row["note"] = EVEN_ODDS if name.startswith("finding: ") else None
         kinds.append(row)
-    _, fitted_top, _ = _applied(scored, vocabulary, limits, kind, reasons)
-    curve = coverage_curve(fitted_top[asked], right[asked], offered[asked])
-    abstention = {
-        "kind_threshold": KIND_THRESHOLD,
-        "radiograph_threshold": RADIOGRAPH,
-        "curve": [[round(c, 4), round(a, 4)] for c, a in curve],
-    }
-    return kinds, abstention, {"crossfit": _rounded(crossfit), "findings": _rounded(findings)}
+    return kinds
 
 
 def _reasons(scored: Scored, vocabulary: Vocabulary, sample: Bootstrap, use: Array) -> dict[int, str]:
