@@ -18,11 +18,11 @@ from pmclip_deploy.train.backbones import BACKBONES
 from pmclip_deploy.train.backbones.base import Backbone, Towers
 from pmclip_deploy.train.checkpoint import towers_from_checkpoint, under
 from pmclip_deploy.train.findings.net import FindingsNet
+from pmclip_deploy.train.heads.answering import head_from_tensors
 from pmclip_deploy.train.heads.lite import LiteHead
 from pmclip_deploy.train.heads.mevf import MEVF
 from pmclip_deploy.train.heads.qcr import QCR
 from pmclip_deploy.train.heads.vision import ImageFeatures
-from pmclip_deploy.train.vqa_heads import head_from_tensors
 
 Head = LiteHead | MEVF | QCR
 

@@ -157,17 +157,13 @@ def fit(
     every = [p for parameters, _ in groups for p in parameters]
     run = _Run(title, model, loss_of, every, settings.optimiser.longest, optimizer, schedule, made_with, history)
     console = Console(stderr=True, quiet=rank() > 0)
-    if settings.resume and not state.is_file():
-        console.print(f"{title}: no state in {state.parent}, starting at epoch 1", highlight=False, markup=False, soft_wrap=True)
-    elif settings.resume:
-        run.resume(state)
-
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}")
+    if settings.resume:
+        run.resume(state, console)
     with (
         _ending_in_one_line(title, state, history, console),
         _interrupts_between_steps() as stop_if_asked,
         _curves(state.parent / "tensorboard", run.epoch * steps) as draw,
-        Progress(*columns, console=console, disable=not console.is_terminal) as progress,
+        _progress(console) as progress,
     ):
         bar = progress.add_task(title, total=epochs * steps, completed=run.epoch * steps, note="")
         for epoch in range(run.epoch, epochs):
@@ -185,10 +181,15 @@ def fit(
             run.finish(row, state)
             figures = {k: v for k, v in row.items() if k not in ("epoch", "loss")}
             draw({f"validation/{k}": v for k, v in figures.items()}, (epoch + 1) * steps)
-            said = f"epoch {epoch + 1}/{epochs}, loss {total / steps:.4f}" + "".join(f", {k} {v}" for k, v in figures.items())
-            console.print(f"{title}: {said}, {run.seconds:.0f} s", highlight=False, soft_wrap=True)
+            said = "".join(f", {k} {v}" for k, v in (("loss", f"{total / steps:.4f}"), *figures.items()))
+            console.print(f"{title}: epoch {epoch + 1}/{epochs}{said}, {run.seconds:.0f} s", highlight=False, soft_wrap=True)
             stop_if_asked()
     return run.seconds
+
+
+def _progress(console: Console) -> Progress:
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}")
+    return Progress(*columns, console=console, disable=not console.is_terminal)
 
 
 @dataclass
@@ -207,8 +208,12 @@ class _Run:
     epoch: int = 0  # those that are done
     seconds: float = 0.0
 
-    def resume(self, state: Path) -> None:
-        """Raises BundleError."""
+    def resume(self, state: Path, console: Console) -> None:
+        """Goes on from ``state``, where it is there. Raises BundleError."""
+        if not state.is_file():
+            note = f"{self.title}: no state in {state.parent}, starting at epoch 1"
+            console.print(note, highlight=False, markup=False, soft_wrap=True)
+            return
         saved = read_state(state)
         if saved["made_with"] != self.made_with:
             raise BundleError(f"{state}: made with other settings; train again without --resume, or give the same options")

@@ -152,7 +152,7 @@ def _asked(path: Path | None, is_checkpoint: bool, rows: "Sequence[Row]", images
     if is_checkpoint and path is not None:
         if missing := [m for m in ("torch", "open_clip", "safetensors") if importlib.util.find_spec(m) is None]:
             raise UsageError(f"a checkpoint needs {', '.join(missing)}: pip install 'pmclip-deploy[train]'", "or give a bundle")
-        from pmclip_deploy.train.vqa_heads import asked_of_checkpoint
+        from pmclip_deploy.train.heads.answering import asked_of_checkpoint
 
         of_checkpoint: tuple[Asked, dict[str, Any]] = asked_of_checkpoint(path, rows, images, device)
         return of_checkpoint

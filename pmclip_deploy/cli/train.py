@@ -168,7 +168,8 @@ def vqa(
         settings, rounded = Settings(**{"epochs": 16, "learning_rate": 3e-4, **run}), 4 if rounded_epochs is None else rounded_epochs
         meta = train_vqa(data, clip, output, settings, rounded, films or (), photographs, name)
     else:
-        from pmclip_deploy.train.vqa_heads import Plan, settings_of_head, train_head
+        from pmclip_deploy.train.heads.plan import Plan, settings_of_head
+        from pmclip_deploy.train.heads.training import train_head
 
         of = of_heads.pop("features", "clip,ae" if autoencoder else "clip")
         wanted = () if of == "none" else tuple(feature.strip() for feature in of.split(","))

