@@ -130,15 +130,11 @@ def engine_from_onnx(
     parsed = _parse(trt, log, graph, heard, title)
     profiles = _profiles(parsed.builder, parsed.network, profile, text_lengths)
     config = _config(trt, parsed, targets, profiles, version_compatible, strip_weights)
-    if timing_cache is not None:
-        _use_timing_cache(config, timing_cache)
-    plan = _build(trt, parsed.builder, parsed.network, config, progress)
+    plan = _plan(trt, parsed, config, timing_cache, progress)
     if plan is None:
         why = _line(heard.errors[-1] if heard.errors else "it gives no reason")
         where = ", ".join(targets or ["this GPU"])
         raise BundleError(f"{_name(graph)}: {title} builds no engine for {where} ({why}); choose another precision or other GPUs")
-    if timing_cache is not None:
-        _keep_timing_cache(config, timing_cache)
     inspection = heard.inspection if of.built_ahead else [*heard.inspection, _inspected(trt, log, plan)]
     return BuiltEngine(
         plan=bytes(plan),
@@ -280,6 +276,16 @@ def _raised_at_the_end() -> Iterator[list[BaseException]]:
             signal.signal(signal.SIGINT, signal.default_int_handler)
     if kept:
         raise kept.pop(0)
+
+
+def _plan(trt: Any, parsed: _Parsed, config: Any, timing_cache: Path | None, progress: Step | None) -> Any:
+    """None where TensorRT builds none."""
+    if timing_cache is not None:
+        _use_timing_cache(config, timing_cache)
+    plan = _build(trt, parsed.builder, parsed.network, config, progress)
+    if plan is not None and timing_cache is not None:
+        _keep_timing_cache(config, timing_cache)
+    return plan
 
 
 def _build(trt: Any, builder: Any, network: Any, config: Any, progress: Step | None) -> Any:
