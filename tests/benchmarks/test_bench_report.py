@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pmclip_deploy.benchmarks import guard, harness, report, results
+from pmclip_deploy.benchmarks import guard, harness, report, report_rows, report_writing, results
 from pmclip_deploy.errors import InputError
 from pmclip_deploy.machine import stamp
 
@@ -35,7 +35,7 @@ def row(
 
 
 def tables(blocks: Any) -> list[list[list[str]]]:
-    return [[[c for c in r if isinstance(c, str)] for r in b.rows] for b in blocks if isinstance(b, report.Table)]
+    return [[[c for c in r if isinstance(c, str)] for r in b.rows] for b in blocks if isinstance(b, report_writing.Table)]
 
 
 def cells(rows: list[Row], section: str) -> list[list[str]]:
@@ -54,8 +54,8 @@ def test_no_rows_are_not_measured() -> None:
     assert len(verdicts) >= 13 and set(verdicts) == {"not measured"}
     assert [r[0] for r in tables(made["Machines"])[0]] == ["NVIDIA Jetson", "NVIDIA RTX workstation"]
     for section in (*report.MODELS, "Scenarios", "Stages", "Radiographs", "Runs"):
-        assert f"## {section}\n\nnot measured" in report.markdown(made)
-        assert f"<h2>{section}</h2><p>not measured</p>" in report.html(made)
+        assert f"## {section}\n\nnot measured" in report_writing.markdown(made)
+        assert f"<h2>{section}</h2><p>not measured</p>" in report_writing.html(made)
 
 
 def test_ratios_are_of_one_run_and_the_newest_counts() -> None:
@@ -68,7 +68,7 @@ def test_ratios_are_of_one_run_and_the_newest_counts() -> None:
     other = row(
         run="3", time="2026-01-03", environment={**MACHINE, "gpus": [{"name": "B"}]}, p50_ms=1.0
     )  # another machine replaces nothing
-    assert len(report.newest([*old, other])) == 3
+    assert len(report_rows.newest([*old, other])) == 3
 
 
 def test_kinds_of_run_do_not_replace_each_other() -> None:
@@ -82,8 +82,8 @@ def test_kinds_of_run_do_not_replace_each_other() -> None:
         row(run="5", time="5", command=PREPROCESSING, part="decode RLE, 2 x 2, synthetic"),
         row(run="6", time="6", command=PREPROCESSING, part="decode RLE, 2 x 2, real"),
     ]
-    assert [r["run"] for r in report.newest(rows)] == ["1", "2", "3", "5", "6"]
-    assert [report.program(r) for r in rows[1:4]] == ["bench", "compare", "preprocessing"]
+    assert [r["run"] for r in report_rows.newest(rows)] == ["1", "2", "3", "5", "6"]
+    assert [report_rows.program(r) for r in rows[1:4]] == ["bench", "compare", "preprocessing"]
 
 
 @settings(max_examples=20, deadline=None)
@@ -93,8 +93,8 @@ def test_the_same_rows_give_the_same_bytes(data: st.DataObject) -> None:
     groups = [[row("open_clip-eager", run=str(i), model=m, p50_ms=2.0), row(run=str(i), model=m, p50_ms=1.0)] for i, m in enumerate("abc")]
     shuffled = [r for group in data.draw(st.permutations([*groups, groups[0]])) for r in group]
     once = report.document([r for group in groups for r in group])
-    assert report.html(report.document(shuffled)) == report.html(once)
-    assert report.markdown(report.document(shuffled)) == report.markdown(once)
+    assert report_writing.html(report.document(shuffled)) == report_writing.html(once)
+    assert report_writing.markdown(report.document(shuffled)) == report_writing.markdown(once)
 
 
 def test_aims_by_hand() -> None:
@@ -173,7 +173,7 @@ def test_nothing_becomes_markup() -> None:
         for part, scenario in (("image", "single-stream"), ("infer", "cold"), ("infer", "memory"), (HOSTILE, "stage"), ("infer", "parity"))
     ]
     made = report.document(rows)
-    page, text = report.html(made), report.markdown(made)
+    page, text = report_writing.html(made), report_writing.markdown(made)
     tags = {element.tag for element in ElementTree.fromstring(page).iter()}
     assert not tags & {"script", "img", "a", "iframe"} and "default-src 'none'" in page
     page.encode(), text.encode()
@@ -229,9 +229,10 @@ def test_the_command(tmp_path: Path) -> None:
 def test_the_report_in_docs_is_what_its_rows_give() -> None:
     root = Path(__file__).parents[2]
     rows = results.read(root / report.ROWS)
-    assert {report.program(row) for row in rows} == {report.BENCH, report.COMPARE, report.PREPROCESSING, report.COLD}
-    assert {row["model"] for row in rows if report.program(row) == report.COMPARE} == set(report.MODELS)
-    assert (root / "docs" / "measured" / "report.md").read_text(encoding="utf-8") == report.markdown(report.document(rows))
+    programs = report_rows.BENCH, report_rows.COMPARE, report_rows.PREPROCESSING, report_rows.COLD
+    assert {report_rows.program(row) for row in rows} == {*programs}
+    assert {row["model"] for row in rows if report_rows.program(row) == report_rows.COMPARE} == set(report.MODELS)
+    assert (root / "docs" / "measured" / "report.md").read_text(encoding="utf-8") == report_writing.markdown(report.document(rows))
 
 
 # --- the guard ------------------------------------------------------------------------------------------------------------------

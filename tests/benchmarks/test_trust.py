@@ -11,7 +11,16 @@ import pytest
 from PIL import Image
 
 from pmclip_deploy.answer import Answer, Candidate, ImageInfo, ModelInfo
-from pmclip_deploy.benchmarks import results, trust, trust_pictures, trust_table
+from pmclip_deploy.benchmarks import (
+    results,
+    trust,
+    trust_answers,
+    trust_bench,
+    trust_pictures,
+    trust_robustness,
+    trust_sections,
+    trust_table,
+)
 from pmclip_deploy.decision.evidence import NO_RADIOGRAPH
 from pmclip_deploy.train import nonradiographs
 from tests.tiny.bundle import tiny_bundle
@@ -30,7 +39,7 @@ def answer(said: str | None, *candidates: tuple[str, float], reason: str | None 
 
 
 def test_share_counts_the_rows_that_are_taken() -> None:
-    over = trust.Over(["a", "a", "b", "c", "d", "e"], seed=0)
+    over = trust_bench.Over(["a", "a", "b", "c", "d", "e"], seed=0)
     figure = over.share([True, False, True, True, False, True], [True, True, True, True, True, False])
     assert (figure["of"], figure["n"], figure["value"]) == (3, 5, 0.6)
     low, high = figure["ci95"]
@@ -39,14 +48,14 @@ def test_share_counts_the_rows_that_are_taken() -> None:
 
 
 def test_where_all_agree_the_interval_counts_groups_not_rows() -> None:
-    each, together = trust.Over(list("abcdefghij"), 0), trust.Over(["a"] * 5 + ["b"] * 5, 0)
+    each, together = trust_bench.Over(list("abcdefghij"), 0), trust_bench.Over(["a"] * 5 + ["b"] * 5, 0)
     assert each.share([False] * 10)["ci95"] == pytest.approx([0, 0.27753], abs=1e-4)  # Wilson's of 0 of 10
     assert each.share([True] * 10)["ci95"] == pytest.approx([1 - 0.27753, 1], abs=1e-4)
     assert together.share([False] * 10)["ci95"] == pytest.approx([0, 0.65762], abs=1e-4)  # of 0 of 2
 
 
 def test_auroc_leaves_out_what_has_no_score() -> None:
-    over, nan = trust.Over(list("abcdef"), 0), float("nan")
+    over, nan = trust_bench.Over(list("abcdef"), 0), float("nan")
     figure = over.auroc([0.9, 0.4, 0.6, 0.1, nan, nan], [True, True, False, False, True, False])
     assert (figure["value"], figure["n"], figure["positives"]) == (0.75, 4, 2)
     assert over.auroc([nan] * 6, [True] * 6) == {"value": None, "n": 0, "positives": 0}
@@ -56,16 +65,16 @@ def test_auroc_leaves_out_what_has_no_score() -> None:
 def test_sensitivity_is_taken_where_nine_of_ten_negatives_are_below() -> None:
     truth = np.array([True] * 10 + [False] * 10)
     score = [9.5, 8.5, *range(8), *range(10)]  # of the negatives, nine of ten are 8 or less
-    found = trust.ranking(trust.Over([str(i) for i in range(20)], 0), score, truth, np.ones(20, bool))
+    found = trust_bench.ranking(trust_bench.Over([str(i) for i in range(20)], 0), score, truth, np.ones(20, bool))
     assert found["sensitivity at specificity 0.90"]["of"] == 1  # 9.5 alone is above 9, the negatives' 0.9 quantile, taken from above
 
 
 def test_a_baseline_learns_nothing_from_the_fold_that_it_scores() -> None:
     groups = [f"g{i}" for i in range(40)]
     truth = np.array([i % 2 == 0 for i in range(40)])
-    own = trust.out_of_fold(groups, truth, groups, seed=0)  # a key that no other fold has
+    own = trust_bench.out_of_fold(groups, truth, groups, seed=0)  # a key that no other fold has
     assert own == pytest.approx([0.5] * 40)
-    told = trust.out_of_fold(truth.tolist(), truth, groups, seed=0)
+    told = trust_bench.out_of_fold(truth.tolist(), truth, groups, seed=0)
     assert min(np.array(told)[truth]) > 0.9 and max(np.array(told)[~truth]) < 0.1
 
 
@@ -74,14 +83,15 @@ def test_a_baseline_learns_nothing_from_the_fold_that_it_scores() -> None:
 
 def test_reading_an_answer() -> None:
     yes = answer("Yes", ("yes", 0.7), ("no", 0.3))
-    assert (trust.word(yes), trust.best(yes), trust.probability(yes)) == ("yes", "yes", 0.7)
-    assert trust.yes_minus_no(yes) == pytest.approx(0.4)
-    assert trust.word(answer("yes - in validation on hand radiographs 61 of 78 were right")) == "yes"
+    assert (trust_answers.word(yes), trust_answers.best(yes), trust_answers.probability(yes)) == ("yes", "yes", 0.7)
+    assert trust_answers.yes_minus_no(yes) == pytest.approx(0.4)
+    assert trust_answers.word(answer("yes - in validation on hand radiographs 61 of 78 were right")) == "yes"
     none = answer(None, ("ct noncontrast", 0.2), reason=NO_RADIOGRAPH)
-    assert trust.word(none) is None and trust.best(none) == "ct noncontrast" and trust.turned_away(none)
-    assert np.isnan(trust.yes_minus_no(none)) and np.isnan(trust.probability(answer(None)))
-    assert not trust.turned_away(answer(None, reason="the confidence 0.55 is under the bundle's threshold 0.60"))
-    assert trust.tells(answer("ct", note="the header says MR; the picture looks like a plain film")) and not trust.tells(answer("ct"))
+    assert trust_answers.word(none) is None and trust_answers.best(none) == "ct noncontrast" and trust_answers.turned_away(none)
+    assert np.isnan(trust_answers.yes_minus_no(none)) and np.isnan(trust_answers.probability(answer(None)))
+    assert not trust_answers.turned_away(answer(None, reason="the confidence 0.55 is under the bundle's threshold 0.60"))
+    assert trust_answers.tells(answer("ct", note="the header says MR; the picture looks like a plain film"))
+    assert not trust_answers.tells(answer("ct"))
 
 
 @pytest.mark.parametrize(
@@ -101,7 +111,7 @@ def test_reading_an_answer() -> None:
     ],
 )
 def test_a_coarser_answer_is_right_where_the_truth_is_one_of_it(said: str, truth: str, right: bool) -> None:
-    assert trust.is_right(answer(said, ("mr - flair", 0.4)), truth) is right
+    assert trust_answers.is_right(answer(said, ("mr - flair", 0.4)), truth) is right
 
 
 @pytest.mark.parametrize(
@@ -117,12 +127,13 @@ def test_a_coarser_answer_is_right_where_the_truth_is_one_of_it(said: str, truth
 )
 def test_a_coarser_answer_contradicts_none_of_its_own(one: str, other: str | None, same: bool) -> None:
     pair = [answer(x, *([(x, 0.6)] if x and "," not in x else [("mr - flair", 0.4)])) for x in (one, other)]
-    assert trust.agree(*pair) is trust.agree(*reversed(pair)) is same
+    assert trust_answers.agree(*pair) is trust_answers.agree(*reversed(pair)) is same
 
 
 def test_what_is_not_answered_is_judged_by_its_likeliest_candidate() -> None:
-    assert trust.is_right(answer(None, ("ap", 0.4), ("pa", 0.3)), "ap") and not trust.is_right(answer(None, ("ap", 0.4)), "frontal")
-    assert not trust.is_right(answer(None), "ap")
+    assert trust_answers.is_right(answer(None, ("ap", 0.4), ("pa", 0.3)), "ap")
+    assert not trust_answers.is_right(answer(None, ("ap", 0.4)), "frontal")
+    assert not trust_answers.is_right(answer(None), "ap")
 
 
 @pytest.mark.parametrize(
@@ -139,7 +150,7 @@ def test_what_is_not_answered_is_judged_by_its_likeliest_candidate() -> None:
     ],
 )
 def test_an_answer_contradicts_the_header(modality: str | None, said: str | None, contradicts: bool) -> None:
-    assert trust.contradicts(modality, answer(said)) is contradicts
+    assert trust_answers.contradicts(modality, answer(said)) is contradicts
 
 
 # --- changes --------------------------------------------------------------------------------------------------------------------
@@ -147,7 +158,7 @@ def test_an_answer_contradicts_the_header(modality: str | None, said: str | None
 
 def test_changes_keep_what_is_seen() -> None:
     picture = Image.fromarray(np.random.default_rng(0).integers(1, 256, (40, 80), dtype=np.uint8))
-    made = {name: np.asarray(change(picture)) for name, change in trust.CHANGES.items()}
+    made = {name: np.asarray(change(picture)) for name, change in trust_robustness.CHANGES.items()}
     assert {name: x.shape for name, x in made.items()} == {
         "black border of 25%": (60, 120),
         "black border of 60%": (88, 176),
@@ -218,8 +229,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name, rows, level in (("fracatlas", bone, 200 if i % 2 else 30), ("kermany-cxr", chest, 60 + i)):
             picture(folder / name / "images" / f"{i}.jpg", level)
             labels = {
-                **dict.fromkeys(trust.REGIONS, 0),
-                trust.REGIONS[i // 2 % 2]: 1,
+                **dict.fromkeys(trust_sections.REGIONS, 0),
+                trust_sections.REGIONS[i // 2 % 2]: 1,
                 "fractured": i % 2,
                 "finding": ("normal", "pneumonia")[i % 2],
             }
@@ -387,6 +398,6 @@ def test_a_page_without_marks_is_left_alone(tmp_path: Path, capsys: pytest.Captu
 
 def test_the_ece_of_perfect_confidences_is_that_of_chance() -> None:
     rng = np.random.default_rng(0)
-    few, many = (trust._ece_by_chance(rng.uniform(0.5, 1, n), np.ones(n, bool), 0) for n in (40, 20_000))
+    few, many = (trust_sections._ece_by_chance(rng.uniform(0.5, 1, n), np.ones(n, bool), 0) for n in (40, 20_000))
     assert 0.08 < few["value"] < 0.16 and many["value"] < 0.01 and (few["n"], many["n"]) == (40, 20_000)
-    assert trust._ece_by_chance(np.array([0.5]), np.zeros(1, bool), 0) == {"value": None, "n": 0}
+    assert trust_sections._ece_by_chance(np.array([0.5]), np.zeros(1, bool), 0) == {"value": None, "n": 0}
