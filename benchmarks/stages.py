@@ -4,17 +4,13 @@ still says what it should. Each function yields rows of results.py, or (part, sc
 
 from __future__ import annotations
 
-import contextlib
-import re
-import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pmclip_deploy.benchmarks import harness
+from pmclip_deploy.benchmarks.energy import Rapl, Sampled
 from pmclip_deploy.benchmarks.harness import Measurement, Worker
 from pmclip_deploy.bundle.manifest import Manifest
 from pmclip_deploy.bundle.names import MANIFEST
@@ -276,70 +273,6 @@ def energy(part: str, count: int, work: Callable[[], Any]) -> Found:
     used = {name: joules / count for counter in running for name, joules in counter.joules(seconds).items()}
     why = None if used else "no counter can be read here: RAPL (/sys/class/powercap), nvidia-smi and tegrastats were looked for"
     return Found(part, "energy", {f"{name}_joules_per_query": joules for name, joules in used.items()}, count if used else 0, why)
-
-
-class Rapl(contextlib.AbstractContextManager["Rapl | None"]):
-    """Intel's and AMD's counters of each processor package, in the kernel's powercap folder."""
-
-    def __init__(self, folder: Path = Path("/sys/class/powercap")) -> None:
-        self._packages = sorted(folder.glob("intel-rapl:?"))
-        self._before: list[int] = []
-        self._after: list[int] = []
-
-    def __enter__(self) -> Rapl | None:
-        try:
-            self._before = self._read()
-        except (OSError, ValueError):  # only root may read it
-            return None
-        return self if self._before else None
-
-    def __exit__(self, *_: object) -> None:
-        if self._before:
-            self._after = self._read()
-
-    def joules(self, seconds: float) -> dict[str, float]:
-        limits = [int((package / "max_energy_range_uj").read_text()) for package in self._packages]
-        used = [(b - a) % (limit + 1) for a, b, limit in zip(self._before, self._after, limits, strict=True)]  # it begins again at 0
-        return {"cpu": sum(used) / 1e6}
-
-    def _read(self) -> list[int]:
-        return [int((package / "energy_uj").read_text()) for package in self._packages]
-
-
-@dataclass
-class Sampled(contextlib.AbstractContextManager["Sampled | None"]):
-    """A program that prints watts again and again: their mean, times the seconds."""
-
-    name: str
-    command: Sequence[str]
-    pattern: str  # of one sample
-    watts: float  # of 1 in it
-    _process: subprocess.Popen[str] | None = field(default=None, init=False)
-    _said: str = field(default="", init=False)
-
-    @classmethod
-    def nvidia_smi(cls) -> Sampled:
-        return cls("gpu", ("nvidia-smi", "--query-gpu=power.draw", "--format=csv,noheader,nounits", "-lms", "100"), r"^([\d.]+)$", 1.0)
-
-    @classmethod
-    def tegrastats(cls) -> Sampled:
-        return cls("board", ("tegrastats", "--interval", "100"), r"(?:VDD_IN|POM_5V_IN) (\d+)", 1e-3)
-
-    def __enter__(self) -> Sampled | None:
-        program = shutil.which(self.command[0])
-        if program is None:
-            return None
-        self._process = subprocess.Popen([program, *self.command[1:]], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._process:
-            self._process.terminate()
-            self._said = self._process.communicate()[0]
-
-    def joules(self, seconds: float) -> dict[str, float]:
-        samples = [float(x) * self.watts for x in re.findall(self.pattern, self._said, re.MULTILINE)]
-        return {self.name: statistics.fmean(samples) * seconds} if samples else {}
 
 
 def picture_file(name: str) -> Path:

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pmclip_deploy import machine
-from pmclip_deploy.benchmarks import harness, reference, results, stages
+from pmclip_deploy.benchmarks import energy, harness, reference, results, stages
 from pmclip_deploy.benchmarks.harness import Worker, least_queries, overs_allowed, percentile_bound
 from pmclip_deploy.errors import InputError, ParityError, UsageError
 from pmclip_deploy.opening import load
@@ -262,20 +262,20 @@ def test_rapl_counts_packages_and_begins_again_at_its_end(tmp_path: Path) -> Non
         package.mkdir()
         (package / "max_energy_range_uj").write_text(str(limit))
         (package / "energy_uj").write_text(str(before))
-    counter = stages.Rapl(tmp_path)
+    counter = energy.Rapl(tmp_path)
     with counter as running:
         assert running is counter
         (tmp_path / "intel-rapl:0" / "energy_uj").write_text("7000000\n")
         (tmp_path / "intel-rapl:1" / "energy_uj").write_text("1000000\n")  # 10 J is 0 again
     assert counter.joules(1.0) == {"cpu": pytest.approx(2.0 + 2.0)}
-    with stages.Rapl(tmp_path / "nowhere") as absent:
+    with energy.Rapl(tmp_path / "nowhere") as absent:
         assert absent is None
 
 
 @pytest.mark.parametrize(("made", "lines", "joules"), [
-    (stages.Sampled.nvidia_smi, "70.00\n[N/A]\n90.00\n", {"gpu": 160.0}),
-    (stages.Sampled.tegrastats, "RAM 1/2MB VDD_IN 4000mW/4000mW VDD_CPU 900mW\nRAM 1/2MB VDD_IN 6000mW/5000mW\n", {"board": 10.0}),
-    (stages.Sampled.tegrastats, "nothing\n", {}),
+    (energy.Sampled.nvidia_smi, "70.00\n[N/A]\n90.00\n", {"gpu": 160.0}),
+    (energy.Sampled.tegrastats, "RAM 1/2MB VDD_IN 4000mW/4000mW VDD_CPU 900mW\nRAM 1/2MB VDD_IN 6000mW/5000mW\n", {"board": 10.0}),
+    (energy.Sampled.tegrastats, "nothing\n", {}),
 ])  # fmt: skip
 def test_watts_over_time(made: Any, lines: str, joules: dict[str, float]) -> None:
     counter = made()
