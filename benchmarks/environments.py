@@ -56,7 +56,7 @@ def python_of(folder: Path, name: str) -> Path:
         raise DeviceError(f"environment {name} could not be built: {failed.read_text(encoding='utf-8').strip()}")
     if not python.is_file() or not ((folder / name).is_symlink() or (folder / name / INSTALLED).is_file()):
         command = f"python -m pmclip_deploy.benchmarks.environments --folder {folder} --only {name}"
-        raise DeviceError(f"{folder / name}: no environment; build it with `{command}`")
+        raise DeviceError(f"{folder / name}: no environment", f"build it with `{command}`")
     return python
 
 
@@ -85,9 +85,9 @@ def link(folder: Path, name: str, existing: Path) -> None:
     """Raises UsageError where there is no such environment, or another one has the place."""
     target = folder / name
     if not _python(existing).is_file():
-        raise UsageError(f"{existing}: no virtual environment; give the folder that has bin/python in it")
+        raise UsageError(f"{existing}: no virtual environment", "give the folder that has bin/python in it")
     if target.exists() and not target.is_symlink():
-        raise UsageError(f"{target}: is there already; remove it, or leave out --use {name}=...")
+        raise UsageError(f"{target}: is there already", f"remove it, or leave out --use {name}=...")
     target.unlink(missing_ok=True)
     target.symlink_to(existing.resolve(), target_is_directory=True)
 
@@ -122,7 +122,7 @@ def main() -> None:
         for given in options.use:
             name, _, existing = given.partition("=")
             if name not in ENVIRONMENTS:
-                raise UsageError(f"--use {given}: no environment of that name; there are {', '.join(ENVIRONMENTS)}")
+                raise UsageError(f"--use {given}: no environment of that name", f"there are {', '.join(ENVIRONMENTS)}")
             link(options.folder, name, Path(existing))
     except UsageError as error:
         parser.exit(error.exit_code, f"error: {error}\n")

@@ -331,7 +331,7 @@ def _store(path: Path, content: str) -> None:
     try:
         path.write_text(content, encoding="utf-8", newline="\n")
     except OSError as error:
-        raise UsageError(f"{path}: cannot be written ({error.strerror}); give a file in a folder that exists") from None
+        raise UsageError(f"{path}: cannot be written ({error.strerror})", "give a file in a folder that exists") from None
 
 
 if __name__ == "__main__":

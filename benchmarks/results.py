@@ -78,7 +78,7 @@ def read(path: Path) -> list[Row]:
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({type(error).__name__}); give a file that `bench --output` wrote") from None
+        raise InputError(f"{path}: cannot be read ({type(error).__name__})", "give a file that `bench --output` wrote") from None
     return [_row(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
 
 
@@ -88,5 +88,5 @@ def _row(line: str, where: str) -> Row:
     except ValueError:
         row = None
     if not isinstance(row, dict) or row.get("schema") != BENCH_SCHEMA or not all(isinstance(row.get(key), of) for key, of in KEYS.items()):
-        raise InputError(f"{where}: no row of {BENCH_SCHEMA}; give a file that `bench --output` wrote")
+        raise InputError(f"{where}: no row of {BENCH_SCHEMA}", "give a file that `bench --output` wrote")
     return row

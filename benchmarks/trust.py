@@ -76,7 +76,7 @@ def groups_from_file(path: Path) -> Groups:
     try:
         lines = [line.split(None, 1) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f'{path}: cannot be read ({type(error).__name__}); give a text file of lines "SET GROUP"') from None
+        raise InputError(f"{path}: cannot be read ({type(error).__name__})", 'give a text file of lines "SET GROUP"') from None
     if wrong := [line for line in lines if len(line) != 2 or line[0] not in SETS]:
         raise InputError(f'{path}: "{" ".join(wrong[0])[:60]}" is no line "SET GROUP" with a set among {", ".join(SETS)}')
     return {(name, group.strip()) for name, group in lines}

@@ -64,12 +64,12 @@ def render(rows: Iterable[Row], page: Path | None) -> None:
     try:
         text = page.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{page}: cannot be read ({type(error).__name__}); give a Markdown file with the line {START}") from None
+        raise InputError(f"{page}: cannot be read ({type(error).__name__})", f"give a Markdown file with the line {START}") from None
     mark, made = (GLANCE_START, at_a_glance) if GLANCE_START in text else (START, markdown)
     before, start, rest = text.partition(mark)
     _, end, after = rest.partition(END)
     if not (start and end):
-        raise UsageError(f"{page}: the lines {START} and {END} are not there; write them where the tables belong")
+        raise UsageError(f"{page}: the lines {START} and {END} are not there", "write them where the tables belong")
     page.write_text(f"{before}{mark}\n\n{made(rows)}\n{END}{after}", encoding="utf-8")
 
 

@@ -169,7 +169,7 @@ def _inputs(backbone: Backbone, folder: Path, calibration: Path) -> None:
     root = calibration.parent / "images" if calibration.suffix == ".jsonl" else calibration
     found = [root / name for name in named if (root / name).is_file()] or sorted(calibration.glob("*.png"))
     if not found:
-        raise InputError(f"{calibration}: has none of the pictures that INT8 was calibrated on; give the same folder, or none")
+        raise InputError(f"{calibration}: has none of the pictures that INT8 was calibrated on", "give the same folder, or none")
     save("calibration-", [picture_from_path(path).pixels for path in found], QUESTIONS)
 
     tests = Path(pydicom.__file__).parent / "data" / "test_files"

@@ -134,7 +134,7 @@ def engine_from_onnx(
     if plan is None:
         why = _line(heard.errors[-1] if heard.errors else "it gives no reason")
         where = ", ".join(targets or ["this GPU"])
-        raise BundleError(f"{_name(graph)}: {title} builds no engine for {where} ({why}); choose another precision or other GPUs")
+        raise BundleError(f"{_name(graph)}: {title} builds no engine for {where} ({why})", "choose another precision or other GPUs")
     inspection = heard.inspection if of.built_ahead else [*heard.inspection, _inspected(trt, log, plan)]
     return BuiltEngine(
         plan=bytes(plan),
@@ -168,11 +168,11 @@ def _types(text: str) -> tuple[str, ...]:
 def _check_options(backend: str, profile: Range, lengths: Range, timing_cache: bool, version_compatible: bool, strip_weights: bool) -> None:
     known = engine_backends()
     if backend not in known:
-        raise UsageError(f"unknown backend {backend[:60]!r}; choose one of {', '.join(known)}")
+        raise UsageError(f"unknown backend {backend[:60]!r}", f"choose one of {', '.join(known)}")
     if known[backend].built_ahead and (timing_cache or version_compatible or strip_weights):
-        raise UsageError("timing caches, version-compatible plans and plans without weights are for the target tensorrt; leave them out")
+        raise UsageError("timing caches, version-compatible plans and plans without weights are for the target tensorrt", "leave them out")
     if version_compatible and strip_weights:
-        raise UsageError("a version-compatible plan keeps its weights; choose one of the two")
+        raise UsageError("a version-compatible plan keeps its weights", "choose one of the two")
     for name, given in (("batches", profile), ("text lengths", lengths)):
         if len(given) != 3 or sorted(given) != list(given) or given[0] < 1:
             raise UsageError(f"{name} {given}: give the least, the usual and the largest, in that order, from 1 on")
@@ -183,11 +183,11 @@ def _targets(trt: Any, backend: EngineBackend, wanted: Sequence[str]) -> Mapping
     if not backend.built_ahead:
         own = backend.machine().compute_capability
         if set(wanted) - {own}:
-            raise UsageError(f"{backend.title} builds for the GPU that is here, {own}; leave out {', '.join(wanted)}")
+            raise UsageError(f"{backend.title} builds for the GPU that is here, {own}", f"leave out {', '.join(wanted)}")
         return {}
     known = {f"{name[2:-1]}.{name[-1]}": member for name, member in trt.ComputeCapability.__members__.items() if name.startswith("SM")}
     if unknown := [capability for capability in wanted if capability not in known]:
-        raise UsageError(f"{backend.title} {trt.__version__} knows no GPU {unknown[0][:20]!r}; choose among {', '.join(known)}")
+        raise UsageError(f"{backend.title} {trt.__version__} knows no GPU {unknown[0][:20]!r}", f"choose among {', '.join(known)}")
     return {capability: member for capability, member in known.items() if capability in (wanted or RTX_CAPABILITIES)}
 
 
@@ -196,16 +196,16 @@ def _checked(graph: bytes | Path) -> str:
     try:
         model = onnx.load_model_from_string(graph) if isinstance(graph, bytes) else onnx.load_model(graph, load_external_data=False)
     except (DecodeError, OSError) as error:
-        raise BundleError(f"{_name(graph)}: no ONNX graph that can be read ({_line(error)}); export it again") from None
+        raise BundleError(f"{_name(graph)}: no ONNX graph that can be read ({_line(error)})", "export it again") from None
     outside = [ExternalDataInfo(weight) for weight in model.graph.initializer if uses_external_data(weight)]
     if isinstance(graph, bytes):
         if outside:
-            raise UsageError("the weights of this graph lie beside it; give its path")
+            raise UsageError("the weights of this graph lie beside it", "give its path")
         return onnx_sha256({"graph": hashlib.sha256(graph).hexdigest()}, "graph")
     for info in outside:
         file = graph.parent / info.location
         if not file.is_file() or file.stat().st_size < (info.offset or 0) + (info.length or 0):
-            raise BundleError(f"{file}: the weights of {graph.name} are missing or cut short; export it again")
+            raise BundleError(f"{file}: the weights of {graph.name} are missing or cut short", "export it again")
     files = [file for file in (graph, graph.with_name(f"{graph.name}.data")) if file.is_file()]
     return onnx_sha256({file.name: sha256_of_file(file) for file in files}, graph.name)
 
@@ -221,7 +221,7 @@ def _parse(trt: Any, log: Any, graph: bytes | Path, heard: _Heard, title: str) -
         error = parser.get_error(0)
         node = f"{error.node_name()} [{error.node_operator()}]" if error.node_operator() else heard.nodes[-1].removeprefix("Parsing node: ")
         why = _line(error.desc())
-        raise BundleError(f"{_name(graph)}: {title} cannot take its node {node} ({why}); choose another precision, or --target cpu")
+        raise BundleError(f"{_name(graph)}: {title} cannot take its node {node} ({why})", "choose another precision, or --target cpu")
     return _Parsed(builder, network, parser)
 
 
@@ -319,7 +319,7 @@ def _use_timing_cache(config: Any, file: Path) -> None:
     try:
         kept = file.read_bytes() if file.exists() else b""
     except OSError as error:
-        raise UsageError(f"{file}: the timing cache cannot be read ({error.strerror}); name another file") from None
+        raise UsageError(f"{file}: the timing cache cannot be read ({error.strerror})", "name another file") from None
     if not config.set_timing_cache(config.create_timing_cache(kept), False):  # of another GPU or version
         config.set_timing_cache(config.create_timing_cache(b""), False)
 

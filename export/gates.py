@@ -16,7 +16,7 @@ def gate(precision: str, parity: Mapping[str, Any], gates: Mapping[str, Mapping[
     """Raises ParityError that names every figure out of its bounds."""
     if found := [text for part in misses(precision, parity, gates).values() for text in part]:
         raise ParityError(
-            f"{precision} misses parity with fp32 PyTorch: {'; '.join(found)}; use a higher precision or other calibration images"
+            f"{precision} misses parity with fp32 PyTorch: {'; '.join(found)}", "use a higher precision or other calibration images"
         )
 
 

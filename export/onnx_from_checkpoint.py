@@ -48,14 +48,14 @@ def modules_from_checkpoint(folder: Path) -> Modules:
         if of_head:
             head = head_from_tensors(of_head, meta) if "head" in meta else LiteHead.from_tensors(of_head)
     except MISFITS as error:
-        raise BundleError(f"{weights}: no head that fits ({_last_line(error)}); train it with `pmclip-deploy train vqa`") from None
+        raise BundleError(f"{weights}: no head that fits ({_last_line(error)})", "train it with `pmclip-deploy train vqa`") from None
     try:
         if of_findings or "findings" in meta:
             findings = FindingsNet.from_tensors(of_findings)
             if (size := meta["findings"]["preprocess"]["size"]) % SIDE:
                 raise ValueError(f"pictures of {size} pixels; their side is a multiple of {SIDE}")
     except MISFITS as error:
-        raise BundleError(f"{weights}: no findings that fit ({_last_line(error)}); make the checkpoint again") from None
+        raise BundleError(f"{weights}: no findings that fit ({_last_line(error)})", "make the checkpoint again") from None
     return Modules(folder, meta, BACKBONES[meta["backbone"]], clip, head, findings)
 
 

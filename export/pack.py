@@ -111,7 +111,7 @@ def name_of_checkpoint(checkpoint: Path) -> str:
 def _reference(modules: Modules, options: ExportOptions, data: Path | None, images: Path | None, progress: Progress) -> Reference:
     rows = rows_from_jsonl(data, images) if data and images else None
     if options.calibration_findings and modules.findings is None:
-        raise UsageError(f"{modules.folder} has no findings to calibrate; leave out --calibration-findings")
+        raise UsageError(f"{modules.folder} has no findings to calibrate", "leave out --calibration-findings")
     looked_at = images_of(options.calibration_findings)[1] if options.calibration_findings else ()
     return Reference(modules, rows, images, progress=progress, looked_at=looked_at)
 

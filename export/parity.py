@@ -45,7 +45,7 @@ def parity_of(
     """
     theirs, ours = bundle.manifest, reference.predictor.manifest
     if (theirs.backbone, theirs.head, theirs.answers, theirs.findings) != (ours.backbone, ours.head, ours.answers, ours.findings):
-        raise BundleError(f"bundle {theirs.name} is not of checkpoint {reference.modules.folder}; pass the one it was made from")
+        raise BundleError(f"bundle {theirs.name} is not of checkpoint {reference.modules.folder}", "pass the one it was made from")
     pictures = reference.pictures or sample_pictures()
     try:
         measured = {**tensor_parity(reference.predictor, bundle, pictures, reference.progress), "answers": answers}

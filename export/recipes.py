@@ -158,7 +158,7 @@ class Work:
         looks = FINDINGS in self.graphs
         for part, option in ((ANSWERS, "--calibration-images"), (FINDINGS, "--calibration-findings"))[: 1 + looks]:
             if known[part] is None and not self._calibrated_on(part):
-                raise UsageError(f"{modules.folder} has no {CALIBRATION} for these weights; pass {option} FOLDER with training images")
+                raise UsageError(f"{modules.folder} has no {CALIBRATION} for these weights", f"pass {option} FOLDER with training images")
         weights = weights_sha256(modules)
         made = self._table(ANSWERS, known[ANSWERS], weights[0])
         return replace(made, findings=self._table(FINDINGS, known[FINDINGS], weights[1])) if looks else made

@@ -27,7 +27,7 @@ def tables_of(modules: Modules) -> tuple[Calibration | None, Calibration | None]
     try:
         table = Calibration.from_json(_read(path))
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise BundleError(f"{path}: not a calibration; make it anew with --calibration-images FOLDER") from None
+        raise BundleError(f"{path}: not a calibration", "make it anew with --calibration-images FOLDER") from None
     answers, findings = weights_sha256(modules)
     return (
         replace(table, findings=None) if table.checkpoint == answers else None,
@@ -85,7 +85,7 @@ def _read(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError):
-        raise BundleError(f"{path}: not readable JSON; remove it, and pass --calibration-images FOLDER and --data FILE again") from None
+        raise BundleError(f"{path}: not readable JSON", "remove it, and pass --calibration-images FOLDER and --data FILE again") from None
     return content if isinstance(content, dict) else {}
 
 

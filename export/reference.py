@@ -153,7 +153,7 @@ def manifest_from_modules(modules: Modules) -> Manifest:
         return _with_lite(manifest, meta, head) if isinstance(head, LiteHead) else _with_words(manifest, meta, head)
     except (KeyError, TypeError, ValueError) as error:
         said = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
-        raise BundleError(f"{modules.folder / 'checkpoint.json'}: {said}; train the head with `pmclip-deploy train vqa`") from None
+        raise BundleError(f"{modules.folder / 'checkpoint.json'}: {said}", "train the head with `pmclip-deploy train vqa`") from None
 
 
 def _with_lite(manifest: Manifest, meta: Mapping[str, Any], head: LiteHead) -> Manifest:

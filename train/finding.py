@@ -119,7 +119,7 @@ def measured_from_samples(predictor: Predictor, name: str, samples: Samples) -> 
         strata.append(stratum_of(*key, children, logit[rows], positive, yes, auroc["auroc"], auroc["ci95"] or (0.0, 1.0)))
     if not strata:
         counted = ", ".join(f"{label_of(key)}: {yes} with it and {no} without" for key, (yes, no) in small.items())
-        raise InputError(f"no kind of picture has {LEAST} with the finding and {LEAST} without, in groups of their own; {counted}")
+        raise InputError(f"no kind of picture has {LEAST} with the finding and {LEAST} without, in groups of their own", f"{counted}")
     return Measured(
         name=name,
         samples=samples,
@@ -233,7 +233,8 @@ def _folds(samples: Samples) -> Array:
     if len(set(fold.tolist())) < FOLDS or not all(both_beside_each_fold(samples.positive[rows], fold[rows]) for rows in others):
         raise InputError(
             f"the pictures are of too few patients: {holding[0]} groups have the finding and {holding[1]} have pictures without it, and "
-            f"{FOLDS} or more of each are needed; where groups are not right, give a table path,label,group"
+            f"{FOLDS} or more of each are needed",
+            "where groups are not right, give a table path,label,group",
         )
     return fold
 
@@ -242,16 +243,16 @@ def _name_of_bundle(output: Path, called: str | None) -> str:
     named = name_of_output(output, called)
     refuse_foreign_folder(output)
     if output.resolve() == DEFAULT_BUNDLE.resolve() or named == DEFAULT_BUNDLE.parent.name:
-        raise UsageError(f"a bundle of your own is not called {DEFAULT_BUNDLE.parent.name}; give another --output, or --name")
+        raise UsageError(f"a bundle of your own is not called {DEFAULT_BUNDLE.parent.name}", "give another --output, or --name")
     return named
 
 
 def _refuse_known(manifest: Manifest, finding: str, replace_it: bool) -> None:
     taught = any(probe.finding.name == finding for probe in manifest.probes)
     if taught and not replace_it:
-        raise UsageError(f"bundle {manifest.name} was taught {finding} before; --replace puts the new one in its place")
+        raise UsageError(f"bundle {manifest.name} was taught {finding} before", "--replace puts the new one in its place")
     if not taught and any(known.name == finding for known in findings_of(manifest)):
-        raise UsageError(f"bundle {manifest.name} looks for {finding} already; give yours a name that says what is new about it")
+        raise UsageError(f"bundle {manifest.name} looks for {finding} already", "give yours a name that says what is new about it")
 
 
 def _written(predictor: Predictor, measured: Measured, asked: tuple[str, ...], output: Path, named: str) -> Manifest:

@@ -88,7 +88,7 @@ def labelled_from_path(images: Path) -> list[Labelled]:
     for positive, what in ((True, "with the finding"), (False, "without it")):
         count = sum(row.positive is positive for row in rows)
         if count < LEAST:
-            raise InputError(f"{images}: {count} pictures {what}; {LEAST} of each are needed, so {LEAST - count} are missing")
+            raise InputError(f"{images}: {count} pictures {what}", f"{LEAST} of each are needed, so {LEAST - count} are missing")
     return rows
 
 
@@ -100,8 +100,8 @@ def samples_from_rows(predictor: Predictor, rows: Sequence[Labelled], defaults: 
         raise InputError(f"{broken[0]} ({len(broken)} of {len(rows)} files cannot be read, more than {BROKEN_SHARE:.0%})")
     if not read:
         raise InputError(
-            f"none of {len(rows)} files can be used: {_said(left)}; where files do not say modality and body region, --modality and "
-            "--region do"
+            f"none of {len(rows)} files can be used: {_said(left)}",
+            "where files do not say modality and body region, --modality and --region do",
         )
     pairs = pairs_alike(np.stack([one.signature for one in read]))
     keys = [one.key for one in read]
@@ -130,11 +130,11 @@ def _from_folder(folder: Path) -> list[Labelled]:
     try:
         classes = sorted(entry for entry in folder.iterdir() if entry.is_dir())
     except OSError as error:
-        raise InputError(f"{folder}: a folder that cannot be listed ({error.strerror}); check its permissions") from None
+        raise InputError(f"{folder}: a folder that cannot be listed ({error.strerror})", "check its permissions") from None
     unknown = [entry.name for entry in classes if entry.name.lower() not in LABELS]
     if unknown or not classes:
         has = f"has the sub-folder {unknown[0][:60]!r}" if unknown else "has no sub-folders"
-        raise InputError(f"{folder}: {has}; it needs one for each class, such as positive and negative, or give a table path,label,group")
+        raise InputError(f"{folder}: {has}", "it needs one for each class, such as positive and negative, or give a table path,label,group")
     rows = []
     for entry in classes:
         files, unlisted = files_below(entry)
@@ -156,17 +156,17 @@ def _from_table(path: Path) -> list[Labelled]:
                 raise InputError(f"{path}: its first line does not name the columns path and label (and, if there are any, group)")
             return [_labelled(path, table.line_num, {key: row.get(name) for key, name in names.items()}) for row in table]
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); give a folder, or a table path,label,group") from None
+        raise InputError(f"{path}: cannot be read ({error.strerror})", "give a folder, or a table path,label,group") from None
     except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: not a table in CSV and UTF-8 ({type(error).__name__}); save it as that") from None
+        raise InputError(f"{path}: not a table in CSV and UTF-8 ({type(error).__name__})", "save it as that") from None
 
 
 def _labelled(path: Path, line: int, row: dict[str, str | None]) -> Labelled:
     image, label, group = ((row.get(key) or "").strip() for key in ("path", "label", "group"))
     if not image or "\0" in image:
-        raise InputError(f"{path}, line {line}: names no file; fill in the column path")
+        raise InputError(f"{path}, line {line}: names no file", "fill in the column path")
     if label.lower() not in LABELS:
-        raise InputError(f"{path}, line {line}: its label is none of {', '.join(LABELS)}; mend it or leave the line out")
+        raise InputError(f"{path}, line {line}: its label is none of {', '.join(LABELS)}", "mend it or leave the line out")
     return Labelled(path.parent / image, LABELS[label.lower()], group or None)
 
 

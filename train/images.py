@@ -94,9 +94,7 @@ class Pairs(Dataset[tuple[Tensor, Tensor]]):
         """The batches of ``order``: (pixels (B, 3, S, S) f32, tokens (B, T) i64). ``workers`` processes read ahead. Raises InputError."""
         keys = [[(epoch, i) for i in indices] for indices in order]
         ahead, begin = (1, _begin_worker) if workers else (None, None)
-        loader = DataLoader(
-            self, batch_sampler=keys, num_workers=workers, pin_memory=pinned, prefetch_factor=ahead, worker_init_fn=begin
-        )
+        loader = DataLoader(self, batch_sampler=keys, num_workers=workers, pin_memory=pinned, prefetch_factor=ahead, worker_init_fn=begin)
         try:
             yield from loader
         except PmclipError as error:  # from a worker it comes with the text of its traceback
@@ -183,7 +181,7 @@ def readable(paths: Iterable[Path], share: float) -> set[Path]:
         said = f"{count} of {len(every)} images cannot be read"
         first = _trouble(every[int(broken.argmax())])
         if count > share * len(every):
-            raise InputError(f"{first} ({said}, more than {share:.0%}; get them again; for captions --skip-share allows more)")
+            raise InputError(f"{first} ({said}, more than {share:.0%}", "get them again; for captions --skip-share allows more)")
         if rank == 0:
             console.print(f"{said} and are left out; the first: {first}", highlight=False, markup=False, soft_wrap=True)
     return {path for path, bad in zip(every, broken.tolist(), strict=True) if not bad}

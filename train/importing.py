@@ -49,12 +49,12 @@ def import_weights(source: Path, output: Path, backbone: str | None = None, name
     """
     wanted = backbone_named(backbone) if backbone else None
     if wanted and not wanted.importable:
-        raise UsageError(f"backbone {wanted.name} has no published weights to import; choose one of {_names()}")
+        raise UsageError(f"backbone {wanted.name} has no published weights to import", f"choose one of {_names()}")
     name = name_of_output(output, name)
     try:
         _refuse_foreign_folder(output)
     except OSError as error:
-        raise BundleError(f"{output}: cannot be written ({error.strerror}); choose another folder") from error
+        raise BundleError(f"{output}: cannot be written ({error.strerror})", "choose another folder") from error
     try:
         weights = weights_from_file(source)
     except PmclipError:
@@ -90,7 +90,7 @@ def weights_from_file(source: Path) -> Weights:
     if source.is_dir():
         source, config = _file_of_folder(source)
     if not source.is_file():
-        raise BundleError(f"{source}: not found; pass the weights' file, or a Hugging Face folder with config.json")
+        raise BundleError(f"{source}: not found", "pass the weights' file, or a Hugging Face folder with config.json")
     with source.open("rb") as file:
         head = file.read(9)
     if head.startswith(b"PK\x03\x04"):
@@ -107,7 +107,7 @@ def weights_from_file(source: Path) -> Weights:
         data = data["state_dict"]
     tensors = {k: v for k, v in data.items() if isinstance(k, str) and isinstance(v, Tensor)} if isinstance(data, Mapping) else {}
     if not tensors:
-        raise BundleError(f"{source}: holds no named tensors; pass a state dict, a training checkpoint or a safetensors file")
+        raise BundleError(f"{source}: holds no named tensors", "pass a state dict, a training checkpoint or a safetensors file")
     if all(k.startswith("module.") for k in tensors):  # of torch's DataParallel, as open_clip saves it
         kind, tensors = "open_clip state dict", {k.removeprefix("module."): v for k, v in tensors.items()}
     for family in {type(b): b for b in _importable()}.values():
@@ -119,11 +119,11 @@ def weights_from_file(source: Path) -> Weights:
 def _file_of_folder(folder: Path) -> tuple[Path, Config]:
     """(the weights in a Hugging Face folder, its config.json), once that is one backbone's at least."""
     if (folder / "checkpoint.json").is_file():
-        raise BundleError(f"{folder}: is a checkpoint already; use it as it is")
+        raise BundleError(f"{folder}: is a checkpoint already", "use it as it is")
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise BundleError(f"{folder}: has no config.json, so it is no Hugging Face folder; pass the weights' file") from None
+        raise BundleError(f"{folder}: has no config.json, so it is no Hugging Face folder", "pass the weights' file") from None
     config = config if isinstance(config, dict) else {}
     misfits = [b.misfit(config) for b in _importable()]
     if all(misfits):
@@ -131,7 +131,7 @@ def _file_of_folder(folder: Path) -> tuple[Path, Config]:
     for name in HUGGING_FACE_FILES:
         if (folder / name).is_file():
             return folder / name, config
-    raise BundleError(f"{folder}: has none of {', '.join(HUGGING_FACE_FILES)}; pass the weights' file")
+    raise BundleError(f"{folder}: has none of {', '.join(HUGGING_FACE_FILES)}", "pass the weights' file")
 
 
 def _check_archive(path: Path) -> bool:
@@ -140,9 +140,9 @@ def _check_archive(path: Path) -> bool:
         names = {info.filename.partition("/")[2] for info in archive.infolist()}
         size = sum(info.file_size for info in archive.infolist() if not info.filename.partition("/")[2].startswith("code/"))
     if "data.pkl" not in names:
-        raise BundleError(f"{path}: a zip file, but not one that torch wrote; unpack it and pass the weights' file")
+        raise BundleError(f"{path}: a zip file, but not one that torch wrote", "unpack it and pass the weights' file")
     if size > path.stat().st_size:
-        raise BundleError(f"{path}: its data is compressed, which torch never does; save it again with torch.save")
+        raise BundleError(f"{path}: its data is compressed, which torch never does", "save it again with torch.save")
     return "constants.pkl" in names
 
 
@@ -243,10 +243,12 @@ def fitted(weights: Weights, wanted: Backbone | None) -> tuple[Backbone, Tensors
     spec = wanted or nearest
     if likeness[nearest.name] < 0.1:
         raise BundleError(
-            f"{weights.file}: its {len(found)} tensors are no CLIP weights (first {_first(sorted(found))}); there are {_names()}"
+            f"{weights.file}: its {len(found)} tensors are no CLIP weights (first {_first(sorted(found))})", f"there are {_names()}"
         )
     if spec != nearest and likeness[spec.name] < likeness[nearest.name]:
-        raise BundleError(f"{weights.file}: these are weights of {nearest.name}, not of {spec.name}; leave --backbone out or give that one")
+        raise BundleError(
+            f"{weights.file}: these are weights of {nearest.name}, not of {spec.name}", "leave --backbone out or give that one"
+        )
     if weights.config is not None and (misfit := spec.misfit(weights.config)):
         raise BundleError(f"{weights.file.with_name('config.json')}: {misfit}")
 
@@ -269,7 +271,7 @@ def fitted(weights: Weights, wanted: Backbone | None) -> tuple[Backbone, Tensors
         raise BundleError(f"{weights.file}: does not fit {spec.name}: {told}")
     tensors = {k: torch.tensor(0) if k in counters - found.keys() else _fp32(tensors[k]) for k in expected}
     if broken := [k for k, v in tensors.items() if v.is_floating_point() and not v.isfinite().all()]:
-        raise BundleError(f"{weights.file}: {len(broken)} tensors hold NaN or infinity: {_first(broken)}; get the file again")
+        raise BundleError(f"{weights.file}: {len(broken)} tensors hold NaN or infinity: {_first(broken)}", "get the file again")
     return spec, tensors
 
 
@@ -295,10 +297,10 @@ def _unreadable(source: Path, error: Exception) -> BundleError:
         return BundleError(f"{source}: cannot be read ({error.strerror})")
     if refused := re.search(r"GLOBAL ([\w.]+)", str(error)):
         return BundleError(
-            f"{source}: names {refused[1]}, which no file of tensors needs and which could run code, so it is refused; "
-            "get the weights as safetensors or as a state dict"
+            f"{source}: names {refused[1]}, which no file of tensors needs and which could run code, so it is refused",
+            "get the weights as safetensors or as a state dict",
         )
-    return BundleError(f"{source}: no weights that can be read, or a damaged file ({type(error).__name__}); get it again")
+    return BundleError(f"{source}: no weights that can be read, or a damaged file ({type(error).__name__})", "get it again")
 
 
 # Writing.
@@ -309,7 +311,7 @@ def _refuse_foreign_folder(output: Path) -> None:
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
     if not output.is_dir() or {path.name for path in output.iterdir()} - FILES:
-        raise BundleError(f"{output}: exists and is not just a checkpoint, so it is not overwritten; choose another folder")
+        raise BundleError(f"{output}: exists and is not just a checkpoint, so it is not overwritten", "choose another folder")
     read_checkpoint(output)
 
 

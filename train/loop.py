@@ -76,7 +76,7 @@ class Settings:
     def start(self) -> None:
         """Threads, memory and seed of this process. Raises UsageError where torchrun started several and the stage takes one."""
         if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
-            raise UsageError("this stage trains in one process; start it without torchrun")
+            raise UsageError("this stage trains in one process", "start it without torchrun")
         if self.threads:
             torch.set_num_threads(self.threads)
         keep_freed_memory()
@@ -86,9 +86,9 @@ class Settings:
         """Those to train on. Raises UsageError where they do not fill a batch, or the processes cannot share one."""
         images = images[: self.limit] if self.limit else images
         if len(images) < self.batch_size:
-            raise UsageError(f"{len(images)} training images are fewer than one batch of {self.batch_size}; lower --batch-size")
+            raise UsageError(f"{len(images)} training images are fewer than one batch of {self.batch_size}", "lower --batch-size")
         if self.batch_size % processes():
-            raise UsageError(f"a batch of {self.batch_size} cannot be shared by {processes()} processes; make --batch-size a multiple")
+            raise UsageError(f"a batch of {self.batch_size} cannot be shared by {processes()} processes", "make --batch-size a multiple")
         return images
 
     def to_json(self) -> dict[str, Any]:
@@ -216,7 +216,7 @@ class _Run:
             return
         saved = read_state(state)
         if saved["made_with"] != self.made_with:
-            raise BundleError(f"{state}: made with other settings; train again without --resume, or give the same options")
+            raise BundleError(f"{state}: made with other settings", "train again without --resume, or give the same options")
         self.model.load_state_dict(saved["model"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.schedule.load_state_dict(saved["schedule"])
@@ -294,10 +294,10 @@ def _ending_in_one_line(title: str, state: Path, history: list[Row], console: Co
             console.print(f"{title}: interrupted; {kept}; {go_on}", highlight=False, markup=False, soft_wrap=True)
             raise
         if isinstance(error, TrainingError):
-            raise TrainingError(f"{error}; {kept}; train again with a lower --learning-rate") from None
+            raise TrainingError(f"{error}", f"{kept}; train again with a lower --learning-rate") from None
         if isinstance(error, torch.OutOfMemoryError):
-            raise TrainingError(f"{title}: the device's memory is full; {kept}; give a smaller --batch-size or --micro-batch") from None
-        raise UsageError(f"{state.parent}: cannot be written ({error.strerror or error}); {kept}; make room and {go_on}") from None
+            raise TrainingError(f"{title}: the device's memory is full", f"{kept}; give a smaller --batch-size or --micro-batch") from None
+        raise UsageError(f"{state.parent}: cannot be written ({error.strerror or error})", f"{kept}; make room and {go_on}") from None
 
 
 @contextmanager

@@ -32,7 +32,7 @@ def train_maml(data: Path, output: Path, settings: Settings, tasks: int = 500) -
     """
     settings.start()
     if tasks < settings.batch_size:
-        raise UsageError(f"{tasks} tasks are fewer than one batch of {settings.batch_size}; raise --tasks")
+        raise UsageError(f"{tasks} tasks are fewer than one batch of {settings.batch_size}", "raise --tasks")
     classes, skipped = classes_from_images(paths_by_label(data), settings.limit, data)
     model = nn.Sequential(MamlNetwork(), nn.Linear(WIDTH, WAYS))
 
@@ -61,13 +61,13 @@ def paths_by_label(data: Path) -> dict[str, list[Path]]:
     try:
         lines = data.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{data}: cannot be read ({type(error).__name__}); give a folder of class folders or a JSONL file") from None
+        raise InputError(f"{data}: cannot be read ({type(error).__name__})", "give a folder of class folders or a JSONL file") from None
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
             found[str(row["label"])].append(data.parent / row["image"])
         except (ValueError, KeyError, TypeError):
-            raise InputError(f"{data}: line {number} has no image and label; correct it or take it out") from None
+            raise InputError(f"{data}: line {number} has no image and label", "correct it or take it out") from None
     return found
 
 
@@ -82,7 +82,7 @@ def classes_from_images(paths: dict[str, list[Path]], limit: int, source: Path) 
         if len(images) >= 2 * SHOTS:
             classes.append(images)
     if len(classes) < WAYS:
-        raise InputError(f"{source}: {len(classes)} classes have {2 * SHOTS} images or more; a task needs {WAYS} such classes")
+        raise InputError(f"{source}: {len(classes)} classes have {2 * SHOTS} images or more", f"a task needs {WAYS} such classes")
     return classes, skipped
 
 

@@ -87,7 +87,7 @@ def photographs_from_folder(folder: Path | None) -> Photographs:
             kept.append(picture)
             seen.append(small)
     if not kept:
-        raise InputError(f"{folder}: holds no photographs; give a folder with JPEG or PNG files of {LEAST} px or more")
+        raise InputError(f"{folder}: holds no photographs", f"give a folder with JPEG or PNG files of {LEAST} px or more")
     return kept, hashlib.sha256(b"".join(picture.tobytes() for picture in kept)).hexdigest()
 
 

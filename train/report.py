@@ -29,7 +29,7 @@ def report_from_folder(folder: Path, seed: int | None = None) -> dict[str, Any]:
         raise InputError(f"{folder}: this {layout.name} holds no rows")
     of_questions = isinstance(next(iter(splits.values()))[0], Question)
     if seed is not None and not of_questions:
-        raise InputError(f"{folder}: --seed splits questions by their images, and this {layout.name} holds captions; leave --seed out")
+        raise InputError(f"{folder}: --seed splits questions by their images, and this {layout.name} holds captions", "leave --seed out")
     about, compared = (_about_questions, _compared_questions) if of_questions else (_about_pairs, _compared_pairs)
     document: dict[str, Any] = {
         "schema": SCHEMA,

@@ -51,7 +51,7 @@ def image_disjoint_split(questions: Sequence[Question], seed: int, held_out: flo
     random.Random(seed).shuffle(drawn)
     wanted, held, count = held_out * sum(map(len, members.values())), set(), 0
     if len(drawn) < 2:
-        raise InputError("an image-disjoint split needs questions about two pictures or more; give another --data")
+        raise InputError("an image-disjoint split needs questions about two pictures or more", "give another --data")
     for group in drawn[:-1]:
         if count >= wanted:
             break

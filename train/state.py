@@ -18,7 +18,7 @@ def read_state(state: Path) -> dict[str, Any]:
         if not {"model", "optimizer", "schedule", "epoch", "seconds", "history", "made_with"} <= saved.keys():
             raise ValueError
     except Exception:
-        raise BundleError(f"{state}: not a readable training state; train again without --resume") from None
+        raise BundleError(f"{state}: not a readable training state", "train again without --resume") from None
     return saved
 
 

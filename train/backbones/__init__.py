@@ -17,5 +17,5 @@ DEFAULT = "pmclip-lite"  # what `train clip` makes where it is given no checkpoi
 def backbone_named(name: str) -> Backbone:
     """Raises UsageError."""
     if name not in BACKBONES:
-        raise UsageError(f"backbone {name!r} is unknown; choose one of {', '.join(BACKBONES)}")
+        raise UsageError(f"backbone {name!r} is unknown", f"choose one of {', '.join(BACKBONES)}")
     return BACKBONES[name]

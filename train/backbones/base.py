@@ -124,11 +124,11 @@ class Backbone(ABC):
 
     def load_pretrained(self, towers: Towers) -> Path:
         """Fills ``towers`` from Python packages, without network; returns the tokenizer's path. Raises UsageError where none hold them."""
-        raise UsageError(f"backbone {self.name} has no packaged weights to start from; give --from a checkpoint that `import` made")
+        raise UsageError(f"backbone {self.name} has no packaged weights to start from", "give --from a checkpoint that `import` made")
 
     def lite(self, towers: Towers) -> LiteTowers:
         """``towers`` of this backbone, as questions teach them. Raises UsageError where they cannot be taught so."""
-        raise UsageError(f"backbone {self.name} cannot be taught by questions; use `train clip --from`, and --head mevf or qcr")
+        raise UsageError(f"backbone {self.name} cannot be taught by questions", "use `train clip --from`, and --head mevf or qcr")
 
     def package(self) -> Package | None:
         """The package whose tensors checkpoints leave out."""

@@ -49,7 +49,7 @@ def pairs_for_training(folders: list[Path], licences: Collection[str], share: fl
         print_note(f"{len(copies)} training images are left out: files of the validation split")
     training = [p for p in training if p.image not in copies]
     if not training:
-        raise InputError(f"{folders[0]}: no training pairs; give a folder whose captions have their images")
+        raise InputError(f"{folders[0]}: no training pairs", "give a folder whose captions have their images")
     return training, validation
 
 
@@ -221,7 +221,7 @@ def _train_on(
 def lock_towers(model: Towers, recipe: Recipe) -> list[nn.Module]:
     """Freezes what the recipe locks (LiT, Zhai et al. 2022); returns what must stay in eval mode. Raises UsageError."""
     if recipe.lock_image and recipe.lock_text:
-        raise UsageError("with both towers locked there is nothing to train; leave out --lock-image or --lock-text")
+        raise UsageError("with both towers locked there is nothing to train", "leave out --lock-image or --lock-text")
     for name, parameter in model.named_parameters():
         if name != "logit_scale" and (recipe.lock_image if name.startswith("visual.") else recipe.lock_text):
             parameter.requires_grad_(False)

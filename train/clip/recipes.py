@@ -44,5 +44,5 @@ RECIPES = {
 def recipe_named(name: str, **chosen: Any) -> Recipe:
     """The recipe with ``chosen`` in place of its own values. Raises UsageError."""
     if name not in RECIPES:
-        raise UsageError(f"recipe {name!r} is unknown; choose one of {', '.join(RECIPES)}")
+        raise UsageError(f"recipe {name!r} is unknown", f"choose one of {', '.join(RECIPES)}")
     return replace(RECIPES[name], **chosen)

@@ -64,14 +64,14 @@ def _recognised(folder: Path, layouts: tuple[Layout[Row], ...]) -> Layout[Row]:
             return layout
     known = "; ".join(f"{layout.name} ({layout.expects})" for layout in layouts)
     raise InputError(
-        f"{folder}: {'' if is_there(folder, folder=True) else 'no such folder, '}no known dataset here; expected one of {known}"
+        f"{folder}: {'' if is_there(folder, folder=True) else 'no such folder, '}no known dataset here", f"expected one of {known}"
     )
 
 
 def _rows(folder: Path, split: str, layout: Layout[Row]) -> list[Row]:
     splits: tuple[str, ...] = layout.splits(folder)
     if split not in (*splits, "all"):
-        raise InputError(f"{folder}: no split {split!r} in this {layout.name}; it holds {', '.join(splits)}")
+        raise InputError(f"{folder}: no split {split!r} in this {layout.name}", f"it holds {', '.join(splits)}")
     rows = [row for name in (splits if split == "all" and not layout.one_file else (split,)) for row in layout.read(folder, name)]
     if not rows:
         raise InputError(f"{folder}: split {split!r} is empty")

@@ -18,7 +18,7 @@ def pairs_from_roco(folder: Path, split: str, licences: Collection[str], skipped
     licence = _licences(home / "licences.txt") if licences else {}
     if licences and not set(licences) & set(licence.values()):
         known = ", ".join(sorted(set(licence.values())))
-        raise InputError(f"{home / 'licences.txt'}: no row has the licence {', '.join(licences)}; there are {known}")
+        raise InputError(f"{home / 'licences.txt'}: no row has the licence {', '.join(licences)}", f"there are {known}")
     path = home / "captions.txt"
     pairs, broken, rows = [], [], 0
     for number, line in lines_from_text(path):

@@ -79,11 +79,11 @@ def lines_from_text(path: Path) -> Iterator[tuple[int, str]]:
                 if text := line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n"):
                     yield number, text
     except UnicodeDecodeError:
-        raise InputError(f"{path}: line {number}: not UTF-8; save the file as UTF-8") from None
+        raise InputError(f"{path}: line {number}: not UTF-8", "save the file as UTF-8") from None
     except FileNotFoundError:
-        raise InputError(f"{path}: not found; give the dataset's folder") from None
+        raise InputError(f"{path}: not found", "give the dataset's folder") from None
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); give the dataset's folder") from None
+        raise InputError(f"{path}: cannot be read ({error.strerror})", "give the dataset's folder") from None
 
 
 def row_from_object(row: Any, required: tuple[str, ...]) -> dict[str, str]:
@@ -120,7 +120,7 @@ def rows_from_json(path: Path, required: tuple[str, ...], keep: Callable[[Any], 
     try:
         entries = json.loads(path.read_bytes())
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); give the dataset's folder") from None
+        raise InputError(f"{path}: cannot be read ({error.strerror})", "give the dataset's folder") from None
     except json.JSONDecodeError as error:
         raise InputError(f"{path}: line {error.lineno}: not JSON ({error.msg})") from None
     except (ValueError, RecursionError):
@@ -141,7 +141,7 @@ def refuse_if_broken(path: Path, broken: list[int], rows: int) -> None:
     """Raises InputError where more than BROKEN_SHARE of a caption file's rows, of which ``broken`` are the lines, cannot be read."""
     if len(broken) > BROKEN_SHARE * rows:
         raise InputError(
-            f"{path}: line {broken[0]}: not a row of image and caption ({len(broken)} of {rows} rows; {BROKEN_SHARE:.0%} may be)"
+            f"{path}: line {broken[0]}: not a row of image and caption ({len(broken)} of {rows} rows", f"{BROKEN_SHARE:.0%} may be)"
         )
 
 

@@ -77,7 +77,7 @@ def train_findings(
     """
     names = [*map(str, range(folds)), ALL]
     if unknown := sorted(set(only) - set(names)):
-        raise UsageError(f"--only {unknown[0]} is no part; choose of {', '.join(names)}")
+        raise UsageError(f"--only {unknown[0]} is no part", f"choose of {', '.join(names)}")
     name = name_of_output(output, name)
     settings.start()
     run = _run(data, checkpoint, output, settings, folds, name)
@@ -137,7 +137,7 @@ def _result(run: Run, name: str) -> tuple[dict[str, Any], Outcomes]:
     """Raises BundleError where the part was made with other settings."""
     about, arrays = read_result(run.result(name))
     if about.get("made_with") != run.part(name):
-        raise BundleError(f"{run.result(name)}: made with other settings; train it again without --resume, or give the same options")
+        raise BundleError(f"{run.result(name)}: made with other settings", "train it again without --resume, or give the same options")
     rows = run.measured(name)
     films = tuple(run.films[i] for i in rows)
     finding, region = (arrays[key].astype(np.float64).mean(axis=1) for key in ("finding", "region"))

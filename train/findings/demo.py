@@ -67,7 +67,7 @@ def chosen(rows: Sequence[Row], logits: Mapping[str, float], thresholds: Mapping
             if len(r["boxes"]) == 1 and r["boxes"][0][2] * r["boxes"][0][3] >= LARGE and fractures[group_of_row(r)] <= COSTS
         ]
     if not found:
-        raise InputError("no fractured film fits; give the folds of a `train findings` from before its group was kept")
+        raise InputError("no fractured film fits", "give the folds of a `train findings` from before its group was kept")
     _, fractured, region, group = min(found)
     others = rightly(region, False)
     _, other = min((distance(r, others), _name(r)) for r in others if group_of_row(r) == group)

@@ -79,7 +79,7 @@ def folds_of_films(films: Sequence[Film], count: int) -> NDArray[np.int64]:
         own = [i for i, film in enumerate(films) if film.part == "folds" and film.source == source]
         of = stratified_folds([films[i].group for i in own], [any(films[i].findings) for i in own], count)
         if len(of) < count:
-            raise UsageError(f"{source}: {len(of)} groups of films cannot be parted into {count} folds; lower --folds, or raise --limit")
+            raise UsageError(f"{source}: {len(of)} groups of films cannot be parted into {count} folds", "lower --folds, or raise --limit")
         folds[own] = [of[films[i].group] for i in own]
     return folds
 
@@ -95,7 +95,7 @@ def _films_from_folder(folder: Path) -> list[list[Film]]:
         return [_films_of_questions(folder, training, "train"), _films_of_questions(folder, validation, "val")]
     rows = list(_rows(folder))
     if not rows:
-        raise InputError(f"{folder / LABELS}: holds no rows; give FracAtlas's or Kermany's folder")
+        raise InputError(f"{folder / LABELS}: holds no rows", "give FracAtlas's or Kermany's folder")
     reader = _film_of_fracatlas if "boxes" in rows[0][1] else _film_of_kermany
     films = []
     for number, row in rows:
@@ -103,7 +103,7 @@ def _films_from_folder(folder: Path) -> list[list[Film]]:
             films.append(reader(folder, row))
         except (KeyError, TypeError, ValueError) as error:
             kind = {"KeyError": "is missing"}.get(type(error).__name__, "cannot be read")
-            raise InputError(f"{folder / LABELS}: line {number}: {error} {kind}; the reader is {reader.__name__[9:]}'s") from None
+            raise InputError(f"{folder / LABELS}: line {number}: {error} {kind}", f"the reader is {reader.__name__[9:]}'s") from None
     return [films]
 
 

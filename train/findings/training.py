@@ -57,7 +57,7 @@ def new_net(tensors: dict[str, Tensor]) -> FindingsNet:
     try:
         net.trunk.load_state_dict(under(tensors, TRUNK))
     except RuntimeError:
-        raise BundleError("the checkpoint's image tower is no EfficientNet-Lite0; give pmclip-lite's, as `train clip` makes it") from None
+        raise BundleError("the checkpoint's image tower is no EfficientNet-Lite0", "give pmclip-lite's, as `train clip` makes it") from None
     net.boxed[0] = 1
     for module in (*net.locked(), *depthwise(net)):
         module.requires_grad_(False)
@@ -88,7 +88,7 @@ def trained_net(
         run_slow_convolutions_in_float(net)
     per_epoch = int(labels.weight[rows].sum()) // settings.batch_size
     if not per_epoch:
-        raise UsageError(f"{title}: its films do not fill a batch of {settings.batch_size}; lower --batch-size, or raise --limit")
+        raise UsageError(f"{title}: its films do not fill a batch of {settings.batch_size}", "lower --batch-size, or raise --limit")
 
     def read(order: list[Tensor], epoch: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
         return averaged.following(drawn_batches(rows, labels, views, settings, len(order), epoch), epoch * len(order))
@@ -186,4 +186,4 @@ def read_result(file: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
             arrays = dict(saved)
         return json.loads(str(arrays.pop("about"))), arrays
     except (OSError, ValueError, KeyError, EOFError):
-        raise BundleError(f"{file}: not a readable result; remove it and train again with --resume") from None
+        raise BundleError(f"{file}: not a readable result", "remove it and train again with --resume") from None

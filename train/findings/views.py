@@ -155,7 +155,7 @@ def _opened(
     home, key = folder / FOLDER, json.dumps(made_with, sort_keys=True)
     there = (home / KEY).is_file() and (home / KEY).read_text(encoding="utf-8") == key
     if resume and (home / KEY).is_file() and not there:
-        raise BundleError(f"{home}: made with other settings; train again without --resume, or give the same options")
+        raise BundleError(f"{home}: made with other settings", "train again without --resume, or give the same options")
     sizes: dict[str, tuple[type, tuple[int, ...]]] = {
         "features": (np.int16, (rows, height, width, channels)),
         "masks": (np.uint8, (rows, PREPROCESS.size // PLACE, PREPROCESS.size // PLACE)),
@@ -166,7 +166,7 @@ def _opened(
         home.mkdir(parents=True)
         needed, free = sum(math.prod(shape) * np.dtype(kind).itemsize for kind, shape in sizes.values()), shutil.disk_usage(home).free
         if needed > free:
-            raise UsageError(f"{home}: needs {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; make room, or give another --output")
+            raise UsageError(f"{home}: needs {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free", "make room, or give another --output")
         for name, (kind, shape) in sizes.items():
             np.lib.format.open_memmap(home / f"{name}.npy", "w+", kind, shape)
         with told(f"{home}:", "make room, or give another --output"):

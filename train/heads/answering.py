@@ -108,15 +108,15 @@ def head_from_tensors(tensors: dict[str, Tensor], meta: dict[str, Any]) -> Head:
 def asked_of_checkpoint(folder: Path, rows: Sequence[EvaluationRow], images: Path, device: str = "auto") -> tuple[E.Asked, dict[str, Any]]:
     """(how to ask the head of a checkpoint about ``rows``, what it is). Raises BundleError, DeviceError and InputError."""
     if device not in ("auto", "cpu", "cuda"):
-        raise UsageError(f"device {device!r} is unknown; choose auto, cpu or cuda")
+        raise UsageError(f"device {device!r} is unknown", "choose auto, cpu or cuda")
     if device == "cuda" and not torch.cuda.is_available():
-        raise DeviceError("torch finds no CUDA device; give --device cpu")
+        raise DeviceError("torch finds no CUDA device", "give --device cpu")
     on_gpu = device != "cpu" and torch.cuda.is_available()
     towers, meta, tensors = towers_from_checkpoint(folder)
     about = meta.get("head")
     if not isinstance(about, dict) or about.get("kind") not in HEADS:
         raise BundleError(
-            f"{folder}: has no head of MEVF or QCR; pmclip-lite's is measured as a bundle: `pmclip-deploy export`, then --bundle"
+            f"{folder}: has no head of MEVF or QCR", "pmclip-lite's is measured as a bundle: `pmclip-deploy export`, then --bundle"
         )
     spec = BACKBONES[meta["backbone"]]
     try:
@@ -125,7 +125,7 @@ def asked_of_checkpoint(folder: Path, rows: Sequence[EvaluationRow], images: Pat
         trained_on, seed = set(meta["trained_on"]), meta["provenance"]["head"]["seed"]
         tower_trained_on = E.tower_trained_on(meta["provenance"]) if "clip" in about["features"] else []
     except (KeyError, TypeError, ValueError, RuntimeError):
-        raise BundleError(f"{folder}: its head does not fit its description; make it again with `pmclip-deploy train vqa`") from None
+        raise BundleError(f"{folder}: its head does not fit its description", "make it again with `pmclip-deploy train vqa`") from None
     names = pictures_of(rows)[0]
     where = torch.device("cuda" if on_gpu else "cpu")
     tower = towers if "clip" in about["features"] else None

@@ -33,16 +33,16 @@ class Plan:
     def check(self) -> None:
         """Raises UsageError."""
         if unknown := [name for name in self.features if name not in FEATURES]:
-            raise UsageError(f"feature {unknown[0]!r} is unknown; choose of clip, ae and maml, or none")
+            raise UsageError(f"feature {unknown[0]!r} is unknown", "choose of clip, ae and maml, or none")
         for name, file in (("ae", self.autoencoder), ("maml", self.maml)):
             if (name in self.features) != (file is not None):
                 option = "--autoencoder" if name == "ae" else "--maml"
                 wanted = f"{name} in --features needs {option} FILE" if file is None else f"{option} is for {name} in --features"
-                raise UsageError(f"{wanted}; `pmclip-deploy train {option[2:]}` makes one")
+                raise UsageError(f"{wanted}", f"`pmclip-deploy train {option[2:]}` makes one")
         if self.split not in ("official", IMAGE_DISJOINT):
-            raise UsageError(f"split {self.split!r} is unknown; choose official or {IMAGE_DISJOINT}")
+            raise UsageError(f"split {self.split!r} is unknown", f"choose official or {IMAGE_DISJOINT}")
         if self.attention not in ("ban", "san"):
-            raise UsageError(f"attention {self.attention!r} is unknown; choose ban or san")
+            raise UsageError(f"attention {self.attention!r} is unknown", "choose ban or san")
         if self.head == "qcr" and self.attention != "ban":
             raise UsageError("QCR has no --attention but ban")
 

@@ -162,7 +162,7 @@ def split_of_plan(data: Path, plan: Plan, settings: Settings) -> Split:
         some = set(sorted({q.image for q in training})[: settings.limit])
         training = [q for q in training if q.image in some]
     if len(training) < settings.batch_size:
-        raise UsageError(f"{len(training)} training questions are fewer than one batch of {settings.batch_size}; lower --batch-size")
+        raise UsageError(f"{len(training)} training questions are fewer than one batch of {settings.batch_size}", "lower --batch-size")
     return Split(training, validation)
 
 
@@ -182,7 +182,7 @@ def untrained_head(data: Path, plan: Plan, training: list[Question], embed_dim: 
     if plan.head == "mevf":
         model = MEVF(features, tables, answers, plan.attention.upper(), plan.glimpses, plan.hidden)
     elif not closed or closed == answers:
-        raise InputError(f"{data}: QCR needs open and closed questions to train on; give another --data, or --head mevf")
+        raise InputError(f"{data}: QCR needs open and closed questions to train on", "give another --data, or --head mevf")
     else:
         model = QCR(features, tables, answers - closed, closed, plan.glimpses, plan.hidden)
     if features.autoencoder is not None and plan.freeze_autoencoder:

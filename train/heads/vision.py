@@ -125,7 +125,7 @@ def _filled(network: Network, path: Path, tensors_from_pickle: Callable[[bytes],
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise BundleError(f"{path}: cannot be read ({error.strerror}); check the path") from None
+        raise BundleError(f"{path}: cannot be read ({error.strerror})", "check the path") from None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's remarks on pickles; what matters is raised
@@ -133,7 +133,7 @@ def _filled(network: Network, path: Path, tensors_from_pickle: Callable[[bytes],
             network.load_state_dict(tensors_from_bytes(data) if is_safetensors else tensors_from_pickle(data))
     except Exception:  # pickle, zip, shapes and keys fail in their own ways
         name = type(network).__name__
-        raise BundleError(f"{path}: broken, or not the weights of MEVF's {name}; give the authors' file or a trained one") from None
+        raise BundleError(f"{path}: broken, or not the weights of MEVF's {name}", "give the authors' file or a trained one") from None
     return network
 
 

@@ -85,16 +85,16 @@ def vectors_from_glove(path: Path, dictionary: Dictionary) -> Tensor:
                     vectors = torch.zeros(len(dictionary.words), len(values))
                 if len(values) != vectors.shape[1] or not values:
                     raise InputError(
-                        f"{path}: line {line_number} has {len(values)} numbers, the first {vectors.shape[1]}; download it again"
+                        f"{path}: line {line_number} has {len(values)} numbers, the first {vectors.shape[1]}", "download it again"
                     )
                 if word in dictionary.number:
                     vectors[dictionary.number[word]] = torch.tensor([float(v) for v in values])
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); give GloVe's text file, glove.6B.300d.txt") from None
+        raise InputError(f"{path}: cannot be read ({error.strerror})", "give GloVe's text file, glove.6B.300d.txt") from None
     except ValueError:  # UnicodeDecodeError is one
-        raise InputError(f"{path}: not in GloVe's text format after line {line_number}; give glove.6B.300d.txt") from None
+        raise InputError(f"{path}: not in GloVe's text format after line {line_number}", "give glove.6B.300d.txt") from None
     if vectors is None or not vectors.any():
-        raise InputError(f"{path}: has no word of the questions; give GloVe's text file, glove.6B.300d.txt")
+        raise InputError(f"{path}: has no word of the questions", "give GloVe's text file, glove.6B.300d.txt")
     return vectors
 
 
