@@ -89,11 +89,10 @@ def _changes(
             was, now = ([mine(word(a)) for a in side] for side in zip(*pairs, strict=True)) if pairs else ([], [])
             known = [None if truth[kind][i] is None else normalised(str(truth[kind][i])) for i in kept]
             labelled, given = bools(known), bools(was)
-            figures = {
-                "another answer, of given": over.share((a != b and b for a, b in zip(was, now, strict=True)), given),
-                "... that contradicts it": over.share((not agree(a, b) for a, b in pairs), given),
-                "no answer any more, of given": over.share((b is None for b in now), given),
-            }
+            figures = {"another answer, of given": over.share((a != b and b for a, b in zip(was, now, strict=True)), given)}
+            if kind != "modality family":  # another family always contradicts
+                figures |= {"... that contradicts it": over.share((not agree(a, b) for a, b in pairs), given)}
+            figures |= {"no answer any more, of given": over.share((b is None for b in now), given)}
             for when, side in (("before", 0), ("after", 1)):
                 hits = [mine(best(pair[side])) == t for pair, t in zip(pairs, known, strict=True)]
                 figures |= {f"accuracy {when}": over.share(hits, labelled)} if labelled.any() else {}
