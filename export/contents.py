@@ -33,8 +33,8 @@ def files_of_embeddings(reference: Reference, labels: Sequence[str]) -> dict[str
 
 def files_as_they_are(modules: Modules) -> dict[str, bytes]:
     """The tokenizers, and the signatures of the pictures that the image tower learned from where the checkpoint has them."""
-    words, there = words_of(modules), [name for name in (TOKENIZER, SEEN) if (modules.folder / name).is_file()]
-    return {**{name: (modules.folder / name).read_bytes() for name in there}, **({} if words is None else {WORDS: words.encode()})}
+    files, words, seen = {TOKENIZER: modules.tokenizer.encode()}, words_of(modules), modules.folder / SEEN
+    return {**files, **({SEEN: seen.read_bytes()} if seen.is_file() else {}), **({} if words is None else {WORDS: words.encode()})}
 
 
 def files_from_graphs(graphs: Graphs) -> dict[str, bytes]:

@@ -10,6 +10,7 @@ import onnx
 import torch
 from torch import Tensor
 
+from pmclip_deploy.bundle.names import TOKENIZER
 from pmclip_deploy.errors import BundleError
 from pmclip_deploy.export import head_graphs
 from pmclip_deploy.export.findings_graph import findings_graph
@@ -35,6 +36,7 @@ class Modules:
     meta: dict[str, Any]  # checkpoint.json
     backbone: Backbone
     clip: Towers
+    tokenizer: str  # a tokenizer.json, of the words in ``clip``'s table
     head: Head | None  # without one a bundle embeds, and answers nothing
     findings: FindingsNet | None = None
 
@@ -56,7 +58,12 @@ def modules_from_checkpoint(folder: Path) -> Modules:
                 raise ValueError(f"pictures of {size} pixels; their side is a multiple of {SIDE}")
     except MISFITS as error:
         raise BundleError(f"{weights}: no findings that fit ({_last_line(error)})", "make the checkpoint again") from None
-    return Modules(folder, meta, BACKBONES[meta["backbone"]], clip, head, findings)
+    backbone = BACKBONES[meta["backbone"]]
+    try:
+        tokenizer = backbone.without_spare_words(clip, (folder / TOKENIZER).read_text(encoding="utf-8"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise BundleError(f"{folder / TOKENIZER}: no usable tokenizer ({type(error).__name__})", "make the checkpoint again") from None
+    return Modules(folder, meta, backbone, clip, tokenizer, head, findings)
 
 
 MISFITS = (KeyError, TypeError, ValueError, RuntimeError)

@@ -23,7 +23,7 @@ from pmclip_deploy.export.onnx_from_checkpoint import Modules, functions_of
 from pmclip_deploy.imaging.preprocess import tensor_from_pixels
 from pmclip_deploy.imaging.read import picture_from_path
 from pmclip_deploy.predictor import Predictor
-from pmclip_deploy.tokens import tokenizer_from_file
+from pmclip_deploy.tokens import tokenizer_from_text
 from pmclip_deploy.train.findings.net import FindingsNet
 from pmclip_deploy.train.heads.lite import LiteHead
 from pmclip_deploy.train.heads.mevf import MEVF
@@ -116,7 +116,7 @@ def predictor_from_modules(modules: Modules) -> Predictor:
 
 
 def tokenizers_of(modules: Modules) -> dict[str, Tokenizer]:
-    tokenizers, words = {TOKENIZER: tokenizer_from_file(modules.folder / TOKENIZER)}, words_of(modules)
+    tokenizers, words = {TOKENIZER: tokenizer_from_text(modules.tokenizer, modules.folder / TOKENIZER)}, words_of(modules)
     return tokenizers if words is None else {**tokenizers, WORDS: Tokenizer.from_str(words)}
 
 

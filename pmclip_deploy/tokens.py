@@ -11,8 +11,14 @@ from pmclip_deploy.errors import BundleError
 
 
 def tokenizer_from_file(path: Path) -> Tokenizer:
+    """Raises BundleError."""
+    return tokenizer_from_text(None, path)
+
+
+def tokenizer_from_text(text: str | None, path: Path) -> Tokenizer:
+    """Of a tokenizer.json's text, or of the file itself. Raises BundleError, which names the file."""
     try:
-        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_file(str(path)) if text is None else Tokenizer.from_str(text)
     except Exception as error:  # the tokenizers package raises bare Exceptions
         raise BundleError(f"{path}: no usable tokenizer ({' '.join(str(error).split())[:200]})", "copy the bundle again") from error
     tokenizer.no_padding()  # the file's own settings pad every text to 128

@@ -28,9 +28,13 @@ ALWAYS = {"name": str, "version": str, "logit_scale": (int, float), "metrics": d
 # checkpoint.json, since the sha256 of that file stands for all weights.
 LOCKED = "locked"
 
+# A head's memory, (N, D) each, is stored as int8 with a scale per row, as its INT8 graph has it. It is most of what a head weighs.
+MEMORY = ("head.cases", "head.detail_cases")
+SCALE = ".scale"
+
 
 def save_checkpoint(folder: Path, tensors: dict[str, Tensor], meta: dict[str, Any], tokenizer: Path) -> None:
-    """Writes the checkpoint in fp16 (integer buffers as they are, and in fp32 what fp16 would make infinite: a running variance can be).
+    """Writes the checkpoint in fp16; in fp32 what fp16 would make infinite (a running variance can be), and ``MEMORY`` in int8.
     Each file is whole, or the one that was there before. Raises OSError.
 
     What equals the weights of the backbone's package is left out, where that is installed, and read from there. Signatures of pictures
@@ -41,7 +45,7 @@ def save_checkpoint(folder: Path, tensors: dict[str, Tensor], meta: dict[str, An
     package = backbone.package() if backbone else None
     locked = _locked_of(stored, package) if package else {}
     left_out = set(locked.get("tensors", ()))
-    own = {k: v for k, v in stored.items() if k not in left_out}
+    own = _packed({k: v for k, v in stored.items() if k not in left_out})
     text = json.dumps({"schema": CHECKPOINT_SCHEMA, **meta}, indent=1, ensure_ascii=False)
     with written_into(folder) as new:
         with written(new / "model.safetensors") as file:
@@ -69,6 +73,25 @@ def _half(x: Tensor) -> Tensor:
     if not x.is_floating_point():
         return x
     return x.half() if x.abs().max() <= torch.finfo(torch.half).max else x.float()
+
+
+def _packed(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What the file holds: ``MEMORY`` in int8 beside its scales, and integers of 64 bits in 16 where they fit. ``_unpacked`` undoes it."""
+    packed: dict[str, Tensor] = {}
+    for name, tensor in stored.items():
+        if name in MEMORY and len(tensor):
+            scale = (tensor.float().abs().amax(1, keepdim=True).clamp(min=1e-3) / 127).half()
+            packed |= {name: (tensor.float() / scale.float()).round().to(torch.int8), name + SCALE: scale}
+        else:
+            packed[name] = tensor.short() if tensor.dtype == torch.int64 and torch.equal(tensor.short().long(), tensor) else tensor
+    return packed
+
+
+def _unpacked(packed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Twice packed and unpacked is once: the largest of each row is 127, and its product with a scale of 11 bits is exact in fp32."""
+    scales = {name + SCALE for name in MEMORY}
+    wide = {name: x.long() if x.dtype == torch.int16 else x for name, x in packed.items() if name not in scales}
+    return {name: x.float() * packed[name + SCALE].float() if x.dtype == torch.int8 else x for name, x in wide.items()}
 
 
 def _locked_of(stored: Mapping[str, Tensor], package: Package) -> dict[str, Any]:
@@ -113,7 +136,7 @@ def rounded_tensors(folder: Path) -> dict[str, Tensor]:
     Raises BundleError where the package's are not to be had, and otherwise OSError, ValueError, KeyError, TypeError or SafetensorError.
     """
     file = folder / "model.safetensors"
-    tensors = load_file(file)
+    tensors = _unpacked(load_file(file))
     with safe_open(file, "pt") as opened:
         said = (opened.metadata() or {}).get(LOCKED)
     if said is None:

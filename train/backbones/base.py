@@ -126,6 +126,10 @@ class Backbone(ABC):
         """Fills ``towers`` from Python packages, without network; returns the tokenizer's path. Raises UsageError where none hold them."""
         raise UsageError(f"backbone {self.name} has no packaged weights to start from", "give --from a checkpoint that `import` made")
 
+    def without_spare_words(self, towers: Towers, tokenizer: str) -> str:
+        """Drops the rows of the word table that the tokenizer never gives, in place; returns the tokenizer.json that numbers the others."""
+        return tokenizer
+
     def lite(self, towers: Towers) -> LiteTowers:
         """``towers`` of this backbone, as questions teach them. Raises UsageError where they cannot be taught so."""
         raise UsageError(f"backbone {self.name} cannot be taught by questions", "use `train clip --from`, and --head mevf or qcr")

@@ -128,6 +128,14 @@ class PmclipLite(Backbone):
         model.text.transformer.load_state_dict({k: weights[k] for k in wanted})
         return folder / "tokenizer.json"
 
+    def without_spare_words(self, towers: Towers, tokenizer: str) -> str:
+        words: Any = towers.text.transformer.embeddings  # type: ignore[union-attr]
+        numbered, rows = _renumbered(tokenizer)
+        if rows == list(range(words.word_embeddings.num_embeddings)):
+            return tokenizer
+        words.word_embeddings = nn.Embedding.from_pretrained(words.word_embeddings.weight.detach()[rows], padding_idx=self.pad_id)
+        return numbered
+
     def lite(self, towers: Towers) -> LiteTowers:
         assert isinstance(towers, LiteTowers)
         return towers
@@ -201,6 +209,20 @@ class PmclipLite(Backbone):
         count = g.node("ReduceSum", "count", real, tokens_axis, keepdims=0)
         g.node("MatMul", "embedding", g.node("Div", "mean", total, count), g.weight("proj.weight", model.text.proj.weight.T))
         return g.model("text", {"tokens": (INT64, ["B", "T"])}, {"embedding": ["B", self.embed_dim]})
+
+
+def _renumbered(tokenizer: str) -> tuple[str, list[int]]:
+    """(the tokenizer.json with its pieces numbered from 0 without gaps, the number that each had): the rows that a word table needs."""
+    content: dict[str, Any] = json.loads(tokenizer)
+    pieces: dict[str, int] = content["model"]["vocab"]
+    rows = sorted({*pieces.values(), *(added["id"] for added in content["added_tokens"])})
+    number = {row: i for i, row in enumerate(rows)}
+    content["model"]["vocab"] = {piece: number[row] for piece, row in pieces.items()}
+    for added in content["added_tokens"]:
+        added["id"] = number[added["id"]]
+    for special in (content["post_processor"] or {}).get("special_tokens", {}).values():
+        special["ids"] = [number[row] for row in special["ids"]]
+    return json.dumps(content, ensure_ascii=False), rows
 
 
 BACKBONES = [
