@@ -20,7 +20,7 @@ from pmclip_deploy.export.gates import ANSWERS, FINDINGS, PARTS, gate, misses
 from pmclip_deploy.export.onnx_from_checkpoint import Modules, modules_from_checkpoint, onnx_from_modules
 from pmclip_deploy.export.parity import parity_of
 from pmclip_deploy.export.recipes import ExportOptions, Recipe, Work
-from pmclip_deploy.export.records import CALIBRATION, json_bytes, parity_known, record_calibration, record_parity
+from pmclip_deploy.export.records import parity_known, record_calibration, record_parity
 from pmclip_deploy.export.reference import Progress, Reference
 from pmclip_deploy.export.samples import images_of
 from pmclip_deploy.export.sensitivity import Effect
@@ -135,8 +135,6 @@ def _first_that_passes(work: Work, embedded: Mapping[str, bytes], gates: Gates) 
 def _write_trial(work: Work, recipe: Recipe, embedded: Mapping[str, bytes]) -> _Trial:
     folder, options = work.scratch / "bundle", work.options
     files = {**files_as_they_are(work.reference.modules), **files_from_graphs(recipe.graphs), **embedded}
-    if recipe.calibration is not None:
-        files[CALIBRATION] = json_bytes(recipe.calibration.to_json())
     manifest = write_bundle(folder, manifest_of_recipe(work.reference, options, recipe), files)
     measured = folder
     if options.target != "cpu" and options.precision != "fp32":  # onnxruntime's CPU leaves out roundings to fp16 that a GPU makes

@@ -61,7 +61,7 @@ def _hashes(manifest: Manifest, part: str) -> dict[str, str]:
     return {
         name: file.sha256
         for name, file in manifest.files.items()
-        if name != CALIBRATION and (name.partition(".")[0] == FINDINGS) == (part == FINDINGS)
+        if (name.partition(".")[0] == FINDINGS) == (part == FINDINGS)
     }
 
 

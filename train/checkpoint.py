@@ -27,6 +27,7 @@ ALWAYS = {"name": str, "version": str, "logit_scale": (int, float), "metrics": d
 # Tensors that equal those of the backbone's package are not stored again, but named in the metadata of model.safetensors. There, and not in
 # checkpoint.json, since the sha256 of that file stands for all weights.
 LOCKED = "locked"
+SAME = "same"  # likewise, which tensors equal another of the file: {name: name of the one that is stored}
 
 # A head's memory, (N, D) each, is stored as int8 with a scale per row, as its INT8 graph has it. It is most of what a head weighs.
 MEMORY = ("head.cases", "head.detail_cases")
@@ -46,10 +47,12 @@ def save_checkpoint(folder: Path, tensors: dict[str, Tensor], meta: dict[str, An
     locked = _locked_of(stored, package) if package else {}
     left_out = set(locked.get("tensors", ()))
     own = _packed({k: v for k, v in stored.items() if k not in left_out})
+    same = _same_as_another(own)
+    extra = {name: json.dumps(value) for name, value in ((LOCKED, locked), (SAME, same)) if value}
     text = json.dumps({"schema": CHECKPOINT_SCHEMA, **meta}, indent=1, ensure_ascii=False)
     with written_into(folder) as new:
         with written(new / "model.safetensors") as file:
-            save_file(own, file, {LOCKED: json.dumps(locked)} if locked else None)
+            save_file({k: v for k, v in own.items() if k not in same}, file, extra or None)
         if tokenizer.resolve() != (folder / "tokenizer.json").resolve():
             (new / "tokenizer.json").write_bytes(tokenizer.read_bytes())
             if (tokenizer.parent / SEEN).is_file():
@@ -85,6 +88,14 @@ def _packed(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
         else:
             packed[name] = tensor.short() if tensor.dtype == torch.int64 and torch.equal(tensor.short().long(), tensor) else tensor
     return packed
+
+
+def _same_as_another(packed: Mapping[str, Tensor]) -> dict[str, str]:
+    """The first stages of the findings' network are those of the image tower, where training locked both."""
+    first: dict[bytes, str] = {}
+    large = ((name, x) for name, x in packed.items() if x.numel() > 1)
+    found = ((name, first.setdefault(repr((x.dtype, x.shape)).encode() + x.numpy().tobytes(), name)) for name, x in large)
+    return {name: other for name, other in found if name != other}
 
 
 def _unpacked(packed: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -136,12 +147,12 @@ def rounded_tensors(folder: Path) -> dict[str, Tensor]:
     Raises BundleError where the package's are not to be had, and otherwise OSError, ValueError, KeyError, TypeError or SafetensorError.
     """
     file = folder / "model.safetensors"
-    tensors = _unpacked(load_file(file))
+    stored = load_file(file)
     with safe_open(file, "pt") as opened:
-        said = (opened.metadata() or {}).get(LOCKED)
-    if said is None:
+        extra = {name: json.loads(value) for name, value in (opened.metadata() or {}).items() if name in (LOCKED, SAME)}
+    tensors = _unpacked(stored | {name: stored[other] for name, other in extra.get(SAME, {}).items()})
+    if (locked := extra.get(LOCKED)) is None:
         return tensors
-    locked = json.loads(said)
     package = {of.name: of for backbone in BACKBONES.values() if (of := backbone.package())}[locked["package"]]
     if not re.fullmatch(r"[0-9][0-9.]*", locked["version"]):
         raise ValueError("no version")

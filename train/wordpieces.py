@@ -1,6 +1,6 @@
 """Fewer word pieces: a tokenizer without those that its texts never need, so that a bundle's word table is a quarter as large.
 
-    python -m pmclip_deploy.train.wordpieces --checkpoint runs/findings --data vqa-med-2019 --data vqa-rad --text captions.txt --output runs/small
+    python -m pmclip_deploy.train.wordpieces --checkpoint runs/findings --data vqa-med-2019 --data vqa-rad --output runs/small
 """
 
 import argparse

@@ -210,7 +210,6 @@ def test_one_calibration_serves_every_target(tmp_path: Path, pictures: Path, mon
     exported(folder, tmp_path / "rtx", "int8", "rtx", pictures)
     after = json.loads((folder / CALIBRATION).read_text())
     assert set(after["kept"]) == {"cpu", "rtx"} and after["tensors"] == table["tensors"]
-    assert json.loads((tmp_path / "rtx" / CALIBRATION).read_text())["kept"].keys() == {"rtx"}
 
 
 def test_answers_are_not_measured_twice(tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
