@@ -32,7 +32,7 @@ CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 PROVIDERS = {
     provider.device.name: provider
     for provider in [
-        Provider(Device("cpu", "CPU", "nothing to do: `pip install pmclip-deploy` brings it"), CPU),
+        Provider(Device("cpu", "CPU", "nothing to do: it comes with pmclip-deploy"), CPU),
         Provider(Device("cuda", "CUDA", f"with an NVIDIA driver, {GPU_STEPS}", nvidia=True), CUDA),
         Provider(
             Device("openvino", "OpenVINO", "`pip uninstall -y onnxruntime`, then `pip install onnxruntime-openvino`"),
