@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import logging
 import os
 import struct
 import tempfile
@@ -124,6 +125,21 @@ def test_a_raster_file_in_every_form(tmp_path: Path, kind: str, mode: str) -> No
         == outcome(loaded, window=(1, 2))
         == outcome(pattern(4, 4, 1), window=(1, 2))
     )
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_nothing_of_an_exif_tag_is_logged(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    exif = Image.Exif()
+    exif[0x0112], exif[0x013B] = 6, "SECRETNAME"  # Orientation, Artist
+    data = encoded(kind, exif=exif)
+    with caplog.at_level(logging.DEBUG):
+        Image.open(io.BytesIO(data)).getexif()
+        assert "SECRETNAME" in caplog.text  # else the test holds nothing
+        opened = Image.open(io.BytesIO(data))  # by the caller: what Pillow logs here is theirs
+        caplog.clear()
+        picture_from_image(data)
+        picture_from_image(opened)
+    assert "SECRETNAME" not in caplog.text
 
 
 def test_a_pil_image_is_turned_as_its_exif_says_and_stays_as_it_was() -> None:
