@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pmclip_deploy.answer import Classification, Label, ModelInfo
+from pmclip_deploy.bundle.files import rows_from_bundle
 from pmclip_deploy.bundle.manifest import Manifest
 from pmclip_deploy.bundle.names import LABELS
 from pmclip_deploy.decision.heads import Floats, softmax
@@ -126,21 +127,11 @@ def zero_shot_scores(seen: Floats, bank: Floats, logit_scale: float) -> Floats:
 def scores_from_bundle(predictor: Embedder, seen: Floats) -> Floats:
     """(D,) -> (N,) for the labels of the bundle: by the compiled kernel, or by the graph, which says the same, where there is none."""
     manifest = predictor.manifest
-    bank = _bank(predictor.path, (len(manifest.labels), manifest.embed_dim))
+    bank = rows_from_bundle(predictor.path, LABELS, len(manifest.labels), manifest.embed_dim)
     if implementation().startswith("C++"):
         return zero_shot_scores(seen, bank, manifest.logit_scale)
     found = predictor.similarity(seen[None], bank)
     return _in_order(found["score"][0], found["index"][0])
-
-
-def _bank(folder: Path | None, shape: tuple[int, int]) -> Floats:
-    try:
-        bank = np.load(Path(folder or "", LABELS), allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise BundleError(f"{folder}: {LABELS} cannot be read ({type(error).__name__})", "copy the bundle again") from error
-    if bank.shape != shape or bank.dtype != np.float32:
-        raise BundleError(f"{folder}: {LABELS} is not {shape[0]} x {shape[1]} numbers", "export the bundle again")
-    return np.asarray(bank)
 
 
 def _numbers(embeddings: Floats) -> Floats:
