@@ -565,10 +565,10 @@ def test_engines_that_do_not_run_here(tmp_path: Path, monkeypatch: pytest.Monkey
     predictor = pm.load(path)
     assert predictor.model.backend == "onnxruntime" and predictor.ask(picture(), FRACTURE).candidates[0].answer == "yes"
     (note,) = predictor.notes
-    assert "no engine of it runs here" in note and "0.0.1" in note
+    assert "has no engine that runs here" in note and "0.0.1" in note
     predictor.embed_text("plane")
     assert len(predictor.notes) == 2
-    with pytest.raises(pm.DeviceError, match="no engine of it runs here"):
+    with pytest.raises(pm.DeviceError, match="has no engine that runs here"):
         pm.load(path, device="tensorrt_rtx")
     Image.fromarray(picture()).save(tmp_path / "p.png")
     assert command(monkeypatch, "infer", str(tmp_path / "p.png"), "which plane?", "--bundle", str(path), "--json") == 0
