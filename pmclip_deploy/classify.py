@@ -21,7 +21,7 @@ METHODS = ("zero-shot", "cache", "probe")
 TEMPLATES = ("{}", "an image showing {}", "a radiology image of {}")  # a label's embedding is their mean (CLIP, section 3.1.4)
 SHARPNESS = 5.5  # beta of Tip-Adapter (Zhang et al., ECCV 2022, section 3.2); its alpha is 1
 STEPS, DECAY = 500, 1e-3  # of the probe
-NO_NUMBERS = ("the model computes no numbers for these images and labels", "export it again in a higher precision")
+NO_NUMBERS = ("the model computes NaN or infinity for these images and labels", "export it again in a higher precision")
 
 
 class Embedder(Protocol):
@@ -64,7 +64,9 @@ def classification(
     if templates is not None and method == "probe":
         raise UsageError("the probe reads no words", "leave out the templates")
     if templates is not None and not labels and not examples:
-        raise UsageError("the bundle's labels were embedded when it was exported", "leave out the templates, or pass the labels")
+        raise UsageError(
+            "the bundle's labels were embedded at export, so they take no templates", "leave out the templates, or pass the labels"
+        )
     prompts = TEMPLATES if templates is None else templates
     start = time.perf_counter()
     picture = picture_from_image(image, frame, window)
@@ -93,7 +95,7 @@ def classification(
 def _few_shot(predictor: Embedder, seen: Floats, examples: Mapping[str, Iterable[Image]], method: str, templates: Sequence[str]) -> Floats:
     rows = {name: [predictor.embed_image(image) for image in images] for name, images in examples.items()}
     if (empty := next((name for name in rows if not rows[name]), None)) is not None:
-        raise UsageError(f"the label {empty[:60]!r} has no examples")
+        raise UsageError(f"the label {empty[:60]!r} has no examples", "give one image or more of each label")
     x = _numbers(np.concatenate(list(rows.values())))
     of = np.repeat(np.arange(len(rows)), [len(each) for each in rows.values()])
     if method == "probe":
@@ -106,7 +108,7 @@ def bank_from_labels(embed: Callable[[Sequence[str]], Floats], labels: Sequence[
     """(N, D) f32 of unit length: of each label the mean direction of its prompts. Raises UsageError for a template without {}."""
     for template in templates or ("",):
         if "{}" not in template:
-            raise UsageError('a template holds {} where the label goes, as in "an image showing {}"', f'{template[:60]!r} does not')
+            raise UsageError(f"the template {template[:60]!r} has no {{}}", 'write {} where the label goes, as in "an image showing {}"')
     prompts = [template.replace("{}", label) for label in labels for template in templates]
     return _unit(_unit(embed(prompts)).reshape(len(labels), len(templates), -1).mean(1))
 
@@ -115,7 +117,7 @@ def check_labels(labels: Sequence[str]) -> None:
     if len(labels) < 2 or not all(label.strip() for label in labels):
         raise UsageError("pass two labels or more, none of them empty")
     if (twice := next((label for label in labels if list(labels).count(label) > 1), None)) is not None:
-        raise UsageError(f"the label {twice[:60]!r} is given twice")
+        raise UsageError(f"the label {twice[:60]!r} is given twice", "give it once")
 
 
 def zero_shot_scores(seen: Floats, bank: Floats, logit_scale: float) -> Floats:

@@ -120,7 +120,9 @@ class PictureGraphs:
                 "export it again with `pmclip-deploy export`",
             )
         if not np.isfinite([*logits, *regions]).all():
-            raise BundleError(f"bundle {self.manifest.name} computes no numbers for this image", "export it again in a higher precision")
+            raise BundleError(
+                f"bundle {self.manifest.name} computes NaN or infinity for this image", "export it again in a higher precision"
+            )
         names = [finding.name for finding in findings.findings]
         shares = dict(zip(findings.regions, sigmoid(regions).tolist(), strict=True))
         return Seen(dict(zip(names, logits.tolist(), strict=True)), shares, dict(zip(names, places, strict=True)))

@@ -404,7 +404,9 @@ class Predictor:
                 f"the head of bundle {self.manifest.name} does not fit its manifest", "export it again with `pmclip-deploy export`"
             )
         if not all(np.isfinite(x).all() for x in out.values()):
-            raise BundleError(f"bundle {self.manifest.name} computes no numbers for this image", "export it again in a higher precision")
+            raise BundleError(
+                f"bundle {self.manifest.name} computes NaN or infinity for this image", "export it again in a higher precision"
+            )
         return out
 
     def _head(self) -> Head:

@@ -204,11 +204,11 @@ def test_what_cannot_be_read_is_one_line(tmp_path: Path) -> None:
     with (tmp_path / "w").open("wb") as file:
         refused(file, "^BufferedWriter: cannot be read \\(UnsupportedOperation\\); ")
     refused(encoded("PNG")[:-30], "^bytes: the PNG file is broken")
-    refused(Image.open(io.BytesIO(encoded("PNG")[:-300])), "^PIL image: its pixels cannot be had")
+    refused(Image.open(io.BytesIO(encoded("PNG")[:-300])), "^PIL image: its pixels cannot be read")
     refused(Image.new("L", (0, 5)), "^PIL image: 0 x 5 has no pixels")
     with Image.open(io.BytesIO(encoded("PNG"))) as image:
         pass
-    refused(image, "^PIL image: its pixels cannot be had")
+    refused(image, "^PIL image: its pixels cannot be read")
     with pytest.raises(UsageError, match=r"an image is a path, bytes, .*, not a int"):
         picture_from_image(3)  # type: ignore[arg-type]
 
