@@ -50,13 +50,13 @@ def classification(
 ) -> Classification:
     """Predictor.classify."""
     if any(isinstance(given, str) for given in (labels, templates, *(examples or {}).values())):
-        raise UsageError("labels, templates and the examples of a label are lists, not a text", "put it in one")
+        raise UsageError("labels, templates and the examples of a label are lists, not a text", "put the text in a list")
     method = method or ("cache" if examples else "zero-shot")
     if method not in METHODS or (method == "zero-shot") == bool(examples):
         fits = "cache or probe with examples" if examples else "zero-shot without examples"
         raise UsageError(f"method {method[:60]!r} does not fit", f"choose {fits}")
     if examples and labels:
-        raise UsageError("the examples name the labels", "leave out the others")
+        raise UsageError("the examples name the labels", "leave out the list of labels")
     names = tuple(examples or labels or predictor.manifest.labels)
     if not names:
         raise UsageError("no labels given", "pass two or more, or export the bundle with --labels FILE")
