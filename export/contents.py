@@ -11,13 +11,13 @@ import numpy as np
 import onnx
 from onnx.external_data_helper import set_external_data
 
-from pmclip_deploy.bundle.contract import facet_kinds
 from pmclip_deploy.bundle.files import sha256_of_file
 from pmclip_deploy.bundle.manifest import Manifest
 from pmclip_deploy.bundle.names import ASKED, LABELS, SEEN, TOKENIZER, WORDS
 from pmclip_deploy.bundle.types import Graph as GraphFile
 from pmclip_deploy.classify import bank_from_labels
 from pmclip_deploy.decision.evidence import FACETS
+from pmclip_deploy.decision.needs import facet_kinds
 from pmclip_deploy.export.int8_from_onnx import Graphs
 from pmclip_deploy.export.onnx_from_checkpoint import Modules
 from pmclip_deploy.export.recipes import ExportOptions, Recipe

@@ -8,8 +8,8 @@ from typing import Any
 
 import onnx
 
-from pmclip_deploy.bundle.contract import graphs_of_ask
 from pmclip_deploy.bundle.files import sha256_of_file
+from pmclip_deploy.decision.needs import graphs_of_ask
 from pmclip_deploy.errors import UsageError
 from pmclip_deploy.export.calibration import Calibration, Measured, histograms_from_feeds, measured_from_feeds
 from pmclip_deploy.export.fp16_from_onnx import half_from_onnx

@@ -2,7 +2,17 @@
 
 from typing import TYPE_CHECKING
 
-from pmclip_deploy.errors import BundleError, DeviceError, InputError, NoPictureError, ParityError, PmclipError, UsageError
+from pmclip_deploy.errors import (
+    BundleError,
+    DeviceError,
+    GateError,
+    InputError,
+    NoPictureError,
+    ParityError,
+    PmclipError,
+    TrainingError,
+    UsageError,
+)
 
 if TYPE_CHECKING:
     from pmclip_deploy.answer import Answer, Candidate, Classification, ImageInfo, Label, Match, ModelInfo, Worth
@@ -18,6 +28,7 @@ __all__ = [
     "Candidate",
     "Classification",
     "DeviceError",
+    "GateError",
     "Heads",
     "ImageInfo",
     "InputError",
@@ -31,6 +42,7 @@ __all__ = [
     "Predictor",
     "Qualifier",
     "Seen",
+    "TrainingError",
     "UsageError",
     "Worth",
     "load",
@@ -60,4 +72,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, "__version__"})
+    return sorted({*(name for name in globals() if name.startswith("__")), *__all__, "__version__"})

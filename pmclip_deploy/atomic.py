@@ -1,7 +1,8 @@
 """Files and folders that are whole or as they were: written under a name beside, synced, and put in place. Standard library only.
 
-A full disk, a killed process or a power cut leaves the old content. What fails is an OSError, whichever library wrote; ``told`` makes
-one line of it.
+A full disk, a killed process or a power cut leaves the old content of a file. A folder that exists takes two renames to replace: a process
+that is killed between them leaves the old folder as ``.NAME.(numbers).old`` and none under its name. ``written_into`` replaces each file in
+one step, but not all of them at once. What fails is an OSError, whichever library wrote; ``told`` makes one line of it.
 """
 
 import os
@@ -39,14 +40,26 @@ def written(path: Path, new: Path | None = None, mode: int = 0o666) -> Iterator[
 
 
 def write(path: Path, content: bytes | str) -> None:
-    """To where a user says: through a link, and straight into a device or a pipe, which cannot be replaced. Raises OSError."""
+    """To where a user says: through a link, and straight into what cannot be replaced. Raises OSError.
+
+    That is a device, a pipe, and a file that is open already: whoever opened it, such as a shell, goes on writing to it.
+    """
     data = content.encode() if isinstance(content, str) else content
-    path = Path(os.path.realpath(path))
-    if path.exists() and not path.is_file() and not path.is_dir():
+    if (number := _open_file(path)) is not None:
+        with open(number, "wb", closefd=False) as file:  # where the file stands: opened by name, it would be emptied
+            file.write(data)
+    elif path.exists() and not path.is_file() and not path.is_dir():
         path.write_bytes(data)
-        return
-    with written(path) as new:
-        new.write_bytes(data)
+    else:
+        with written(Path(os.path.realpath(path))) as new:
+            new.write_bytes(data)
+
+
+def _open_file(path: Path) -> int | None:
+    """The number of the file of this process that ``path`` names, as /dev/stdout does; None if it names none."""
+    place = os.path.abspath(path)  # noqa: PTH100 - a resolved path would be the name of the file behind
+    found = re.fullmatch(r"/(?:dev|proc/self)/fd/(\d{1,9})", place)
+    return int(found[1]) if found else {"/dev/stdout": 1, "/dev/stderr": 2}.get(place)
 
 
 def append(path: Path, content: str) -> None:
@@ -65,7 +78,7 @@ def append(path: Path, content: str) -> None:
 
 @contextmanager
 def written_folder(folder: Path) -> Iterator[Path]:
-    """A new folder, which takes the place of ``folder`` as a whole. Raises OSError."""
+    """A new folder, which takes the place of ``folder`` as a whole, by two renames if ``folder`` exists. Raises OSError."""
     new, old = _beside(folder), _beside(folder, "old")
     with _as_os_error():
         try:
@@ -88,7 +101,7 @@ def written_folder(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def written_into(folder: Path) -> Iterator[Path]:
-    """A new folder whose files go to ``folder``, which may hold others, once all of them are whole. Raises OSError."""
+    """A new folder whose files go to ``folder``, which may hold others, one by one once all of them are whole. Raises OSError."""
     new = folder / _beside(folder).name
     with _as_os_error():
         try:

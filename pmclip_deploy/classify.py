@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pmclip_deploy.answer import Classification, Label, ModelInfo
+from pmclip_deploy.bundle.files import rows_from_bundle
 from pmclip_deploy.bundle.manifest import Manifest
 from pmclip_deploy.bundle.names import LABELS
 from pmclip_deploy.decision.heads import Floats, softmax
@@ -20,7 +21,7 @@ METHODS = ("zero-shot", "cache", "probe")
 TEMPLATES = ("{}", "an image showing {}", "a radiology image of {}")  # a label's embedding is their mean (CLIP, section 3.1.4)
 SHARPNESS = 5.5  # beta of Tip-Adapter (Zhang et al., ECCV 2022, section 3.2); its alpha is 1
 STEPS, DECAY = 500, 1e-3  # of the probe
-NO_NUMBERS = ("the model computes no numbers for these images and labels", "export it again in a higher precision")
+NO_NUMBERS = ("the model computes NaN or infinity for these images and labels", "export it again in a higher precision")
 
 
 class Embedder(Protocol):
@@ -49,13 +50,13 @@ def classification(
 ) -> Classification:
     """Predictor.classify."""
     if any(isinstance(given, str) for given in (labels, templates, *(examples or {}).values())):
-        raise UsageError("labels, templates and the examples of a label are lists, not a text", "put it in one")
+        raise UsageError("labels, templates and the examples of a label are lists, not a text", "put the text in a list")
     method = method or ("cache" if examples else "zero-shot")
     if method not in METHODS or (method == "zero-shot") == bool(examples):
         fits = "cache or probe with examples" if examples else "zero-shot without examples"
         raise UsageError(f"method {method[:60]!r} does not fit", f"choose {fits}")
     if examples and labels:
-        raise UsageError("the examples name the labels", "leave out the others")
+        raise UsageError("the examples name the labels", "leave out the list of labels")
     names = tuple(examples or labels or predictor.manifest.labels)
     if not names:
         raise UsageError("no labels given", "pass two or more, or export the bundle with --labels FILE")
@@ -63,7 +64,9 @@ def classification(
     if templates is not None and method == "probe":
         raise UsageError("the probe reads no words", "leave out the templates")
     if templates is not None and not labels and not examples:
-        raise UsageError("the bundle's labels were embedded when it was exported", "leave out the templates, or pass the labels")
+        raise UsageError(
+            "the bundle's labels were embedded at export, so they take no templates", "leave out the templates, or pass the labels"
+        )
     prompts = TEMPLATES if templates is None else templates
     start = time.perf_counter()
     picture = picture_from_image(image, frame, window)
@@ -92,7 +95,7 @@ def classification(
 def _few_shot(predictor: Embedder, seen: Floats, examples: Mapping[str, Iterable[Image]], method: str, templates: Sequence[str]) -> Floats:
     rows = {name: [predictor.embed_image(image) for image in images] for name, images in examples.items()}
     if (empty := next((name for name in rows if not rows[name]), None)) is not None:
-        raise UsageError(f"the label {empty[:60]!r} has no examples")
+        raise UsageError(f"the label {empty[:60]!r} has no examples", "give one image or more of each label")
     x = _numbers(np.concatenate(list(rows.values())))
     of = np.repeat(np.arange(len(rows)), [len(each) for each in rows.values()])
     if method == "probe":
@@ -105,7 +108,7 @@ def bank_from_labels(embed: Callable[[Sequence[str]], Floats], labels: Sequence[
     """(N, D) f32 of unit length: of each label the mean direction of its prompts. Raises UsageError for a template without {}."""
     for template in templates or ("",):
         if "{}" not in template:
-            raise UsageError('a template holds {} where the label goes, as in "an image showing {}"', f'{template[:60]!r} does not')
+            raise UsageError(f"the template {template[:60]!r} has no {{}}", 'write {} where the label goes, as in "an image showing {}"')
     prompts = [template.replace("{}", label) for label in labels for template in templates]
     return _unit(_unit(embed(prompts)).reshape(len(labels), len(templates), -1).mean(1))
 
@@ -114,7 +117,7 @@ def check_labels(labels: Sequence[str]) -> None:
     if len(labels) < 2 or not all(label.strip() for label in labels):
         raise UsageError("pass two labels or more, none of them empty")
     if (twice := next((label for label in labels if list(labels).count(label) > 1), None)) is not None:
-        raise UsageError(f"the label {twice[:60]!r} is given twice")
+        raise UsageError(f"the label {twice[:60]!r} is given twice", "give it once")
 
 
 def zero_shot_scores(seen: Floats, bank: Floats, logit_scale: float) -> Floats:
@@ -126,21 +129,11 @@ def zero_shot_scores(seen: Floats, bank: Floats, logit_scale: float) -> Floats:
 def scores_from_bundle(predictor: Embedder, seen: Floats) -> Floats:
     """(D,) -> (N,) for the labels of the bundle: by the compiled kernel, or by the graph, which says the same, where there is none."""
     manifest = predictor.manifest
-    bank = _bank(predictor.path, (len(manifest.labels), manifest.embed_dim))
+    bank = rows_from_bundle(predictor.path, LABELS, len(manifest.labels), manifest.embed_dim)
     if implementation().startswith("C++"):
         return zero_shot_scores(seen, bank, manifest.logit_scale)
     found = predictor.similarity(seen[None], bank)
     return _in_order(found["score"][0], found["index"][0])
-
-
-def _bank(folder: Path | None, shape: tuple[int, int]) -> Floats:
-    try:
-        bank = np.load(Path(folder or "", LABELS), allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise BundleError(f"{folder}: {LABELS} cannot be read ({type(error).__name__})", "copy the bundle again") from error
-    if bank.shape != shape or bank.dtype != np.float32:
-        raise BundleError(f"{folder}: {LABELS} is not {shape[0]} x {shape[1]} numbers", "export the bundle again")
-    return np.asarray(bank)
 
 
 def _numbers(embeddings: Floats) -> Floats:

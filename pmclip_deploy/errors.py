@@ -110,7 +110,14 @@ class ParityError(PmclipError):
 
 
 class GateError(PmclipError):
-    """A finding did not pass the gate of its validation."""
+    """A finding did not pass the gate of its validation.
+
+    The command ``train finding`` raises it.
+
+    >>> import pmclip_deploy as pm
+    >>> pm.GateError.code, pm.GateError.exit_code
+    ('gate', 5)
+    """
 
     exit_code = 5
     code = "gate"
@@ -129,7 +136,14 @@ class DeviceError(PmclipError):
 
 
 class TrainingError(PmclipError):
-    """Training cannot go on: the loss is not a number, or memory is full."""
+    """Training cannot go on: the loss is not a number, or memory is full.
+
+    The commands under ``train`` raise it.
+
+    >>> import pmclip_deploy as pm
+    >>> pm.TrainingError.code, pm.TrainingError.exit_code
+    ('training', 1)
+    """
 
     exit_code = 1
     code = "training"

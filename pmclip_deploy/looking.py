@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pmclip_deploy.bundle.contract import contract_of
+from pmclip_deploy.bundle.files import rows_from_bundle
 from pmclip_deploy.bundle.manifest import Manifest
 from pmclip_deploy.bundle.names import PROBES
 from pmclip_deploy.bundle.types import Head
@@ -119,7 +120,9 @@ class PictureGraphs:
                 "export it again with `pmclip-deploy export`",
             )
         if not np.isfinite([*logits, *regions]).all():
-            raise BundleError(f"bundle {self.manifest.name} computes no numbers for this image", "export it again in a higher precision")
+            raise BundleError(
+                f"bundle {self.manifest.name} computes NaN or infinity for this image", "export it again in a higher precision"
+            )
         names = [finding.name for finding in findings.findings]
         shares = dict(zip(findings.regions, sigmoid(regions).tolist(), strict=True))
         return Seen(dict(zip(names, logits.tolist(), strict=True)), shares, dict(zip(names, places, strict=True)))
@@ -146,15 +149,3 @@ class PictureGraphs:
     def _weights(self) -> Floats:
         """(P, D + 1): of each probe the weights of ``probed_embedding``, and what is added."""
         return rows_from_bundle(self.path, PROBES, len(self.manifest.probes), self.manifest.embed_dim + 1)
-
-
-def rows_from_bundle(path: Path | None, name: str, count: int, width: int) -> Floats:
-    """(count, width) f32 of one of the bundle's arrays. Raises BundleError."""
-    assert path is not None
-    try:
-        rows = np.load(path / name, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise BundleError(f"{path}: {name} cannot be read ({type(error).__name__})", "copy the bundle again") from error
-    if rows.shape != (count, width) or rows.dtype != np.float32 or not np.isfinite(rows).all():
-        raise BundleError(f"{path}: {name} is not {count} x {width} numbers", "export the bundle again")
-    return np.asarray(rows)

@@ -60,7 +60,7 @@ def load_beside(work: Callable[[], object], bundle: "str | os.PathLike[str] | No
         import pmclip_deploy.imaging.preprocess  # noqa: F401
 
         backend_for(device).version()  # imports its package
-        from pmclip_deploy.bundle.contract import graphs_of_ask
+        from pmclip_deploy.decision.needs import graphs_of_ask
         from pmclip_deploy.predictor import Predictor
 
         def session(name: str) -> Session:

@@ -15,17 +15,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pmclip_deploy.answer import Answer, Candidate, Classification, Match, ModelInfo
-from pmclip_deploy.bundle.contract import contract_of, facet_kinds, graphs_of_ask
+from pmclip_deploy.bundle.contract import contract_of
+from pmclip_deploy.bundle.files import rows_from_bundle
 from pmclip_deploy.bundle.manifest import Manifest
 from pmclip_deploy.bundle.names import ASKED, MANIFEST, TOKENIZER, WORDS
 from pmclip_deploy.bundle.types import Head
 from pmclip_deploy.decision.evidence import FACETS, Look, Reply, Seen, findings_of
 from pmclip_deploy.decision.heads import Floats, Heads, decision_from_heads, softmax
+from pmclip_deploy.decision.needs import facet_kinds, graphs_of_ask
 from pmclip_deploy.decision.rules import askable, facets_of, reply, taught, unvalidated
 from pmclip_deploy.errors import BundleError, UsageError
 from pmclip_deploy.header.read import Header
 from pmclip_deploy.imaging.images import Image, picture_from_image
-from pmclip_deploy.looking import PictureGraphs, rows_from_bundle
+from pmclip_deploy.looking import PictureGraphs
 from pmclip_deploy.questions import Intent, understood
 from pmclip_deploy.sessions import Session
 
@@ -402,7 +404,9 @@ class Predictor:
                 f"the head of bundle {self.manifest.name} does not fit its manifest", "export it again with `pmclip-deploy export`"
             )
         if not all(np.isfinite(x).all() for x in out.values()):
-            raise BundleError(f"bundle {self.manifest.name} computes no numbers for this image", "export it again in a higher precision")
+            raise BundleError(
+                f"bundle {self.manifest.name} computes NaN or infinity for this image", "export it again in a higher precision"
+            )
         return out
 
     def _head(self) -> Head:

@@ -32,7 +32,7 @@ class Preprocess:
 
     ``resize`` is open_clip's ``resize_mode``: "shortest" scales the short side to ``size`` and crops the centre,
     "squash" scales both sides to ``size``, "pad" the long side, and centres the picture on black. All use Pillow's antialiased bicubic.
-    ``mean`` and ``std`` are for values in 0..1. With ``trim`` the margins that show nothing are cut off first (margins.py).
+    ``mean`` and ``std`` are for values in 0..1. With ``trim`` the margins that show nothing are cut off first (imaging/margins.py).
     """
 
     size: int

@@ -170,12 +170,6 @@ def organs_of_region(region: str) -> tuple[str, ...]:
     return REGIONS[region].organs if region in REGIONS else ()
 
 
-def organ_of_region(region: str) -> str | None:
-    """The organ answer where the region has one alone: "chest" may be lung or heart and gives None."""
-    organs = organs_of_region(region)
-    return organs[0] if len(organs) == 1 else None
-
-
 def regions_of_organ(organ: str) -> tuple[str, ...]:
     """The regions in which an organ answer is right; none for "vascular and lymphatic", which is everywhere."""
     return tuple(name for name, region in REGIONS.items() if organ in region.organs)

@@ -1,6 +1,8 @@
 """What is written is whole or as it was: every writer on a disk that is full, and what a writer does to links and permissions."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -252,6 +254,27 @@ def test_a_users_link_is_followed_and_a_device_is_not_replaced(tmp_path: Path) -
     write(tmp_path / "null", "gone")
     append(tmp_path / "null", "gone")
     assert Path(os.devnull).is_char_device()
+
+
+WRITES = "import sys; from pathlib import Path; from pmclip_deploy.atomic import write; write(Path(sys.argv[1]), 'ours\\n')"
+OPEN = ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs the names of open files")
+@pytest.mark.parametrize("name", OPEN)
+def test_an_open_pipe_or_file_is_written_where_it_stands(tmp_path: Path, name: str) -> None:
+    piped = subprocess.run([sys.executable, "-c", WRITES, name], capture_output=True, check=True, timeout=60)
+    assert (piped.stdout, piped.stderr) == (b"ours\n", b"")
+    script = 'echo before; "$0" -c "$1" "$2"; echo after'
+    with (tmp_path / "log").open("wb") as log:
+        subprocess.run(["sh", "-c", script, sys.executable, WRITES, name], stdout=log, check=True, timeout=60)
+    assert (tmp_path / "log").read_text() == "before\nours\nafter\n" and [path.name for path in tmp_path.iterdir()] == ["log"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs the names of open files")
+def test_a_file_that_is_not_open_is_an_os_error() -> None:
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        write(Path("/dev/fd/987654321"), "x")
 
 
 def test_a_link_beside_is_not_written_through(tmp_path: Path) -> None:

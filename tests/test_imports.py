@@ -59,6 +59,7 @@ def test_the_public_surface() -> None:
         "Candidate",
         "Classification",
         "DeviceError",
+        "GateError",
         "Heads",
         "ImageInfo",
         "InputError",
@@ -72,6 +73,7 @@ def test_the_public_surface() -> None:
         "Predictor",
         "Qualifier",
         "Seen",
+        "TrainingError",
         "UsageError",
         "Worth",
         "load",
@@ -83,5 +85,14 @@ def test_the_public_surface() -> None:
 
 def test_exit_codes_are_pinned() -> None:
     codes = {name: getattr(pmclip_deploy, name).exit_code for name in pmclip_deploy.__all__ if name.endswith("Error")}
-    wanted = {"BundleError": 4, "DeviceError": 6, "InputError": 3, "NoPictureError": 3, "ParityError": 5, "PmclipError": 1, "UsageError": 2}
-    assert codes == wanted
+    assert codes == {
+        "BundleError": 4,
+        "DeviceError": 6,
+        "GateError": 5,
+        "InputError": 3,
+        "NoPictureError": 3,
+        "ParityError": 5,
+        "PmclipError": 1,
+        "TrainingError": 1,
+        "UsageError": 2,
+    }

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pmclip_deploy.atomic import told, written_folder
 from pmclip_deploy.bundle.checks import check_name, no_constant
@@ -14,6 +15,10 @@ from pmclip_deploy.bundle.manifest import Manifest
 from pmclip_deploy.bundle.names import ASKED, LABELS, MANIFEST, MAX_MANIFEST_BYTES, NEXT_STEP, PROBES, SEAL, SIGNATURE, TOKENIZER, WORDS
 from pmclip_deploy.bundle.types import File
 from pmclip_deploy.errors import BundleError, UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 def manifest_from_bundle(path: Path) -> Manifest:
@@ -74,6 +79,20 @@ def problems_in_bundle(path: Path, manifest: Manifest, verified: Callable[[str],
     except OSError as error:
         raise BundleError(f"{error.filename}: cannot be read ({error.strerror})", "check its permissions") from error
     return problems + [f"{name!r} does not belong to the bundle" for name in extra]
+
+
+def rows_from_bundle(path: Path | None, name: str, count: int, width: int) -> "NDArray[np.float32]":
+    """(count, width) f32 of one of the bundle's arrays. Raises BundleError."""
+    import numpy as np
+
+    assert path is not None
+    try:
+        rows = np.load(path / name, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise BundleError(f"{path}: {name} cannot be read ({type(error).__name__})", "copy the bundle again") from error
+    if rows.shape != (count, width) or rows.dtype != np.float32 or not np.isfinite(rows).all():
+        raise BundleError(f"{path}: {name} is not {count} x {width} numbers", "export the bundle again")
+    return np.asarray(rows)
 
 
 def name_of_output(output: Path, name: str | None = None) -> str:

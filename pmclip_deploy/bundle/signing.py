@@ -106,7 +106,7 @@ def need_cryptography() -> None:
     try:
         import cryptography.hazmat.primitives.asymmetric.ed25519  # noqa: F401
     except ImportError:
-        raise UsageError("signatures need cryptography: pip install 'pmclip-deploy[sign]'") from None
+        raise UsageError("signatures need cryptography, which is not installed", "pip install 'pmclip-deploy[sign]'") from None
 
 
 def _read(path: Path) -> bytes:

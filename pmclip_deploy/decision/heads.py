@@ -8,10 +8,9 @@ from numpy.typing import NDArray
 
 from pmclip_deploy.answer import Candidate
 from pmclip_deploy.bundle.manifest import Manifest
-from pmclip_deploy.decision.evidence import NO_RADIOGRAPH
+from pmclip_deploy.decision.evidence import NO_RADIOGRAPH, OUTSIDE
 
 Floats: TypeAlias = NDArray[np.float32]
-UNTRAINED = "the question is outside what this model was trained on"
 NEVER_SURE = "too few answers to this kind of question were right on validation images"
 
 
@@ -63,7 +62,7 @@ def decision_from_heads(manifest: Manifest, heads: Heads, row: int) -> Decision:
     candidates = tuple(Candidate(manifest.answers[kind.answers[i]], float(probabilities[i])) for i in best)
     decision = Decision(index, candidates, candidates[0].probability)
     if kinds[index] < limits.kind_threshold or (heads.known is not None and not heads.known[row]):
-        return replace(decision, rule="question", reason=UNTRAINED)
+        return replace(decision, rule="question", reason=OUTSIDE)
     if heads.radiograph is not None and heads.radiograph[row] < limits.radiograph_threshold:
         return replace(decision, rule="radiograph", reason=NO_RADIOGRAPH)
     if kind.threshold >= 1:

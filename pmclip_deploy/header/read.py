@@ -13,7 +13,7 @@ from datetime import date
 from typing import Any
 
 from pmclip_deploy.body_parts import PART_OF_CODE, PART_OF_TERM, Part
-from pmclip_deploy.header.elements import (
+from pmclip_deploy.header.raw import (
     ANATOMIC_MODIFIER_SEQUENCE,
     BODY_PART,
     CODE_VALUE,

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from pmclip_deploy.header.elements import SOP_CLASS, STORAGE, Groups, code_of, code_string_of, items_of, numbers_of, once, strings_of
+from pmclip_deploy.header.raw import SOP_CLASS, STORAGE, Groups, code_of, code_string_of, items_of, numbers_of, once, strings_of
 
 OBLIQUE = 30.0  # degrees from the nearest plane; a CT gantry tilts to 30, and its slices are still called axial
 

@@ -202,7 +202,7 @@ def image_from_dataset(dataset: Any) -> DicomImage:
 
 
 def _syntax(dataset: Dataset) -> str:
-    if syntax := getattr(dataset, "file_meta", {}).get("TransferSyntaxUID"):
+    if syntax := (getattr(dataset, "file_meta", None) or {}).get("TransferSyntaxUID"):
         return str(syntax)
     implicit, little = dataset.original_encoding  # what pydicom guessed, or (None, None) where it was made in memory
     return IMPLICIT if implicit else BIG_ENDIAN if little is False else EXPLICIT

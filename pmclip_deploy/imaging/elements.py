@@ -1,4 +1,7 @@
-"""Elements of a dataset as plain values; nothing that a file holds is printed."""
+"""Elements of a dataset as plain values; nothing that a file holds is printed.
+
+``header/raw.py`` reads elements before pydicom converts them, since its remarks quote values; pixels need the converted numbers.
+"""
 
 from __future__ import annotations
 

@@ -98,12 +98,12 @@ class _Table:
         try:
             count, first, bits = (int(value) for value in item["LUTDescriptor"].value)
             data: Any = item["LUTData"].value
-        except OF_ELEMENTS:  # missing, or not three numbers
+            if isinstance(data, (bytes, bytearray)):
+                data = np.frombuffer(data[: len(data) // 2 * 2], "<u2" if little else ">u2")
+            entries = np.atleast_1d(np.asarray(data if data is not None else [])).astype(np.int64) & 0xFFFF
+        except OF_ELEMENTS:  # missing, not three numbers, or entries that are no numbers
             return None
-        if isinstance(data, (bytes, bytearray)):
-            data = np.frombuffer(data[: len(data) // 2 * 2], "<u2" if little else ">u2")
         count, bits = count % 65536 or 65536, bits % 65536
-        entries = np.atleast_1d(np.asarray(data if data is not None else [])).astype(np.int64) & 0xFFFF
         if bits == 8 and len(entries) == (count + 1) // 2:  # two 8-bit entries in each word
             entries = entries.astype("<u2").view(np.uint8).astype(np.int64)
         entries = entries[:count]

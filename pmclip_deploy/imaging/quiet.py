@@ -1,7 +1,7 @@
 """Silence for the thread that reads, and for no other: parsers quote elements in warnings and log records, and so might name a patient.
 
-No filter and no level of the process changes. The parsers' loggers get a filter, and their modules a stand-in for ``warnings``; both drop
-what comes from a thread that reads, and hand on all else.
+Global warning filters and log levels stay as they are. Each parser's logger gets a filter, and its module a stand-in for ``warnings``, for
+the rest of the process; both drop what comes from a thread that reads, and hand on all else.
 """
 
 import logging
@@ -14,7 +14,10 @@ from types import ModuleType
 from typing import Any
 
 # pydicom 3 warns from misc.py alone; its other loggers are children, whose records do not pass their parent's filters.
-LOGGERS = ("pydicom", "pydicom.pixels.decoders.base", "pydicom.pixels.utils", "openjpeg", "openjpeg.utils", "jpeg_ls")
+LOGGERS = (
+    *("pydicom", "pydicom.pixels.decoders.base", "pydicom.pixels.utils", "openjpeg", "openjpeg.utils", "jpeg_ls"),
+    *("PIL.PngImagePlugin", "PIL.TiffImagePlugin"),
+)
 MODULES = ("pydicom.misc", "openjpeg.utils", "PIL.Image", "PIL.JpegImagePlugin", "PIL.PngImagePlugin", "PIL.TiffImagePlugin")
 
 

@@ -61,7 +61,9 @@ def picture_from_pil(image: Image.Image) -> Picture:
     except Exception as error:
         if is_ours(error):
             raise
-        raise InputError(f"{where}: its pixels cannot be had ({type(error).__name__})", "open or make it again, in mode L or RGB") from None
+        raise InputError(
+            f"{where}: its pixels cannot be read ({type(error).__name__})", "open or make it again, in mode L or RGB"
+        ) from None
     kind = kind if kind in ("png", "jpeg") else "array"
     return Picture(pixels, ImageInfo(where, kind, rows=pixels.shape[0], columns=pixels.shape[1], window=window))
 

@@ -112,7 +112,7 @@ def unit(embedding: NDArray[np.float32], of: str) -> Halves:
     wide = embedding.astype(np.float64)
     length = float(np.sqrt((wide**2).sum()))
     if not np.isfinite(length) or length == 0:
-        raise InputError(f"{of}: its embedding has no direction, so nothing is near it", "give another")
+        raise InputError(f"{of}: its embedding has no direction, so nothing is near it", "give another image or text")
     return (wide / length).astype(np.float16)
 
 

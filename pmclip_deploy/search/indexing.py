@@ -71,7 +71,7 @@ def captions_of_file(predictor: Predictor, file: Path) -> Source[Line]:
     except OSError as error:
         raise InputError(f"{file}: cannot be read ({error.strerror})", "check the path") from None
     except UnicodeDecodeError:
-        raise InputError(f"{file}: is not UTF-8", "save it as that") from None
+        raise InputError(f"{file}: is not UTF-8", "save it as UTF-8") from None
     name = partial(_name_of_line, file)
     caption = _caption_from_json if file.suffix.lower() == ".jsonl" else _caption_from_text
 
@@ -79,7 +79,7 @@ def captions_of_file(predictor: Predictor, file: Path) -> Source[Line]:
         try:
             return caption(line[1])
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            raise InputError(f'{name(line)}: is no {{"caption": "...", "id": "..."}} with text in both', "mend the line") from None
+            raise InputError(f'{name(line)}: is no {{"caption": "...", "id": "..."}} with text in both', "correct the line") from None
 
     return Source(
         about=_about(predictor, "text", "caption"),
@@ -225,7 +225,7 @@ def _refuse_other(index: Index, about: About) -> None:
             "choose another --output",
         )
     if index.about.salt_check != about.salt_check:
-        raise UsageError(f"{index.path}: its ids were made with another salt", "give that one with --salt-file, or choose another --output")
+        raise UsageError(f"{index.path}: its ids were made with another salt", "give its salt with --salt-file, or choose another --output")
 
 
 def _id_from_path(folder: Path, path: Path) -> str:

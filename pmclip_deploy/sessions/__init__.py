@@ -14,7 +14,7 @@ from pathlib import Path
 from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from pmclip_deploy.errors import UsageError
+from pmclip_deploy.errors import DeviceError, UsageError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -75,9 +75,17 @@ class Backend(ABC):
     def available(self) -> bool:
         return self.why_not() is None
 
-    @abstractmethod
     def why_not(self) -> str | None:
         """What keeps it from running here and how to mend that, in one line; None where it runs."""
+        try:
+            self.check()
+        except DeviceError as error:
+            return str(error)
+        return None
+
+    @abstractmethod
+    def check(self) -> None:
+        """Raises DeviceError where it does not run here: what keeps it from that, and how to mend it."""
 
     @abstractmethod
     def version(self) -> str | None:

@@ -79,12 +79,12 @@ class OnnxRuntime(Backend):
     devices = tuple(provider.device for provider in PROVIDERS.values())
     packages = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino")
 
-    def why_not(self) -> str | None:
+    def check(self) -> None:
         try:
             import_onnxruntime()
         except Exception as error:  # a broken shared library raises what it likes
-            return f"onnxruntime cannot be imported ({type(error).__name__}); install it with `pip install onnxruntime`"
-        return None
+            here = f"onnxruntime cannot be imported ({type(error).__name__})"
+            raise DeviceError(here, "install it with `pip install onnxruntime`") from error
 
     def version(self) -> str | None:
         return str(import_onnxruntime().__version__) if self.available() else None
@@ -95,8 +95,7 @@ class OnnxRuntime(Backend):
         return {"providers": import_onnxruntime().get_available_providers(), "threads": cpu_threads()}
 
     def open(self, graph: GraphFile, options: SessionOptions) -> "OnnxRuntimeSession":
-        if problem := self.why_not():
-            raise DeviceError(*problem.split("; ", 1))
+        self.check()
         return OnnxRuntimeSession(graph, options)
 
 
@@ -116,7 +115,7 @@ class OnnxRuntimeSession:
         name = wanted.name.removesuffix("ExecutionProvider")
         if wanted.name not in available:
             here = f"onnxruntime {ort.__version__} has no {name} here (it has {', '.join(available)})"
-            raise DeviceError(here, f"{wanted.device.install}; or pass --device cpu")
+            raise DeviceError(here, f"{wanted.device.install}, or pass --device cpu")
         if not graph.path.is_file():
             raise BundleError(f"{graph.path}: missing", "copy the bundle again")
         if wanted.device.nvidia and hasattr(ort, "preload_dlls"):

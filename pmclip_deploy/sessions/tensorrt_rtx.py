@@ -4,10 +4,12 @@ NVIDIA: such an engine runs on Linux and Windows alike, on the GPUs it was built
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from weakref import finalize
 
+from pmclip_deploy.atomic import written
 from pmclip_deploy.sessions import Device, cache_folder
 from pmclip_deploy.sessions.engines import EngineBackend
 
@@ -32,13 +34,9 @@ class TensorRTRTX(EngineBackend):
 
 
 def _save(serialize: Callable[[], Any], file: Path) -> None:
-    """Beside and then in place, so that no process reads half of it; a cache that cannot be kept is no error."""
-    beside = file.with_suffix(".new")
-    try:
-        beside.write_bytes(bytes(serialize()))
-        beside.replace(file)
-    except Exception:
-        beside.unlink(missing_ok=True)
+    """Atomically, so that no process reads half of a cache. A cache that cannot be kept is no error."""
+    with suppress(Exception), written(file) as new:
+        new.write_bytes(bytes(serialize()))
 
 
 BACKEND = TensorRTRTX()

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 import pmclip_deploy as pm
+from pmclip_deploy.decision.evidence import OUTSIDE
 from pmclip_deploy.evaluation.counting import MEVF, MEVF_ALL, QCR, VQA_MED_2019
 from pmclip_deploy.evaluation.evaluate import Decided, about_bundle, evaluation, figures, tower_trained_on
 from pmclip_deploy.evaluation.rows import Row, normalised, pictures_of, rows_from_jsonl
@@ -24,7 +25,7 @@ from pmclip_deploy.evaluation.statistics import (
     mcnemar,
     seeds,
 )
-from tests.tiny.bundle import OUTSIDE, tiny_bundle, tiny_manifest
+from tests.tiny.bundle import tiny_bundle, tiny_manifest
 
 
 def test_normalised() -> None:

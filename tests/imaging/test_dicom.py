@@ -703,6 +703,13 @@ def test_unsupported_transfer_syntax(syntax):
     refused(ds, "not supported")
 
 
+def test_a_dataset_without_file_meta():
+    ds = dataset(pattern12(8, 8))
+    expected = picture_from_dicom(ds).pixels
+    ds.file_meta = None
+    assert np.array_equal(picture_from_dicom(ds).pixels, expected)
+
+
 def test_compressed_headers_that_lie(tmp_path):
     array = pattern12(16, 16)
     for syntax in (RLE, JPEG_LOSSLESS, JPEG_LS, J2K):

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pydicom import dcmread
+from pydicom import Dataset, dcmread
 from pydicom.data import get_testdata_file
 
 from pmclip_deploy.errors import InputError
@@ -125,6 +125,31 @@ def test_random_elements(edits):
             except Exception:  # pydicom will not even hold it
                 continue
         outcome(dataset)
+
+
+NO_NUMBERS = [("PN", "A^B"), ("PN", ["A^B", "C^D", "E^F"]), ("SQ", []), ("SQ", [Dataset()]), ("SQ", [Dataset()] * 3)]
+
+
+@pytest.mark.parametrize("sequence", ["ModalityLUTSequence", "VOILUTSequence"])
+@pytest.mark.parametrize("keyword", ["LUTDescriptor", "LUTData"])
+@pytest.mark.parametrize(("vr", "value"), NO_NUMBERS)
+def test_a_lut_of_a_wrong_vr_is_not_applied(sequence, keyword, vr, value):
+    dataset, item = dcmread(get_testdata_file("MR_small.dcm", download=False)), Dataset()
+    item.LUTDescriptor = [2, 0, 8]
+    item.add_new("LUTData", "US", [0, 255])
+    item.add_new(keyword, vr, value)
+    setattr(dataset, sequence, [item])
+    picture = outcome(dataset)
+    assert isinstance(picture, Picture) and any("LUT cannot be read" in warning for warning in picture.info.warnings)
+
+
+@pytest.mark.parametrize("element", ["Descriptor", "Data"])
+@pytest.mark.parametrize(("vr", "value"), NO_NUMBERS)
+def test_a_palette_of_a_wrong_vr_is_refused(element, vr, value):
+    dataset = dcmread(get_testdata_file("examples_palette.dcm", download=False))
+    dataset.add_new(f"RedPaletteColorLookupTable{element}", vr, value)
+    error = outcome(dataset)
+    assert isinstance(error, InputError) and "palette is missing or broken" in str(error)
 
 
 PREFIXES = [b"", b"\x08\x00", b"\x02\x00\x00\x00UL\x04\x00", bytes(128) + b"DICM", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0"]

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import logging
 import os
 import struct
 import tempfile
@@ -126,6 +127,21 @@ def test_a_raster_file_in_every_form(tmp_path: Path, kind: str, mode: str) -> No
     )
 
 
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_nothing_of_an_exif_tag_is_logged(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    exif = Image.Exif()
+    exif[0x0112], exif[0x013B] = 6, "SECRETNAME"  # Orientation, Artist
+    data = encoded(kind, exif=exif)
+    with caplog.at_level(logging.DEBUG):
+        Image.open(io.BytesIO(data)).getexif()
+        assert "SECRETNAME" in caplog.text  # else the test holds nothing
+        opened = Image.open(io.BytesIO(data))  # by the caller: what Pillow logs here is theirs
+        caplog.clear()
+        picture_from_image(data)
+        picture_from_image(opened)
+    assert "SECRETNAME" not in caplog.text
+
+
 def test_a_pil_image_is_turned_as_its_exif_says_and_stays_as_it_was() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -188,11 +204,11 @@ def test_what_cannot_be_read_is_one_line(tmp_path: Path) -> None:
     with (tmp_path / "w").open("wb") as file:
         refused(file, "^BufferedWriter: cannot be read \\(UnsupportedOperation\\); ")
     refused(encoded("PNG")[:-30], "^bytes: the PNG file is broken")
-    refused(Image.open(io.BytesIO(encoded("PNG")[:-300])), "^PIL image: its pixels cannot be had")
+    refused(Image.open(io.BytesIO(encoded("PNG")[:-300])), "^PIL image: its pixels cannot be read")
     refused(Image.new("L", (0, 5)), "^PIL image: 0 x 5 has no pixels")
     with Image.open(io.BytesIO(encoded("PNG"))) as image:
         pass
-    refused(image, "^PIL image: its pixels cannot be had")
+    refused(image, "^PIL image: its pixels cannot be read")
     with pytest.raises(UsageError, match=r"an image is a path, bytes, .*, not a int"):
         picture_from_image(3)  # type: ignore[arg-type]
 

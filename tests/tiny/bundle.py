@@ -21,12 +21,12 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from pmclip_deploy.bundle.files import write_bundle
 from pmclip_deploy.bundle.manifest import Manifest
 from pmclip_deploy.bundle.types import Abstention, Findings, Graph, Head, Kind, Words
+from pmclip_deploy.decision.evidence import OUTSIDE
 from pmclip_deploy.spec import Preprocess
 
 DIM, SIZE = 8, 32
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "plane", "fracture", "is", "there", "a", "the", "which", "?"]
 ANSWERS = ("axial", "coronal", "sagittal", "yes", "no")
-OUTSIDE = "the question is outside what this model was trained on"
 KINDS = (
     Kind("plane", (0, 1, 2), temperature=1.0, threshold=0.0, majority=0),
     Kind("fracture", (3, 4), temperature=1.0, threshold=0.6, majority=4),

@@ -1,8 +1,8 @@
-"""One frame of DICOM pixel data, native or compressed, to its stored values: one function per codec, each with one fixed library.
+"""Decodes one compressed frame to its stored values: its transfer syntax chooses the codec's file.
 
-pydicom's own plugins are not used for compressed frames: which of them runs depends on what else is installed, its JPEG 2000 plugin
-needs one more package, and it refuses 12-bit JPEG, which GDCM decodes. Before a decoder allocates or runs, the frame's
-own header is compared with the DICOM header, and the number of bytes with the least that so many pixels can take.
+pydicom's own plugins are not used: which of them runs depends on what else is installed, its JPEG 2000 plugin
+needs one more package, and it refuses 12-bit JPEG, which GDCM decodes. Before a decoder allocates or runs, the frame's own header
+is compared with the DICOM header, and the number of bytes with the least that so many pixels can take.
 """
 
 from __future__ import annotations

@@ -42,12 +42,8 @@ class EngineBackend(Backend):
         major, minor = device.compute_capability
         return Machine(trt.__version__, f"{major}.{minor}", platform_here())
 
-    def why_not(self) -> str | None:
-        try:
-            self.machine()
-        except DeviceError as error:
-            return str(error)
-        return None
+    def check(self) -> None:
+        self.machine()
 
     def version(self) -> str | None:
         try:
@@ -97,7 +93,7 @@ class EngineBackend(Backend):
                 f"export it with --target {self.target}, or pass --device auto",
             )
         first = problems[0]
-        raise DeviceError(f"bundle {graph.bundle}: no engine of it runs here, {first.message}", f"{first.hint}, or pass --device cpu")
+        raise DeviceError(f"bundle {graph.bundle} has no engine that runs here: {first.message}", f"{first.hint}, or pass --device cpu")
 
 
 def engine_backends() -> dict[str, EngineBackend]:

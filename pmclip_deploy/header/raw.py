@@ -1,4 +1,7 @@
-"""Elements of a dataset and of its functional groups, checked and short."""
+"""Elements of a dataset and of its functional groups, checked and short.
+
+``imaging/elements.py`` converts values and so is not used here: pydicom's remarks on a conversion quote the value.
+"""
 
 from __future__ import annotations
 
