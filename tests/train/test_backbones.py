@@ -16,7 +16,7 @@ pytest.importorskip("open_clip", reason="training needs the extra `train`")
 
 from safetensors.torch import load_file
 
-from pmclip_deploy.spec import PRECISIONS
+from pmclip_deploy.export.precisions import PRECISIONS
 from pmclip_deploy.train.backbones import BACKBONES, DEFAULT
 from tests.tiny import clip as tiny_clip
 
