@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pmclip_deploy.bundle.files import manifest_from_bundle, refuse_foreign_folder, write_bundle
+from pmclip_deploy.bundle.files import manifest_from_bundle, name_of_output, refuse_foreign_folder, write_bundle
 from pmclip_deploy.bundle.manifest import Manifest
 from pmclip_deploy.bundle.names import MANIFEST
 from pmclip_deploy.classify import check_labels
@@ -29,7 +29,7 @@ from pmclip_deploy.export.sensitivity import Effect
 from pmclip_deploy.export.speed import speed_against_fp32
 from pmclip_deploy.opening import load
 from pmclip_deploy.spec import METHODS
-from pmclip_deploy.train.checkpoint import name_of_output, read_checkpoint
+from pmclip_deploy.train.checkpoint import read_checkpoint
 
 Gates = Mapping[str, Mapping[str, float]]
 
