@@ -33,8 +33,8 @@ from pmclip_deploy.benchmarks.peers import MODELS, VIT
 from pmclip_deploy.benchmarks.results import Row, Run, append
 from pmclip_deploy.benchmarks.systems import CONTEXT
 from pmclip_deploy.errors import PmclipError
+from pmclip_deploy.export.precisions import TENSOR_GATES
 from pmclip_deploy.machine import stamp
-from pmclip_deploy.spec import TENSOR_GATES
 from pmclip_deploy.threads import cpu_threads
 
 PARTS = ("image", "text")

@@ -17,11 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pmclip_deploy.decision.heads import Decision, decision_from_heads
+from pmclip_deploy.export.precisions import TENSOR_GATES
 from pmclip_deploy.imaging.preprocess import resized
 from pmclip_deploy.imaging.read import picture_from_path
 from pmclip_deploy.models import DEFAULT_CHECKPOINT, DEFAULT_REFERENCE
 from pmclip_deploy.predictor import Predictor
-from pmclip_deploy.spec import AGREEMENT, CANDIDATE_AGREEMENT, TENSOR_GATES, Preprocess
+from pmclip_deploy.spec import AGREEMENT, CANDIDATE_AGREEMENT, Preprocess
 
 Array = NDArray[Any]
 

@@ -20,7 +20,8 @@ from pmclip_deploy.decision.evidence import FACETS
 from pmclip_deploy.decision.needs import facet_kinds
 from pmclip_deploy.export.int8_from_onnx import Graphs
 from pmclip_deploy.export.onnx_from_checkpoint import Modules
-from pmclip_deploy.export.recipes import ExportOptions, Recipe
+from pmclip_deploy.export.precisions.base import Recipe
+from pmclip_deploy.export.recipes import ExportOptions
 from pmclip_deploy.export.reference import Reference, predictor_from_modules, words_of
 from pmclip_deploy.kernels.onnx_function import similarity_graph
 from pmclip_deploy.sessions.onnxruntime import import_onnxruntime

@@ -4,7 +4,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pmclip_deploy.errors import ParityError
-from pmclip_deploy.spec import ACCURACY_LOSS, AGREEMENT, CANDIDATE_AGREEMENT, TENSOR_GATES
+from pmclip_deploy.export.precisions import TENSOR_GATES
+from pmclip_deploy.spec import ACCURACY_LOSS, AGREEMENT, CANDIDATE_AGREEMENT
 
 PIXELS = 1e-5  # largest difference of a normalised pixel, every precision; tokens must be equal
 LABELLED = 100  # pictures, fewer of which cannot tell. Like candidates, labels are given however near the second is

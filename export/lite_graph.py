@@ -62,8 +62,8 @@ def lite_graph(head: LiteHead, dense: bool = False) -> onnx.ModelProto:
     g.node("Add", "answer", padded, g.node("Mul", "memory.scaled", memory, g.floats("strength", STRENGTH)))
     g.node("Identity", "kind", mlp("kinds", text, head.kind))
     evidence = image
-    if head.detail is not None and of_kind(nn.Linear, head.radiograph)[0].in_features > width:
-        detail = scaled("detail", "detail.unit", "sqrt_details", head.detail.out_features)
+    if details := of_kind(nn.Linear, head.radiograph)[0].in_features - width:
+        detail = scaled("detail", "detail.unit", "sqrt_details", details)
         evidence = g.node("Concat", "evidence", image, detail, axis=-1)
     g.node("Squeeze", "radiograph", mlp("radiographs", evidence, head.radiograph), g.ints("last", [-1]))
     kinds = of_kind(nn.Linear, head.kind)[-1].out_features

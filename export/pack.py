@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pmclip_deploy.bundle.files import manifest_from_bundle, refuse_foreign_folder, write_bundle
+from pmclip_deploy.bundle.files import manifest_from_bundle, name_of_output, refuse_foreign_folder, write_bundle
 from pmclip_deploy.bundle.manifest import Manifest
 from pmclip_deploy.bundle.names import MANIFEST
 from pmclip_deploy.classify import check_labels
@@ -19,15 +19,17 @@ from pmclip_deploy.export.fp16_from_onnx import rounded_from_half
 from pmclip_deploy.export.gates import ANSWERS, FINDINGS, PARTS, gate, misses
 from pmclip_deploy.export.onnx_from_checkpoint import Modules, modules_from_checkpoint, onnx_from_modules
 from pmclip_deploy.export.parity import parity_of
-from pmclip_deploy.export.recipes import ExportOptions, Recipe, Work
+from pmclip_deploy.export.precisions import PRECISIONS, TENSOR_GATES
+from pmclip_deploy.export.precisions.base import Recipe
+from pmclip_deploy.export.recipes import ExportOptions, Work
 from pmclip_deploy.export.records import parity_known, record_calibration, record_parity
 from pmclip_deploy.export.reference import Progress, Reference
 from pmclip_deploy.export.samples import images_of
 from pmclip_deploy.export.sensitivity import Effect
 from pmclip_deploy.export.speed import speed_against_fp32
 from pmclip_deploy.opening import load
-from pmclip_deploy.spec import METHODS, TENSOR_GATES
-from pmclip_deploy.train.checkpoint import name_of_output, read_checkpoint
+from pmclip_deploy.spec import METHODS
+from pmclip_deploy.train.checkpoint import read_checkpoint
 
 Gates = Mapping[str, Mapping[str, float]]
 
@@ -119,7 +121,7 @@ def _reference(modules: Modules, options: ExportOptions, data: Path | None, imag
 def _first_that_passes(work: Work, embedded: Mapping[str, bytes], gates: Gates) -> tuple[_Trial, dict[str, Any]]:
     """(the trial, its parity). Raises the last recipe's ParityError where none passes."""
     precision, missed = work.options.precision, ParityError("")
-    for recipe in work.recipes():
+    for recipe in PRECISIONS[precision].recipes(work):
         trial = _write_trial(work, recipe, embedded)
         work.missed = {*PARTS}  # where one computes no numbers
         try:

@@ -1,4 +1,4 @@
-"""The ways to make a checkpoint's graphs of a precision, the fastest first: the first that passes its gates is the bundle's."""
+"""What the recipes of an export share: the checkpoint's graphs in fp16 and, with ever more layers in float, in INT8."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,18 +15,17 @@ from pmclip_deploy.export.calibration import Calibration, Measured, histograms_f
 from pmclip_deploy.export.fp16_from_onnx import half_from_onnx
 from pmclip_deploy.export.gates import ANSWERS, FINDINGS, PARTS, part_of
 from pmclip_deploy.export.int8_from_onnx import Graphs, int8_from_graphs, int8_layers
+from pmclip_deploy.export.precisions.base import STORED, Recipe
 from pmclip_deploy.export.records import CALIBRATION, tables_of, weights_sha256
 from pmclip_deploy.export.reference import QUESTIONS, Progress, Reference, sample_pictures, tokenizers_of
 from pmclip_deploy.export.samples import FEW, IMAGES, feeds_of, images_of, questions_of, spread
 from pmclip_deploy.export.sensitivity import Effect, effects_of_layers, said, said_of_findings
-from pmclip_deploy.export.weights import half_stored
 from pmclip_deploy.predictor import Predictor
 from pmclip_deploy.sessions import Session, SessionOptions, open_session
 from pmclip_deploy.spec import METHODS
 
 ISLAND = 3  # convolutions
 HISTOGRAMS = 8  # tensors that the report shows
-STORED = "fp32, stored as fp16"
 
 
 @dataclass(frozen=True)
@@ -37,14 +36,6 @@ class ExportOptions:
     calibration_images: Path | None = None
     calibration_findings: Sequence[Path] = ()
     labels: Sequence[str] = ()  # that the bundle's `classify` chooses among
-
-
-@dataclass(frozen=True)
-class Recipe:
-    graphs: Graphs
-    calibration: Calibration | None = None
-    kept: tuple[str, ...] = ()  # GRAPH/LAYER that stay above INT8
-    precisions: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -67,19 +58,11 @@ class Work:
     def effects(self) -> list[Effect]:
         return sorted((e for ranks in self.ranks.values() for e in ranks), key=lambda e: -e.effect)
 
-    def recipes(self) -> Iterator[Recipe]:
-        """The fastest first; of INT8 with ever more layers in float, the most harmful first, of the parts that missed their gates."""
-        if self.options.precision == "fp32":
-            yield Recipe(self.graphs, precisions=dict.fromkeys(self.graphs, "fp32"))
-        elif self.options.precision == "fp16" and self.options.target == "cpu":
-            stored = {name: half_stored(model) for name, model in self.graphs.items()}
-            yield Recipe(stored, precisions=dict.fromkeys(self.graphs, STORED))
-        elif self.options.precision == "fp16":
-            yield self._half()
-        else:
-            yield from self._int8()
+    @property
+    def target(self) -> str:
+        return self.options.target
 
-    def _half(self) -> Recipe:
+    def half(self) -> Recipe:
         kept = [table for table in tables_of(self.reference.modules) if table is not None]
         known = {name for table in kept for name in table.tensors}
         tensors = self._measured([name for name in self.graphs if name not in known], sample_pictures(), QUESTIONS)
@@ -92,7 +75,7 @@ class Work:
             floats += [f"{name}/{node}" for node in above]
         return Recipe(graphs, None, tuple(floats), dict.fromkeys(graphs, "fp16"))
 
-    def _int8(self) -> Iterator[Recipe]:
+    def int8(self) -> Iterator[Recipe]:
         calibration = self._calibrated()
         steps = {part: self._kept(calibration, part) for part in self.parts}
         kept = {part: next(of) for part, of in steps.items()}

@@ -1,4 +1,4 @@
-"""What every stage must agree on, stated once: preprocessing, schemas, precisions. Standard library only."""
+"""What every stage must agree on, stated once: preprocessing, schemas, gates. Standard library only."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -16,13 +16,10 @@ SEARCH_SCHEMA = "pmclip-deploy/search/1"
 BENCH_SCHEMA = "pmclip-deploy/bench/1"
 
 Resize = Literal["shortest", "squash", "pad"]
-PRECISIONS = ("fp32", "fp16", "int8")
 METHODS = ("percentile", "max", "entropy", "mse")  # of calibration: how a tensor's range follows from its values; the first is the default
 
-# The parity gates. Least cosine and largest absolute difference of any row (fp32); least cosine (fp16); mean cosine, where the answers
-# decide (int8).
-TENSOR_GATES = {"fp32": {"cosine": 0.9999, "max_abs": 1e-3}, "fp16": {"cosine": 0.999}, "int8": {"cosine_mean": 0.99}}
-# Of answers, every precision. Near-ties among 1,500 names of abnormalities, which are never given as answers, flip: hence two agreements.
+# The parity gates of answers, every precision; those of tensors stand in export/precisions/. Near-ties among 1,500 names of abnormalities,
+# which are never given as answers, flip: hence two agreements.
 AGREEMENT, CANDIDATE_AGREEMENT, ACCURACY_LOSS = 0.99, 0.97, 0.01
 
 

@@ -2,15 +2,15 @@
 
 import ast
 import pickle
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from pathlib import Path
 
 import pytest
 
-import pmclip_deploy
 from pmclip_deploy import errors
 from pmclip_deploy.errors import InputError, PmclipError
+from tests.tree import FOLDERS, ROOT
 
 CLASSES = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, PmclipError)]
 
@@ -49,16 +49,38 @@ def test_codes_are_pinned_and_one_a_class() -> None:
     }
 
 
-def test_the_runtime_gives_message_and_hint_apart() -> None:
-    """An error that is made of one text with "; " in it has its hint in its message."""
-    whole, names = [], {kind.__name__ for kind in CLASSES}
-    for path in Path(pmclip_deploy.__file__).parent.rglob("*.py"):  # not through the links: they are other people's rooms
+def texts_of_errors() -> Iterator[tuple[str, list[str]]]:
+    """(where, its texts with {} for what is filled in) of each error that is made in the sources."""
+    names = {kind.__name__ for kind in CLASSES}
+    for path in [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]:
         for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if not (
-                isinstance(call, ast.Call) and len(call.args) == 1 and isinstance(call.args[0], (ast.Constant, ast.JoinedStr, ast.BinOp))
-            ):
-                continue
-            if names & {x.id for x in ast.walk(call.func) if isinstance(x, ast.Name)}:
-                texts = [x.value for x in ast.walk(call.args[0]) if isinstance(x, ast.Constant) and isinstance(x.value, str)]
-                whole += [f"{path.name}: {text}" for text in texts if "; " in text]
-    assert not whole
+            if isinstance(call, ast.Call) and names & {x.id for x in ast.walk(call.func) if isinstance(x, ast.Name)}:
+                yield f"{path.name}:{call.lineno}", [text_of(x) for x in (*call.args, *(of.value for of in call.keywords))]
+
+
+def text_of(node: ast.expr) -> str:
+    if isinstance(node, ast.JoinedStr):
+        return "".join(map(text_of, node.values))
+    if isinstance(node, ast.BinOp):
+        return text_of(node.left) + text_of(node.right)
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else "{}"
+
+
+def test_the_walk_reads_what_an_error_says() -> None:
+    (call,) = [x for x in ast.walk(ast.parse("InputError(f'{a}: b' + c, 'd')")) if isinstance(x, ast.Call)]
+    assert list(map(text_of, call.args)) == ["{}: b{}", "d"]
+    assert len({where.partition(":")[0] for where, _ in texts_of_errors()}) > 60
+
+
+def test_message_and_hint_are_given_apart() -> None:
+    """An error that is made of one text with "; " in it has its hint in its message."""
+    alone = [(where, texts[0]) for where, texts in texts_of_errors() if len(texts) == 1]
+    assert not [(where, text) for where, text in alone if "; " in text]
+
+
+def test_what_opens_in_a_message_or_a_hint_closes_there() -> None:
+    """A bracket or quote that closes in the other was cut apart."""
+    halves = [(where, text) for where, texts in texts_of_errors() for text in texts]
+    pairs = "()", "[]", "{}"
+    assert not [half for half in halves if any(half[1].count(opens) != half[1].count(closes) for opens, closes in pairs)]
+    assert not [half for half in halves if any(half[1].count(quote) % 2 for quote in ("`", '"'))]

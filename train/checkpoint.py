@@ -13,7 +13,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pmclip_deploy.atomic import told, written, written_into
-from pmclip_deploy.bundle.files import name_of_output as name_of_output
 from pmclip_deploy.bundle.files import sha256_of_file
 from pmclip_deploy.bundle.names import SEEN
 from pmclip_deploy.errors import BundleError

@@ -15,6 +15,11 @@ from torch.utils.checkpoint import checkpoint
 BLOCK = 1024  # rows of cosines
 
 
+def scale_of(logit_scale: Tensor) -> Tensor:
+    """Of the cosines, (): at most 100, as CLIP does."""
+    return logit_scale.clamp(max=4.6052).exp()
+
+
 def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
     """Cross-entropy of every image among the batch's texts and of every text among its images, halved (CLIP, Radford et al. 2021).
 

@@ -181,7 +181,7 @@ def readable(paths: Iterable[Path], share: float) -> set[Path]:
         said = f"{count} of {len(every)} images cannot be read"
         first = _trouble(every[int(broken.argmax())])
         if count > share * len(every):
-            raise InputError(f"{first} ({said}, more than {share:.0%}", "get them again; for captions --skip-share allows more)")
+            raise InputError(f"{first} ({said}, more than {share:.0%})", "get them again; for captions --skip-share allows more")
         if rank == 0:
             console.print(f"{said} and are left out; the first: {first}", highlight=False, markup=False, soft_wrap=True)
     return {path for path, bad in zip(every, broken.tolist(), strict=True) if not bad}

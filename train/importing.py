@@ -8,6 +8,7 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pmclip_deploy.atomic import told, written_folder
-from pmclip_deploy.bundle.files import sha256_of_file
+from pmclip_deploy.bundle.files import name_of_output, sha256_of_file
 from pmclip_deploy.errors import BundleError, PmclipError, UsageError
 from pmclip_deploy.train.backbones import BACKBONES, backbone_named
 from pmclip_deploy.train.backbones.base import Backbone, Tensors
-from pmclip_deploy.train.checkpoint import name_of_output, read_checkpoint, save_checkpoint
+from pmclip_deploy.train.checkpoint import read_checkpoint, save_checkpoint
+from pmclip_deploy.train.contrastive import scale_of
 
 FILES = {"model.safetensors", "checkpoint.json", "tokenizer.json"}  # of a checkpoint
 HUGGING_FACE_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -66,7 +68,7 @@ def import_weights(source: Path, output: Path, backbone: str | None = None, name
         "name": name,
         "version": "0.1.0",
         "backbone": spec.name,
-        "logit_scale": round(tensors["logit_scale"].clamp(max=4.6052).exp().item(), 4),  # at most 100, as CLIP does
+        "logit_scale": round(scale_of(tensors["logit_scale"]).item(), 4),
         "metrics": {},
         "provenance": {
             "import": {
@@ -110,10 +112,10 @@ def weights_from_file(source: Path) -> Weights:
         raise BundleError(f"{source}: holds no named tensors", "pass a state dict, a training checkpoint or a safetensors file")
     if all(k.startswith("module.") for k in tensors):  # of torch's DataParallel, as open_clip saves it
         kind, tensors = "open_clip state dict", {k.removeprefix("module."): v for k, v in tensors.items()}
-    for family in {type(b): b for b in _importable()}.values():
-        if (named := family.from_published(tensors)) is not None:
-            return Weights(named[0] or kind, source, named[1], config)
-    return Weights(kind, source, tensors, config)
+    families = {type(b): b for b in _importable()}.values()
+    renamed = [named for family in families if (named := family.from_published(tensors)) is not None]
+    made_by, tensors = max(renamed, key=lambda named: max(_likeness(named[1]).values()), default=(None, tensors))
+    return Weights(made_by or kind, source, tensors, config)
 
 
 def _file_of_folder(folder: Path) -> tuple[Path, Config]:
@@ -127,7 +129,7 @@ def _file_of_folder(folder: Path) -> tuple[Path, Config]:
     config = config if isinstance(config, dict) else {}
     misfits = [b.misfit(config) for b in _importable()]
     if all(misfits):
-        raise BundleError(f"{folder / 'config.json'}: {misfits[0]}")
+        raise BundleError(f"{folder / 'config.json'}: fits none of {_names()}: {', '.join(dict.fromkeys(filter(None, misfits)))}")
     for name in HUGGING_FACE_FILES:
         if (folder / name).is_file():
             return folder / name, config
@@ -229,21 +231,27 @@ def _names() -> str:
     return ", ".join(b.name for b in _importable())
 
 
+@cache
 def _shapes(backbone: Backbone) -> Shapes:
     with torch.device("meta"):
         return {k: tuple(v.shape) for k, v in backbone.build().state_dict().items()}
 
 
+def _likeness(tensors: Tensors) -> dict[str, float]:
+    """Of each backbone, the share of its tensors that are there, in their shape."""
+    shapes = {b.name: _shapes(b) for b in _importable()}
+    return {name: sum(k in tensors and tensors[k].shape == shape for k, shape in of.items()) / len(of) for name, of in shapes.items()}
+
+
 def fitted(weights: Weights, wanted: Backbone | None) -> tuple[Backbone, Tensors]:
     """(backbone, its tensors in fp32). Raises BundleError naming the first tensors that are missing, extra, misshapen or not finite."""
     found: Shapes = {k: tuple(v.shape) for k, v in weights.tensors.items()}
-    shapes = {b.name: _shapes(b) for b in _importable()}
-    likeness = {name: sum(found.get(k) == shape for k, shape in all_.items()) / len(all_) for name, all_ in shapes.items()}
+    likeness = _likeness(weights.tensors)
     nearest = BACKBONES[max(likeness, key=lambda name: likeness[name])]
     spec = wanted or nearest
     if likeness[nearest.name] < 0.1:
         raise BundleError(
-            f"{weights.file}: its {len(found)} tensors are no CLIP weights (first {_first(sorted(found))})", f"there are {_names()}"
+            f"{weights.file}: fits none of {_names()} ({len(found)} tensors, first {_first(sorted(found))})", "give one's published weights"
         )
     if spec != nearest and likeness[spec.name] < likeness[nearest.name]:
         raise BundleError(
@@ -252,7 +260,7 @@ def fitted(weights: Weights, wanted: Backbone | None) -> tuple[Backbone, Tensors
     if weights.config is not None and (misfit := spec.misfit(weights.config)):
         raise BundleError(f"{weights.file.with_name('config.json')}: {misfit}")
 
-    expected = shapes[spec.name]
+    expected = _shapes(spec)
     # Counts of batches that torch's batch norm only counts; older files lack them.
     counters = {k for k in expected if k.endswith(".num_batches_tracked")}
     tensors = weights.tensors

@@ -28,6 +28,11 @@ def own_part(x: T) -> T:
     return part
 
 
+def device_here() -> torch.device:
+    """Of a stage that trains in one process."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 @contextmanager
 def device_of_process() -> Iterator[torch.device]:
     """This process's device; joins those that torchrun started, over nccl for GPUs and gloo for CPUs."""

@@ -13,14 +13,16 @@ from pmclip_deploy.cli.classify import labels_from_file
 from pmclip_deploy.cli.output import print_json
 from pmclip_deploy.console import decimal, one_line, progress
 from pmclip_deploy.errors import UsageError
+from pmclip_deploy.export.precisions import PRECISIONS
 from pmclip_deploy.sessions import targets
 from pmclip_deploy.sessions.engines import engine_backends
-from pmclip_deploy.spec import METHODS, PRECISIONS
+from pmclip_deploy.spec import METHODS
 
 if TYPE_CHECKING:
     from pmclip_deploy.bundle.manifest import Manifest
     from pmclip_deploy.export.pack import Exported
 
+*others, last = PRECISIONS
 PICTURES = 32  # of the data, to compare tensors on
 
 Images = Annotated[Path | None, typer.Option(help="Folder of the images that --data names.")]
@@ -31,7 +33,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 of_engines = [f"{x.target} ({x.title}, {'for a list of GPUs' if x.built_ahead else 'on this GPU'})" for x in engine_backends().values()]
 
 Checkpoint = Annotated[Path | None, typer.Argument(metavar="[CHECKPOINT]", help="Default: the embedded model's.", show_default=False)]
-Precision = Annotated[str, typer.Option(help="fp32, fp16 or int8.")]
+Precision = Annotated[str, typer.Option(help=f"{', '.join(others)} or {last}.")]
 Target = Annotated[str, typer.Option(help=f"Where the bundle is to run: {', '.join(['cpu', *of_engines])}.")]
 Output = Annotated[
     Path | None, typer.Option(help="Folder to write. Default: ./NAME-PRECISION, with -TARGET if it is not the CPU.", show_default=False)
@@ -116,8 +118,9 @@ def _check_options(
     ):
         if value not in known:
             raise UsageError(f"no --{option} {value[:60]}", f"choose one of {', '.join(known)}")
-    if calibration and precision != "int8":
-        raise UsageError("--calibration-images and --calibration-findings are for --precision int8")
+    if calibration and not PRECISIONS[precision].calibrated:
+        calibrated = " or ".join(name for name, of in PRECISIONS.items() if of.calibrated)
+        raise UsageError(f"--calibration-images and --calibration-findings are for --precision {calibrated}")
     if target == "cpu" and compute_capability:
         raise UsageError("--compute-capability is for --target rtx", "a CPU bundle has no engines")
     if target != "tensorrt" and for_tensorrt:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from pmclip_deploy.atomic import told, write
+from pmclip_deploy.bundle.names import HEADS
 from pmclip_deploy.cli.evaluate import LARGEST_SEED
 from pmclip_deploy.cli.report import report
 from pmclip_deploy.cli.train_finding import finding
@@ -179,8 +180,8 @@ def vqa(
 
 def _check_head(head: str, foreign: dict[str, Any], glove: Path | None, data: list[Path]) -> None:
     """``foreign`` are the options of other heads."""
-    if head not in ("lite", "mevf", "qcr"):
-        raise UsageError(f"head {head!r} is unknown", "choose lite, mevf or qcr")
+    if head not in HEADS:
+        raise UsageError(f"head {head!r} is unknown", f"choose one of {', '.join(HEADS)}")
     if foreign:
         raise UsageError(f"--{next(iter(foreign)).replace('_', '-')} is not for --head {head}", "leave it out")
     if head != "lite" and (glove is None or len(data) > 1):

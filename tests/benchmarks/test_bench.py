@@ -19,8 +19,8 @@ from pmclip_deploy import machine
 from pmclip_deploy.benchmarks import energy, harness, reference, results, stages
 from pmclip_deploy.benchmarks.harness import Worker, least_queries, overs_allowed, percentile_bound
 from pmclip_deploy.errors import InputError, ParityError, UsageError
+from pmclip_deploy.export.precisions import PRECISIONS
 from pmclip_deploy.opening import load
-from pmclip_deploy.spec import PRECISIONS, TENSOR_GATES
 from tests.tiny.bundle import tiny_bundle
 
 MAIN = "from pmclip_deploy.cli.app import program; program()"
@@ -300,7 +300,6 @@ def test_the_shipped_bundle_agrees_with_its_reference() -> None:
 def test_an_int8_bundle_is_no_fp32_bundle_and_a_worse_one_misses() -> None:
     good: dict[str, Any] = {"pixels_equal": 1.0, "given_answers": 32, "given_differ": 2, "best_answers": 63, "best_differ": 6}
     good |= {f"{t}_{name}": 1.0 for t in ("image", "text") for name in ("cosine", "cosine_mean")} | {"image_max_abs": 0, "text_max_abs": 0}
-    assert set(TENSOR_GATES) == set(PRECISIONS)
     for precision in PRECISIONS:
         assert reference.misses(precision, good) == []
         assert len(reference.misses(precision, {**good, "pixels_equal": 0.9})) == 1

@@ -28,7 +28,9 @@ from pmclip_deploy.export.int8_from_onnx import int8_from_graphs, int8_layers
 from pmclip_deploy.export.onnx_from_checkpoint import modules_from_checkpoint, onnx_from_modules
 from pmclip_deploy.export.pack import bundle_from_checkpoint
 from pmclip_deploy.export.parity import NEAR_TIE, finding_parity, parity_of, parity_of_bundle
-from pmclip_deploy.export.recipes import ExportOptions, Recipe, Work
+from pmclip_deploy.export.precisions import PRECISIONS
+from pmclip_deploy.export.precisions.base import Recipe
+from pmclip_deploy.export.recipes import ExportOptions, Work
 from pmclip_deploy.export.records import CALIBRATION
 from pmclip_deploy.export.reference import Reference, sample_pictures
 from pmclip_deploy.export.weights import arrays
@@ -341,7 +343,7 @@ def test_where_findings_miss_their_gate_only_their_layers_are_ranked(
     monkeypatch.setattr(Work, "_ranked_on", ranked_on_two_pictures)  # on two pictures the most harmful have another between them
     modules = modules_from_checkpoint(checkpoint)
     work = Work(Reference(modules), onnx_from_modules(modules), ExportOptions("int8"), tmp_path, lambda items, what: items)
-    recipes = work.recipes()
+    recipes = PRECISIONS["int8"].recipes(work)
     kept: list[set[str]] = []
     for _ in range(4):  # the kept table, nothing, the most harmful, the two of them
         recipe: Recipe = next(recipes)

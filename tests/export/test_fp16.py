@@ -24,11 +24,11 @@ from pmclip_deploy.export.fp16_from_onnx import LARGEST, NORMAL, SAFETY, half_fr
 from pmclip_deploy.export.head_graphs import features_graph, head_graph
 from pmclip_deploy.export.int8_static import TENSORRT, int8_static
 from pmclip_deploy.export.onnx_from_checkpoint import modules_from_checkpoint, onnx_from_modules
+from pmclip_deploy.export.precisions import TENSOR_GATES
 from pmclip_deploy.export.reference import sample_pictures
 from pmclip_deploy.export.weights import arrays
 from pmclip_deploy.imaging.preprocess import tensor_from_pixels
 from pmclip_deploy.imaging.read import picture_from_path
-from pmclip_deploy.spec import TENSOR_GATES
 from pmclip_deploy.train.backbones import BACKBONES
 from pmclip_deploy.train.findings.films import PREPROCESS
 from tests.export import test_head_graphs as heads

@@ -1,8 +1,6 @@
 """Which backend runs a bundle's graphs, what is said where an engine does not fit, and an engine's buffers, shapes and types."""
 
 import json
-import os
-import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -26,6 +24,7 @@ from pmclip_deploy.sessions.engines import session as engine_session
 from pmclip_deploy.sessions.engines.session import OnGpu, bytes_of, parts, profile_for
 from pmclip_deploy.sessions.onnxruntime import PROVIDERS, OnnxRuntime, _provider_options
 from tests.tiny.bundle import DIM, SIZE, tiny_files, tiny_manifest
+from tests.tree import MAIN, Tree
 
 PIXELS = np.random.default_rng(0).uniform(-1, 1, (3, 3, SIZE, SIZE)).astype(np.float32)
 ROW = Engine("image", "image.plan", "tensorrt_rtx", "1.7.1.116", ("8.6", "8.9"), "linux-x86_64", "a" * 64, (1, 1, 8))
@@ -343,38 +342,27 @@ BACKEND = Toy()
 
 
 @pytest.fixture(scope="module")
-def with_toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def with_toy(tmp_path_factory: pytest.TempPathFactory) -> Tree:
     """A copy of the package with one more file."""
-    tree, links = tmp_path_factory.mktemp("tree"), ("train", "export", "kernels", "benchmarks")
-    leave_out = shutil.ignore_patterns("__pycache__", "checkpoint", "demo", *links)
-    shutil.copytree(ROOT / "pmclip_deploy", tree / "pmclip_deploy", ignore=leave_out)
-    for name in links:
-        shutil.copytree(ROOT / name, tree / "pmclip_deploy" / name, ignore=shutil.ignore_patterns("__pycache__", "results"))
-    (tree / "pmclip_deploy" / "sessions" / "toy.py").write_text(TOY)
+    tree = Tree(tmp_path_factory.mktemp("tree"))
+    tree.write("a backend", "pmclip_deploy/sessions/toy.py", TOY)
     return tree
 
 
-def in_tree(tree: Path, code: str, *arguments: object) -> "subprocess.CompletedProcess[str]":
-    environment = {**os.environ, "PYTHONPATH": str(tree), "COLUMNS": "200"}
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, cwd=tree)
-
-
-def test_a_backend_of_one_more_file_is_known_everywhere(with_toy: Path) -> None:
-    main = "from pmclip_deploy.cli.app import main; main()"
-    found = json.loads(in_tree(with_toy, main, "doctor", "--json").stdout)
+def test_a_backend_of_one_more_file_is_known_everywhere(with_toy: Tree) -> None:
+    found = json.loads(with_toy.python(MAIN, "doctor", "--json").stdout)  # of a machine that lacks something it exits with another code
     (row,) = [row for row in found["backends"] if row["name"] == "toy"]
     assert row == {"name": "toy", "devices": ["toy-wheel"], "target": None, "version": "4.2", "problem": None, "wheels": 4}
     assert found["packages"]["toy-package"] is None and [row["backend"] for row in found["engines"]] == ["tensorrt_rtx", "tensorrt"]
-    assert "backend  toy 4.2: wheels 4\n" in in_tree(with_toy, main, "doctor").stdout
-    assert "toy-wheel" in in_tree(with_toy, main, "infer", "--help").stdout
-    refused = in_tree(with_toy, main, "infer", ROOT / "README.md", "is there a fracture?", "--device", "tpu")
-    assert refused.returncode == 2 and "unknown device 'tpu'; choose one of auto, cpu," in refused.stderr and "toy-wheel" in refused.stderr
-    rows = in_tree(with_toy, "from pmclip_deploy.sessions import devices_table; print(devices_table())").stdout
+    assert "backend  toy 4.2: wheels 4\n" in with_toy.python(MAIN, "doctor").stdout
+    assert "toy-wheel" in with_toy.runs("infer", "--help")
+    code, said = with_toy.fails("infer", ROOT / "README.md", "is there a fracture?", "--device", "tpu")
+    assert code == 2 and "unknown device 'tpu'; choose one of auto, cpu," in said and "toy-wheel" in said
+    rows = with_toy.runs(code="from pmclip_deploy.sessions import devices_table; print(devices_table())")
     assert "| `toy-wheel` | Toy | a wheel | `pip install toy` |" in rows.splitlines()
 
 
-def test_a_backend_of_one_more_file_runs_a_graph_and_a_bundle(with_toy: Path, bundle: tuple[Path, Manifest]) -> None:
+def test_a_backend_of_one_more_file_runs_a_graph_and_a_bundle(with_toy: Tree, bundle: tuple[Path, Manifest]) -> None:
     code = """
 import sys
 from pathlib import Path
@@ -387,8 +375,7 @@ print(session.backend, session.device, *session.inputs)
 model = pm.load(device="toy-wheel").model
 print(model.backend, model.device)
 """
-    done = in_tree(with_toy, code, with_toy, bundle[0])
-    assert done.stdout.splitlines() == ["toy toy-wheel pixels", "toy toy-wheel"], done.stderr
+    assert with_toy.runs(with_toy.folder, bundle[0], code=code).splitlines() == ["toy toy-wheel pixels", "toy toy-wheel"]
 
 
 def test_the_registry_loads_no_backend() -> None:

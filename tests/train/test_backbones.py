@@ -3,9 +3,6 @@
 import ast
 import json
 import os
-import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,12 +13,11 @@ pytest.importorskip("open_clip", reason="training needs the extra `train`")
 
 from safetensors.torch import load_file
 
-from pmclip_deploy.spec import PRECISIONS
+from pmclip_deploy.export.precisions import PRECISIONS
 from pmclip_deploy.train.backbones import BACKBONES, DEFAULT
 from tests.tiny import clip as tiny_clip
+from tests.tree import FOLDERS, ROOT, Tree
 
-ROOT = Path(__file__).parents[2]
-FOLDERS = ("pmclip_deploy", "train", "export", "kernels", "benchmarks")
 ITS_OWN = ("train/backbones/", "pmclip_deploy/models/")
 PEERS = ("benchmarks/peers.py", "benchmarks/systems.py")
 
@@ -71,49 +67,35 @@ def test_nothing_else_asks_for_a_backbones_name_or_class() -> None:
 
 
 @pytest.fixture(scope="module")
-def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the sources, its links kept, with one file more."""
-    folder = tmp_path_factory.mktemp("tree")
-    left_out = shutil.ignore_patterns("__pycache__", "models", "results")
-    for name in FOLDERS:
-        shutil.copytree(ROOT / name, folder / name, symlinks=True, ignore=left_out)
-    if not (folder / "pmclip_deploy" / "train").is_symlink():
-        pytest.skip("a checkout without links")
-    (folder / "pmclip_deploy" / "models").symlink_to(ROOT / "pmclip_deploy" / "models")
-    shutil.copy(ROOT / "tests" / "tiny" / "backbone.py", folder / "train" / "backbones" / "toy.py")
-    return folder
-
-
-def run(tree: Path, code: str, *arguments: object) -> str:
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(tree)}, cwd=tree)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Tree:
+    """A copy of the sources with one file more."""
+    made = Tree(tmp_path_factory.mktemp("tree"))
+    made.write("a backbone", "train/backbones/toy.py", (ROOT / "tests" / "tiny" / "backbone.py").read_text(encoding="utf-8"))
+    return made
 
 
 @pytest.mark.slow("imports, trains, exports three precisions and asks, each in a process of its own")
-def test_one_file_adds_a_backbone(tree: Path, tmp_path: Path) -> None:
+def test_one_file_adds_a_backbone(tree: Tree, tmp_path: Path) -> None:
     """It is imported, trained with its own loss, exported at each precision behind the gates, and asked."""
     pytest.importorskip("onnx", reason="export needs the extra `export`")
-    cli = "from pmclip_deploy.cli.app import main; main()"
     published, images = tmp_path / "published.safetensors", tiny_clip.captions(tmp_path / "data")
-    made = run(tree, WEIGHTS, published)
-    assert made.strip() == str(tree / "pmclip_deploy" / "train" / "backbones" / "toy.py")
-    found = json.loads(run(tree, cli, "import", published, "--output", tmp_path / "toy", "--json"))
+    made = tree.runs(published, code=WEIGHTS)
+    assert made.strip() == str(tree.folder / "pmclip_deploy" / "train" / "backbones" / "toy.py")
+    found = json.loads(tree.runs("import", published, "--output", tmp_path / "toy", "--json"))
     assert (found["backbone"], found["kind"]) == ("toy", "toy")
     trained = tmp_path / "trained"
-    run(tree, cli, "train", "clip", "--from", tmp_path / "toy", "--data", images, "--output", trained,
-        "--epochs", 1, "--batch-size", 8, "--learning-rate", 1e-3, "--threads", 1)  # fmt: skip
+    tree.runs("train", "clip", "--from", tmp_path / "toy", "--data", images, "--output", trained,
+              "--epochs", 1, "--batch-size", 8, "--learning-rate", 1e-3, "--threads", 1)  # fmt: skip
     before, after = (load_file(folder / "model.safetensors") for folder in (tmp_path / "toy", trained))
     assert before.keys() == after.keys() and not any(torch.equal(before[name], after[name]) for name in before)
     measured = json.loads((trained / "checkpoint.json").read_text())["metrics"]["retrieval_validation"]
     assert measured["validation_loss"] > 10  # its own loss: the contrastive one of 6 pairs would be about log 6
     for precision in PRECISIONS:
         calibration = ["--calibration-images", images / "images"] if precision == "int8" else []
-        run(tree, cli, "export", trained, "--precision", precision, "--output", tmp_path / precision, *calibration)
+        tree.runs("export", trained, "--precision", precision, "--output", tmp_path / precision, *calibration)
         assert json.loads((tmp_path / precision / "manifest.json").read_text())["backbone"] == "toy"
     picture = images / "images" / "val0.png"
-    answer = json.loads(run(tree, cli, "classify", picture, "white", "black", "--bundle", tmp_path / "int8", "--json"))
+    answer = json.loads(tree.runs("classify", picture, "white", "black", "--bundle", tmp_path / "int8", "--json"))
     assert {row["label"] for row in answer["labels"]} == {"white", "black"}
 
 

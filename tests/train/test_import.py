@@ -20,13 +20,17 @@ transformers = pytest.importorskip("transformers", reason="training needs the ex
 from open_clip.model import convert_weights_to_lp
 from safetensors.torch import load_file, save_file
 
+from pmclip_deploy.bundle.files import name_of_output
 from pmclip_deploy.cli.app import main
 from pmclip_deploy.errors import BundleError, PmclipError, UsageError
 from pmclip_deploy.tokens import tokens_from_text
+from pmclip_deploy.train import importing
 from pmclip_deploy.train.backbones import BACKBONES
-from pmclip_deploy.train.checkpoint import name_of_output, towers_from_checkpoint
+from pmclip_deploy.train.checkpoint import towers_from_checkpoint
 from pmclip_deploy.train.importing import Weights, fitted, import_weights, weights_from_file
 from tests.tiny import clip as tiny_clip
+from tests.tiny.backbone import BACKBONES as TOYS
+from tests.tiny.backbone import Toy
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch.jit's, of its age
 
@@ -297,7 +301,7 @@ def changed(name: str, **changes: Any) -> Tensors:
         (lambda: light("RN50"), {"backbone": "ViT-B/32"}, "weights of RN50, not of ViT-B/32"),
         (lambda: changed("ViT-B/32", logit_scale=torch.tensor(torch.nan)), {}, "1 tensors hold NaN or infinity: logit_scale"),
         (lambda: changed("ViT-B/32", ln_final__bias=torch.full((512,), 1e300, dtype=torch.float64)), {}, "infinity: ln_final.bias"),
-        (lambda: {"a": torch.zeros(2)}, {}, "are no CLIP weights"),
+        (lambda: {"a": torch.zeros(2)}, {}, "w.pt: fits none of ViT-B/32, .*RN50.* .1 tensors, first a.; give"),
         (lambda: {}, {}, "holds no named tensors"),
         (lambda: torch.zeros(3), {}, "holds no named tensors"),
         (lambda: {"state_dict": {"x": 1}}, {}, "holds no named tensors"),
@@ -307,11 +311,24 @@ def test_what_does_not_fit_is_named(state: Callable[[], Any], options: dict[str,
     check_refused(saved(tmp_path / "w.pt", state()), tmp_path, message, **options)
 
 
+def test_every_family_is_asked_and_the_best_fit_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A family that takes all names for its own and stands first keeps no file from another."""
+    greedy = Greedy("greedy", TOYS[0].preprocess, embed_dim=12, context_length=20, pad_id=0)
+    monkeypatch.setattr(importing, "BACKBONES", {"greedy": greedy, **BACKBONES})
+    weights = weights_from_file(saved(tmp_path / "w.pt", light("RN50")))
+    assert weights.kind == "state dict with OpenAI's names" and fitted(weights, None)[0].name == "RN50"
+
+
+class Greedy(Toy):
+    def from_published(self, tensors: Tensors) -> tuple[str | None, Tensors]:
+        return "greedy", {f"greedy.{name}": tensor for name, tensor in tensors.items()}
+
+
 def test_hugging_face_faults_are_named(tmp_path: Path) -> None:
     torch.save(
         {"text_model.encoder.layers.0.self_attn.q_proj.weight": torch.zeros(512, 512), "vision_model.x": torch.ones(1)}, tmp_path / "w"
     )
-    check_refused(tmp_path / "w", tmp_path, "no CLIP weights")
+    check_refused(tmp_path / "w", tmp_path, "fits none of ")
 
 
 @pytest.mark.parametrize(

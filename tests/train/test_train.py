@@ -29,6 +29,7 @@ from pmclip_deploy.train.datasets import Question, normalised, questions_from_fo
 from pmclip_deploy.train.lite.calibration import TARGET, Scored, calibrated
 from pmclip_deploy.train.lite.train import train_vqa
 from pmclip_deploy.train.lite.vocabulary import Vocabulary
+from pmclip_deploy.train.lookalikes import are_in, read_seen
 from pmclip_deploy.train.loop import Settings
 from pmclip_deploy.train.nonradiographs import nonradiographs
 from pmclip_deploy.train.questions import questions_for_training
@@ -282,6 +283,7 @@ def test_both_stages_end_to_end_and_resuming_gives_the_same_weights(
     assert all(torch.equal(expected[k], resumed[k]) for k in expected)
 
     monkeypatch.setattr("pmclip_deploy.train.lite.pictures.OTHERS", 24)  # no radiology: to draw 1,200 takes longer than the rest
+    (tmp_path / "whole" / "seen.npy").unlink()  # a checkpoint that came from elsewhere
     meta = train_vqa([dataset], tmp_path / "whole", tmp_path / "vqa", Settings(2, 3e-4, 6, 3), rounded_epochs=1, name="mine")
     written, tensors = read_checkpoint(tmp_path / "vqa")
     assert written["name"] == "mine"
@@ -291,6 +293,7 @@ def test_both_stages_end_to_end_and_resuming_gives_the_same_weights(
     assert tensors["head.balance"].shape[0] == len(written["answers"])
     assert tensors["head.cases"].shape == (12, 512)
     assert written["provenance"]["vqa"]["seed"] == 3
+    assert are_in(read_seen(tmp_path / "vqa"), read_seen(tmp_path / "parts")).all()  # the tower learned from the same pictures
 
 
 def test_a_full_disk_at_the_end_keeps_the_run(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

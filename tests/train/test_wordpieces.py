@@ -43,7 +43,7 @@ def test_given_texts_keep_their_tokens_and_no_other_becomes_unknown(whole: str) 
 
 
 def test_what_texts_need_is_a_limit(whole: str) -> None:
-    with pytest.raises(UsageError, match="the texts need .* word pieces, and only 1000 may be kept; give a larger --pieces"):
+    with pytest.raises(UsageError, match=r"the texts need .* word pieces, and only 1000 may be kept; give a larger --pieces"):
         fewer_pieces(whole, TEXTS, 1000)
 
 

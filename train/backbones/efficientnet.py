@@ -85,12 +85,14 @@ def details_graph(g: "Graph", stages: list[str], size: int) -> None:
 
 def _convolution(g: "Graph", name: str, x: str, conv: Any, norm: Any, size: int) -> tuple[str, int]:
     """Convolution, batch norm and activation as Conv and Clip; gives the output's name and its side."""
+    from pmclip_deploy.train.graph import padding_of
+
     (kernel, _), (stride, _) = conv.kernel_size, conv.stride
     if isinstance(conv, Conv2dSame):  # TensorFlow's rule: the output has ceil(size / stride) pixels, the odd one is padded at the end
         total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
         begin, end = total // 2, total - total // 2
     else:
-        begin = end = conv.padding[0]
+        begin, end = padding_of(conv)
     x = g.convolution(name, x, conv, norm, (begin, end))
     act = getattr(norm, "act", None)
     if isinstance(act, nn.ReLU6):

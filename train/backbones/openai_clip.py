@@ -193,8 +193,9 @@ def _bottleneck(g: "Graph", name: str, x: str, block: Bottleneck) -> str:
 
 
 def _activated(g: "Graph", name: str, x: str, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> str:
-    pad = int(conv.padding[0])  # and no name, like "same"
-    return g.node("Relu", f"{name}.relu", g.convolution(name, x, conv, norm, (pad, pad)))
+    from pmclip_deploy.train.graph import padding_of
+
+    return g.node("Relu", f"{name}.relu", g.convolution(name, x, conv, norm, padding_of(conv)))
 
 
 def _pooled(g: "Graph", name: str, x: str, pool: nn.AvgPool2d | nn.Identity) -> str:

@@ -40,11 +40,6 @@ class Captions:
         return self.pooled[torch.arange(count), torch.randint(VARIANTS, (count,), generator=generator)]
 
 
-def scale_of(model: Towers) -> Tensor:
-    """Of the cosines, (): at most 100, as CLIP does."""
-    return model.logit_scale.clamp(max=4.6052).exp()
-
-
 @torch.no_grad()
 def pooled_from_text(model: LiteTowers, tokenizer: Path, texts: list[str]) -> Tensor:
     """The locked text transformer's output before the projection, (N, W) f32."""
@@ -82,7 +77,7 @@ def embeddings_from_images(model: Towers, images: Images) -> Tensor:
     return torch.cat([model.encode_image(images.clean(i)) for i in torch.arange(len(images)).split(32)])
 
 
-def loss_over(image: Tensor, text: Tensor, scale: Tensor, size: int, loss: Callable[..., Tensor] = contrastive_loss) -> float:
+def loss_over(image: Tensor, text: Tensor, scale: Tensor, size: int, loss: Callable[..., Tensor]) -> float:
     """The mean loss of batches of ``size``, which a loss can be compared at; a last short one counts only if there is no other."""
     batches = [pair for pair in zip(image.split(size), text.split(size), strict=True) if len(pair[0]) == min(size, len(image))]
     return sum(loss(i, t, scale).item() for i, t in batches) / len(batches)

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from pmclip_deploy.bundle.files import sha256_of_file
+from pmclip_deploy.bundle.files import name_of_output, sha256_of_file
 from pmclip_deploy.console import print_note
 from pmclip_deploy.errors import InputError, UsageError
 from pmclip_deploy.tokens import tokens_from_text
 from pmclip_deploy.train.backbones import BACKBONES
 from pmclip_deploy.train.backbones.base import Backbone, Towers
-from pmclip_deploy.train.checkpoint import name_of_output, towers_from_checkpoint, write_checkpoint
+from pmclip_deploy.train.checkpoint import towers_from_checkpoint, write_checkpoint
 from pmclip_deploy.train.clip.embeddings import loss_over, recall_at
 from pmclip_deploy.train.clip.recipes import Recipe
 from pmclip_deploy.train.contrastive import in_pieces, rows_of_processes

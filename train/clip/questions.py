@@ -8,17 +8,20 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
+from pmclip_deploy.bundle.files import name_of_output
 from pmclip_deploy.spec import Preprocess
-from pmclip_deploy.train.backbones import DEFAULT, backbone_named
+from pmclip_deploy.train.backbones import BACKBONES, DEFAULT
 from pmclip_deploy.train.backbones.base import LiteTowers
 from pmclip_deploy.train.captions import statements_by_image
-from pmclip_deploy.train.checkpoint import name_of_output, write_checkpoint
-from pmclip_deploy.train.clip.embeddings import Captions, embeddings_from_images, loss_among_all, pooled_from_text, recall_at, scale_of
+from pmclip_deploy.train.checkpoint import write_checkpoint
+from pmclip_deploy.train.clip.embeddings import Captions, embeddings_from_images, loss_among_all, pooled_from_text, recall_at
+from pmclip_deploy.train.contrastive import scale_of
 from pmclip_deploy.train.cpu import autocast, run_slow_convolutions_in_float
 from pmclip_deploy.train.datasets import Question
 from pmclip_deploy.train.images import Images
 from pmclip_deploy.train.lookalikes import write_seen
 from pmclip_deploy.train.loop import Settings, fit
+from pmclip_deploy.train.processes import device_here
 from pmclip_deploy.train.questions import questions_for_training, sha256_of_questions
 
 LOCKED_STAGES = 2  # of the image tower: generic filters that cost half of a step
@@ -41,20 +44,14 @@ class Step:
         with autocast(self.device, True):
             image = self.model.visual(self.images.augmented(indices, generator).to(self.device))
         text = self.model.projected_text(self.captions.drawn(generator))
-        return loss_among_all(image.float(), text, indices.to(self.device), scale_of(self.model))
+        return loss_among_all(image.float(), text, indices.to(self.device), scale_of(self.model.logit_scale))
 
 
-def train_clip(
-    data: list[Path],
-    output: Path,
-    settings: Settings,
-    backbone: str = DEFAULT,
-    name: str | None = None,
-) -> dict[str, Any]:
+def train_clip(data: list[Path], output: Path, settings: Settings, name: str | None = None) -> dict[str, Any]:
     """Trains and writes a checkpoint to ``output``; returns its description. What stays locked: ``LiteTowers``."""
     name = name_of_output(output, name)
     settings.start()
-    device, spec = torch.device("cuda" if torch.cuda.is_available() else "cpu"), backbone_named(backbone)
+    device, spec = device_here(), BACKBONES[DEFAULT]
     training, validation = questions_for_training(data)
     said = statements_by_image(training)
     paths = settings.images(sorted(said, key=lambda p: (p.name, str(p))))
@@ -66,7 +63,7 @@ def train_clip(
     step = Step(model.to(device), locked, Images(paths, spec.preprocess), captions.to(device), device)
 
     output.mkdir(parents=True, exist_ok=True)
-    made_with = {"backbone": backbone, **settings.to_json(), "data_sha256": sha256_of_questions(training), "images": len(paths)}
+    made_with = {"backbone": spec.name, **settings.to_json(), "data_sha256": sha256_of_questions(training), "images": len(paths)}
     rate = settings.learning_rate
     groups = [(model.projections(), 2 * rate), (model.trunk(), rate)]
     seconds = fit("train clip", model, step, len(paths), groups, settings, made_with, output / "state.pt")
@@ -74,8 +71,8 @@ def train_clip(
     meta = {
         "name": name,
         "version": "0.1.0",
-        "backbone": backbone,
-        "logit_scale": round(scale_of(model).item(), 4),
+        "backbone": spec.name,
+        "logit_scale": round(scale_of(model.logit_scale).item(), 4),
         "metrics": {"retrieval_validation": _retrieval(model, tokenizer, validation, spec.preprocess)} if validation else {},
         "provenance": {
             "clip": {**made_with, "data": [p.name for p in data], "seconds": round(seconds), "threads": torch.get_num_threads()}

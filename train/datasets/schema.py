@@ -141,7 +141,8 @@ def refuse_if_broken(path: Path, broken: list[int], rows: int) -> None:
     """Raises InputError where more than BROKEN_SHARE of a caption file's rows, of which ``broken`` are the lines, cannot be read."""
     if len(broken) > BROKEN_SHARE * rows:
         raise InputError(
-            f"{path}: line {broken[0]}: not a row of image and caption ({len(broken)} of {rows} rows", f"{BROKEN_SHARE:.0%} may be)"
+            f"{path}: line {broken[0]}: not a row of image and caption ({len(broken)} of {rows} rows, more than {BROKEN_SHARE:.0%})",
+            "correct the file",
         )
 
 

@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pmclip_deploy.atomic import told, write
+from pmclip_deploy.bundle.files import name_of_output
 from pmclip_deploy.console import print_note
 from pmclip_deploy.errors import BundleError, UsageError
-from pmclip_deploy.train.checkpoint import name_of_output, read_checkpoint, under, write_tensors
+from pmclip_deploy.train.checkpoint import read_checkpoint, under, write_tensors
 from pmclip_deploy.train.findings.films import FINDINGS, VAL, Film, films_from_folders, folds_of_films, sha256_of_films
 from pmclip_deploy.train.findings.groups import KEPT_FOR_DEMO
 from pmclip_deploy.train.findings.strata import Outcomes, auroc_figures, findings_from_outcomes, region_figures

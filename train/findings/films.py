@@ -126,7 +126,7 @@ def _film_of_fracatlas(folder: Path, row: dict[str, Any]) -> Film:
         source="FracAtlas",
         part="folds",
         group=group_of_row(row),
-        findings=(fractured, None),
+        findings=_findings(fracture=fractured),
         regions=tuple(bool(labels.get(region, 0)) for region in REGIONS),
         boxes=tuple((float(x), float(y), float(w), float(h)) for x, y, w, h in row["boxes"]),
         size=_size(row),
@@ -143,7 +143,7 @@ def _film_of_kermany(folder: Path, row: dict[str, Any]) -> Film:
         source="Kermany",
         part="folds",
         group=group_of_row(row),
-        findings=(False, row["labels"]["finding"] == "pneumonia"),
+        findings=_findings(fracture=False, pneumonia=row["labels"]["finding"] == "pneumonia"),
         regions=_region("chest"),
         size=_size(row),
         children=True,
@@ -186,7 +186,7 @@ def _film_of_questions(name: str, image: Path, questions: Sequence[Question], pa
         regions = _REGION_OF_ORGAN.get(organs[0], _UNKNOWN)
     weight = {True: 2, False: 1, None: 0.12}[fractured]
     views = 4 if fractured else 1
-    return Film(name, image, "VQA-Med 2019", part, name, (fractured, None), regions, views=views, weight=weight)
+    return Film(name, image, "VQA-Med 2019", part, name, _findings(fracture=fractured), regions, views=views, weight=weight)
 
 
 def _films_of_no_radiology() -> list[list[Film]]:
@@ -203,6 +203,10 @@ def _spread(films: list[Film], limit: int) -> list[Film]:
     if not limit or len(films) <= limit:
         return films
     return [films[i * len(films) // limit] for i in range(limit)]
+
+
+def _findings(**known: bool | None) -> tuple[bool | None, ...]:
+    return tuple(known.get(name) for name in FINDINGS)
 
 
 def _region(name: str) -> tuple[bool | None, ...]:

@@ -8,11 +8,11 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from pmclip_deploy.bundle.files import sha256_of_file
+from pmclip_deploy.bundle.files import name_of_output, sha256_of_file
 from pmclip_deploy.errors import InputError, UsageError
 from pmclip_deploy.evaluation import evaluate as E
 from pmclip_deploy.train.backbones import BACKBONES
-from pmclip_deploy.train.checkpoint import name_of_output, towers_from_checkpoint, write_checkpoint
+from pmclip_deploy.train.checkpoint import towers_from_checkpoint, write_checkpoint
 from pmclip_deploy.train.datasets import Question, image_key
 from pmclip_deploy.train.datasets.schema import BROKEN_SHARE
 from pmclip_deploy.train.heads import qcr
@@ -24,6 +24,7 @@ from pmclip_deploy.train.heads.vision import ImageFeatures, autoencoder_from_fil
 from pmclip_deploy.train.heads.words import Dictionary, tables_from_glove
 from pmclip_deploy.train.images import readable
 from pmclip_deploy.train.loop import Optimiser, Row, Settings, fit
+from pmclip_deploy.train.processes import device_here
 from pmclip_deploy.train.questions import sha256_of_questions
 from pmclip_deploy.train.splits import image_disjoint_split, questions_of_split, rows_from_questions
 from pmclip_deploy.train.vocabulary import AnswerVocabulary, comparable, vocabulary_as_mevf, vocabulary_as_qcr
@@ -114,7 +115,7 @@ def train_head(data: Path, clip: Path, output: Path, plan: Plan, settings: Setti
     plan.check()
     name = name_of_output(output, name)
     settings.start()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device_here()
     split = split_of_plan(data, plan, settings)
     towers, meta, _ = towers_from_checkpoint(clip)
     spec = BACKBONES[meta["backbone"]]

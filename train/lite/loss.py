@@ -7,7 +7,8 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from pmclip_deploy.train.clip.embeddings import Captions, loss_among_all, pooled_from_text, scale_of
+from pmclip_deploy.train.clip.embeddings import Captions, loss_among_all, pooled_from_text
+from pmclip_deploy.train.contrastive import scale_of
 from pmclip_deploy.train.cpu import autocast
 from pmclip_deploy.train.heads.lite import unit
 from pmclip_deploy.train.images import Images, radiology_augmented
@@ -68,7 +69,7 @@ class Step:
         kinds = self._kind_loss(generator)
         towers = self.model.clip
         told = towers.projected_text(self.captions.drawn(generator))
-        pairs = loss_among_all(embedding, told, indices.to(self.device), scale_of(towers))
+        pairs = loss_among_all(embedding, told, indices.to(self.device), scale_of(towers.logit_scale))
         return answers + kinds + CONTRASTIVE_WEIGHT * pairs + RADIOGRAPH_WEIGHT * radiograph
 
     def _embeddings(self, indices: Tensor, generator: Generator) -> Tensor:

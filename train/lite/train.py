@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 
-from pmclip_deploy.bundle.files import sha256_of_file
+from pmclip_deploy.bundle.files import name_of_output, sha256_of_file
 from pmclip_deploy.train import kinds as K
 from pmclip_deploy.train import radiograph
 from pmclip_deploy.train.captions import statements_by_image
-from pmclip_deploy.train.checkpoint import name_of_output, write_tensors
-from pmclip_deploy.train.clip.embeddings import Captions, scale_of
+from pmclip_deploy.train.checkpoint import write_tensors
+from pmclip_deploy.train.clip.embeddings import Captions
+from pmclip_deploy.train.contrastive import scale_of
 from pmclip_deploy.train.heads.lite import LiteHead
 from pmclip_deploy.train.images import Images
 from pmclip_deploy.train.lite.calibration import calibrated
@@ -24,8 +25,10 @@ from pmclip_deploy.train.lite.model import Model, Source, remember, source_from_
 from pmclip_deploy.train.lite.pictures import AsFiled, others
 from pmclip_deploy.train.lite.rows import rows_from_data
 from pmclip_deploy.train.lite.validation import derived_as_questions, scored_from_questions
+from pmclip_deploy.train.lookalikes import write_seen
 from pmclip_deploy.train.loop import Averaged, Settings, fit
 from pmclip_deploy.train.nonradiographs import Photographs, photographs_from_folder
+from pmclip_deploy.train.processes import device_here
 from pmclip_deploy.train.questions import sha256_of_questions
 
 HIDDEN = 768  # rank of the head's bilinear form
@@ -72,7 +75,7 @@ def train_vqa(
     meta = {
         "name": name,
         **{k: source.meta[k] for k in ("version", "backbone")},
-        "logit_scale": round(scale_of(model.clip).item(), 4),
+        "logit_scale": round(scale_of(model.clip.logit_scale).item(), 4),
         "answers": ready.data.vocabulary.answers,
         "kinds": kinds,
         "abstention": abstention,
@@ -84,12 +87,13 @@ def train_vqa(
         },
     }
     write_tensors(output, model.state_dict(), meta, source.tokenizer)
+    write_seen(output, ready.data.paths)
     return meta
 
 
 def prepare(folders: list[Path], clip: Path, settings: Settings, rounded_epochs: int, photographs: Path | None) -> Prepared:
     """Raises BundleError, InputError and UsageError. ``rng`` is drawn from in this order: questions without an answer, captions."""
-    device, rng = torch.device("cuda" if torch.cuda.is_available() else "cpu"), random.Random(settings.seed)
+    device, rng = device_here(), random.Random(settings.seed)
     source = source_from_checkpoint(clip)
     data = read_data(folders, settings)
     rows = rows_from_data(data, rng)
