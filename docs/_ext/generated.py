@@ -1,4 +1,4 @@
-"""What pages take from the code: replaces each ``% NAME`` that stands alone on a line, a comment in Markdown. Another name fails the build."""
+"""What pages take from the code: replaces each line ``% NAME``, a comment in Markdown. An unknown name fails the build."""
 
 import re
 
