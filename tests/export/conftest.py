@@ -1,9 +1,18 @@
 """What the tests of exports share: the command in this process, and a ranking of layers that takes less time."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """pydicom's samples as PNG files."""
+    from pmclip_deploy.benchmarks.towers import pictures_for_calibration  # imports torch
+
+    return pictures_for_calibration(tmp_path_factory.mktemp("samples"))
 
 
 @pytest.fixture(scope="module")
