@@ -1,5 +1,5 @@
-# `make demo` installs the runtime and asks real pictures with known answers. `make test` installs what the tests need, builds the documentation and
-# runs them. `make docs` builds the documentation alone, into build/docs.
+# `make demo` installs the runtime and asks questions about three pictures whose answers are known. `make test` installs what the tests need, runs ruff
+# and mypy, builds the documentation and runs the tests. `make docs` builds the documentation, into build/docs, and runs its examples.
 
 PYTHON ?= python3
 DEMO_VENV ?= .venv
@@ -16,11 +16,11 @@ test: $(TEST_VENV)/ready
 	$(MAKE) docs
 	$(TEST_VENV)/bin/python -m pytest -n 2
 
-# Warnings are errors; the examples are run; nothing is fetched (docs/_ext/checks.py).
+# A warning fails the build, and so does a page that fetches something from another host (docs/_ext/checks.py). The second line runs the examples.
 docs: $(TEST_VENV)/ready
 	rm -rf build/docs
 	$(TEST_VENV)/bin/python -m sphinx --fail-on-warning --keep-going --nitpicky --fresh-env --quiet --builder html docs build/docs
-	$(TEST_VENV)/bin/python -m sphinx --fail-on-warning --keep-going --quiet --builder doctest docs build/doctest
+	$(TEST_VENV)/bin/python -m sphinx --fail-on-warning --keep-going --fresh-env --quiet --builder doctest docs build/doctest
 
 $(DEMO_VENV)/ready: $(SOURCES)
 	@echo "installing the runtime into $(DEMO_VENV), once: about a minute"

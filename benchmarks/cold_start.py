@@ -19,6 +19,7 @@ from typing import Any
 from pmclip_deploy.benchmarks.harness import process
 from pmclip_deploy.benchmarks.peers import LITE
 from pmclip_deploy.benchmarks.results import Run, append, command_line
+from pmclip_deploy.errors import PmclipError, UsageError
 from pmclip_deploy.machine import stamp, versions
 from pmclip_deploy.models import DEFAULT_CHECKPOINT
 
@@ -100,9 +101,12 @@ def embedding_jobs(folder: Path, backbone: str, image: str) -> dict[str, list[st
     from pmclip_deploy.benchmarks.towers import checkpoint_of_random_weights, pictures_for_calibration
     from pmclip_deploy.export.pack import bundle_from_checkpoint
     from pmclip_deploy.imaging.read import picture_from_path
-    from pmclip_deploy.train.backbones import backbone_named
+    from pmclip_deploy.train.backbones import BACKBONES, backbone_named
 
     name = backbone_named(backbone).open_clip_name
+    if name is None:
+        has = ", ".join(known for known, spec in BACKBONES.items() if spec.open_clip_name)
+        raise UsageError(f"--backbone {backbone}: open_clip has no such model", f"choose one of {has}")
     model = checkpoint_of_random_weights(folder / "checkpoint", backbone)
     weights, picture = folder / "open_clip.pt", folder / "picture.png"
     torch.save(model.state_dict(), weights)
@@ -125,7 +129,14 @@ def main() -> None:
     options = parser.parse_args()
     if options.repeats < 2:
         parser.error("--repeats: give 2 or more, for quartiles")
+    try:
+        measure(options)
+    except PmclipError as error:
+        parser.exit(error.exit_code, f"error: {error}\n")
 
+
+def measure(options: argparse.Namespace) -> None:
+    """Prints the medians, and appends the rows to ``options.output``. Raises PmclipError."""
     with tempfile.TemporaryDirectory() as scratch:
         alone = ProcessPoolExecutor(1, get_context("spawn"))  # a process begins with the peak memory of the one that starts it
         if options.backbone:

@@ -52,19 +52,25 @@ TO_77 = {name for name, environment in environments.OF.items() if environment ==
 
 @dataclass
 class System:
+    """A system under test: its process, and why a part of it is not measured."""
+
     name: str
     worker: Worker | None = None  # what is timed; None where it is not, or not yet
     why_not: dict[str, str] = field(default_factory=dict)  # by part
 
     def refuse(self, reason: str, parts: Sequence[str] = PARTS) -> None:
+        """Parts that are not measured, each with its first reason."""
         self.why_not |= {part: self.why_not.get(part, reason) for part in parts}
 
 
 class Comparison:
+    """One model on this machine: where its weights and the peers' environments are, and what every row shares."""
+
     def __init__(self, model: str, peers: Path, weights: Path, threads: int, device: str, run: Run) -> None:
         self.model, self.peers, self.weights, self.threads, self.device, self.run = model, peers, weights, threads, device, run
 
     def row(self, system: str, part: str, scenario: str, figures: Mapping[str, Any], samples: int = 0, why: str | None = None) -> Row:
+        """A row of results.py; one of our own names a device other than the CPU."""
         on = system if self.device == "cpu" or system not in OURS else f"{system} {self.device}"
         return self.run.row(self.model, on, part, scenario, figures, threads=self.threads, samples=samples, not_measured=why)
 
@@ -76,6 +82,7 @@ class Comparison:
         return Worker(name, [str(python), str(SYSTEMS)], {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""})
 
     def asked(self, name: str) -> dict[str, Any]:
+        """What a worker gets to open a system."""
         device = self.device if name in OURS else "cpu"
         return {"system": name, "model": self.model, "weights": str(self.weights), "threads": self.threads, "device": device}
 
@@ -165,6 +172,7 @@ class Comparison:
                 yield self.row(system.name, part, "parity", figures, len(embedding), system.why_not.get(part))
 
     def reference(self, systems: Sequence[System]) -> dict[str, NDArray[Any]]:
+        """{part: (N, D) f32} of the system that all are compared with. Raises SystemFailed."""
         running = {system.name: system.worker for system in systems if system.worker}
         name = REFERENCE if REFERENCE in running else OURS[0]
         if name not in running:
@@ -184,6 +192,7 @@ class Comparison:
     # --- timed ----------------------------------------------------------------------------------------------------------------------
 
     def timed(self, systems: Sequence[System], part: str, scenario: str, seconds: float, repeats: int) -> Iterator[Row]:
+        """A row for each system. One that fails is refused, and the others are timed again from the start."""
         inputs = self.weights / f"{part}.npy"
         scenario_of = single_stream if scenario == "single-stream" else partial(offline, batch=BATCH)
         running = [system for system in systems if system.worker and part not in system.why_not]
@@ -261,6 +270,7 @@ def _said(versions: Mapping[str, str]) -> str:
 
 
 def line_of(row: Row) -> str:
+    """A row as a line to print."""
     figures = {name: x for name, x in row["figures"].items() if x is not None and not re.search("p25|p75|bound", name)}
     said = ", ".join(f"{name} {x:.4g}" if isinstance(x, float) else f"{name} {x}" for name, x in figures.items())
     if row["not_measured"]:
@@ -278,6 +288,7 @@ def command_of(options: argparse.Namespace, every: Sequence[str]) -> str:
 
 
 def compare(comparison: Comparison, names: Sequence[str], seconds: float, repeats: int) -> Iterator[Row]:
+    """All rows: cold starts, then what is equal, then what is timed."""
     systems = comparison.systems(names)
     yield from comparison.cold(systems, repeats)
     with ExitStack() as stack:

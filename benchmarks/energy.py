@@ -32,6 +32,7 @@ class Rapl(contextlib.AbstractContextManager["Rapl | None"]):
             self._after = self._read()
 
     def joules(self, seconds: float) -> dict[str, float]:
+        """What all packages used between enter and exit."""
         limits = [int((package / "max_energy_range_uj").read_text()) for package in self._packages]
         used = [(b - a) % (limit + 1) for a, b, limit in zip(self._before, self._after, limits, strict=True)]  # it begins again at 0
         return {"cpu": sum(used) / 1e6}
@@ -53,10 +54,12 @@ class Sampled(contextlib.AbstractContextManager["Sampled | None"]):
 
     @classmethod
     def nvidia_smi(cls) -> Sampled:
+        """Of the GPUs, every 100 ms."""
         return cls("gpu", ("nvidia-smi", "--query-gpu=power.draw", "--format=csv,noheader,nounits", "-lms", "100"), r"^([\d.]+)$", 1.0)
 
     @classmethod
     def tegrastats(cls) -> Sampled:
+        """Of a whole Jetson, every 100 ms."""
         return cls("board", ("tegrastats", "--interval", "100"), r"(?:VDD_IN|POM_5V_IN) (\d+)", 1e-3)
 
     def __enter__(self) -> Sampled | None:
@@ -72,5 +75,6 @@ class Sampled(contextlib.AbstractContextManager["Sampled | None"]):
             self._said = self._process.communicate()[0]
 
     def joules(self, seconds: float) -> dict[str, float]:
+        """The mean of the samples times the seconds; empty where none was printed."""
         samples = [float(x) * self.watts for x in re.findall(self.pattern, self._said, re.MULTILINE)]
         return {self.name: statistics.fmean(samples) * seconds} if samples else {}

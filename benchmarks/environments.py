@@ -19,6 +19,8 @@ from pmclip_deploy.errors import DeviceError, UsageError
 
 @dataclass(frozen=True)
 class Environment:
+    """What pip installs for one or more peers, in an environment of its own."""
+
     requirements: tuple[str, ...]
     modules: tuple[str, ...]  # what must import
     gigabytes: float  # what it took on Linux x86-64, where torch came with CUDA for the first and without it for the second

@@ -73,12 +73,14 @@ class Worker:
         self._folder.cleanup()
 
     def open(self, model: str, weights: Path | str, threads: int, device: str = "cpu") -> Worker:
+        """Loads the model in the system. Raises SystemFailed."""
         asked = {"system": self.system, "model": model, "weights": str(weights), "threads": threads, "device": device}
         ready = self.ask({"open": asked})["ready"]
         self.open_seconds, self.versions = float(ready.get("open_seconds", 0)), dict(ready.get("versions", {}))
         return self
 
     def embed(self, part: str, inputs: Path) -> NDArray[Any]:
+        """(N, D) f32 of the (N, ...) inputs in a .npy file."""
         output = Path(self._folder.name) / "embedding.npy"
         self.ask({"embed": {"part": part, "input": str(inputs), "output": str(output)}})
         return np.asarray(np.load(output))
@@ -157,6 +159,8 @@ def process(command: Sequence[str]) -> tuple[float, float | None, str]:
 
 @dataclass(frozen=True)
 class Measurement:
+    """What a scenario measured, or why it did not."""
+
     scenario: str
     batch: int  # samples of a query
     latencies: Seconds  # (queries,), from when each was to begin
@@ -166,6 +170,7 @@ class Measurement:
 
     @property
     def samples(self) -> int:
+        """Of all queries together."""
         return self.batch * len(self.latencies)
 
 

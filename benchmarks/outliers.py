@@ -33,6 +33,7 @@ IMAGES = 64  # to calibrate on, and to compare
 
 @torch.no_grad()
 def plant(tower: VisionTransformer) -> None:
+    """In each block, scales eight channels of both layer norms by 40, and divides the weights that read them: the same function."""
     channels = torch.randperm(tower.ln_post.normalized_shape[0], generator=torch.Generator().manual_seed(0))[:CHANNELS]
     for block in tower.transformer.resblocks:
         for norm, weight in ((block.ln_1, block.attn.in_proj_weight), (block.ln_2, block.mlp.c_fc.weight)):

@@ -78,6 +78,7 @@ def compare(run: Run, model: str, part: str, jobs: Mapping[str, Job], repeats: i
 
 
 def burst(job: Job) -> harness.Measurement:
+    """BURST calls one after the other, after one that is not counted."""
     job()
     taken = []
     for _ in range(BURST):
@@ -91,6 +92,7 @@ def burst(job: Job) -> harness.Measurement:
 
 
 def preprocessing_jobs(stored: Array, model: str) -> dict[str, Job]:
+    """{system: from (H, W) u16 stored values to (3, S, S) f32}"""
     import torch
     from open_clip.transform import image_transform
 
@@ -145,6 +147,7 @@ def decoding_jobs(stored: Array, syntax: str) -> dict[str, Job]:
 
 
 def encoded(stored: Array, syntax: str, bits: int) -> bytes:
+    """One frame of (H, W) u16 in a transfer syntax."""
     if syntax == JPEG_2000:
         from openjpeg.utils import encode_array
 
@@ -161,6 +164,7 @@ def encoded(stored: Array, syntax: str, bits: int) -> bytes:
 
 
 def gdcm_samples(frame: bytes, layout: Layout, syntax: str) -> Array:
+    """(H * W,) u16 of one frame."""
     import gdcm  # type: ignore[import-untyped]
 
     image = gdcm.Image()
@@ -179,6 +183,7 @@ def gdcm_samples(frame: bytes, layout: Layout, syntax: str) -> Array:
 
 
 def pylibjpeg_rle(frame: bytes, layout: Layout, syntax: str) -> dict[str, Job]:
+    """{system: a job that decodes the frame to (H * W,) u16}"""
     from rle.utils import decode_frame
 
     def job() -> Array:
@@ -188,12 +193,14 @@ def pylibjpeg_rle(frame: bytes, layout: Layout, syntax: str) -> dict[str, Job]:
 
 
 def pylibjpeg_openjpeg(frame: bytes, layout: Layout, syntax: str) -> dict[str, Job]:
+    """As `pylibjpeg_rle`, for JPEG 2000."""
     from openjpeg.utils import decode_pixel_data
 
     return {"pylibjpeg-openjpeg": lambda: np.frombuffer(decode_pixel_data(frame, version=2), "<u2")}
 
 
 def imagecodecs(frame: bytes, layout: Layout, syntax: str) -> dict[str, Job]:
+    """As `pylibjpeg_rle`, for the three syntaxes."""
     import imagecodecs as codecs
 
     decode: dict[str, Job] = {

@@ -45,6 +45,7 @@ CATEGORIES = {
 
 
 def label_of(intent: Intent) -> str:
+    """The kind, or ASKED_BACK."""
     return ASKED_BACK if intent.kind == UNKNOWN or (intent.needs and intent.kind in KINDS) else intent.kind
 
 
@@ -55,6 +56,7 @@ def label_of_row(row: Row, got: str) -> str:
 
 
 def readings(row: Row) -> list[Row]:
+    """What the row says is right: its intent, and the others that are as good."""
     return [row["intent"], *row.get("or", [])]
 
 
@@ -137,6 +139,7 @@ def rules_then(tower: Reader) -> Reader:
 
 
 def figures(rows: Sequence[Row], read: Reader, fit: Callable[[Intent, Row], bool]) -> dict[str, int]:
+    """How many rows (n), right kinds, whole intents that are right (whole), and questions answered as another (misread)."""
     out = Counter(n=len(rows))
     for row in rows:
         intent = read(row["question"])
@@ -162,6 +165,7 @@ def confusion(rows: Sequence[Row], read: Reader) -> str:
 
 
 def table(rows: Sequence[Row], tower: Reader | None) -> str:
+    """Markdown: the shares of `figures`, for the rules and for the text tower."""
     readers: list[tuple[str, Reader, Callable[[Intent, Row], bool]]] = [("rules", understood, fits)]
     if tower is not None:
         readers += [("text tower", tower, fits_loosely), ("rules, and the tower where they ask back", rules_then(tower), _either)]

@@ -25,14 +25,14 @@ from pmclip_deploy.benchmarks.report_rows import (
     Figures,
     Rows,
     as_cosine,
-    as_mib,
+    as_mb,
     as_ms,
     as_quartiles,
     as_ratio,
     as_text,
     dict_of,
     find,
-    machine,
+    machine_name,
     newest,
     program,
     quotient,
@@ -49,6 +49,7 @@ ROWS = Path("benchmarks/results/bench.jsonl")
 
 
 def document(rows: Iterable[Row]) -> Document:
+    """The whole page, of the newest rows of each kind."""
     used = newest(rows)
     models = dict.fromkeys([*MODELS, *(row["model"] for row in used if program(row) == COMPARE)])
     return {
@@ -65,12 +66,13 @@ def document(rows: Iterable[Row]) -> Document:
 
 
 def machines(rows: Rows) -> list[Block]:
+    """One line for each machine of `bench`; a Jetson and an RTX workstation are named also where none was measured."""
     table: list[list[str | Plot]] = []
     for run in timed(rows):
         system = next((r["system"] for r in run if r["system"] != "null"), "")
         single = [as_ms(find(run, system, part, "single-stream").get("p50_ms")) for part in ("infer", "image")]
         cold = as_ms(find(run, system, "infer", "cold").get("p50_ms"))
-        table.append([machine(run[0]["environment"]), run[0]["model"], system, *single, cold, run[0]["run"][:8]])
+        table.append([machine_name(run[0]["environment"]), run[0]["model"], system, *single, cold, run[0]["run"][:8]])
     for name, there in (("NVIDIA Jetson", _on_jetson), ("NVIDIA RTX workstation", _on_rtx)):
         if not any(there(row) for row in rows):
             table.append([name, "", "", *[NOT_MEASURED] * 3, ""])
@@ -90,7 +92,7 @@ def _on_rtx(row: Row) -> bool:
     device, target = environment.get("device"), dict_of(environment.get("bundle")).get("target")
     used = device not in (None, "cpu", "auto") or (device == "auto" and target not in (None, "cpu"))
     on_gpu = tuple(f" {device.name}" for backend in backends().values() for device in backend.devices if device.nvidia)
-    return bool((used or row["system"].endswith(on_gpu)) and "RTX" in machine(environment))
+    return bool((used or row["system"].endswith(on_gpu)) and "RTX" in machine_name(environment))
 
 
 def comparisons(of: Sequence[Rows]) -> list[Block]:
@@ -98,6 +100,7 @@ def comparisons(of: Sequence[Rows]) -> list[Block]:
 
 
 def comparison(run: Rows) -> list[Block]:
+    """One run beside its peers: each part, then new processes."""
     systems = list(dict.fromkeys(row["system"] for row in run if row["system"] != "null"))
     out: list[Block] = []
     for part in PARTS:
@@ -138,7 +141,7 @@ def comparison(run: Rows) -> list[Block]:
         table.append([system, as_ms(f.get("p50_ms")), as_quartiles(f), as_ratio(quotient(f, cold.get(REFERENCE, {}), "p50_ms")),
                       as_ms(f.get("open_ms")), Plot(f.get("p50_ms"), most, f.get("p25_ms"), f.get("p75_ms"))])  # fmt: skip
         size = find(run, system, "both", "size")
-        sizes.append([system, number(f.get("peak_mib"), ",.0f"), *(as_mib(size.get(f"{of}_bytes")) for of in ("model", "environment")),
+        sizes.append([system, number(f.get("peak_mib"), ",.0f"), *(as_mb(size.get(f"{of}_bytes")) for of in ("model", "environment")),
                       str(f.get("versions", NOT_MEASURED))])  # fmt: skip
     return [
         *out,
@@ -202,6 +205,7 @@ def _agreement(figures: Figures, kind: str) -> float | None:
 
 
 def cold_starts(rows: Rows) -> list[Block]:
+    """From a new process to its answer, of all runs that timed one."""
     out: list[list[str | Plot]] = []
     of = [(run, row) for run in (*runs(rows, COLD), *runs(rows, BENCH)) for row in run if row["scenario"] == "cold"]
     most = largest(row["figures"].get("p75_ms") for _, row in of)
@@ -215,6 +219,7 @@ def cold_starts(rows: Rows) -> list[Block]:
 
 
 def scenarios(of: Sequence[Rows]) -> list[Block]:
+    """MLPerf's, run by run, with size, memory and energy."""
     out: list[Block] = []
     for run in of:
         timed = [r for r in run if r["scenario"] in ("single-stream", "multi-stream", "offline", "server") and r["system"] != "null"]
@@ -261,6 +266,7 @@ def stages(of: Sequence[Rows]) -> list[Block]:
 
 
 def radiographs(of: Sequence[Rows]) -> list[Block]:
+    """Windowing, preprocessing and decoding of DICOM files beside other libraries."""
     out: list[Block] = []
     for run in of:
         out += _about(run)
@@ -293,7 +299,7 @@ def environments(rows: Rows) -> list[Block]:
 def _about(run: Rows) -> list[Block]:
     first = run[0]
     threads = f", {first['threads']} threads" if first["threads"] else ""
-    return [f"{_models(run)}, run {first['run'][:8]}, {machine(first['environment'])}{threads}:", Code(first["command"])]
+    return [f"{_models(run)}, run {first['run'][:8]}, {machine_name(first['environment'])}{threads}:", Code(first["command"])]
 
 
 def _models(run: Rows) -> str:

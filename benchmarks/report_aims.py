@@ -28,6 +28,7 @@ EAGER, OPENVINO, COLD_LIMIT, PIXELS, PIXELS_HOPED = 0.6, 1.0, 0.07, 4.0, 10.0  #
 
 
 def aims(rows: Rows) -> list[Block]:
+    """The table of aims: each with its limit, what was measured, and whether it is met."""
     found: list[list[str]] = []
 
     def say(run: Rows, what: str, limit: str, measured: str | None, met: bool | None, more: str = "") -> None:

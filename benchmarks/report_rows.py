@@ -32,15 +32,17 @@ def _kind(row: Row) -> tuple[Any, ...]:
     bundle = dict_of(environment.get("bundle"))
     picture = row["part"].rpartition(", ")[2] if program(row) == PREPROCESSING else ""  # real or synthetic
     about = (bundle.get("name"), bundle.get("precision"), bundle.get("target"), environment.get("device"))
-    return machine(environment), program(row), row["model"], *map(str, about), picture, "accuracy" in row["figures"]
+    return machine_name(environment), program(row), row["model"], *map(str, about), picture, "accuracy" in row["figures"]
 
 
 def program(row: Row) -> str:
+    """The last word of the command: "bench", "compare", "cold_start", ..."""
     words = row["command"].partition(" -")[0] if row["command"].startswith("pmclip-deploy") else row["command"].partition(" -m ")[2]
     return str(re.split(r"[ .]", words.partition(" -")[0].strip())[-1])
 
 
-def machine(environment: Figures) -> str:
+def machine_name(environment: Figures) -> str:
+    """What a reader knows a machine by: model and power mode, GPUs, processor, cores and instruction sets."""
     cpu, jetson = dict_of(environment.get("cpu")), dict_of(environment.get("jetson"))
     gpus = [gpu.get("name") for gpu in environment.get("gpus") or () if isinstance(gpu, dict)]
     flags = " ".join(map(str, cpu.get("flags") or ()))
@@ -85,18 +87,22 @@ def pair_of(figures: Figures, key: str) -> tuple[Any, Any, Any]:
 
 
 def as_spread(paired: tuple[Any, Any, Any]) -> str | None:
+    """As "median (quartile to quartile)"; None without a median."""
     return f"{paired[0]:.3g} ({number(paired[1], '.3g')} to {number(paired[2], '.3g')})" if finite(paired[0]) else None
 
 
 def at_most(value: Any, limit: float) -> bool | None:
+    """None where nothing was measured."""
     return bool(value <= limit) if finite(value) else None
 
 
 def at_least(value: Any, limit: float) -> bool | None:
+    """None where nothing was measured."""
     return bool(value >= limit) if finite(value) else None
 
 
 def as_quartiles(figures: Figures, key: str = "p{}_ms") -> str:
+    """As "p25 to p75", in ms."""
     low, high = (figures.get(key.format(of)) for of in (25, 75))
     return f"{as_ms(low)} to {as_ms(high)}" if finite(low) and finite(high) else NOT_MEASURED
 
@@ -113,7 +119,8 @@ def as_cosine(value: Any) -> str:
     return number(value, ".6f")
 
 
-def as_mib(value: Any) -> str:
+def as_mb(value: Any) -> str:
+    """Bytes as MB: millions."""
     return number(value / 1e6 if finite(value) else None, ",.0f")
 
 

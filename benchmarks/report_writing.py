@@ -25,6 +25,8 @@ class Plot:
 
 @dataclass(frozen=True)
 class Table:
+    """Rows of text; a Plot stands in HTML alone."""
+
     header: Sequence[str]
     rows: Sequence[Sequence[str | Plot]]
     left: int = 1  # so many columns are text
@@ -32,6 +34,8 @@ class Table:
 
 @dataclass(frozen=True)
 class Heading:
+    """Below that of a section."""
+
     text: str
 
 
@@ -52,6 +56,7 @@ LEAD = (
 
 
 def html(of: Document) -> str:
+    """The document as one page that fetches nothing."""
     return page.page("Benchmarks", f"<p>{page.text(LEAD)}</p>", {name: "".join(map(_html, blocks)) for name, blocks in of.items()})
 
 

@@ -70,11 +70,13 @@ def command_line(program: str, arguments: Sequence[str] | None = None) -> str:
 
 
 def append(path: Path, rows: Iterable[Row]) -> None:
+    """Adds lines to the file, whole or not at all. Raises UsageError."""
     with told(f"{path}: the results", "give another --output"):
         atomic.append(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
 
 
 def read(path: Path) -> list[Row]:
+    """The rows of a file. Raises InputError with the number of the first line that is none."""
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:

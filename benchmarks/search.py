@@ -31,6 +31,7 @@ with open(sys.argv[1], "rb", buffering=0) as file:
 
 
 def random_index(path: Path, rows: int) -> None:
+    """Writes an index of so many rows of random directions, in the embedded bundle's width."""
     import numpy as np
 
     from pmclip_deploy.bundle.files import manifest_from_bundle, sha256_of_file
@@ -51,6 +52,7 @@ def random_index(path: Path, rows: int) -> None:
 
 
 def drop_from_cache(path: Path) -> None:
+    """The next read of the file comes from the disk (POSIX)."""
     handle = os.open(path, os.O_RDONLY)
     os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
     os.close(handle)

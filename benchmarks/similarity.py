@@ -77,6 +77,7 @@ def clustered(rng: np.random.Generator, N: int) -> Any:
 
 
 def compare(image: Any, f32: Any, dtype: str, repeats: int) -> list[dict[str, Any]]:
+    """Rows for one dtype of the bank: every system and step, interleaved."""
     scales = None
     if dtype == "int8":
         scales = np.abs(f32).max(1) / np.float32(127)
@@ -177,10 +178,13 @@ def best_of(scores: Any) -> Any:
 
 
 def unit(image: Any) -> Any:
+    """(B, D) f32 of length 1."""
     return image / np.linalg.norm(image, axis=1, keepdims=True)
 
 
 def numpy_f32(image: Any, f32: Any, bank: Any) -> Iterator[tuple[tuple[str, str], Job]]:
+    """(system, what it gives) and its job; image (B, D) f32, f32 (N, D), and bank: the same rows in the dtype that is compared."""
+
     def product() -> None:
         unit(image) @ f32.T
 
@@ -189,6 +193,7 @@ def numpy_f32(image: Any, f32: Any, bank: Any) -> Iterator[tuple[tuple[str, str]
 
 
 def torch_f32(image: Any, f32: Any, bank: Any) -> Iterator[tuple[tuple[str, str], Job]]:
+    """As `numpy_f32`."""
     import torch
 
     torch.set_num_threads(THREADS)
@@ -204,6 +209,7 @@ def torch_f32(image: Any, f32: Any, bank: Any) -> Iterator[tuple[tuple[str, str]
 
 
 def onnxruntime_f32(image: Any, f32: Any, bank: Any) -> Iterator[tuple[tuple[str, str], Job]]:
+    """As `numpy_f32`: one graph from the image to the best."""
     from onnx import TensorProto, helper
 
     from pmclip_deploy.sessions.onnxruntime import import_onnxruntime
@@ -240,6 +246,7 @@ def onnxruntime_f32(image: Any, f32: Any, bank: Any) -> Iterator[tuple[tuple[str
 
 
 def faiss(image: Any, f32: Any, bank: Any) -> Iterator[tuple[tuple[str, str], Job]]:
+    """As `numpy_f32`: inner products of the bank in its dtype."""
     import faiss
 
     faiss.omp_set_num_threads(THREADS)
@@ -254,6 +261,7 @@ def faiss(image: Any, f32: Any, bank: Any) -> Iterator[tuple[tuple[str, str], Jo
 
 
 def usearch(image: Any, f32: Any, bank: Any) -> Iterator[tuple[tuple[str, str], Job]]:
+    """As `numpy_f32`: exact search of the bank in its dtype."""
     from usearch.index import MetricKind, search
 
     def run() -> Any:

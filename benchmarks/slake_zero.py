@@ -104,6 +104,7 @@ class Reading:
 
     @property
     def facet(self) -> str:
+        """The part of a decision that answers it."""
         return FACET.get(self.about, self.about)
 
 
@@ -140,6 +141,7 @@ def value_of_answer(facet: str, answer: str) -> Any:
 
 
 def same(answer: str) -> str:
+    """The answer normalised; the names of the pelvis are one."""
     return PELVIS.get(normalised(answer), normalised(answer))
 
 
@@ -185,6 +187,7 @@ def read_questions(questions: Sequence[Question]) -> tuple[list[Row], list[Readi
 
 
 def measured(predictor: Predictor, data: Path, split: str, seed: int) -> dict[str, Any]:
+    """All figures of a split, by group of questions, with those of the baselines."""
     rows, readings, left = read_questions(questions_from_folder(data, split))
     known, known_readings, _ = read_questions(questions_from_folder(data, "train"))
     names = pictures_of(rows)[0]

@@ -66,6 +66,7 @@ class Found:
 
 
 def found(part: str, measured: Measurement, **figures: Any) -> Found:
+    """The row of a measurement."""
     return Found(part, measured.scenario, {"batch": measured.batch, **measured.figures, **figures}, measured.samples, measured.not_measured)
 
 
@@ -123,6 +124,7 @@ def scenarios(
 
 
 def found_of(worker: Worker, part: str, measured: Measurement) -> Found:
+    """As `found`, of the worker's own system."""
     made = found(part, measured)
     return Found(made.part, made.scenario, made.figures, made.samples, made.not_measured, worker.system)
 
@@ -257,6 +259,7 @@ def dataset_from_stored(stored: NDArray[np.uint16], bits: int = 12) -> Any:
 
 
 def size_on_disk(bundle: Path, manifest: Manifest) -> Found:
+    """Bytes of all files that the manifest lists, and of the manifest."""
     size = sum(file.bytes for file in manifest.files.values()) + (bundle / MANIFEST).stat().st_size
     return Found("infer", "size", {"bundle_bytes": size}, len(manifest.files) + 1)
 
@@ -276,6 +279,7 @@ def energy(part: str, count: int, work: Callable[[], Any]) -> Found:
 
 
 def picture_file(name: str) -> Path:
+    """A file of pydicom's wheel."""
     import pydicom
 
     return Path(pydicom.__file__).parent / "data" / "test_files" / name

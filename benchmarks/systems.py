@@ -367,6 +367,7 @@ def run(part: Part, rows: Any, batch: int, count: int, starts: list[float] | Non
 
 
 def peak_mib() -> float:
+    """The peak resident memory of this process."""
     if Path("/proc/self/status").is_file():
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))

@@ -51,6 +51,7 @@ SECTIONS: dict[str, Callable[[Bench], Iterator[Found]]] = {
 
 
 def measured(bench: Bench, run: Run, sections: Sequence[str]) -> Iterator[Row]:
+    """The sections' rows, one after the other."""
     manifest = bench.predictors[0].manifest
     learned = {name for p in bench.predictors for name in tower_trained_on(p.manifest.provenance)} & SETS.keys()
     learned -= {VQA_MED, *bench.named}  # VQA-Med's validation part is apart

@@ -58,6 +58,7 @@ def yes_minus_no(answer: Answer) -> float:
 
 
 def turned_away(answer: Answer) -> bool:
+    """Whether the bundle says that the picture is no radiology."""
     return NO_RADIOGRAPH in (answer.reason or "")
 
 
@@ -68,6 +69,7 @@ def tells(answer: Answer) -> bool:
 
 
 def family(answer: str | None) -> str | None:
+    """The family of modalities that an answer names: "xr", "ct", ...; None if it names none."""
     return None if answer is None else family_of_answer(answer.replace(",", " "))
 
 

@@ -114,6 +114,8 @@ def out_of_fold(keys: Sequence[object], positive: Bools, groups: Sequence[str], 
 
 
 class Bench:
+    """The data, the bundles, and which groups each bundle has not seen."""
+
     def __init__(
         self, data: Path, predictors: Sequence[Predictor], apart: Sequence[Groups], pictures: Path, seed: int = 0, limit: int | None = None
     ) -> None:
@@ -128,6 +130,7 @@ class Bench:
         return next(apart, None)
 
     def answers(self, film: Film, questions: Sequence[str], change: Change | None = None) -> dict[str, Answer]:
+        """{question: answer} of one picture, which may be changed first."""
         predictor, asked = self.predictor_of(film), list(dict.fromkeys(questions))
         assert predictor is not None  # no other film is kept
         image = film.path if change is None else changed(film.path, change)
@@ -140,12 +143,15 @@ class Bench:
         return [yes_minus_no(s[question]) if x is None else x for s, x in zip(said, logits, strict=True)]
 
     def said(self, films: Sequence[Film], questions: Sequence[str], change: Change | None = None) -> Said:
+        """`answers` of each picture."""
         return [self.answers(film, questions, change) for film in progress(films, f"{len(films)} pictures")]
 
     def over(self, films: Sequence[Film]) -> Over:
+        """Figures over these pictures, whose intervals draw whole groups."""
         return Over([f"{film.set} {film.group}" for film in films], self.seed)
 
     def has(self, name: str) -> bool:
+        """Whether the data holds this set."""
         return (self.data / name).is_dir()
 
     def drawn(self, films: Sequence[Film], count: int | None = None) -> list[Film]:
@@ -172,6 +178,7 @@ class Bench:
 
     @cached_property
     def kermany(self) -> tuple[list[Film], Said]:
+        """At most MANY normal films and MANY with pneumonia, and what every question of this file gets there."""
         films = [f for finding in ("normal", "pneumonia") for f in self.drawn(self._of_kermany(finding), MANY)]
         return films, self.said(films, (PNEUMONIA, FRACTURE, NORMAL, ABNORMAL, XRAY, CHEST_XRAY, CHEST_IMAGE, MODALITY))
 
@@ -191,6 +198,7 @@ class Bench:
 
     @cached_property
     def slake(self) -> tuple[list[Film], Said]:
+        """Each picture of all three parts, and what is said of its modality."""
         files = [self.data / SLAKE / f"{split}.json" for split in ("train", "validate", "test")]
         modality = {row["img_name"]: row["modality"] for file in files for row in json.loads(file.read_text(encoding="utf-8"))}
         films = [Film(self.data / SLAKE / "imgs" / name, SLAKE, name, {"family": family(of)}) for name, of in sorted(modality.items())]
@@ -213,12 +221,15 @@ def kind_of_row(row: Mapping[str, str]) -> str:
 
 
 def changed(path: Path, change: Change) -> NDArray[np.uint8]:
+    """(H, W) or (H, W, 3) u8 after the change."""
     with Image.open(path) as opened:
         return np.asarray(change(opened.convert("L" if opened.mode == "L" else "RGB")))
 
 
 @dataclass(frozen=True)
 class Found:
+    """The figures of one part of the report, on some pictures."""
+
     part: str
     pictures: str  # of which set, or part of it
     figures: Mapping[str, Figure]

@@ -48,10 +48,6 @@ TEXTS = (
 DONE = "ready"
 
 
-def slug(model: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", model.lower()).strip("-")
-
-
 def folder_of_weights(model: str, folder: Path, calibration: Path | None = None) -> None:
     """Writes it, unless it is there. ``calibration`` are training images, by default those in pydicom's wheel. Raises PmclipError."""
     if (folder / DONE).is_file():

@@ -29,6 +29,7 @@ MODALITIES = {
 
 
 def label_of(category: str, answer: str) -> str | None:
+    """The label that an answer stands for; None where it is left out."""
     if category == "modality":
         return MODALITIES.get(answer.replace("-", " ").split(" ")[0])
     return None if answer in ("yes", "no") else answer

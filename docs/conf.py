@@ -11,7 +11,7 @@ author = "The pmclip-deploy authors"
 project_copyright = author
 version = release = version_of(project)
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.doctest", "checks", "commands", "errors", "surface"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.doctest", "checks", "generated", "surface"]
 exclude_patterns = ["_ext"]
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 4

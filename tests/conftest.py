@@ -2,29 +2,28 @@
 
 import os
 import signal
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.command import Result
 from tests.cores import take_share
+from tests.sources import SHARED
 
 take_share()  # before a library counts the cores
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before a test file imports onnxruntime, which would report to its maker
-ROOT = Path(__file__).parents[1]
-SHARED = Path(os.environ.get("PMCLIP_SHARED", ROOT.parent / "shared" / "data"))
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts the tests in the background has them ignore Ctrl-C
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """A file's tests go to one worker, which makes the file's fixtures once; files go in the order of ``pytest_collection_modifyitems``."""
-    from xdist.scheduler import LoadFileScheduling
-
-    config.option.loadscopereorder = False
-    return LoadFileScheduling(config, log)
+def pytest_configure(config: pytest.Config) -> None:
+    """With ``-n``, a file's tests go to one worker, which makes its fixtures once; files keep ``pytest_collection_modifyitems``' order."""
+    if config.getoption("dist", "no") == "load":  # what -n sets
+        config.option.dist, config.option.loadscopereorder = "loadfile", False
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -45,3 +44,53 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("needs the real data in ../shared/data")
     return SHARED
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+    """`pmclip-deploy ARGUMENTS` in this process: another one takes long to import torch."""
+    from pmclip_deploy.cli import app
+
+    def run(*arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["pmclip-deploy", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            app.main()
+        return Result(int(ended.value.code or 0), *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny bundle that answers."""
+    from tests.tiny.bundle import tiny_bundle
+
+    return tiny_bundle(tmp_path_factory.mktemp("tiny") / "bundle")
+
+
+@pytest.fixture
+def run(command: Callable[..., Result], bundle: Path) -> Callable[..., Result]:
+    """``command`` with the tiny bundle for infer and evaluate."""
+
+    def run(*arguments: object) -> Result:
+        with_bundle = ["--bundle", bundle] if arguments[:1] in (("infer",), ("evaluate",)) and "--bundle" not in arguments else []
+        return command(*arguments, *with_bundle)
+
+    return run
+
+
+@pytest.fixture
+def unlisted(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    """Makes a folder as one without permission to read it, which root always has."""
+
+    def unlisted(folder: Path) -> None:
+        scandir = os.scandir
+
+        def refuses(path: Any = ".") -> Any:
+            if os.fspath(path) == str(folder):
+                raise PermissionError(13, "Permission denied", str(folder))
+            return scandir(path)
+
+        monkeypatch.setattr(os, "scandir", refuses)
+
+    return unlisted

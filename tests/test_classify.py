@@ -1,8 +1,6 @@
 """classify: zero-shot from words, few-shot from examples, the bundle's own labels, and the command."""
 
 import json
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,6 @@ from PIL import Image
 import pmclip_deploy as pm
 from pmclip_deploy import classify
 from pmclip_deploy.classify import bank_from_labels, probe_from_examples, scores_from_cache, scores_from_probe, zero_shot_scores
-from pmclip_deploy.cli import app
 from pmclip_deploy.cli.classify import labels_from_file
 from pmclip_deploy.imaging.raster import picture_from_array
 from pmclip_deploy.kernels import contrastive_similarity
@@ -30,17 +27,6 @@ def picture(value: int = 128) -> Any:
 @pytest.fixture(scope="module")
 def towers(tmp_path_factory: pytest.TempPathFactory) -> pm.Predictor:
     return pm.load(tiny_bundle(tmp_path_factory.mktemp("towers") / "bundle", None))
-
-
-@pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Any]:
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["pmclip-deploy", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            app.main()
-        return (int(caught.value.code or 0), *capsys.readouterr())
-
-    yield run
 
 
 def unit(x: Any) -> Any:
@@ -274,40 +260,40 @@ def there(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_command(there: Path, cli: Any) -> None:
-    code, out, err = cli("classify", there / "scan.png", "fracture", "plane", "--bundle", there / "bundle")
+def test_the_command(there: Path, command: Any) -> None:
+    code, out, err = command("classify", there / "scan.png", "fracture", "plane", "--bundle", there / "bundle")
     assert code == 0 and not err and "fracture" in out and "Research use only" in out and "not probabilities" in out
-    code, out, err = cli("classify", there / "scan.png", "--labels", there / "labels.txt", "--bundle", there / "bundle", "--json")
+    code, out, err = command("classify", there / "scan.png", "--labels", there / "labels.txt", "--bundle", there / "bundle", "--json")
     document = json.loads(out)
     assert code == 0 and {x["label"] for x in document["labels"]} == {"fracture", "plane"} and document["image"]["format"] == "png"
     for method in ("cache", "probe"):
-        code, out, err = cli(
+        code, out, err = command(
             "classify", there / "scan.png", "--examples", there / "shots", "--method", method, "--bundle", there / "bundle", "--json"
         )
         assert code == 0 and {x["label"] for x in json.loads(out)["labels"]} == {"dark", "bright"}
 
 
 @pytest.mark.parametrize("method", ["cache", "probe"])
-def test_what_is_no_picture_is_no_example(there: Path, cli: Any, method: str) -> None:
+def test_what_is_no_picture_is_no_example(there: Path, command: Any, method: str) -> None:
     given = ("classify", there / "scan.png", "--examples", there / "shots", "--method", method, "--bundle", there / "bundle", "--json")
-    scores = json.loads(cli(*given)[1])["labels"]
+    scores = json.loads(command(*given)[1])["labels"]
     (there / "shots" / ".git").mkdir()
     for name in (".DS_Store", "notes.txt", "read me"):
         (there / "shots" / "dark" / name).write_text("no picture")
-    code, out, err = cli(*given)
+    code, out, err = command(*given)
     assert code == 0 and json.loads(out)["labels"] == scores
     assert err.startswith(f"left out 2 of 6 examples, which hold no picture; the first error: {there / 'shots' / 'dark' / 'notes.txt'}: ")
     assert err.count("\n") == 1
     for path in (there / "shots" / "dark").glob("*.png"):
         path.unlink()
-    code, out, err = cli(*given)
+    code, out, err = command(*given)
     assert code == 3 and not out and err.startswith(f"error: {there / 'shots' / 'dark'}: holds no picture") and err.count("\n") == 1
 
 
-def test_examples_have_a_bar(there: Path, cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_examples_have_a_bar(there: Path, command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     bars: list[Any] = []
     monkeypatch.setattr("pmclip_deploy.cli.classify.progress", lambda items, what: bars.append((len(items), what)) or items)
-    assert cli("classify", there / "scan.png", "--examples", there / "shots", "--bundle", there / "bundle")[0] == 0
+    assert command("classify", there / "scan.png", "--examples", there / "shots", "--bundle", there / "bundle")[0] == 0
     assert bars == [(4, "Embedding")]
 
 
@@ -332,8 +318,8 @@ def test_labels_are_lines_and_a_byte_order_mark_is_none(tmp_path: Path) -> None:
     ],
 )
 def test_what_goes_wrong_is_one_line(
-    there: Path, cli: Any, monkeypatch: pytest.MonkeyPatch, arguments: list[str], code: int, said: str
+    there: Path, command: Any, monkeypatch: pytest.MonkeyPatch, arguments: list[str], code: int, said: str
 ) -> None:
     monkeypatch.chdir(there)
-    got, out, err = cli("classify", *arguments, "--bundle", "bundle")
+    got, out, err = command("classify", *arguments, "--bundle", "bundle")
     assert got == code and said in err and err.count("\n") == 1 and not out

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.sources import ROOT, modules
+
 LAYERS = ("core", "kernels", "runtime", "train", "export", "benchmarks", "cli")  # each may import itself and those before it
 CORE = ("answer", "errors", "intent", "spec")
 
@@ -17,12 +18,7 @@ def module_of(path: Path) -> str:
     return ".".join(part for part in ("pmclip_deploy", *parts[parts[0] == "pmclip_deploy" :]) if part != "__init__")
 
 
-MODULES = {
-    module_of(path): path
-    for top in ("pmclip_deploy", "train", "export", "kernels", "benchmarks")
-    for path in (ROOT / top).rglob("*.py")
-    if top != "pmclip_deploy" or path.resolve().is_relative_to(ROOT.resolve() / top)  # links lead to the others
-}
+MODULES = {module_of(path): path for path in modules()}
 
 
 def layer_of(module: str) -> int:

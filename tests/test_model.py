@@ -13,8 +13,8 @@ from pydicom.data import get_testdata_file
 
 import pmclip_deploy as pm
 from pmclip_deploy.models import DEFAULT_BUNDLE, DEFAULT_CHECKPOINT
+from tests.sources import ROOT
 
-ROOT = Path(__file__).parents[1]
 CLI = str(Path(sys.executable).with_name("pmclip-deploy"))
 REFUSED = {"MR_truncated.dcm", "test-SR.dcm"}
 

@@ -18,6 +18,7 @@ from packaging.requirements import Requirement
 from pydicom.data import get_testdata_file
 
 from pmclip_deploy.benchmarks.harness import SYSTEMS
+from tests.sources import ROOT, modules
 
 ALIVE = float(os.environ.get("PMCLIP_ALIVE", "12"))  # seconds
 QUESTION = "what imaging modality is shown?"
@@ -205,13 +206,12 @@ def test_the_variable_is_set_when_onnxruntime_is_imported_and_whatever_it_was(tm
 
 def test_one_place_imports_onnxruntime() -> None:
     """What is imported elsewhere would report. A peer's process, benchmarks/systems.py, sets the variable as its first step."""
-    root, found = Path(__file__).parents[1], set[str]()
-    for folder in ("pmclip_deploy", "train", "export", "kernels", "benchmarks"):
-        for path in (root / folder).rglob("*.py"):
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-                names = [x.name for x in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", None) or ""]
-                if any(name.partition(".")[0] == "onnxruntime" for name in names) and not getattr(node, "level", 0):
-                    found.add(path.relative_to(root).as_posix())
+    found = set[str]()
+    for path in modules():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [x.name for x in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", None) or ""]
+            if any(name.partition(".")[0] == "onnxruntime" for name in names) and not getattr(node, "level", 0):
+                found.add(path.relative_to(ROOT).as_posix())
     assert found == {"pmclip_deploy/sessions/onnxruntime.py", "benchmarks/systems.py"}
 
 

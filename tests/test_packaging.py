@@ -12,11 +12,10 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.slow("builds a wheel and compiles its kernel")
+from tests.sources import ROOT, modules
 
-ROOT = Path(__file__).parents[1]
+BUILDS = pytest.mark.slow("builds a wheel and compiles its kernel")
 MODELS = ROOT / "pmclip_deploy" / "models"
-MAPPED = ("train", "export", "kernels", "benchmarks")
 
 
 @pytest.fixture(scope="module")
@@ -44,15 +43,17 @@ def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_packages_listed_are_the_folders_with_an_init() -> None:
     listed = re.search(r"^packages = (\[.*?\])", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
-    folders = [file.parent.relative_to(ROOT) for top in ("pmclip_deploy", *MAPPED) for file in (ROOT / top).rglob("__init__.py")]
+    folders = [path.parent.relative_to(ROOT) for path in modules() if path.name == "__init__.py"]
     found = {".".join(path.parts) if path.parts[0] == "pmclip_deploy" else ".".join(("pmclip_deploy", *path.parts)) for path in folders}
     assert listed and sorted(ast.literal_eval(listed[1])) == sorted(found)
 
 
+@BUILDS
 def test_wheel_is_under_80_mb(wheel: Path) -> None:
     assert wheel.stat().st_size < 80e6
 
 
+@BUILDS
 def test_wheel_holds_the_runtime_its_model_and_the_mapped_packages(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {f"pmclip_deploy/{n}/__init__.py" for n in ("cli", "sessions", "models", "train", "export", "benchmarks", "kernels")} <= names
@@ -62,6 +63,7 @@ def test_wheel_holds_the_runtime_its_model_and_the_mapped_packages(wheel: Path) 
     assert len(names) == len(zipfile.ZipFile(wheel).namelist())  # nothing twice, though links lead to the mapped folders
 
 
+@BUILDS
 def test_wheel_holds_the_kernel_compiled_where_a_compiler_is(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert "pmclip_deploy/kernels/similarity_tile.h" in names  # and its sources, to read and to build again
@@ -69,6 +71,7 @@ def test_wheel_holds_the_kernel_compiled_where_a_compiler_is(wheel: Path) -> Non
         assert [n for n in names if n.startswith("pmclip_deploy/kernels/_similarity") and n.endswith((".so", ".pyd"))]
 
 
+@BUILDS
 def test_installs_without_a_compiler(source: Path, tmp_path: Path) -> None:
     missing = os.environ | {"CC": "/bin/false", "CXX": "/bin/false"}
     shutil.rmtree(source / "build", ignore_errors=True)  # what the wheel's build compiled
@@ -81,6 +84,7 @@ def test_installs_without_a_compiler(source: Path, tmp_path: Path) -> None:
     assert str(tmp_path) in told.stdout and "NumPy" in told.stdout, told.stdout + told.stderr
 
 
+@BUILDS
 def test_base_install_needs_neither_torch_nor_gpl_code(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as file:
         metadata = Parser().parsestr(file.read(next(n for n in file.namelist() if n.endswith("METADATA"))).decode())

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +18,6 @@ from pmclip_deploy.bundle.contract import CONTRACT, contract_of
 from pmclip_deploy.bundle.files import manifest_from_bundle, sha256_of_file, write_bundle
 from pmclip_deploy.bundle.names import MANIFEST
 from pmclip_deploy.bundle.types import Engine, Graph
-from pmclip_deploy.cli import app
 from pmclip_deploy.decision.evidence import NO_RADIOGRAPH, OUTSIDE
 from pmclip_deploy.decision.heads import NEVER_SURE, Heads, decision_from_heads, sigmoid
 from pmclip_deploy.decision.needs import graphs_of_ask
@@ -26,15 +25,11 @@ from pmclip_deploy.imaging.preprocess import grey_from_pixels
 from pmclip_deploy.imaging.raster import picture_from_array
 from pmclip_deploy.opening import Opened, session_from_bundle
 from pmclip_deploy.predictor import ROWS
+from tests.command import Result
 from tests.tiny.bundle import ANSWERS, DIM, HEADS, KINDS, READS, tiny_bundle, tiny_files, tiny_manifest
 
 FRACTURE = "is there a fracture?"
 WORDS_HEADS = [name for name, head in HEADS.items() if head.words]
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_bundle(tmp_path_factory.mktemp("tiny") / "bundle")
 
 
 @pytest.fixture(scope="module")
@@ -356,27 +351,18 @@ def test_towers_alone_embed_and_answer_nothing(towers: pm.Predictor, predictor: 
         assert "\n" not in str(caught.value)
 
 
-def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Any:
-    monkeypatch.setattr(sys, "argv", ["pmclip-deploy", *arguments])
-    with pytest.raises(SystemExit) as caught:
-        app.main()
-    return caught.value.code
-
-
-def test_infer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_infer(tmp_path: Path, command: Callable[..., Result]) -> None:
     Image.fromarray(picture()).save(tmp_path / "p.png")
     for name in (None, *WORDS_HEADS):
         tiny_bundle(tmp_path / str(name), name)
     ask = ["infer", str(tmp_path / "p.png"), "which plane?", "asdf", "--bundle"]
-    assert command(monkeypatch, *ask, str(tmp_path / "None")) == 2
-    captured = capsys.readouterr()
-    assert captured.out == "" and captured.err.count("\n") == 1 and "has no head" in captured.err
+    code, out, err = command(*ask, tmp_path / "None")
+    assert (code, out) == (2, "") and err.count("\n") == 1 and "has no head" in err
     for name in WORDS_HEADS:
-        assert command(monkeypatch, *ask, str(tmp_path / name), "--json") == 0
-        captured = capsys.readouterr()
-        assert [answer["answer"] for answer in json.loads(captured.out)] == ["axial", None] and captured.err == ""
-        assert command(monkeypatch, *ask, str(tmp_path / name)) == 0
-        assert "no answer: the question is outside" in capsys.readouterr().out
+        done = command(*ask, tmp_path / name, "--json")
+        assert done.code == 0 and [answer["answer"] for answer in done.json] == ["axial", None] and done.err == ""
+        code, out, _ = command(*ask, tmp_path / name)
+        assert code == 0 and "no answer: the question is outside" in out
 
 
 # --- loading -------------------------------------------------------------------------------------------------------------------
@@ -556,7 +542,7 @@ def test_devices(bundle: Path) -> None:
             pm.load(bundle, device="cuda")
 
 
-def test_engines_that_do_not_run_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_engines_that_do_not_run_here(tmp_path: Path, command: Callable[..., Result]) -> None:
     engines = tuple(
         Engine(graph, "x.engine", "tensorrt_rtx", "0.0.1", ("8.6",), "linux-x86_64", "0" * 64, (1, 1, 8)) for graph in ("image", "text")
     )
@@ -571,9 +557,8 @@ def test_engines_that_do_not_run_here(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(pm.DeviceError, match="has no engine that runs here"):
         pm.load(path, device="tensorrt_rtx")
     Image.fromarray(picture()).save(tmp_path / "p.png")
-    assert command(monkeypatch, "infer", str(tmp_path / "p.png"), "which plane?", "--bundle", str(path), "--json") == 0
-    captured = capsys.readouterr()
-    assert json.loads(captured.out)["answer"] == "axial" and captured.err == note + "\n"
+    done = command("infer", tmp_path / "p.png", "which plane?", "--bundle", path, "--json")
+    assert done.code == 0 and done.json["answer"] == "axial" and done.err == note + "\n"
 
 
 def test_the_model_names_its_manifest(predictor: pm.Predictor, bundle: Path) -> None:

@@ -5,15 +5,13 @@ from pathlib import Path
 import pytest
 from mypy.main import process_options
 
-ROOT = Path(__file__).parents[1]
-FOLDERS = ("pmclip_deploy", "train", "export", "kernels", "benchmarks")
+from tests.sources import ROOT, modules
 
 
 def test_mypy_reads_every_module_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     sources, options = process_options(["--config-file", "pyproject.toml"])
-    ours = {path.resolve() for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")}
-    assert {Path(source.path).resolve() for source in sources if source.path and Path(source.path).is_file()} == ours
+    assert {Path(source.path).resolve() for source in sources if source.path and Path(source.path).is_file()} == set(modules())
     for source in sources:
         of = options.clone_for_module(source.module)
         assert of.follow_imports == "normal" and of.check_untyped_defs and of.strict_equality, source.module

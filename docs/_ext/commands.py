@@ -1,17 +1,13 @@
-"""The reference of the command line, made from the commands themselves: replaces ``% commands`` in a page."""
+"""The reference of the command line, made from the commands themselves."""
 
 import inspect
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
 
 from pmclip_deploy.cli.app import COMMANDS, app_of
 
-if TYPE_CHECKING:
-    from sphinx.application import Sphinx
-
-MARK = "% commands"
 PROGRAM = "pmclip-deploy"
 
 
@@ -60,13 +56,3 @@ def _code(text: str) -> str:
 
 def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", r"\|")
-
-
-def _replace(app: "Sphinx", name: str, source: list[str]) -> None:
-    if MARK in source[0]:
-        source[0] = source[0].replace(MARK, page())
-
-
-def setup(app: "Sphinx") -> dict[str, bool]:
-    app.connect("source-read", _replace)
-    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,12 +1,8 @@
-"""The table of errors and exit codes, made from the classes: replaces ``% errors`` in a page."""
+"""The table of errors and exit codes, made from the classes."""
 
 from collections.abc import Iterator
 
-from sphinx.application import Sphinx
-
 from pmclip_deploy import errors
-
-MARK = "% errors"
 
 
 def page() -> str:
@@ -30,13 +26,3 @@ def _base(kind: type[errors.PmclipError]) -> str:
 def _meaning(kind: type[errors.PmclipError]) -> str:
     """The first sentence of the docstring; the class's own, since exceptions inherit ``Exception``'s."""
     return (kind.__dict__.get("__doc__") or "").split("\n\n")[0].replace("\n", " ").strip()
-
-
-def _replace(app: Sphinx, name: str, source: list[str]) -> None:
-    if MARK in source[0]:
-        source[0] = source[0].replace(MARK, page())
-
-
-def setup(app: Sphinx) -> dict[str, bool]:
-    app.connect("source-read", _replace)
-    return {"parallel_read_safe": True, "parallel_write_safe": True}

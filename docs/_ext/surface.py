@@ -1,6 +1,6 @@
-"""The reference of the Python API: replaces ``% surface`` in a page.
+"""The reference of the Python API: all of ``pmclip_deploy.__all__``.
 
-It lists all of ``pmclip_deploy.__all__``. A name or a member without a docstring is a warning, and so fails the build.
+A name or a member without a docstring is a warning, and so fails the build.
 """
 
 import dataclasses
@@ -16,7 +16,6 @@ from sphinx.util import logging
 
 import pmclip_deploy
 
-MARK = "% surface"
 SHORTER = (  # what a person reads in a signature
     (r"~?\b(?:os|numpy|typing|pathlib|collections\.abc|pydicom\.dataset)\.", ""),
     (r"ndarray\[tuple\[Any, \.\.\.\], dtype\[(\w+)\]\]", r"ndarray[\1]"),
@@ -78,13 +77,7 @@ def _resolve(app: Sphinx, env: BuildEnvironment, node: pending_xref, text: nodes
     return domain.resolve_xref(env, node["refdoc"], app.builder, domain.role_for_objtype(kind) or kind, public, node, text)
 
 
-def _replace(app: Sphinx, name: str, source: list[str]) -> None:
-    if MARK in source[0]:
-        source[0] = source[0].replace(MARK, page())
-
-
 def setup(app: Sphinx) -> dict[str, bool]:
-    app.connect("source-read", _replace)
     app.connect("autodoc-process-docstring", _check)
     app.connect("autodoc-process-signature", _shorten)
     app.connect("missing-reference", _resolve)

@@ -7,6 +7,7 @@ import math
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,8 @@ from pmclip_deploy.benchmarks.harness import Worker, least_queries, overs_allowe
 from pmclip_deploy.errors import InputError, ParityError, UsageError
 from pmclip_deploy.export.precisions import PRECISIONS
 from pmclip_deploy.opening import load
+from tests.command import MAIN, Result
 from tests.tiny.bundle import tiny_bundle
-
-MAIN = "from pmclip_deploy.cli.app import program; program()"
 
 BENCHMARKS = sorted(path.stem for path in Path(harness.__file__).parent.glob("[a-z]*.py"))
 
@@ -114,11 +114,6 @@ def test_interleaved_takes_turns() -> None:
 
 
 # --- workers --------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_bundle(tmp_path_factory.mktemp("tiny") / "bundle")
 
 
 @pytest.fixture
@@ -387,17 +382,12 @@ def test_accuracy_below_what_the_export_measured_fails(bundle: Path, tmp_path: P
     assert found.figures["accuracy_fp32"] == 0.5 and missed == ["accuracy 0.0000, 50.00 points below fp32's (limit 1)"]
 
 
-def test_a_failed_check_exits_with_5(bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    from pmclip_deploy.cli import app
-
+def test_a_failed_check_exits_with_5(bundle: Path, monkeypatch: pytest.MonkeyPatch, command: Callable[..., Result]) -> None:
     monkeypatch.setattr(
         stages, "agreement", lambda _: (stages.Found("infer", "parity", {"pixels_equal": 0.5}), ["pixels_equal 0.5 (limit 1)"])
     )
-    monkeypatch.setattr(sys, "argv", ["pmclip-deploy", "bench", "--bundle", str(bundle), "--seconds", "1", "--scenario", "offline"])
-    with pytest.raises(SystemExit) as ended:
-        app.main()
-    said = capsys.readouterr()
-    assert ended.value.code == ParityError.exit_code and "pixels_equal 0.5 (limit 1)" in said.err and "parity" in said.out
+    said = command("bench", "--bundle", bundle, "--seconds", "1", "--scenario", "offline")
+    assert said.code == ParityError.exit_code and "pixels_equal 0.5 (limit 1)" in said.err and "parity" in said.out
 
 
 @pytest.mark.parametrize(("arguments", "code", "said"), [

@@ -1,5 +1,7 @@
 """The trust benchmark: figures against a hand count, pictures that training never saw, and the whole on a tiny bundle."""
 
+import ast
+import inspect
 import json
 import re
 import shutil
@@ -16,6 +18,7 @@ from pmclip_deploy.benchmarks import (
     trust,
     trust_answers,
     trust_bench,
+    trust_drawn,
     trust_pictures,
     trust_robustness,
     trust_sections,
@@ -23,9 +26,9 @@ from pmclip_deploy.benchmarks import (
 )
 from pmclip_deploy.decision.evidence import NO_RADIOGRAPH
 from pmclip_deploy.train import nonradiographs
+from tests.sources import ROOT, modules
 from tests.tiny.bundle import tiny_bundle
 
-ROOT = Path(__file__).parents[2]
 COLUMNS = 24
 
 
@@ -180,7 +183,33 @@ def test_no_picture_is_one_of_training() -> None:
     found, _ = trust_pictures.bases(Path("/"), 0)
     assert len(found) >= 200 and len({base.kind for base in found}) >= 15
     assert not {base.name for base in found} & {*nonradiographs.PHOTOGRAPHS, "motorcycle_right.png"}  # the last is one of a pair
-    assert not [path for path in (ROOT / "train").rglob("*.py") if "trust_pictures" in path.read_text(encoding="utf-8")]
+
+
+def functions_of(text: str) -> dict[str, str]:
+    """{name: what it does, whatever its name}"""
+    return {node.name: str([*map(ast.dump, node.body)]) for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)}
+
+
+def not_apart(files: list[Path]) -> list[Path]:
+    """Those that name what `trust` measures on, or hold a copy of one of its drawings."""
+    functions = functions_of(inspect.getsource(trust_drawn))
+    drawings = {functions[draw.__name__] for draw, _ in trust_drawn.DRAWN.values()}
+    texts = {path: path.read_text(encoding="utf-8") for path in files}
+    return [path for path, text in texts.items() if "trust_" in text or drawings & {*functions_of(text).values()}]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "from pmclip_deploy.benchmarks.trust_drawn import DRAWN",
+        "from pmclip_deploy.benchmarks import trust_pictures",
+        inspect.getsource(trust_drawn._chart).replace("_chart", "page"),
+    ],
+)
+def test_training_uses_no_picture_of_trust(tmp_path: Path, text: str) -> None:
+    assert not not_apart(modules("train"))
+    (tmp_path / "drawings.py").write_text(text, encoding="utf-8")
+    assert not_apart([tmp_path / "drawings.py"])
 
 
 def test_a_source_that_is_not_there_is_told(tmp_path: Path) -> None:
@@ -246,11 +275,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for split, rows in (("train", slake), ("validate", []), ("test", [])):
         (folder / "slake" / f"{split}.json").write_text(json.dumps(rows), encoding="utf-8")
     return folder
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny")
 
 
 def run(tmp_path: Path, *arguments: object) -> dict[tuple[str, str], dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 import json
 import os
-import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,8 @@ from pmclip_deploy.bundle.files import manifest_from_bundle, verify_bundle, writ
 from pmclip_deploy.bundle.manifest import Manifest
 from pmclip_deploy.bundle.names import MANIFEST, SEAL
 from pmclip_deploy.bundle.types import Engine, Graph, Head
-from pmclip_deploy.cli import app
 from pmclip_deploy.errors import BundleError
+from tests.command import Result
 from tests.tiny.bundle import HEADS, tiny_bundle, tiny_files, tiny_manifest
 
 ENGINE = Engine("image", "image.sm86.engine", "tensorrt_rtx", "1.7.1", ("8.6", "12.0"), "linux-x86_64", "0" * 64, (1, 1, 8), "f" * 64)
@@ -290,18 +290,14 @@ def test_the_other_files_are_verified_too(words_bundle: Path, name: str) -> None
         verify_bundle(words_bundle)
 
 
-def shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], path: Path) -> str:
-    monkeypatch.setattr(sys, "argv", ["pmclip-deploy", "bundle", "show", str(path)])
-    with pytest.raises(SystemExit) as caught:
-        app.main()
-    captured = capsys.readouterr()
-    assert (caught.value.code, captured.err) == (0, "")
-    return captured.out
+def test_show(words_bundle: Path, tmp_path: Path, command: Callable[..., Result]) -> None:
+    def shown(path: Path) -> str:
+        code, out, err = command("bundle", "show", path)
+        assert (code, err) == (0, "")
+        return out
 
-
-def test_show(words_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     edit(words_bundle, lambda d: d["graphs"]["image"].update(precision="int8", float_layers=["a", "b"]))
-    text = shown(monkeypatch, capsys, words_bundle)
+    text = shown(words_bundle)
     for line in (
         "head:     mevf, sees the image's embedding, autoencoder 16 x 16, maml 12 x 12, reads 4 words",
         "answers:  5, in 1 kind of question",
@@ -312,12 +308,12 @@ def test_show(words_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         "engine:   image, tensorrt_rtx 1.7.1, compute capability 8.6, 12.0, linux-x86_64, batch 1 to 8, image.sm86.engine",
     ):
         assert line + "\n" in text
-    towers = shown(monkeypatch, capsys, tiny_bundle(tmp_path / "towers", None))
+    towers = shown(tiny_bundle(tmp_path / "towers", None))
     assert "head:     none; it embeds images and texts and answers no question\n" in towers
     assert "answers:" not in towers and "abstains:" not in towers and "engine:" not in towers
-    blind = shown(monkeypatch, capsys, tiny_bundle(tmp_path / "blind", "blind"))
+    blind = shown(tiny_bundle(tmp_path / "blind", "blind"))
     assert "head:     mevf, sees nothing of the image, reads 4 words\n" in blind
-    lite = shown(monkeypatch, capsys, tiny_bundle(tmp_path / "lite"))
+    lite = shown(tiny_bundle(tmp_path / "lite"))
     assert "head:     lite, sees the image's embedding, reads the text's embedding\n" in lite
     assert "abstains: kind of question under 0.5, radiograph logit under 0, confidence under 0.00 to 0.60, by kind\n" in lite
 

@@ -6,12 +6,15 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.test_imports import NOT_RUNTIME, RUNTIME, loaded
+from tests.command import Result
+from tests.imports import RUNTIME, loaded
 from tests.tiny.bundle import tiny_bundle
 
 pytest.importorskip("cryptography")
@@ -29,7 +32,6 @@ from pmclip_deploy.bundle.signing import (
     public_key_from_pem,
     sign_bundle,
 )
-from pmclip_deploy.cli import app
 from pmclip_deploy.errors import BundleError, InputError, UsageError
 
 OPENSSL = shutil.which("openssl")
@@ -60,16 +62,9 @@ def keys(tmp_path: Path) -> tuple[Path, Path]:
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """(exit code, stdout, stderr) of `pmclip-deploy bundle ...`, in this process."""
-
-    def run(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["pmclip-deploy", "bundle", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            app.main()
-        return int(caught.value.code or 0), *capsys.readouterr()
-
-    return run
+def run(command: Callable[..., Result]) -> Callable[..., Result]:
+    """`pmclip-deploy bundle ...`"""
+    return partial(command, "bundle")
 
 
 def openssl(*arguments: str | Path, **more: Any) -> subprocess.CompletedProcess[bytes]:
@@ -334,9 +329,8 @@ def test_without_cryptography_the_error_says_what_to_install(
 
 
 def test_nothing_else_loads_cryptography(bundle: Path, keys: tuple[Path, Path]) -> None:
-    modules = [name for name in RUNTIME if not name.startswith(NOT_RUNTIME)]
-    assert "pmclip_deploy.bundle.signing" in modules and "pmclip_deploy.cli.bundle" in modules
-    assert "cryptography" not in loaded(f"import {', '.join(modules)}")
+    assert "pmclip_deploy.bundle.signing" in RUNTIME and "pmclip_deploy.cli.bundle" in RUNTIME
+    assert "cryptography" not in loaded(f"import {', '.join(RUNTIME)}")
     call = "import sys; sys.argv = {}\nfrom pmclip_deploy.cli.app import main\ntry: main()\nexcept SystemExit: pass"
     assert "cryptography" not in loaded(call.format(["pmclip-deploy", "bundle", "verify", str(bundle)]))
     assert "cryptography" in loaded(call.format(["pmclip-deploy", "bundle", "sign", str(bundle), "--key", str(keys[0])]))

@@ -15,18 +15,14 @@ from PIL import Image
 
 from pmclip_deploy import machine, opening
 from pmclip_deploy.bundle.files import verify_bundle
-from pmclip_deploy.cli import app, doctor, infer
+from pmclip_deploy.cli import doctor, infer
 from pmclip_deploy.errors import InputError, UsageError
 from pmclip_deploy.sessions.onnxruntime import OnnxRuntime
+from tests.command import MAIN, is_one_line, process
+from tests.patient import PATIENT
 from tests.tiny.bundle import KINDS, tiny_bundle
 
 FRACTURE = "is there a fracture?"
-MAIN = "from pmclip_deploy.cli.app import program; program()"
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_bundle(tmp_path_factory.mktemp("tiny") / "bundle")
 
 
 @pytest.fixture(scope="module")
@@ -42,52 +38,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copy(str(get_testdata_file("CT_small.dcm")), folder / "ct.dcm")
     (folder / "note.txt").write_text("no image")
     return folder
-
-
-class Result:
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], bundle: Path) -> Any:
-    """The command in this process; infer and evaluate get the tiny bundle."""
-
-    def run(*arguments: str | Path) -> Result:
-        with_bundle = ["--bundle", str(bundle)] if arguments[:1] in (("infer",), ("evaluate",)) and "--bundle" not in arguments else []
-        monkeypatch.setattr(sys, "argv", ["pmclip-deploy", *map(str, arguments), *with_bundle])
-        with pytest.raises(SystemExit) as caught:
-            app.main()
-        return Result(int(caught.value.code or 0), *capsys.readouterr())
-
-    return run
-
-
-def process(*arguments: str | Path, **environment: str) -> Result:
-    done = subprocess.run(
-        [sys.executable, "-c", MAIN, *map(str, arguments)], capture_output=True, timeout=60, env={**os.environ, **environment}
-    )
-    return Result(done.returncode, done.stdout.decode(), done.stderr.decode())
-
-
-def is_one_line(err: str) -> bool:
-    return err.startswith("error: ") and err.count("\n") == 1 and err.endswith("\n")
-
-
-def unlisted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As without permission to read it, which root always has."""
-    scandir = os.scandir
-
-    def refuses(path: Any = ".") -> Any:
-        if os.fspath(path) == str(folder):
-            raise PermissionError(13, "Permission denied", str(folder))
-        return scandir(path)
-
-    monkeypatch.setattr(os, "scandir", refuses)
 
 
 # --- infer ---------------------------------------------------------------------------------------------------------------------
@@ -182,8 +132,8 @@ def test_a_folder_is_all_its_images_and_says_what_it_skipped(run: Any, folder: P
     assert result.err.startswith("skipped 1 of 4 files") and result.err.count("\n") == 1
 
 
-def test_a_folder_that_cannot_be_listed_is_skipped_and_said(run: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    unlisted(folder / "sub", monkeypatch)
+def test_a_folder_that_cannot_be_listed_is_skipped_and_said(run: Any, folder: Path, unlisted: Any) -> None:
+    unlisted(folder / "sub")
     result = run("infer", folder, FRACTURE, "--json")
     assert result.code == 0 and [Path(a["image"]["source"]).name for a in result.json] == ["bright.png", "ct.dcm"]
     assert result.err.startswith("skipped 2 of 4 files") and f"{folder / 'sub'}: a folder that cannot be listed" in result.err
@@ -476,23 +426,6 @@ def test_infer_works_without_the_network(folder: Path, bundle: Path, tmp_path: P
     command = [*(unshare if able else []), sys.executable, "-c", MAIN, "infer", str(folder / "ct.dcm"), FRACTURE, "--json"]
     done = subprocess.run([*command, "--bundle", str(bundle)], env=environment, capture_output=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, b"")
-
-
-PATIENT = {
-    "PatientName": "ZQXNAME^ZQXFIRST",
-    "PatientID": "ZQXID-4711",
-    "PatientBirthDate": "18990102",
-    "PatientAddress": "ZQXSTREET 5",
-    "OtherPatientIDs": "ZQXOTHER",
-    "InstitutionName": "ZQXHOSPITAL",
-    "ReferringPhysicianName": "ZQXDOCTOR",
-    "AccessionNumber": "ZQXACCESSION",
-    "StudyDescription": "ZQXSTUDY",
-    "PatientComments": "ZQXCOMMENT",
-    "PatientAge": "ZQXAGE-IS-TOO-LONG",  # invalid: pydicom's warnings quote such values
-    "StudyDate": "ZQXDATE",
-    "StudyInstanceUID": "ZQXUID",
-}
 
 
 def test_no_patient_attribute_is_ever_printed(folder: Path, bundle: Path, tmp_path: Path) -> None:

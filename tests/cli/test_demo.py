@@ -1,7 +1,7 @@
 """The demo: what the embedded model says to its pictures against what is true of them, its films, and what it claims of its training."""
 
 import json
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,30 +11,21 @@ import pytest
 
 import pmclip_deploy as pm
 from pmclip_deploy.bundle.files import manifest_from_bundle
-from pmclip_deploy.cli.app import main
 from pmclip_deploy.cli.demo import kept_apart
 from pmclip_deploy.errors import InputError
 from pmclip_deploy.imaging.read import picture_from_path
 from pmclip_deploy.models import DEFAULT_BUNDLE, DEMO
 from pmclip_deploy.train.findings.groups import kept_for_demo
+from tests.command import Result
 
 FILMS = json.loads((DEMO / "films.json").read_text(encoding="utf-8"))["films"]
 
 
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", ["pmclip-deploy", "demo", *arguments])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    return int(ended.value.code or 0), *capsys.readouterr()
-
-
 @pytest.mark.skipif(not (DEFAULT_BUNDLE / "manifest.json").is_file(), reason="needs the embedded bundle")
-def test_every_answer_of_the_embedded_model_is_true(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    code, out, _ = run(monkeypatch, capsys, "--output", str(tmp_path / "demo"), "--json")
-    document = json.loads(out)
-    assert code == 0 and document["schema"] == "pmclip-deploy/demo/1" and "CC BY 4.0" in document["credit"]
+def test_every_answer_of_the_embedded_model_is_true(tmp_path: Path, command: Callable[..., Result]) -> None:
+    done = command("demo", "--output", tmp_path / "demo", "--json")
+    document = done.json
+    assert done.code == 0 and document["schema"] == "pmclip-deploy/demo/1" and "CC BY 4.0" in document["credit"]
     said = {(Path(a["image"]["source"]).name, a["question"]): a for picture in document["pictures"] for a in picture["answers"]}
     assert not {key: a["answer"] for key, a in said.items() if not a["right"]}
     assert [said[film["file"], "is there a fracture?"]["answer"] for film in FILMS] == ["yes", "no"]
@@ -118,9 +109,7 @@ def test_what_is_claimed_of_training_stands_in_the_provenance(provenance: dict[s
     assert kept_apart(provenance, {"fa0159"}) is apart
 
 
-def test_a_folder_that_cannot_be_written_is_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path, command: Callable[..., Result]) -> None:
     (tmp_path / "file").touch()
-    code, out, err = run(monkeypatch, capsys, "--output", str(tmp_path / "file"))
+    code, out, err = command("demo", "--output", tmp_path / "file")
     assert code == 2 and out == "" and err.startswith("error: ") and err.count("\n") == 1 and "give another --output" in err

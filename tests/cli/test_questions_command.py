@@ -1,7 +1,5 @@
 """`pmclip-deploy questions`: what can be asked, from the manifest alone; each example is understood as what it is an example of."""
 
-# ruff: noqa: F811
-
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +10,8 @@ import pmclip_deploy as pm
 from pmclip_deploy.decision.rules import EXAMPLES, askable
 from pmclip_deploy.models import DEFAULT_BUNDLE
 from pmclip_deploy.questions import understood
-from tests.cli.test_cli import bundle, run  # noqa: F401  # fixtures, which parameters below redefine
-from tests.decision.test_decision import FINDINGS
 from tests.tiny.bundle import tiny_bundle, tiny_manifest
+from tests.tiny.findings import FINDINGS
 
 
 @pytest.mark.parametrize("question", askable(tiny_manifest(findings=FINDINGS)))

@@ -21,10 +21,10 @@ from pmclip_deploy.imaging.picture import Picture
 from pmclip_deploy.imaging.read import picture_from_path
 from pmclip_deploy.models import DEFAULT_BUNDLE, DEMO
 from pmclip_deploy.vocabulary import family_of_answer
+from tests.sources import SHARED
 
 pytestmark = pytest.mark.skipif(not (DEFAULT_BUNDLE / "manifest.json").is_file(), reason="needs the embedded bundle")
 
-SHARED = Path(__file__).parents[3] / "shared" / "data" / "dicom"
 LABELS = {"CT": "CT", "MR": "MR", "US": "ultrasound", "CR": "plain film", "DX": "plain film", "RG": "plain film", "NM": "nuclear medicine"}
 FAMILIES = {"CT": "ct", "MR": "mr", "US": "us", "CR": "xr", "DX": "xr", "RG": "xr", "NM": "nm"}
 CLOSED = {"is this a CT?": "ct", "is this an MRI?": "mr", "is this an ultrasound?": "us", "is this an x-ray?": "xr"}
@@ -50,7 +50,7 @@ def folders() -> Iterator[Path]:
     yield Path(pydicom.__file__).parent / "data"
     yield DEMO
     if SHARED.is_dir():
-        yield SHARED
+        yield SHARED / "dicom"
     try:
         yield Path(str(distribution("pydicom-data").locate_file("data_store/data")))
     except PackageNotFoundError:

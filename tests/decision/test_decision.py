@@ -7,22 +7,13 @@ import pytest
 
 from pmclip_deploy.answer import Candidate
 from pmclip_deploy.bundle.manifest import Manifest
-from pmclip_deploy.bundle.types import Finding, Findings, Stratum
 from pmclip_deploy.decision.evidence import NO_RADIOGRAPH, NOT_SURE, Look, Reply, Seen
 from pmclip_deploy.decision.rules import facets_of, reply
 from pmclip_deploy.header.read import Header
 from pmclip_deploy.questions import understood
-from pmclip_deploy.spec import Preprocess
 from tests.tiny.bundle import tiny_manifest
+from tests.tiny.findings import FINDINGS
 
-HAND = Stratum("xr", "hand", 100, 30, 0.9, (0.85, 0.95), threshold=1.0, yes=(24, 32), no=(62, 68), slope=2.0, intercept=-2.0)
-LEG = replace(HAND, region="leg", reason="the lower bound of the AUROC is 0.62, and 0.70 is needed")
-CHEST = replace(HAND, region="chest", children=True)
-FINDINGS = Findings(
-    Preprocess(320, "pad", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), True),
-    ("hand", "leg", "chest", "other"),
-    (Finding("fracture", (HAND, LEG)), Finding("pneumonia", (CHEST,))),
-)
 MANIFEST = tiny_manifest(findings=FINDINGS)
 FILM = {"modality": (Candidate("xr - plain film", 0.9), Candidate("ct noncontrast", 0.1))}
 FRACTURE = "is there a fracture?"

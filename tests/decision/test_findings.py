@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-# ruff: noqa: F811
 import numpy as np
 import pytest
 from PIL import Image
@@ -19,9 +18,8 @@ import pmclip_deploy as pm
 from pmclip_deploy.bundle.files import manifest_from_bundle, write_bundle
 from pmclip_deploy.bundle.types import Finding
 from pmclip_deploy.decision.evidence import FACETS
-from tests.cli.test_cli import bundle, run  # noqa: F401  # fixtures
-from tests.decision.test_decision import FINDINGS, HAND
 from tests.tiny.bundle import facets_bundle
+from tests.tiny.findings import FINDINGS, HAND
 
 SMALL = replace(
     FINDINGS,

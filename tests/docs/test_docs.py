@@ -11,15 +11,14 @@ import typer
 
 from pmclip_deploy import answer, errors
 from pmclip_deploy.cli.app import COMMANDS, app_of
+from tests.sources import FOLDERS, ROOT, modules
 
-ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted(path for path in [*DOCS.rglob("*.md"), *ROOT.glob("*.md")])
-CODE = [path for folder in ("pmclip_deploy", "train", "export", "kernels", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
 
 
 def test_every_page_that_code_names_is_there() -> None:
-    files = [*CODE, *(ROOT / "tests").rglob("*.py")]
+    files = modules(*FOLDERS, "tests", "docs")
     named = {(hit, path.name) for path in files for hit in re.findall(r"docs/[\w/-]+\.md", path.read_text("utf-8"))}
     assert named and not [(hit, where) for hit, where in named if not (ROOT / hit).is_file()]
 
@@ -33,7 +32,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 def test_json_reference_names_every_schema_and_field() -> None:
     page = (DOCS / "reference" / "json.md").read_text("utf-8")
-    schemas = {hit for path in CODE for hit in re.findall(r'"(pmclip-deploy/[\w-]+/\d+)"', path.read_text("utf-8"))}
+    schemas = {hit for path in modules() for hit in re.findall(r'"(pmclip-deploy/[\w-]+/\d+)"', path.read_text("utf-8"))}
     internal = {"pmclip-deploy/guard/1", "pmclip-deploy/index-journal/1"}  # read by the same command alone
     assert schemas - internal == {hit for hit in re.findall(r"`(pmclip-deploy/[\w-]+/\d+)`", page)}
     documents = (answer.Answer, answer.ImageInfo, answer.ModelInfo, answer.Worth, answer.Classification, answer.Label, answer.Match)

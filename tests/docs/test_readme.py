@@ -12,8 +12,8 @@ import pytest
 from pydicom.data import get_testdata_file
 
 from pmclip_deploy.models import DEFAULT_BUNDLE
+from tests.sources import ROOT
 
-ROOT = Path(__file__).parents[2]
 BLOCKS = re.findall(r"```console\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
 
 

@@ -1,25 +1,18 @@
 """What the tests of exports share: the command in this process, and a ranking of layers that takes less time."""
 
-import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pmclip_deploy.cli import app
 
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """pydicom's samples as PNG files."""
+    from pmclip_deploy.benchmarks.towers import pictures_for_calibration  # imports torch
 
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """(exit code, stdout, stderr) of a command in this process: another one takes seconds to import torch and open_clip."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["pmclip-deploy", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            app.main()
-        return (int(ended.value.code or 0), *capsys.readouterr())
-
-    return run
+    return pictures_for_calibration(tmp_path_factory.mktemp("samples"))
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
@@ -80,15 +79,6 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     tensors = {f"clip.{k}": v for k, v in model.state_dict().items()} | {f"head.{k}": v for k, v in head.state_dict().items()}
     save_checkpoint(folder, tensors, meta, tokenizer)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """pydicom's samples as PNG files."""
-    folder = tmp_path_factory.mktemp("pictures")
-    for path in sample_pictures():
-        Image.fromarray(picture_from_path(path).pixels).save(folder / f"{path.stem}.png")
     return folder
 
 

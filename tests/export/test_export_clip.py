@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
@@ -53,18 +52,15 @@ def configs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """pydicom's samples as PNG files, and questions about them."""
-    folder = tmp_path_factory.mktemp("pictures")
-    rows = []
-    for path in sample_pictures():
-        Image.fromarray(picture_from_path(path).pixels).save(folder / f"{path.stem}.png")
-        rows += [
-            {"image": f"{path.stem}.png", "question": q, "answer": "yes", "answer_type": "closed" if "is" in q else "open"}
-            for q in QUESTIONS
-        ]
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
+def pictures(pictures: Path) -> Path:
+    """With questions about them."""
+    rows = [
+        {"image": f"{path.stem}.png", "question": q, "answer": "yes", "answer_type": "closed" if "is" in q else "open"}
+        for path in sample_pictures()
+        for q in QUESTIONS
+    ]
+    (pictures / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return pictures
 
 
 @pytest.fixture(scope="module", params=["tiny", "tiny-resnet", "tiny mevf", "tiny-resnet qcr"])

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
@@ -89,15 +88,6 @@ def with_findings(plain: Path, folder: Path, seed: int = 0, **changes: Any) -> P
     shutil.copytree(plain, folder)
     meta = {k: v for k, v in meta.items() if k != "schema"}
     save_checkpoint(folder, tensors, {**meta, "findings": meta_of_findings() | changes}, folder / "tokenizer.json")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """pydicom's samples as PNG files."""
-    folder = tmp_path_factory.mktemp("pictures")
-    for path in sample_pictures():
-        Image.fromarray(picture_from_path(path).pixels).save(folder / f"{path.stem}.png")
     return folder
 
 

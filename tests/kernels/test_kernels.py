@@ -17,8 +17,7 @@ from hypothesis import strategies as st
 from pmclip_deploy import kernels
 from pmclip_deploy.kernels import Similarity, cpu, numpy_path, reference
 from tests.cores import ALLOWED
-
-ROOT = Path(__file__).parents[2]
+from tests.sources import ROOT
 
 # How far a score may be from the reference's, in parts of logit_scale. Images, products and sums are f32, and every f16 and int8 is an f32;
 # but four images or more may meet int8 rows rounded to 16 bits. Long sums of products of one sign lose more.

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,12 @@ import pytest
 from PIL import Image
 
 import pmclip_deploy as pm
-from pmclip_deploy.cli import app
 from pmclip_deploy.errors import BundleError, InputError, NoPictureError, UsageError
 from pmclip_deploy.search.index import beside, index_from_file, locked
 from pmclip_deploy.search.indexing import Journal, build_index, captions_of_file, delete_rows, images_of_folder
-from tests.cli.test_cli import MAIN, PATIENT, Result, is_one_line, process, unlisted
-from tests.test_imports import HEAVY, loaded, run_cli
+from tests.command import MAIN, Result, is_one_line, process
+from tests.imports import HEAVY, loaded, run_cli
+from tests.patient import PATIENT
 from tests.tiny.bundle import tiny_bundle
 
 SALT = b"sixteen bytes ok"
@@ -78,15 +79,12 @@ IDS = ["ct.dcm", "p 0.png", "p 2.png", "p 4.png", "sub dir/p 1.png", "sub dir/p 
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], bundle: Path) -> Any:
-    """`pmclip-deploy search ...` in this process, with the tiny bundle."""
+def run(command: Callable[..., Result], bundle: Path) -> Callable[..., Result]:
+    """`pmclip-deploy search ...`, with the tiny bundle."""
 
     def run(*arguments: str | Path) -> Result:
-        with_bundle = ["--bundle", str(bundle)] if arguments[0] in ("index", "query") and "--bundle" not in arguments else []
-        monkeypatch.setattr(sys, "argv", ["pmclip-deploy", "search", *map(str, arguments), *with_bundle])
-        with pytest.raises(SystemExit) as caught:
-            app.main()
-        return Result(int(caught.value.code or 0), *capsys.readouterr())
+        with_bundle = ["--bundle", bundle] if arguments[0] in ("index", "query") and "--bundle" not in arguments else []
+        return command("search", *arguments, *with_bundle)
 
     return run
 
@@ -165,9 +163,9 @@ def test_what_is_whole_and_no_picture_is_not_broken(predictor: pm.Predictor, tmp
 
 
 def test_a_folder_that_cannot_be_listed_is_broken(
-    predictor: pm.Predictor, folder: Path, index: Path, run: Any, monkeypatch: pytest.MonkeyPatch
+    predictor: pm.Predictor, folder: Path, index: Path, run: Any, unlisted: Any
 ) -> None:
-    unlisted(folder / "sub dir", monkeypatch)
+    unlisted(folder / "sub dir")
     report = build_index(index, images_of_folder(predictor, folder))
     assert (report.embedded, report.other, report.broken) == (4, 1, 2)
     assert str(report.first_broken).startswith(f"{folder / 'sub dir'}: a folder that cannot be listed (Permission denied); check")

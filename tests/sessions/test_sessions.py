@@ -18,7 +18,7 @@ from pmclip_deploy.bundle.types import Engine
 from pmclip_deploy.cli import doctor
 from pmclip_deploy.errors import DeviceError, UsageError
 from pmclip_deploy.opening import session_from_bundle
-from pmclip_deploy.sessions import SessionOptions, backends, cache_folder, devices, devices_table, onnx_sha256, open_session
+from pmclip_deploy.sessions import SessionOptions, backends, cache_folder, devices, onnx_sha256, open_session
 from pmclip_deploy.sessions.engines import EngineBackend, Machine, engine_backends
 from pmclip_deploy.sessions.engines import session as engine_session
 from pmclip_deploy.sessions.engines.session import OnGpu, bytes_of, parts, profile_for
@@ -391,11 +391,6 @@ def test_every_backend_is_named_as_its_file() -> None:
     assert set(backends()) == files
     names = [device.name for backend in backends().values() for device in backend.devices]
     assert len(set(names)) == len(names) and "auto" not in names
-
-
-def test_the_documentation_lists_the_devices() -> None:
-    page = ROOT / "docs" / "howto" / "tensorrt.md"
-    assert devices_table() in page.read_text(encoding="utf-8"), "print sessions.devices_table() into it"
 
 
 # --- with a GPU -----------------------------------------------------------------------------------------------------------------

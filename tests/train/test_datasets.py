@@ -1,7 +1,6 @@
 """Datasets: every layout on a small folder of its exact form, broken rows, answer vocabularies, splits by image, the report."""
 
 import json
-import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +10,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pmclip_deploy.cli import app
 from pmclip_deploy.console import decimal
 from pmclip_deploy.errors import InputError
 from pmclip_deploy.evaluation import rows
@@ -22,6 +20,7 @@ from pmclip_deploy.train.datasets.vqa_med import category_of
 from pmclip_deploy.train.report import report_from_folder
 from pmclip_deploy.train.splits import image_disjoint_split, image_groups
 from pmclip_deploy.train.vocabulary import vocabulary_as_mevf, vocabulary_as_qcr
+from tests.command import Result, is_one_line
 
 Told = tuple[str, str, str, str, bool]  # image below the folder, question, answer, category, closed
 
@@ -459,16 +458,11 @@ def test_the_report_counts(tmp_path: Path) -> None:
     json.dumps(report, allow_nan=False)
 
 
-def test_one_answer_to_everything_has_no_entropy(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_one_answer_to_everything_has_no_entropy(tmp_path: Path, command: Callable[..., Result]) -> None:
     vqa_rad(tmp_path)
     closed = report_from_folder(tmp_path)["splits"]["train"]["answers"]["closed"]
     assert closed["distinct"] == 1 and str(closed["entropy"]) == "0.0"
-    monkeypatch.setattr(sys, "argv", ["pmclip-deploy", "train", "report", "--data", str(tmp_path)])
-    with pytest.raises(SystemExit):
-        app.main()
-    said = capsys.readouterr().out
+    said = command("train", "report", "--data", tmp_path).out
     assert "entropy" in said and "-0.0" not in said
 
 
@@ -510,17 +504,13 @@ def test_the_report_compares_pictures_where_they_are(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("make", [*LAYOUTS, roco, lambda folder: captions_in_rows(folder, ["x"])])
 def test_the_report_prints_any_dataset(
-    make: Callable[[Path], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    make: Callable[[Path], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Callable[..., Result]
 ) -> None:
     make(tmp_path)
     monkeypatch.setenv("COLUMNS", "160")
     for arguments in ([], ["--json"]):
-        monkeypatch.setattr(sys, "argv", ["pmclip-deploy", "train", "report", "--data", str(tmp_path), *arguments])
-        with pytest.raises(SystemExit) as caught:
-            app.main()
-        assert not caught.value.code
-        out, err = capsys.readouterr()
-        assert not err
+        code, out, err = command("train", "report", "--data", tmp_path, *arguments)
+        assert not code and not err
         if arguments:
             document = json.loads(out)
             assert document["schema"] == "pmclip-deploy/report/1"
@@ -540,16 +530,10 @@ def test_the_report_leaves_out_an_empty_split_and_refuses_an_empty_dataset(tmp_p
 
 
 @pytest.mark.parametrize(("arguments", "code"), [(["--seed", "1"], 3), (["--seed", "x"], 2)])
-def test_the_report_refuses_in_one_line(
-    arguments: list[str], code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_report_refuses_in_one_line(arguments: list[str], code: int, tmp_path: Path, command: Callable[..., Result]) -> None:
     roco(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["pmclip-deploy", "train", "report", "--data", str(tmp_path), *arguments])
-    with pytest.raises(SystemExit) as caught:
-        app.main()
-    out, err = capsys.readouterr()
-    assert caught.value.code == code
-    assert not out and err.startswith("error: ") and err.count("\n") == 1
+    done = command("train", "report", "--data", tmp_path, *arguments)
+    assert done.code == code and not done.out and is_one_line(done.err)
 
 
 def test_vqa_rads_official_split_shares_all_its_test_images(shared: Path) -> None:

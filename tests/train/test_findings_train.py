@@ -1,7 +1,7 @@
 """`train findings`: films and folds, views, one network, what out-of-fold logits earn, and the command end to end on a few films."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.command import Result
+
 torch = pytest.importorskip("torch", reason="training needs the extra `train`")
 pytest.importorskip("open_clip", reason="training needs the extra `train`")
 
 
 from pmclip_deploy.bundle.manifest import Manifest
 from pmclip_deploy.bundle.types import Graph
-from pmclip_deploy.cli.app import program
 from pmclip_deploy.errors import BundleError, InputError, UsageError
 from pmclip_deploy.imaging.preprocess import resized
 from pmclip_deploy.models import DEFAULT_BUNDLE
@@ -396,29 +397,19 @@ def trained(data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> 
     patch.undo()
 
 
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[Any, str]:
-    """(what stdout's JSON holds, stderr); the exit code must be 0."""
-    monkeypatch.setattr("sys.argv", ["pmclip-deploy", "train", "findings", *arguments, "--json"])
-    with pytest.raises(SystemExit) as ended:
-        program()
-    out, err = capsys.readouterr()
-    assert not ended.value.code, err
-    return json.loads(out), err
-
-
 @pytest.mark.slow("three folds and the whole, of a network of real size")
-def test_the_command_from_folds_to_a_checkpoint(
-    trained: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_from_folds_to_a_checkpoint(trained: tuple[Path, list[str]], command: Callable[..., Result]) -> None:
     output, arguments = trained
-    done, err = command(monkeypatch, capsys, *arguments, "--only=0", "--only=2")
-    assert done["checkpoint"] is None and "still to be trained: 1, all" in err and not (output / "checkpoint.json").exists()
+    code, out, err = command("train", "findings", *arguments, "--json", "--only=0", "--only=2")
+    assert code == 0 and json.loads(out)["checkpoint"] is None
+    assert "still to be trained: 1, all" in err and not (output / "checkpoint.json").exists()
     assert (output / "views").is_dir()
     first = (output / "fold-0.npz").stat().st_mtime_ns
-    done, _ = command(monkeypatch, capsys, *arguments, "--resume", "--fold-checkpoints")
+    done = command("train", "findings", *arguments, "--json", "--resume", "--fold-checkpoints")
+    assert done.code == 0, done.err
     assert (output / "fold-0.npz").stat().st_mtime_ns == first and not (output / "views").exists()
-    assert done["provenance"]["findings"]["measured_by"] == ["0", "1", "2"]
-    assert done["provenance"]["findings"]["kept_apart"] == list(KEPT_FOR_DEMO)
+    assert done.json["provenance"]["findings"]["measured_by"] == ["0", "1", "2"]
+    assert done.json["provenance"]["findings"]["kept_apart"] == list(KEPT_FOR_DEMO)
 
     (meta, tensors), (_, given) = read_checkpoint(output), read_checkpoint(CHECKPOINT)
     assert all(torch.equal(tensors[k], v) for k, v in given.items() if not k.startswith("findings."))
@@ -434,26 +425,19 @@ def test_the_command_from_folds_to_a_checkpoint(
 
 
 def test_folds_of_other_settings_are_refused_before_anything_is_trained(
-    trained: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    trained: tuple[Path, list[str]], command: Callable[..., Result]
 ) -> None:
     output, arguments = trained
     if not (output / "fold-0.npz").exists():
         pytest.skip("needs the test before it")
     for more in (["--seed=5", "--resume"], ["--seed=5", "--only=1"]):
-        monkeypatch.setattr("sys.argv", ["pmclip-deploy", "train", "findings", *arguments, *more])
-        with pytest.raises(SystemExit) as ended:
-            program()
-        err = capsys.readouterr().err
-        assert ended.value.code == 4 and len(err.splitlines()) == 1 and "made with other settings" in err
+        code, _, err = command("train", "findings", *arguments, *more)
+        assert code == 4 and len(err.splitlines()) == 1 and "made with other settings" in err
 
 
-def test_a_part_that_is_none_is_refused(
-    trained: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("sys.argv", ["pmclip-deploy", "train", "findings", *trained[1], "--only=3"])
-    with pytest.raises(SystemExit) as ended:
-        program()
-    assert ended.value.code == 2 and "--only 3 is no part; choose of 0, 1, 2, all" in capsys.readouterr().err
+def test_a_part_that_is_none_is_refused(trained: tuple[Path, list[str]], command: Callable[..., Result]) -> None:
+    code, _, err = command("train", "findings", *trained[1], "--only=3")
+    assert code == 2 and "--only 3 is no part; choose of 0, 1, 2, all" in err
 
 
 def test_films_of_the_real_sets_part_as_they_should(shared: Path) -> None:

@@ -5,13 +5,14 @@ import hashlib
 import json
 import os
 import pickle
-import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.command import Result
 
 torch = pytest.importorskip("torch", reason="training needs the extra `train`")
 open_clip = pytest.importorskip("open_clip", reason="training needs the extra `train`")
@@ -21,7 +22,6 @@ from open_clip.model import convert_weights_to_lp
 from safetensors.torch import load_file, save_file
 
 from pmclip_deploy.bundle.files import name_of_output
-from pmclip_deploy.cli.app import main
 from pmclip_deploy.errors import BundleError, PmclipError, UsageError
 from pmclip_deploy.tokens import tokens_from_text
 from pmclip_deploy.train import importing
@@ -556,20 +556,14 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
             import_weights(source, place, name="x")
 
 
-def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def run(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["pmclip-deploy", "import", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return (ended.value.code, *capsys.readouterr())
-
-    code, out, err = run(saved(tmp_path / "w.bin", light("RN50")), "--output", tmp_path / "out", "--json")
+def test_the_command(tmp_path: Path, command: Callable[..., Result]) -> None:
+    code, out, err = command("import", saved(tmp_path / "w.bin", light("RN50")), "--output", tmp_path / "out", "--json")
     assert code == 0 and not err
     report = json.loads(out)
     assert (report["schema"], report["backbone"], report["name"]) == ("pmclip-deploy/import/1", "RN50", "out")
     assert report["sha256"] == hashlib.sha256((tmp_path / "w.bin").read_bytes()).hexdigest()
     assert report["source"] == "w.bin" and "user's" in report["licence"]
 
-    code, out, err = run(saved(tmp_path / "bad", Hostile(tmp_path / "ran")), "--output", tmp_path / "no")
+    code, out, err = command("import", saved(tmp_path / "bad", Hostile(tmp_path / "ran")), "--output", tmp_path / "no")
     assert code == 4 and not out and err.startswith("error: ") and err.count("\n") == 1
     assert {p.name for p in tmp_path.iterdir()} == {"w.bin", "out", "bad"}

@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+
+from tests.command import Result
 
 torch = pytest.importorskip("torch", reason="training needs the extra `train`")
 pytest.importorskip("open_clip", reason="training needs the extra `train`")
@@ -230,14 +232,9 @@ def test_bad_input_is_one_line(home: Path, tmp_path: Path) -> None:
     assert error.value.exit_code == 3 and "\n" not in str(error.value)
 
 
-def test_options_for_captions_need_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from pmclip_deploy.cli import app
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as stop:
-        patch.setattr(sys, "argv", ["pmclip-deploy", "train", "clip", "--data", "x", "--output", str(tmp_path), "--micro-batch", "4"])
-        app.main()
-    assert stop.value.code == 2
-    assert capsys.readouterr().err == "error: --micro-batch is for captions; give --from, or leave it out\n"
+def test_options_for_captions_need_a_checkpoint(tmp_path: Path, command: Callable[..., Result]) -> None:
+    done = command("train", "clip", "--data", "x", "--output", tmp_path, "--micro-batch", "4")
+    assert done.code == 2 and done.err == "error: --micro-batch is for captions; give --from, or leave it out\n"
 
 
 def test_the_validation_loss_is_that_of_whole_batches() -> None:

@@ -1,7 +1,5 @@
 """`train finding`: labelled pictures become a finding of a new bundle, are measured on what trained nothing, or are refused plainly."""
 
-# ruff: noqa: F811
-
 import csv
 import json
 import math
@@ -29,10 +27,10 @@ from pmclip_deploy.train import finding as F
 from pmclip_deploy.train.finding_data import Defaults
 from pmclip_deploy.train.findings.groups import group_of_row
 from pmclip_deploy.train.lookalikes import are_in, pairs_alike, read_seen, signature, write_seen
-from tests.cli.test_cli import bundle, is_one_line, run  # noqa: F401  # fixtures, which parameters below redefine
-from tests.decision.test_decision import FINDINGS
-from tests.test_imports import loaded
+from tests.command import is_one_line
+from tests.imports import loaded
 from tests.tiny.bundle import facets_bundle, tiny_bundle, tiny_manifest
+from tests.tiny.findings import FINDINGS
 
 CANARY = "CANARYNAME"
 DENSE = "spondylolisthesis"  # a finding that no embedded model has: here, a bright square

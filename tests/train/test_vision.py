@@ -5,14 +5,16 @@ import io
 import json
 import os
 import pickle
-import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from tests.command import Result
 
 torch = pytest.importorskip("torch", reason="training needs the extra `train`")
 pytest.importorskip("open_clip", reason="training needs the extra `train`")
@@ -21,7 +23,6 @@ from safetensors.torch import load_file, save_file
 from torch import Generator, nn
 from torch.nn import functional as F
 
-from pmclip_deploy.cli import app
 from pmclip_deploy.errors import BundleError, InputError, UsageError
 from pmclip_deploy.train import maml as M
 from pmclip_deploy.train.autoencoder import grey_images, train_autoencoder
@@ -304,14 +305,10 @@ def test_unfit_training_data_is_one_clear_line(pictures: Path, tmp_path: Path) -
     ids=lambda a: a[0],
 )
 def test_both_commands_write_what_their_loaders_read(
-    arguments: tuple[str, ...], pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    arguments: tuple[str, ...], pictures: Path, tmp_path: Path, command: Callable[..., Result]
 ) -> None:
-    def run(output: Path, *more: str) -> tuple[int, str, str]:
-        given = [a.format(pictures) for a in arguments]
-        monkeypatch.setattr(sys, "argv", ["pmclip-deploy", "train", *given, "--output", str(output), "--epochs", "1", "--json", *more])
-        with pytest.raises(SystemExit) as caught:
-            app.main()
-        return int(caught.value.code or 0), *capsys.readouterr()
+    def run(output: Path, *more: str) -> Result:
+        return command("train", *[a.format(pictures) for a in arguments], "--output", output, "--epochs", "1", "--json", *more)
 
     output = tmp_path / "new" / "weights.safetensors"
     code, out, _ = run(output)

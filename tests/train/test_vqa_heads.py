@@ -3,11 +3,10 @@
 import json
 import re
 import shutil
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,25 +39,6 @@ from tests.tiny.bundle import tiny_bundle
 IMAGES = 18
 WORDS = ["is", "the", "picture", "bright", "what", "colour", "it", "half", "lit", "this"]
 SMALL = {"hidden": 16, "depth": 2, "split": "image-disjoint"}
-
-
-class Result(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
-    from pmclip_deploy.cli import app
-
-    def run(*arguments: Any) -> Result:
-        with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as stop:
-            patch.setattr(sys, "argv", ["pmclip-deploy", *map(str, arguments)])
-            app.main()
-        return Result(int(stop.value.code or 0), *capsys.readouterr())
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -144,9 +124,9 @@ def test_training_learns_and_says_what_it_did(home: Path, trained: dict[str, Pat
     assert len(there) - len(meta["trained_on"]) == validation["images"]
 
 
-def test_evaluate_says_what_the_head_says(home: Path, trained: dict[str, Path], run: Any) -> None:
+def test_evaluate_says_what_the_head_says(home: Path, trained: dict[str, Path], command: Any) -> None:
     """Against the modules, one question at a time."""
-    result = run("evaluate", "--data", home / "data", "--split", "image-disjoint", "--checkpoint", trained["mevf"], "--json")
+    result = command("evaluate", "--data", home / "data", "--split", "image-disjoint", "--checkpoint", trained["mevf"], "--json")
     document = json.loads(result.out)
     assert result.code == 0 and document["schema"] == "pmclip-deploy/evaluation/1"
     meta, tensors = read_checkpoint(trained["mevf"])
@@ -172,18 +152,18 @@ def test_evaluate_says_what_the_head_says(home: Path, trained: dict[str, Path], 
     assert document["model"]["head"] == "mevf" and document["model"]["images_trained_on"] == 0 and document["by"]["kind"] == {}
 
 
-def test_an_image_that_was_trained_on_is_counted(home: Path, trained: dict[str, Path], run: Any) -> None:
-    document = json.loads(run("evaluate", "--data", home / "data", "--split", "train", "--checkpoint", trained["mevf"], "--json").out)
+def test_an_image_that_was_trained_on_is_counted(home: Path, trained: dict[str, Path], command: Any) -> None:
+    document = command("evaluate", "--data", home / "data", "--split", "train", "--checkpoint", trained["mevf"], "--json").json
     assert 0 < document["model"]["images_trained_on"] <= document["images"]
     assert document["baselines"]["question_only"] is None  # its rows would be those that are asked
 
 
-def test_a_head_that_sees_no_image_does_not_mind_another_image(home: Path, trained: dict[str, Path], run: Any) -> None:
-    document = json.loads(run("evaluate", "--data", home / "data", "--split", "test", "--checkpoint", trained["blind"], "--json").out)
+def test_a_head_that_sees_no_image_does_not_mind_another_image(home: Path, trained: dict[str, Path], command: Any) -> None:
+    document = command("evaluate", "--data", home / "data", "--split", "test", "--checkpoint", trained["blind"], "--json").json
     assert document["baselines"]["shuffled_image"]["accuracy"] == document["accuracy"]
 
 
-def test_qcr_answers_from_the_branch_its_classifier_names(home: Path, trained: dict[str, Path], run: Any) -> None:
+def test_qcr_answers_from_the_branch_its_classifier_names(home: Path, trained: dict[str, Path], command: Any) -> None:
     head = QCR.from_tensors(under(read_checkpoint(trained["qcr"])[1], "head"))
     torch.nn.init.normal_(head.kind.layers[-1].weight, std=20)  # so that it takes both sides
     inputs = answering.Inputs(torch.randn(5, 32), torch.rand(5, 16, 32, 32), None)
@@ -199,20 +179,20 @@ def test_qcr_answers_from_the_branch_its_classifier_names(home: Path, trained: d
         assert probability[i] == pytest.approx(float(logits.max().sigmoid()), abs=1e-5)
 
 
-def test_the_table_of_qcr(home: Path, trained: dict[str, Path], run: Any) -> None:
+def test_the_table_of_qcr(home: Path, trained: dict[str, Path], command: Any) -> None:
     arguments = ("evaluate", "--data", home / "data", "--split", "image-disjoint", "--checkpoint", trained["qcr"])
-    document = json.loads(run(*arguments, "--json").out)
+    document = command(*arguments, "--json").json
     assert sum(group["n"] for group in document["by"]["kind"].values()) == document["n"] == 12
     meta, _ = read_checkpoint(trained["qcr"])
     assert sorted(meta["answers"][: meta["closed_answers"]]) == ["no", "yes"]
-    shown = run(*arguments).out
+    shown = command(*arguments).out
     assert "open, 4" in shown and "overall, 12" in shown and "question only" in shown
 
 
-def test_two_models_and_several_seeds(home: Path, trained: dict[str, Path], run: Any) -> None:
+def test_two_models_and_several_seeds(home: Path, trained: dict[str, Path], command: Any) -> None:
     data = ("--data", home / "data", "--split", "image-disjoint")
-    one, two, blind = (json.loads(run("evaluate", *data, "--checkpoint", trained[n], "--json").out) for n in ("mevf", "mevf-2", "blind"))
-    compared = json.loads(run("evaluate", *data, "--checkpoint", trained["mevf"], "--against", trained["blind"], "--json").out)[
+    one, two, blind = (command("evaluate", *data, "--checkpoint", trained[n], "--json").json for n in ("mevf", "mevf-2", "blind"))
+    compared = command("evaluate", *data, "--checkpoint", trained["mevf"], "--against", trained["blind"], "--json").json[
         "difference"
     ]
     assert compared["accuracy"] == blind["accuracy"] and compared["difference"] == pytest.approx(one["accuracy"] - blind["accuracy"])
@@ -220,13 +200,13 @@ def test_two_models_and_several_seeds(home: Path, trained: dict[str, Path], run:
     assert only["only_this"] - only["only_other"] == round(compared["difference"] * one["n"])
     assert compared["ci95"][0] <= compared["difference"] <= compared["ci95"][1]
     seeds = ("--checkpoint", trained["mevf"], "--checkpoint", trained["mevf-2"])
-    document = json.loads(run("evaluate", *data, *seeds, "--against", trained["blind"], "--json").out)
+    document = command("evaluate", *data, *seeds, "--against", trained["blind"], "--json").json
     accuracies = [one["accuracy"], two["accuracy"]]
     assert document["seeds"]["mean"] == pytest.approx(np.mean(accuracies))
     assert document["seeds"]["std"] == pytest.approx(abs(accuracies[0] - accuracies[1]) / 2**0.5)
     assert [each["model"]["seed"] for each in document["seeds"]["each"]] == [1, 2]
     assert document["difference"]["difference"] == pytest.approx(np.mean(accuracies) - blind["accuracy"])
-    shown = run("evaluate", *data, *seeds, "--against", trained["blind"]).out
+    shown = command("evaluate", *data, *seeds, "--against", trained["blind"]).out
     assert "first of 2 seeds" in shown and "against: blind" in shown
     models = [*(each["model"] for each in document["seeds"]["each"]), document["difference"]["against"]]
     assert [model["images_trained_on"] for model in models] == [0, 0, 0]
@@ -234,7 +214,7 @@ def test_two_models_and_several_seeds(home: Path, trained: dict[str, Path], run:
     assert "tower was trained" not in shown  # weights of unknown making
 
 
-def test_what_each_tower_learned_from_is_said(home: Path, trained: dict[str, Path], tmp_path: Path, run: Any) -> None:
+def test_what_each_tower_learned_from_is_said(home: Path, trained: dict[str, Path], tmp_path: Path, command: Any) -> None:
     def noted(name: str) -> Path:
         folder = shutil.copytree(trained[name], tmp_path / name)
         meta = json.loads((folder / "checkpoint.json").read_text())
@@ -243,25 +223,25 @@ def test_what_each_tower_learned_from_is_said(home: Path, trained: dict[str, Pat
         return folder
 
     def lines(*arguments: Any) -> list[tuple[str, str]]:
-        shown = " ".join(run("evaluate", "--data", home / "data", "--split", "test", *arguments).out.split())
+        shown = " ".join(command("evaluate", "--data", home / "data", "--split", "test", *arguments).out.split())
         return re.findall(r"(\S+(?:, \S+)*): the image tower was trained on (.+?) \(the training split", shown)
 
     seeds = ("--checkpoint", noted("mevf"), "--checkpoint", noted("mevf-2"))
     bundle = tiny_bundle(tmp_path / "bundle", provenance={"clip": {"data": ["med", "rad"]}})
     assert lines(*seeds, "--against", bundle) == [("mevf, mevf-2", "roco"), ("tiny", "med, rad")]
     assert lines("--checkpoint", noted("blind")) == []  # its head sees nothing of the tower
-    document = json.loads(run("evaluate", "--data", home / "data", *seeds, "--against", bundle, "--json").out)
+    document = command("evaluate", "--data", home / "data", *seeds, "--against", bundle, "--json").json
     assert document["model"]["tower_trained_on"] == ["roco"] and document["difference"]["against"]["tower_trained_on"] == ["med", "rad"]
 
 
-def test_a_bundle_on_a_dataset_and_against_a_checkpoint(home: Path, trained: dict[str, Path], tmp_path: Path, run: Any) -> None:
+def test_a_bundle_on_a_dataset_and_against_a_checkpoint(home: Path, trained: dict[str, Path], tmp_path: Path, command: Any) -> None:
     bundle = tiny_bundle(tmp_path / "bundle")
     data = ("--data", home / "data", "--split", "test", "--json")
-    alone = json.loads(run("evaluate", *data, "--bundle", bundle).out)
-    compared = json.loads(run("evaluate", *data, "--bundle", bundle, "--against", trained["mevf"]).out)
+    alone = command("evaluate", *data, "--bundle", bundle).json
+    compared = command("evaluate", *data, "--bundle", bundle, "--against", trained["mevf"]).json
     assert set(alone["by"]["type"]) == {"open", "closed"} and "difference" not in alone
     assert compared["accuracy"] == alone["accuracy"] and compared["difference"]["against"]["checkpoint"] == "mevf"
-    of_checkpoint = json.loads(run("evaluate", *data, "--checkpoint", trained["mevf"], "--against", bundle).out)["difference"]
+    of_checkpoint = command("evaluate", *data, "--checkpoint", trained["mevf"], "--against", bundle).json["difference"]
     assert of_checkpoint["difference"] == pytest.approx(-compared["difference"]["difference"])
 
 
@@ -274,10 +254,10 @@ def test_a_bundle_on_a_dataset_and_against_a_checkpoint(home: Path, trained: dic
     ],
     ids=["san, all features, all trained", "auto-encoder's code", "qcr, maml"],
 )
-def test_every_feature_and_attention(home: Path, tmp_path: Path, run: Any, head: str, more: list[Any]) -> None:
+def test_every_feature_and_attention(home: Path, tmp_path: Path, command: Any, head: str, more: list[Any]) -> None:
     files = {"ae": ["--autoencoder", home / "ae.pth"], "maml": ["--maml", home / "maml.safetensors"]}
     given = [x for name, file in files.items() if name in more[more.index("--features") + 1].split(",") for x in file]
-    result = run(*options(home, head, "--epochs", 1, "--limit", 4, "--output", tmp_path, *more, *given, "--json"))
+    result = command(*options(home, head, "--epochs", 1, "--limit", 4, "--output", tmp_path, *more, *given, "--json"))
     assert result.code == 0, result.err
     assert set(json.loads(result.out)["metrics"]["validation"]["by"]["type"]) == {"open", "closed"}
     _, tensors = read_checkpoint(tmp_path)
@@ -286,7 +266,7 @@ def test_every_feature_and_attention(home: Path, tmp_path: Path, run: Any, head:
     if "ae" in more[more.index("--features") + 1]:
         same = torch.equal(tensors["head.features.autoencoder.conv1.weight"], before.conv1.weight.half().float())
         assert same == ("--freeze-autoencoder" in more)
-    evaluated = run("evaluate", "--data", home / "data", "--split", "test", "--checkpoint", tmp_path, "--json")
+    evaluated = command("evaluate", "--data", home / "data", "--split", "test", "--checkpoint", tmp_path, "--json")
     assert evaluated.code == 0 and json.loads(evaluated.out)["n"] == 9
 
 
@@ -344,7 +324,7 @@ def test_the_paper_recipes() -> None:
 
 
 @pytest.mark.parametrize("backbone", ["ViT-B/32", "RN50", "RN50x4", pytest.param("ViT-B/16", marks=pytest.mark.nightly)])
-def test_a_clip_of_published_layout_through_import_training_and_evaluate(home: Path, tmp_path: Path, run: Any, backbone: str) -> None:
+def test_a_clip_of_published_layout_through_import_training_and_evaluate(home: Path, tmp_path: Path, command: Any, backbone: str) -> None:
     torch.manual_seed(0)
     state = {k: v.half() for k, v in BACKBONES[backbone].build().state_dict().items()}
     torch.save({"state_dict": state, "optimizer_state_dict": {}}, tmp_path / "published.pth")
@@ -367,7 +347,7 @@ def test_a_clip_of_published_layout_through_import_training_and_evaluate(home: P
     meta = train_head(data, tmp_path / "clip", out, plan, settings_of_head("mevf", epochs=1, batch_size=3, threads=1))
     assert meta["backbone"] == backbone
     shutil.rmtree(tmp_path / "clip")
-    document = json.loads(run("evaluate", "--data", data, "--split", "train", "--checkpoint", out, "--json").out)
+    document = command("evaluate", "--data", data, "--split", "train", "--checkpoint", out, "--json").json
     assert document["n"] == 9 and np.isfinite(document["ece"])
 
 
@@ -399,7 +379,7 @@ def questions_alone(folder: Path, rows: str) -> Path:
     ],
 )
 def test_bad_input_is_one_line_and_leaves_no_checkpoint(
-    home: Path, tmp_path: Path, run: Any, code: int, said: str, changed: dict[str, Any]
+    home: Path, tmp_path: Path, command: Any, code: int, said: str, changed: dict[str, Any]
 ) -> None:
     questions_alone(tmp_path / "empty", "")
     rows = (home / "data" / "questions.jsonl").read_text()
@@ -420,7 +400,7 @@ def test_bad_input_is_one_line_and_leaves_no_checkpoint(
     for name, value in changed.items():
         local = isinstance(value, str) and name in ("--data", "--glove", "--autoencoder", "--clip")
         given[name] = tmp_path / value if local else value
-    result = run("train", "vqa", "--output", tmp_path / "out", *[x for pair in given.items() if pair[1] is not None for x in pair])
+    result = command("train", "vqa", "--output", tmp_path / "out", *[x for pair in given.items() if pair[1] is not None for x in pair])
     assert result.code == code and result.err.count("\n") == 1 and re.search(said, result.err), result.err
     assert not (tmp_path / "out" / "checkpoint.json").exists()
 
@@ -441,19 +421,19 @@ def test_bad_input_is_one_line_and_leaves_no_checkpoint(
         (2, "--split-seed", ["--split-seed", "-1"]),
     ],
 )
-def test_what_evaluate_refuses(home: Path, trained: dict[str, Path], run: Any, code: int, said: str, arguments: list[str]) -> None:
+def test_what_evaluate_refuses(home: Path, trained: dict[str, Path], command: Any, code: int, said: str, arguments: list[str]) -> None:
     broken = home / "broken"
     if not broken.exists():
         shutil.copytree(trained["mevf"], broken)
         meta = json.loads((broken / "checkpoint.json").read_text())
         (broken / "checkpoint.json").write_text(json.dumps({**meta, "dictionary": meta["dictionary"][1:]}))
     named = [home / x if arguments[i - 1] in ("--checkpoint", "--against") else x for i, x in enumerate(arguments)]
-    result = run("evaluate", "--data", home / "data", *named)
+    result = command("evaluate", "--data", home / "data", *named)
     assert result.code == code and result.err.count("\n") == 1 and said in result.err, result.err
 
 
-def test_a_missing_image_is_named(home: Path, trained: dict[str, Path], tmp_path: Path, run: Any) -> None:
+def test_a_missing_image_is_named(home: Path, trained: dict[str, Path], tmp_path: Path, command: Any) -> None:
     data = shutil.copytree(home / "data", tmp_path / "data")
     (data / "images" / f"{IMAGES - 1}.png").unlink()
-    result = run("evaluate", "--data", data, "--checkpoint", trained["mevf"])
+    result = command("evaluate", "--data", data, "--checkpoint", trained["mevf"])
     assert result.code == 3 and f"{IMAGES - 1}.png: not found; 1 of 3 images are missing" in result.err

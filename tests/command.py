@@ -1,0 +1,32 @@
+"""`pmclip-deploy` as a user meets it: in a new process, and what a command in this one (the fixture ``command``) ended with."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+MAIN = "from pmclip_deploy.cli.app import program; program()"
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+def process(*arguments: str | Path, **environment: str) -> Result:
+    """The command in a process of its own, with these variables."""
+    done = subprocess.run(
+        [sys.executable, "-c", MAIN, *map(str, arguments)], capture_output=True, timeout=60, env={**os.environ, **environment}
+    )
+    return Result(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+def is_one_line(err: str) -> bool:
+    return err.startswith("error: ") and err.count("\n") == 1 and err.endswith("\n")
