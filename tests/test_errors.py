@@ -10,7 +10,7 @@ import pytest
 
 from pmclip_deploy import errors
 from pmclip_deploy.errors import InputError, PmclipError
-from tests.tree import FOLDERS, ROOT
+from tests.sources import modules
 
 CLASSES = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, PmclipError)]
 
@@ -52,7 +52,7 @@ def test_codes_are_pinned_and_one_a_class() -> None:
 def texts_of_errors() -> Iterator[tuple[str, list[str]]]:
     """(where, its texts with {} for what is filled in) of each error that is made in the sources."""
     names = {kind.__name__ for kind in CLASSES}
-    for path in [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]:
+    for path in modules():
         for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(call, ast.Call) and names & {x.id for x in ast.walk(call.func) if isinstance(x, ast.Name)}:
                 yield f"{path.name}:{call.lineno}", [text_of(x) for x in (*call.args, *(of.value for of in call.keywords))]

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-FOLDERS = ("pmclip_deploy", "train", "export", "kernels", "benchmarks")
+from tests.sources import FOLDERS, ROOT
+
 TABLE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 MAIN = "from pmclip_deploy.cli.app import main; main()"
 
