@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 
 from tests.decision.test_decision import FINDINGS, HAND
+from tests.sources import ROOT
 from tests.tiny.bundle import facets_bundle
 from tests.train.test_train_finding import DENSE, XR_HAND, folder_of
-from tests.sources import ROOT
 from tests.tree import MAIN, Tree, written
 
 CHECKPOINT = ROOT / "pmclip_deploy" / "models" / "pmclip-lite" / "checkpoint"

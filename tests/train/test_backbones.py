@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 
 from pmclip_deploy.export.precisions import PRECISIONS
 from pmclip_deploy.train.backbones import BACKBONES, DEFAULT
-from tests.tiny import clip as tiny_clip
 from tests.sources import FOLDERS, ROOT
+from tests.tiny import clip as tiny_clip
 from tests.tree import Tree
 
 ITS_OWN = ("train/backbones/", "pmclip_deploy/models/")
