@@ -276,7 +276,7 @@ def there(tmp_path: Path) -> Path:
 
 def test_the_command(there: Path, cli: Any) -> None:
     code, out, err = cli("classify", there / "scan.png", "fracture", "plane", "--bundle", there / "bundle")
-    assert code == 0 and not err and "fracture" in out and "Research use only" in out and "no probability" in out
+    assert code == 0 and not err and "fracture" in out and "Research use only" in out and "not probabilities" in out
     code, out, err = cli("classify", there / "scan.png", "--labels", there / "labels.txt", "--bundle", there / "bundle", "--json")
     document = json.loads(out)
     assert code == 0 and {x["label"] for x in document["labels"]} == {"fracture", "plane"} and document["image"]["format"] == "png"
@@ -296,7 +296,7 @@ def test_what_is_no_picture_is_no_example(there: Path, cli: Any, method: str) ->
         (there / "shots" / "dark" / name).write_text("no picture")
     code, out, err = cli(*given)
     assert code == 0 and json.loads(out)["labels"] == scores
-    assert err.startswith(f"left out 2 of 6 examples that are no pictures; the first: {there / 'shots' / 'dark' / 'notes.txt'}: ")
+    assert err.startswith(f"left out 2 of 6 examples, which hold no picture; the first error: {there / 'shots' / 'dark' / 'notes.txt'}: ")
     assert err.count("\n") == 1
     for path in (there / "shots" / "dark").glob("*.png"):
         path.unlink()

@@ -9,6 +9,7 @@ from pmclip_deploy.atomic import told, written
 from pmclip_deploy.bundle.files import verify_bundle
 from pmclip_deploy.bundle.names import MANIFEST, SIGNATURE
 from pmclip_deploy.errors import BundleError, InputError, UsageError
+from pmclip_deploy.extras import step_to_install
 
 if TYPE_CHECKING:  # the extra `sign`: nothing else may need it, so the functions import it
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -106,7 +107,7 @@ def need_cryptography() -> None:
     try:
         import cryptography.hazmat.primitives.asymmetric.ed25519  # noqa: F401
     except ImportError:
-        raise UsageError("signatures need cryptography, which is not installed", "pip install 'pmclip-deploy[sign]'") from None
+        raise UsageError("a signature needs cryptography, which cannot be imported", step_to_install("sign")) from None
 
 
 def _read(path: Path) -> bytes:

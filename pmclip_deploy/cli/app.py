@@ -1,4 +1,4 @@
-"""`pmclip-deploy`: the commands, and how an error leaves the process as one line and an exit code."""
+"""`pmclip-deploy`: the commands. An error is printed as one line, and sets the exit code of the process."""
 
 import atexit
 import os
@@ -16,7 +16,7 @@ from pmclip_deploy.console import print_error
 from pmclip_deploy.errors import PmclipError
 from pmclip_deploy.process import take_over
 
-COMMANDS = {  # what of pmclip_deploy.cli makes each
+COMMANDS = {  # of each command, the module in pmclip_deploy.cli and its function or group
     "infer": "infer.infer",
     "questions": "questions.questions",
     "demo": "demo.demo",
@@ -43,7 +43,7 @@ def _print_version(wanted: bool) -> None:
 
 
 def app_of(names: Iterable[str]) -> typer.Typer:
-    """The command line with these commands alone: to import and build all takes 40 ms of each start."""
+    """The command line with these commands only. To import and build all of them takes 40 ms."""
     app = typer.Typer(
         name="pmclip-deploy",
         help="Ask radiology images questions, offline. Research use only; not a medical device.",
@@ -64,7 +64,9 @@ def app_of(names: Iterable[str]) -> typer.Typer:
 
 def options(
     version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="On an error, print where it was raised; works after a command too.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="If there is an error, print where it was raised. The option also works after a command.")
+    ] = False,
 ) -> None:
     pass
 
@@ -89,15 +91,17 @@ def main() -> None:
         if debug:
             _print_trace(error)
         known = isinstance(error, PmclipError)
-        print_error(str(error) if known else f"internal: {type(error).__name__} (run again with --debug, and report what it prints)")
+        print_error(
+            str(error) if known else f"internal: {type(error).__name__}; run the command again with --debug and report what it prints"
+        )
         code = error.exit_code if isinstance(error, PmclipError) else 1
     sys.exit(code)
 
 
 def program() -> None:
-    """``main`` as a process of its own. To take apart what the system frees anyway would be an eighth of what `infer` takes.
+    """``main`` as a process of its own. It exits without interpreter teardown, which would be an eighth of the time of `infer`.
 
-    What was registered for the end is still run: a session may keep what it compiled.
+    Functions registered with atexit still run: a session may store what it compiled.
     """
     take_over()
     try:

@@ -1,4 +1,4 @@
-"""`pmclip-deploy bench`: what this machine can do with a bundle, and whether the bundle is still right here."""
+"""`pmclip-deploy bench`: measures a bundle on this machine, and checks its answers."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pmclip_deploy.atomic import told, write
-from pmclip_deploy.cli.output import print_json
-from pmclip_deploy.console import one_line, print_note
+from pmclip_deploy.cli.options import Bundle, Device, Images, Json, check_choice, check_data_and_images
+from pmclip_deploy.cli.output import print_json, print_notes
+from pmclip_deploy.console import one_line
 from pmclip_deploy.errors import ParityError, UsageError
 
 if TYPE_CHECKING:
@@ -18,20 +19,17 @@ if TYPE_CHECKING:
 
 SCENARIOS = ("single-stream", "multi-stream", "offline", "server")
 
-Bundle = Annotated[Path | None, typer.Option(help="Bundle folder. Default: the embedded model.", show_default=False)]
-Device = Annotated[str, typer.Option(help="As for infer.")]
-Scenarios = Annotated[list[str] | None, typer.Option(help=f"{', '.join(SCENARIOS)}; repeat. Default: all of them.", show_default=False)]
-Seconds = Annotated[float, typer.Option(min=1, max=86400, help="About how long to measure.")]
-LatencyBound = Annotated[float, typer.Option(min=0.001, help="server: milliseconds in which 99% must be answered.")]
+Scenarios = Annotated[list[str] | None, typer.Option(help=f"{', '.join(SCENARIOS)}. Repeat for more. Default: all.", show_default=False)]
+Seconds = Annotated[float, typer.Option(min=1, max=86400, help="Approximate duration of the measurements.")]
+LatencyBound = Annotated[float, typer.Option(min=0.001, help="server: milliseconds within which 99% of the questions must be answered.")]
 Data = Annotated[
-    Path | None, typer.Option(help="JSON lines {image, question, answer}: accuracy and its baselines too.", show_default=False)
+    Path | None,
+    typer.Option(help="JSON lines {image, question, answer}. With them, accuracy and its baselines are measured too.", show_default=False),
 ]
-Images = Annotated[Path | None, typer.Option(help="Folder of the images that --data names.", show_default=False)]
-Output = Annotated[Path | None, typer.Option(help="JSON lines to append the rows to.", show_default=False)]
+Output = Annotated[Path | None, typer.Option(help="File of JSON lines. The rows are appended to it.", show_default=False)]
 SubmitFile = Annotated[
-    Path | None, typer.Option(help="One JSON file to hand in: no host, user, path or patient in it.", show_default=False)
+    Path | None, typer.Option(help="JSON file to write. It names no host, user, path or patient, so you can share it.", show_default=False)
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
 def bench(
@@ -46,7 +44,7 @@ def bench(
     submit_file: SubmitFile = None,
     as_json: Json = False,
 ) -> int:
-    """Measure latency, throughput, cold start, memory and energy here, and check the answers; a failed check exits with 5.
+    """Measure latency, throughput, cold start, memory and energy on this machine, and check the answers. A failed check exits with 5.
 
     pmclip-deploy bench --device cuda --submit-file bench.json
     """
@@ -62,7 +60,8 @@ def bench(
     if not as_json:
         _print_stamp(run.environment)
     rows, missed = [], list[str]()
-    for found in _found(path, manifest, device, chosen, seconds, latency_bound / 1e3, threads, data, images, missed):
+    for found, misses in _found(path, manifest, device, chosen, seconds, latency_bound / 1e3, threads, data, images):
+        missed += misses
         system = found.system or f"pmclip-deploy {manifest.precision}"
         rows.append(run.row(manifest.backbone, system, found.part, found.scenario, found.figures,
                             threads=threads, samples=found.samples, not_measured=found.not_measured))  # fmt: skip
@@ -78,17 +77,17 @@ def bench(
         print_json(document)
     if missed:
         raise ParityError(
-            f"the bundle is not what it was when it was exported: {'; '.join(missed)}", "see `pmclip-deploy bundle verify` and `doctor`"
+            f"the bundle answers differently than when it was exported: {'; '.join(missed)}",
+            "run `pmclip-deploy bundle verify` and `pmclip-deploy doctor`",
         )
     return 0
 
 
 def _check(scenarios: list[str] | None, data: Path | None, images: Path | None, output: Path | None, submit_file: Path | None) -> list[str]:
     """The scenarios, in their order."""
-    if (data is None) != (images is None):
-        raise UsageError("--data and --images go together: the questions, and the folder of their images")
-    if unknown := [name for name in scenarios or () if name not in SCENARIOS]:
-        raise UsageError(f"no --scenario {unknown[0][:60]}", f"choose among {', '.join(SCENARIOS)}")
+    check_data_and_images(data, images)
+    for name in scenarios or ():
+        check_choice("scenario", name, SCENARIOS)
     for file in (output, submit_file):
         if file is not None and (file.is_dir() or not file.absolute().parent.is_dir()):
             raise UsageError(f"{file}: cannot be written", "give a file in a folder that exists")
@@ -113,27 +112,24 @@ def _write_submission(path: Path, document: Mapping[str, Any]) -> None:
 
 def _found(
     path: Path, manifest: "Manifest", device: str, chosen: list[str], seconds: float, bound: float, threads: int,
-    data: Path | None, images: Path | None, missed: list[str],
-) -> Iterator[Any]:  # fmt: skip
-    """Every row in turn; new processes first, before this one grows, whose peak they begin with."""
+    data: Path | None, images: Path | None,
+) -> Iterator[tuple[Any, list[str]]]:  # fmt: skip
+    """Every row, with the checks that it failed. New processes come first: their peak of memory begins with that of this process."""
     from pmclip_deploy.benchmarks import stages
 
-    yield from stages.cold_start(path, manifest, device)
-    yield stages.size_on_disk(path, manifest)
-    yield from stages.scenarios(path, manifest, device, chosen, (1 - stages.STAGES) * seconds, bound, threads)
+    for found in stages.cold_start(path, manifest, device):
+        yield found, []
+    yield stages.size_on_disk(path, manifest), []
+    for found in stages.scenarios(path, manifest, device, chosen, (1 - stages.STAGES) * seconds, bound, threads):
+        yield found, []
 
     from pmclip_deploy.opening import load
 
     predictor = load(path, device)
-    for note in dict.fromkeys(predictor.notes):
-        print_note(note)
-    yield from stages.stages(predictor, stages.STAGES * seconds)
-    if data is None or images is None:
-        found, misses = stages.agreement(predictor)
-    else:
-        found, misses = stages.accuracy(predictor, data, images)
-    missed += misses
-    yield found
+    print_notes(predictor)
+    for found in stages.stages(predictor, stages.STAGES * seconds):
+        yield found, []
+    yield stages.agreement(predictor) if data is None or images is None else stages.accuracy(predictor, data, images)
 
 
 def _print_stamp(environment: Any) -> None:
@@ -143,7 +139,7 @@ def _print_stamp(environment: Any) -> None:
     lines = [
         f"machine  {environment['platform']}, Python {environment['python']}",
         f"cpu      {cpu['name']}, {cpu['usable']} of {cpu['logical']} usable, {environment['threads']} threads, {' '.join(cpu['flags'])}",
-        *(f"gpu      {gpu}" for gpu in gpus or ["none that nvidia-smi knows"]),
+        *(f"gpu      {gpu}" for gpu in gpus or ["nvidia-smi lists none"]),
         *([f"jetson   {', '.join(f'{name} {value}' for name, value in jetson.items() if value)}"] if jetson else []),
         f"versions {', '.join(f'{name} {version}' for name, version in environment['packages'].items())}",
         f"bundle   {bundle['name']} {bundle['version']} {bundle['precision']} for {bundle['target']}, {bundle['sha256'][:16]}",

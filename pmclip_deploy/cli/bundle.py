@@ -1,4 +1,4 @@
-"""`pmclip-deploy bundle show | verify | sign`: what a bundle is, whether it is what it was, and whose it is."""
+"""`pmclip-deploy bundle show | verify | sign`: print a bundle's manifest, check its files and its signature, sign it."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -6,21 +6,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pmclip_deploy.cli.options import Json
 from pmclip_deploy.cli.output import print_json
 from pmclip_deploy.console import one_line
 
 if TYPE_CHECKING:
     from pmclip_deploy.bundle.manifest import Manifest
 
-app = typer.Typer(help="Look into a bundle.", no_args_is_help=True)
+app = typer.Typer(help="Show, verify or sign a bundle.", no_args_is_help=True)
 
-Folder = Annotated[Path | None, typer.Argument(metavar="[FOLDER]", help="Default: the embedded model.", show_default=False)]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+Folder = Annotated[Path | None, typer.Argument(metavar="[FOLDER]", help="Bundle folder. Default: the embedded model.", show_default=False)]
 
 
 @app.command()
 def show(folder: Folder = None, as_json: Json = False) -> None:
-    """Print the manifest: the model, its graphs, thresholds, figures and files."""
+    """Print the manifest of a bundle: the model, its graphs, thresholds, figures and files."""
     from pmclip_deploy.bundle.files import manifest_from_bundle
     from pmclip_deploy.models import DEFAULT_BUNDLE
 
@@ -56,10 +56,13 @@ def show(folder: Folder = None, as_json: Json = False) -> None:
 @app.command()
 def verify(
     folder: Folder = None,
-    key: Annotated[Path | None, typer.Option(metavar="PUBLIC.pem", help="Check the signature of this key's holder too.")] = None,
+    key: Annotated[Path | None, typer.Option(metavar="PUBLIC.pem", help="Public key. With it, the signature is checked too.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Check the sha256 of every file, and with --key the signature; a changed, missing or extra file or a wrong signature exits with 4."""
+    """Check the sha256 of every file, and with --key the signature.
+
+    If a file has changed, is missing or was added, or if the signature is wrong, the command exits with 4.
+    """
     from pmclip_deploy.bundle.files import manifest_from_bundle, problems_in_bundle
     from pmclip_deploy.bundle.names import NEXT_STEP
     from pmclip_deploy.bundle.signing import fingerprint, problems_in_signature, public_key_from_pem
@@ -75,20 +78,25 @@ def verify(
         about = {"schema": "pmclip-deploy/verification/1", "bundle": str(path), "verified": not problems, "signed_by": signed_by}
         print_json({**about, "problems": problems})
     if problems:
-        next_step = NEXT_STEP if broken else "take the bundle from the holder of that key, or pass the key of who signed it"
+        next_step = (
+            NEXT_STEP if broken else "get the bundle from the holder of this key, or pass the public key of the person who signed it"
+        )
         raise BundleError(f"{path}: {', '.join(problems)}", next_step)
     if not as_json:
         signed = "" if signed_by is None else f", signed by the key with the sha256 {signed_by}"
-        print(f"{one_line(str(path))}: all {len(manifest.files)} files are what the manifest says{signed}")
+        print(f"{one_line(str(path))}: all {len(manifest.files)} files match the manifest{signed}")
 
 
 @app.command()
 def sign(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The bundle.", show_default=False)],
-    key: Annotated[Path, typer.Option(metavar="PRIVATE.pem", help="Ed25519; if encrypted, its password is in PMCLIP_SIGNING_PASSWORD.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Bundle folder.", show_default=False)],
+    key: Annotated[
+        Path,
+        typer.Option(metavar="PRIVATE.pem", help="Ed25519 private key. If it is encrypted, PMCLIP_SIGNING_PASSWORD holds the password."),
+    ],
     as_json: Json = False,
 ) -> None:
-    """Sign a bundle that verifies, so that `verify --key` can tell whose it is (needs the extra `sign`)."""
+    """Sign a bundle, so that `bundle verify --key` can show who made it. Its files must verify. Needs the extra `sign`."""
     from pmclip_deploy.bundle.names import SIGNATURE
     from pmclip_deploy.bundle.signing import fingerprint, private_key_from_pem, sign_bundle
 
@@ -98,13 +106,15 @@ def sign(
     if as_json:
         print_json({"schema": "pmclip-deploy/signature/1", "bundle": str(folder), "file": SIGNATURE, "signed_by": signed_by})
     else:
-        print(f"{one_line(str(folder))}: wrote {SIGNATURE}, of the key with the sha256 {signed_by}")
+        print(f"{one_line(str(folder))}: wrote {SIGNATURE}, signed by the key with the sha256 {signed_by}")
 
 
 def _lines_of_head(manifest: "Manifest") -> list[str]:
     head, limits = manifest.head, manifest.abstention
     if head is None:
-        return [f"head:     none; it embeds images and texts and answers {'what it was taught' if manifest.probes else 'no question'}"]
+        return [
+            f"head:     none; the bundle embeds images and texts, and answers {'what it was taught' if manifest.probes else 'no question'}"
+        ]
     sees = [*(["the image's embedding"] if head.clip else []), *(f"{name} {side} x {side}" for name, side in head.grey.items())]
     reads = "the text's embedding" if head.words is None else f"{head.words.length} words"
     answerable = [kind for kind in manifest.kinds if kind.reason is None]

@@ -1,4 +1,4 @@
-"""`pmclip-deploy demo`: real pictures with known answers, what the model says to them, and what is true."""
+"""`pmclip-deploy demo`: asks the model about real pictures, and prints the correct answers beside its own."""
 
 import json
 from collections.abc import Mapping
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pmclip_deploy.atomic import told, write
-from pmclip_deploy.cli.infer import RESEARCH_ONLY
-from pmclip_deploy.cli.output import print_json
+from pmclip_deploy.cli.options import Json
+from pmclip_deploy.cli.output import RESEARCH_ONLY, console_for_tables, print_json
 from pmclip_deploy.console import one_line
 
 if TYPE_CHECKING:
@@ -32,10 +32,12 @@ class Case:
 
 
 def demo(
-    output: Annotated[Path, typer.Option(help="Folder for the pictures, and what the model saw of them.")] = Path("pmclip-demo"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    output: Annotated[Path, typer.Option(help="Folder to write. It gets the pictures, and each picture as the model saw it.")] = Path(
+        "pmclip-demo"
+    ),
+    as_json: Json = False,
 ) -> None:
-    """Ask two real radiographs and a CT what is known of them, and print what is true beside each answer."""
+    """Ask questions about two radiographs and a CT, and print the correct answer beside each answer."""
     from pmclip_deploy.cli.infer import found_in
     from pmclip_deploy.imaging.overlay import save_png
     from pmclip_deploy.models import DEMO
@@ -61,16 +63,16 @@ def demo(
     print(f"model: {answers[0].model.bundle} {answers[0].model.version}, {answers[0].model.precision}")
     print(fill(about["credit"], 120, initial_indent="films: ", subsequent_indent="       ", break_on_hyphens=False))
     if apart:
-        print("       No part of this model learned from the two, or from the others of their group.")
+        print("       No part of this model was trained on these two films, or on other films of their group.")
     else:
-        print("       This model may have learned from the two: it does not say that they were kept apart.")
+        print("       This model may have been trained on these two films. Its manifest does not say that they were left out.")
     print(f'next:  pmclip-deploy infer {one_line(str(output / cases[0].name))} "{FRACTURE}" --prevalence 0.05')
-    print("       pmclip-deploy questions      what can be asked, and what each answer is worth")
+    print("       pmclip-deploy questions      lists the questions, and how reliable each answer is")
     print(RESEARCH_ONLY)
 
 
 def kept_apart(provenance: Mapping[str, Any], groups: set[str]) -> bool:
-    """Whether all parts of a bundle that learned from films name these groups as left out."""
+    """Whether every part of a bundle that was trained on films names these groups as left out."""
     parts = [provenance[name] for name in LEARNED_FROM_FILMS if name in provenance]
     return bool(parts) and all(groups <= set(part.get("kept_apart", ())) for part in parts)
 
@@ -104,11 +106,10 @@ def _document(answer: "Answer", case: Case) -> dict[str, Any]:
 
 
 def _print(case: Case, answers: "list[Answer]", seen: Path, finding: str | None) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("Question", "Answer", "What is true", title=Text(f"{case.name}: {case.title}"), title_justify="left")
+    table = Table("Question", "Answer", "Correct answer", title=Text(f"{case.name}: {case.title}"), title_justify="left")
     for answer in answers:
         given = Text(one_line(answer.answer), "bold") if answer.answer is not None else Text(f"no answer: {one_line(answer.reason or '')}")
         if answer.worth is not None:
@@ -116,9 +117,7 @@ def _print(case: Case, answers: "list[Answer]", seen: Path, finding: str | None)
         elif answer.answer is not None and answer.source == "header":
             given.append(Text(" - from the file", "not bold"))
         table.add_row(answer.question, given, case.truth[answer.question])
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 120
+    console = console_for_tables()
     console.print(table)
-    red = f"; red: where it looks like a {finding}" if finding else ""
+    red = f"; the map of the {finding} is red" if finding else ""
     console.print(Text(f"seen:  {one_line(str(seen))}, the picture that the model saw{red}\n"))

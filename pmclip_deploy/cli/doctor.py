@@ -1,11 +1,10 @@
-"""`pmclip-deploy doctor`: what this machine has, and whether `infer` can work on it."""
+"""`pmclip-deploy doctor`: lists what this machine has, and tells whether `infer` works on it."""
 
 import platform
 import shutil
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-
+from pmclip_deploy.cli.options import Json
 from pmclip_deploy.cli.output import print_json
 from pmclip_deploy.errors import BundleError, DeviceError
 from pmclip_deploy.sessions import DEFAULT, Backend, backends
@@ -22,8 +21,8 @@ LIBRARIES = {  # of CODECS, by the start of the transfer syntax
 }
 
 
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False) -> int:
-    """Say what backends, decoders and devices this machine has; exits with 0 if `infer` can work."""
+def doctor(as_json: Json = False) -> int:
+    """List the backends, decoders and devices of this machine. The command exits with 0 if `infer` works here."""
     from pmclip_deploy.machine import cpu
 
     rows = {name: _backend(backend) for name, backend in backends().items()}
@@ -95,7 +94,7 @@ def _advice(packages: dict[str, str | None], gpu: dict[str, Any], providers: lis
     if packages["onnxruntime"] and packages["onnxruntime-gpu"]:
         return f"onnxruntime and onnxruntime-gpu are both installed and overwrite each other; {GPU_STEPS}"
     if gpu["nvidia_driver"] and providers and "CUDAExecutionProvider" not in providers:
-        return f"there is an NVIDIA GPU, and onnxruntime is for the CPU alone; to use the GPU, {GPU_STEPS}"
+        return f"this machine has an NVIDIA GPU, but the installed onnxruntime is for the CPU alone; to use the GPU, {GPU_STEPS}"
     return None
 
 

@@ -1,6 +1,5 @@
-"""`pmclip-deploy evaluate`: the figures of a bundle or of a trained checkpoint on images, questions and answers."""
+"""`pmclip-deploy evaluate`: measures a bundle or a trained checkpoint on images, questions and answers."""
 
-import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,36 +7,37 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pmclip_deploy.cli.output import print_json
-from pmclip_deploy.console import decimal, one_line, print_note, progress
+from pmclip_deploy.cli.options import DEVICES, LARGEST_SEED, Bundle, Json
+from pmclip_deploy.cli.output import print_json, print_notes
+from pmclip_deploy.console import decimal, one_line, progress
 from pmclip_deploy.errors import InputError, UsageError
+from pmclip_deploy.extras import need_extra
 
 if TYPE_CHECKING:
     from pmclip_deploy.evaluation.counting import Count
     from pmclip_deploy.evaluation.evaluate import Asked
     from pmclip_deploy.evaluation.rows import Row
 
-LARGEST_SEED = 2**32 - 1
-OURS = "the best candidate, abstained or not, is the answer word for word; case, blanks and a closing full stop do not count"
-OURS_OF_DATASETS = "the best candidate, abstained or not, is the answer after the VQA challenge's normalisation"
+OURS = "the best candidate, abstained or not, equals the answer; case, blanks and a closing full stop are ignored"
+OURS_OF_DATASETS = "the best candidate, abstained or not, equals the answer after the VQA challenge's normalisation"
 
-Data = Annotated[Path, typer.Option(help="JSON lines {image, question, answer, category}, or a dataset's folder.")]
-Images = Annotated[Path | None, typer.Option(help="Folder of the images that JSON lines name.", show_default=False)]
-Split = Annotated[str | None, typer.Option(help="Of a folder: test (the default), val, train or image-disjoint.", show_default=False)]
-SplitSeed = Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Of the image-disjoint split.")]
+Data = Annotated[Path, typer.Option(help="JSON lines {image, question, answer, category}, or the folder of a dataset.")]
+Images = Annotated[Path | None, typer.Option(help="Folder of the images that the JSON lines name.", show_default=False)]
+Split = Annotated[
+    str | None, typer.Option(help="Split of a dataset: test (the default), val, train or image-disjoint.", show_default=False)
+]
+SplitSeed = Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Seed of the image-disjoint split.")]
 Train = Annotated[
     Path | None,
-    typer.Option(help="Training rows for the question-only baseline. Default: train.jsonl beside the data; a folder has its own."),
+    typer.Option(help="JSON lines for the question-only baseline. Default: train.jsonl beside --data. A dataset has its own."),
 ]
-Bundle = Annotated[Path | None, typer.Option(help="Bundle folder. Default: the embedded model.")]
 Checkpoints = Annotated[
     list[Path] | None,
-    typer.Option(help="Instead of a bundle: one of `train vqa --head mevf|qcr`; repeat for seeds.", show_default=False),
+    typer.Option(help="Checkpoint of `train vqa --head mevf|qcr`, instead of a bundle. Repeat for more seeds.", show_default=False),
 ]
-Against = Annotated[Path | None, typer.Option(help="Another bundle or checkpoint, to compare with row by row.", show_default=False)]
-Device = Annotated[str, typer.Option(help="As for infer; of a checkpoint auto, cpu or cuda.")]
-Seed = Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Of the resampling and of the shuffled images.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+Against = Annotated[Path | None, typer.Option(help="Another bundle or checkpoint. The two are compared row by row.", show_default=False)]
+Device = Annotated[str, typer.Option(help=f"Where the model runs: {DEVICES}. A checkpoint takes auto, cpu or cuda.")]
+Seed = Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Seed of the resampling and of the shuffled images.")]
 
 
 def evaluate(
@@ -53,13 +53,13 @@ def evaluate(
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Measure accuracy, coverage and calibration, beside baselines, with 95% intervals.
+    """Measure accuracy, coverage and calibration with 95% intervals, and the same of baselines.
 
-    Accuracy is our own count: exact match of the best candidate. Beside it stand the counts of others: VQA-Med 2019's (# parts possible
-    answers, text in brackets is optional; and BLEU), MEVF's and QCR's on VQA-RAD and SLAKE. docs/reference/counting.md defines each.
+    Accuracy is the exact match of the best candidate. The output also has the counts that other projects use: VQA-Med 2019's with BLEU,
+    and MEVF's and QCR's on VQA-RAD and SLAKE. docs/reference/counting.md defines each count.
     """
     if bundle is not None and checkpoint:
-        raise UsageError("--bundle and --checkpoint are two models", "give one of them, and the other as --against")
+        raise UsageError("--bundle and --checkpoint exclude each other", "give one of them, and the other as --against")
     import numpy as np
 
     from pmclip_deploy.evaluation.evaluate import figures
@@ -95,13 +95,13 @@ class _Questions:
     known: "Sequence[Row] | None"  # that may have trained
     learned_from: str
     same: Callable[[str], str]  # an answer as it is compared
-    counts: "tuple[Count, ...]"  # of others
-    definition: str  # of our own count
+    counts: "tuple[Count, ...]"  # of other projects
+    definition: str  # of accuracy
 
 
 def _read_folder(data: Path, images: Path | None, split: str | None, split_seed: int, train: Path | None) -> _Questions:
     if images is not None or train is not None:
-        raise UsageError("a dataset's folder says itself where its images and training rows are", "leave out --images and --train")
+        raise UsageError("the folder of a dataset has its own images and training rows", "leave out --images and --train")
     from pmclip_deploy.train.vocabulary import comparable
 
     rows, known = _rows_of_folder(data, split or "test", split_seed)
@@ -118,7 +118,7 @@ def _read_lines(data: Path, images: Path | None, split: str | None, train: Path 
     if split is not None:
         raise UsageError(f"{data}: JSON lines have no splits", "leave out --split")
     if images is None:
-        raise UsageError(f"{data}: JSON lines need --images FOLDER")
+        raise UsageError(f"{data}: JSON lines need --images", "give the folder of their images")
     rows = rows_from_jsonl(data, images)
     beside = data.with_name("train.jsonl")
     if train is None and beside.is_file() and not beside.samefile(data):
@@ -135,7 +135,9 @@ def _rows_of_folder(folder: Path, split: str, seed: int) -> "tuple[list[Row], li
     known, asked = questions_of_split(folder, split, seed)
     images = {q.image for q in asked}
     if missing := sorted(image for image in images if not is_there(image)):
-        raise InputError(f"{missing[0]}: missing, and so are {len(missing)} of {len(images)} images", "get them from the dataset's source")
+        raise InputError(
+            f"{missing[0]}: not found; {len(missing)} of {len(images)} images are missing", "get them from the source of the dataset"
+        )
     return rows_from_questions(asked), rows_from_questions(known) if known and split != "train" else None
 
 
@@ -150,8 +152,7 @@ def _counts_of_folder(folder: Path, rows: "Sequence[Row]") -> "tuple[Count, ...]
 
 def _asked(path: Path | None, is_checkpoint: bool, rows: "Sequence[Row]", images: Path, device: str) -> "tuple[Asked, dict[str, Any]]":
     if is_checkpoint and path is not None:
-        if missing := [m for m in ("torch", "open_clip", "safetensors") if importlib.util.find_spec(m) is None]:
-            raise UsageError(f"a checkpoint needs {', '.join(missing)}: pip install 'pmclip-deploy[train]'", "or give a bundle")
+        need_extra("train", "a checkpoint", "torch", "open_clip", "safetensors")
         from pmclip_deploy.train.heads.answering import asked_of_checkpoint
 
         of_checkpoint: tuple[Asked, dict[str, Any]] = asked_of_checkpoint(path, rows, images, device)
@@ -160,8 +161,7 @@ def _asked(path: Path | None, is_checkpoint: bool, rows: "Sequence[Row]", images
     from pmclip_deploy.opening import load
 
     predictor = load(path, device)
-    for note in dict.fromkeys(predictor.notes):
-        print_note(note)
+    print_notes(predictor)
     return asked_of_bundle(predictor, rows, images, progress), about_bundle(predictor)
 
 
@@ -183,20 +183,20 @@ def _print_figures(document: dict[str, Any]) -> None:
     console.print(table)
     _print_counts(console, document)
     answered = document["selective_accuracy"]
-    console.print(f"accuracy where it answered: {'not measured' if answered is None else f'{answered:.3f}'}")
+    console.print(f"accuracy of the answered questions: {'not measured' if answered is None else f'{answered:.3f}'}")
     console.print(f"expected calibration error: {'not measured' if document['ece'] is None else format(document['ece'], '.3f')}")
     for name, figure in document["binary"].items():
         low, high = figure["ci95"] or (float("nan"), float("nan"))
         said = f"AUROC of {name}: {figure['auroc']:.3f} ({low:.3f} to {high:.3f}), {figure['positives']} of {figure['n']} positive"
         console.print(Text(one_line(said)))
     for reason, count in document["abstentions"].items():
-        console.print(Text(one_line(f"no answer, {count} times: {reason}")))
+        console.print(Text(one_line(f"not answered, {count} times: {reason}")))
     for line in _training_lines(document):
         console.print(Text(one_line(line)))
 
 
 def _print_counts(console: Any, document: dict[str, Any]) -> None:
-    """Our own count beside those of others, and what each is."""
+    """Accuracy by our own count and by those of other projects, and the definition of each."""
     from rich.table import Table
     from rich.text import Text
 
@@ -216,7 +216,7 @@ def _print_counts(console: Any, document: dict[str, Any]) -> None:
 
 
 def _training_lines(document: dict[str, Any]) -> list[str]:
-    """What each model has seen of the data, as far as it says so; models of one tower share a line."""
+    """Which of the data each model was trained on, if the model names it. Models with the same tower share a line."""
     models = [each["model"] for each in document["seeds"]["each"]] if "seeds" in document else [document["model"]]
     models += [document["difference"]["against"]] if "difference" in document else []
     lines, towers = [], dict[tuple[str, ...], list[str]]()
@@ -226,15 +226,15 @@ def _training_lines(document: dict[str, Any]) -> list[str]:
             lines.append(f"{name}: the head was trained on {model['images_trained_on']} of these {document['images']} images")
         towers.setdefault(tuple(model["tower_trained_on"]), []).append(name)
     return lines + [
-        f"{', '.join(names)}: the image tower was trained on {', '.join(data)} (the training split, or all where there is no validation "
-        "split); figures on those images are not of unseen ones"
+        f"{', '.join(names)}: the image tower was trained on {', '.join(data)} (the training split, or everything if there is no "
+        "validation split); figures on those images are not figures on unseen images"
         for data, names in towers.items()
         if data
     ]
 
 
 def _print_types(console: Any, document: dict[str, Any]) -> None:
-    """The paper's table: open, closed and overall beside each other."""
+    """The table of the papers: open, closed and overall in columns."""
     from rich.box import SIMPLE
     from rich.table import Table
     from rich.text import Text

@@ -1,6 +1,5 @@
-"""`pmclip-deploy export` and `parity`: a checkpoint as a bundle, and how far a bundle is from its checkpoint."""
+"""`pmclip-deploy export` and `parity`: writes a checkpoint as a bundle, and measures a bundle against its checkpoint."""
 
-import importlib.util
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,9 +9,11 @@ import typer
 
 from pmclip_deploy.atomic import told, write
 from pmclip_deploy.cli.classify import labels_from_file
+from pmclip_deploy.cli.options import Images, Json, check_choice, check_data_and_images
 from pmclip_deploy.cli.output import print_json
 from pmclip_deploy.console import decimal, one_line, progress
 from pmclip_deploy.errors import UsageError
+from pmclip_deploy.extras import need_extra
 from pmclip_deploy.sessions import targets
 from pmclip_deploy.sessions.engines import engine_backends
 from pmclip_deploy.spec import METHODS, PRECISIONS
@@ -21,40 +22,59 @@ if TYPE_CHECKING:
     from pmclip_deploy.bundle.manifest import Manifest
     from pmclip_deploy.export.pack import Exported
 
-PICTURES = 32  # of the data, to compare tensors on
+PICTURES = 32  # of the data, on which tensors are compared
 
-Images = Annotated[Path | None, typer.Option(help="Folder of the images that --data names.")]
-Data = Annotated[Path | None, typer.Option(help="JSON lines {image, question, answer} to compare answers on.")]
-ReportFile = Annotated[Path | None, typer.Option("--report", help="HTML page to write: errors, ranges, agreement.", show_default=False)]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
-
-of_engines = [f"{x.target} ({x.title}, {'for a list of GPUs' if x.built_ahead else 'on this GPU'})" for x in engine_backends().values()]
-
-Checkpoint = Annotated[Path | None, typer.Argument(metavar="[CHECKPOINT]", help="Default: the embedded model's.", show_default=False)]
-Precision = Annotated[str, typer.Option(help="fp32, fp16 or int8.")]
-Target = Annotated[str, typer.Option(help=f"Where the bundle is to run: {', '.join(['cpu', *of_engines])}.")]
-Output = Annotated[
-    Path | None, typer.Option(help="Folder to write. Default: ./NAME-PRECISION, with -TARGET if it is not the CPU.", show_default=False)
+Data = Annotated[Path | None, typer.Option(help="JSON lines {image, question, answer}. With them, answers are compared too.")]
+ReportFile = Annotated[
+    Path | None, typer.Option("--report", help="HTML page to write, with errors, ranges and agreement.", show_default=False)
 ]
-Name = Annotated[str | None, typer.Option(help="What the bundle is called. Default: as the checkpoint.", show_default=False)]
+
+of_engines = [
+    f"{x.target} ({x.title}, {'for a list of GPUs' if x.built_ahead else 'for the GPU here'})" for x in engine_backends().values()
+]
+
+Checkpoint = Annotated[
+    Path | None,
+    typer.Argument(metavar="[CHECKPOINT]", help="Checkpoint folder. Default: the checkpoint of the embedded model.", show_default=False),
+]
+Precision = Annotated[str, typer.Option(help=f"{', '.join(PRECISIONS)}.")]
+Target = Annotated[str, typer.Option(help=f"Where the bundle will run: {', '.join(['cpu', *of_engines])}.")]
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder to write. Default: ./NAME-PRECISION, or ./NAME-PRECISION-TARGET if the target is not cpu.", show_default=False
+    ),
+]
+Name = Annotated[str | None, typer.Option(help="Name of the bundle. Default: the name of the checkpoint.", show_default=False)]
 CalibrationImages = Annotated[
     Path | None,
-    typer.Option(help="int8: training images to calibrate on, a folder or train.jsonl. Default: the checkpoint's calibration.json."),
+    typer.Option(help="int8: folder of training images for calibration, or train.jsonl. Default: calibration.json of the checkpoint."),
 ]
 CalibrationFindings = Annotated[
     list[Path] | None,
     typer.Option(
-        help="int8: images that the findings were trained on, to calibrate and compare their graph on; repeat. [--calibration-images]",
+        help="int8: training images of the findings, for their graph. Repeat for more. Default: --calibration-images.",
         show_default=False,
     ),
 ]
-CalibrationMethod = Annotated[str, typer.Option(help=f"int8: {', '.join(METHODS)}.")]
-Labels = Annotated[Path | None, typer.Option(help="A file with a label a line, for `classify` without any.", show_default=False)]
-ComputeCapability = Annotated[list[str] | None, typer.Option(help="rtx: GPUs to build for; repeat. [8.6, 8.9, 12.0]", show_default=False)]
-LargestBatch = Annotated[int, typer.Option(min=1, max=1024, help="rtx, tensorrt: pictures at a time, at most.")]
-TimingCache = Annotated[Path | None, typer.Option(help="tensorrt: a file that makes the next build faster.", show_default=False)]
-VersionCompatible = Annotated[bool, typer.Option("--version-compatible", help="tensorrt: plans that later versions run too.")]
-StripWeights = Annotated[bool, typer.Option("--strip-weights", help="tensorrt: plans without weights, read when opened.")]
+CalibrationMethod = Annotated[str, typer.Option(help=f"int8: how ranges are chosen: {', '.join(METHODS)}.")]
+Labels = Annotated[
+    Path | None, typer.Option(help="File with one label per line. `classify` uses these labels if it gets none.", show_default=False)
+]
+ComputeCapability = Annotated[
+    list[str] | None,
+    typer.Option(help="rtx: compute capability to build for. Repeat for more. Default: 8.6, 8.9 and 12.0.", show_default=False),
+]
+LargestBatch = Annotated[int, typer.Option(min=1, max=1024, help="rtx, tensorrt: the largest number of pictures in a batch.")]
+TimingCache = Annotated[
+    Path | None, typer.Option(help="tensorrt: timing cache, a file to read and write. It makes the next build faster.", show_default=False)
+]
+VersionCompatible = Annotated[
+    bool, typer.Option("--version-compatible", help="tensorrt: build plans that later versions of TensorRT can run.")
+]
+StripWeights = Annotated[
+    bool, typer.Option("--strip-weights", help="tensorrt: build plans without weights. The weights are read when a plan is opened.")
+]
 
 
 def export(
@@ -77,7 +97,7 @@ def export(
     strip_weights: StripWeights = False,
     as_json: Json = False,
 ) -> None:
-    """Write a checkpoint as a bundle, if it passes its parity gates (needs the extra `export`)."""
+    """Write a checkpoint as a bundle, if the bundle passes the parity gates. Needs the extra `export`."""
     _check(data, images)
     for_tensorrt = timing_cache is not None or version_compatible or strip_weights
     _check_options(precision, target, calibration_method, calibration_images or calibration_findings, compute_capability, for_tensorrt)
@@ -88,7 +108,7 @@ def export(
     source, engines = checkpoint or DEFAULT_CHECKPOINT, None
     if (backend := targets()[target]) is not None:
         engines = EngineOptions(backend, tuple(compute_capability or ()), largest_batch, timing_cache, version_compatible, strip_weights)
-        engine_backends()[backend].package()  # missing is said before the work, not after
+        engine_backends()[backend].package()  # the error comes before the work, not after it
     made = bundle_from_checkpoint(
         source, output or Path(f"{name or name_of_checkpoint(source)}-{precision}{'' if target == 'cpu' else f'-{target}'}"), precision,
         target=target, calibration_images=calibration_images, calibration_findings=calibration_findings or (), method=calibration_method,
@@ -114,14 +134,13 @@ def _check_options(
         ("target", target, targets()),
         ("calibration-method", method, METHODS),
     ):
-        if value not in known:
-            raise UsageError(f"no --{option} {value[:60]}", f"choose one of {', '.join(known)}")
+        check_choice(option, value, known)
     if calibration and precision != "int8":
-        raise UsageError("--calibration-images and --calibration-findings are for --precision int8")
+        raise UsageError("--calibration-images and --calibration-findings are for --precision int8", "leave them out")
     if target == "cpu" and compute_capability:
-        raise UsageError("--compute-capability is for --target rtx", "a CPU bundle has no engines")
+        raise UsageError("--compute-capability is for --target rtx", "leave it out: a CPU bundle has no engines")
     if target != "tensorrt" and for_tensorrt:
-        raise UsageError("--timing-cache, --version-compatible and --strip-weights are for --target tensorrt")
+        raise UsageError("--timing-cache, --version-compatible and --strip-weights are for --target tensorrt", "leave them out")
 
 
 def _layers(made: "Exported") -> list[dict[str, Any]]:
@@ -157,11 +176,15 @@ def _print_exported(made: "Exported") -> None:
     _print_engines(made.built)
     for name, ratio in (made.speed or {}).items():
         if manifest.graphs[name].precision == "int8" and ratio < 1:
-            print(f"INT8 measures slower than fp32 here: {name} runs at {ratio:.2f} times its speed; compare --precision fp32")
+            print(
+                f"INT8 is slower than fp32 on this machine: {name} runs at {ratio:.2f} times the speed of fp32. Compare --precision fp32."
+            )
     if made.same_as is not None:
         changed = sorted(name for name, same in made.same_as.items() if not same)
-        why = made.why or "made on another processor"
-        print(f"differs from the shipped bundle in {', '.join(changed)}: {why}" if changed else "every file equals the shipped bundle's")
+        why = made.why or "it was made on another processor"
+        print(
+            f"differs from the shipped bundle in {', '.join(changed)}: {why}" if changed else "every file equals that of the shipped bundle"
+        )
     total = sum(file.bytes for file in manifest.files.values())
     print(f"wrote {one_line(str(made.output))}: {total:,} bytes in {len(manifest.files)} files")
 
@@ -188,21 +211,25 @@ def _print_graphs(made: "Exported") -> None:
 def _print_engines(engines: Mapping[str, Any]) -> None:
     for name, built in engines.items():
         layers = ", ".join(f"{count} {kind}" for kind, count in (built["layers"] or {}).items()) or "not inspected"
-        took = "taken from the bundle that stood here" if built["seconds"] is None else f"built in {built['seconds']:.0f} s"
+        took = "taken from the earlier bundle in this folder" if built["seconds"] is None else f"built in {built['seconds']:.0f} s"
         print(f"engine {name}: {built['bytes']:,} bytes, {took}; layers: {layers}")
     if engines:
-        print("speed and answers of the engines: not measured (they run on a GPU); parity is their graphs', run by onnxruntime")
+        print("speed and answers of the engines: not measured (they run on a GPU); parity is that of their graphs in onnxruntime")
 
 
 def parity(
-    bundle: Annotated[Path | None, typer.Argument(metavar="[BUNDLE]", help="Default: the embedded model.", show_default=False)] = None,
-    checkpoint: Annotated[Path | None, typer.Option(help="Default: the embedded model's.", show_default=False)] = None,
+    bundle: Annotated[
+        Path | None, typer.Argument(metavar="[BUNDLE]", help="Bundle folder. Default: the embedded model.", show_default=False)
+    ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Checkpoint folder. Default: the checkpoint of the embedded model.", show_default=False)
+    ] = None,
     data: Data = None,
     images: Images = None,
     report: ReportFile = None,
     as_json: Json = False,
 ) -> None:
-    """Measure a bundle against its checkpoint in fp32 PyTorch; a missed gate exits with 5 (needs the extra `export`)."""
+    """Measure a bundle against its checkpoint in fp32 PyTorch. A missed gate exits with 5. Needs the extra `export`."""
     _check(data, images)
     from pmclip_deploy.bundle.files import manifest_from_bundle
     from pmclip_deploy.evaluation.rows import rows_from_jsonl
@@ -235,20 +262,20 @@ def parity(
 
 def _print_answers(measured: Mapping[str, Any], has_head: bool) -> None:
     if labels := measured.get("labels"):
-        print(f"labels: {labels['agreement']:.2%} of {labels['n']} pictures get the same as in fp32")
+        print(f"labels: {labels['agreement']:.2%} of {labels['n']} pictures get the same label as in fp32")
     if findings := measured.get("findings"):
-        agree = "no region of theirs is seen" if findings["agreement"] is None else f"{findings['agreement']:.2%} are fp32's"
+        agree = "none of their regions is seen" if findings["agreement"] is None else f"{findings['agreement']:.2%} agree with fp32"
         where = f"{findings['decisions']} decisions on {findings['n']} pictures"
-        print(f"findings: {where}, {agree}; {findings['crossed']} differ that are no near-ties")
+        print(f"findings: {where}, {agree}; {findings['crossed']} differ and are not near-ties")
     if (answers := measured["answers"]) is None:
-        print(f"answers: not measured ({'pass --data FILE --images FOLDER' if has_head else 'there is no head'})")
+        print(f"answers: not measured ({'give --data and --images' if has_head else 'there is no head'})")
         return
     low, high = (100 * x for x in answers["difference_ci95"])
     agree = (
-        "no row is answered" if answers["agreement"] is None else f"{answers['agreement']:.2%} of {answers['answered']} answered rows agree"
+        "no question is answered" if answers["agreement"] is None else f"{answers['agreement']:.2%} of {answers['answered']} answers agree"
     )
     print(
-        f"answers: {agree}, best candidates on {answers['candidate_agreement']:.2%} of {answers['n']}; "
+        f"answers: {agree}, and so do best candidates on {answers['candidate_agreement']:.2%} of {answers['n']}; "
         f"accuracy {answers['accuracy']:.4f}, in fp32 "
         f"{answers['accuracy_fp32']:.4f}: {decimal(100 * answers['difference'], '+.2f')} points (95% interval {low:+.2f} to {high:+.2f})"
     )
@@ -292,7 +319,7 @@ def _write_report(
 
 
 def _steps(graph: str) -> Callable[[str, int, int], object] | None:
-    """Says on a terminal how far an engine is."""
+    """Shows the progress of an engine's build on a terminal."""
     if not sys.stderr.isatty():
         return None
 
@@ -303,9 +330,5 @@ def _steps(graph: str) -> Callable[[str, int, int], object] | None:
 
 
 def _check(data: Path | None, images: Path | None) -> None:
-    if (data is None) != (images is None):
-        raise UsageError("--data and --images go together: the questions, and the folder of their images")
-    needed = ("torch", "torchvision", "onnx", "open_clip", "timm", "transformers", "safetensors")
-    missing = [name for name in needed if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UsageError(f"this needs {', '.join(missing)}: pip install 'pmclip-deploy[export]'")
+    check_data_and_images(data, images)
+    need_extra("export", "this command", "torch", "torchvision", "onnx", "open_clip", "timm", "transformers", "safetensors")

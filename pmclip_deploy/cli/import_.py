@@ -1,30 +1,32 @@
-"""`pmclip-deploy import`: published CLIP weights as a checkpoint."""
+"""`pmclip-deploy import`: makes a checkpoint of published CLIP weights."""
 
-import importlib.util
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from pmclip_deploy.cli.options import Json
 from pmclip_deploy.cli.output import print_json
 from pmclip_deploy.console import one_line
-from pmclip_deploy.errors import UsageError
+from pmclip_deploy.extras import need_extra
 
 
 def import_(
     weights: Annotated[
-        Path, typer.Argument(metavar="WEIGHTS", help="OpenAI's .pt, PubMedCLIP's .pth, open_clip's or Hugging Face's file or folder.")
+        Path, typer.Argument(metavar="WEIGHTS", help="OpenAI's .pt, PubMedCLIP's .pth, or a file or folder of open_clip or Hugging Face.")
     ],
-    output: Annotated[Path, typer.Option(help="Folder for the checkpoint.")],
+    output: Annotated[Path, typer.Option(help="Folder to write the checkpoint to.")],
     backbone: Annotated[
-        str | None, typer.Option(help="Such as ViT-B/32. Default: what the shapes say.", show_default=False)
+        str | None,
+        typer.Option(
+            help="Name of the backbone, such as ViT-B/32. Default: the backbone that fits the shapes of the weights.", show_default=False
+        ),
     ] = None,
-    name: Annotated[str | None, typer.Option(help="Default: the output folder's.", show_default=False)] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    name: Annotated[str | None, typer.Option(help="Name of the model. Default: the name of the output folder.", show_default=False)] = None,
+    as_json: Json = False,
 ) -> None:
-    """Read published CLIP weights into a checkpoint, without running anything in them (needs the extra `train`)."""
-    if missing := [m for m in ("torch", "open_clip", "safetensors") if importlib.util.find_spec(m) is None]:
-        raise UsageError(f"this needs {', '.join(missing)}: pip install 'pmclip-deploy[train]'")
+    """Read published CLIP weights into a checkpoint. No code in the files is run. Needs the extra `train`."""
+    need_extra("train", "this command", "torch", "open_clip", "safetensors")
     from pmclip_deploy.train.importing import import_weights
 
     meta = import_weights(weights, output, backbone, name)

@@ -1,4 +1,4 @@
-"""`pmclip-deploy infer`: pictures and questions in, answers out."""
+"""`pmclip-deploy infer`: answers questions about images."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -7,40 +7,39 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pmclip_deploy.cli.output import print_json
+from pmclip_deploy.cli.options import Bundle, Device, Frame, Json, Window
+from pmclip_deploy.cli.output import RESEARCH_ONLY, console_for_tables, print_json, print_notes
 from pmclip_deploy.console import one_line, print_error, print_note, progress
 from pmclip_deploy.errors import InputError, UsageError
-from pmclip_deploy.sessions import devices
 
 if TYPE_CHECKING:
     from pmclip_deploy.answer import Answer, ImageInfo
 
 PNG_AND_JPEG = (".png", ".jpg", ".jpeg")
 SUFFIXES = (*PNG_AND_JPEG, ".dcm", ".dicom", ".ima", ".tif", ".tiff", ".bmp", ".gif", ".nii", ".gz", ".zip")
-RESEARCH_ONLY = "Research use only; not a medical device."
 
 Ask = Callable[[Path], "list[Answer]"]
-*others, last = devices()
 
-Arguments = Annotated[list[str], typer.Argument(metavar="IMAGE... QUESTION...", help="Files or folders, then questions.")]
-Frame = Annotated[int | None, typer.Option(min=0, help="Frame of a multi-frame file, from 0. Default: the middle one.")]
-Window = Annotated[tuple[float, float] | None, typer.Option(metavar="CENTER WIDTH", help="In modality units, HU for CT.")]
-Bundle = Annotated[Path | None, typer.Option(help="Bundle folder. Default: the embedded model.")]
-Device = Annotated[str, typer.Option(help=f"{', '.join(others)} or {last}.")]
-Top = Annotated[int, typer.Option(min=1, help="How many candidates to give.")]
-IgnoreHeader = Annotated[bool, typer.Option("--ignore-header", help="Answer from the picture alone.")]
+Arguments = Annotated[
+    list[str], typer.Argument(metavar="IMAGE... QUESTION...", help="One or more image files or folders, then one or more questions.")
+]
+Top = Annotated[int, typer.Option(min=1, help="Number of candidates per answer.")]
+IgnoreHeader = Annotated[bool, typer.Option("--ignore-header", help="Answer from the picture alone, without the DICOM header.")]
 Age = Annotated[
-    int | None, typer.Option(min=0, max=150, help="The patient's age in years, where the file does not say it. It is not kept.")
+    int | None, typer.Option(min=0, max=150, help="Age of the patient in years, if the file does not give it. The age is not stored.")
 ]
 Prevalence = Annotated[
     float | None,
-    typer.Option(min=0, max=1, help="Share of your pictures with the finding, 0.05 for 5%: says how often such an answer is right."),
+    typer.Option(
+        min=0,
+        max=1,
+        help="Share of your pictures that have the finding, 0.05 for 5%. The output says how often such an answer is then right.",
+    ),
 ]
 SavePicture = Annotated[
     Path | None,
-    typer.Option(metavar="OUT.png", help="Write the picture as the model saw it; of a finding that was answered yes, with its map."),
+    typer.Option(metavar="OUT.png", help="Write the picture as the model saw it. If a finding is answered yes, the picture shows its map."),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
 def infer(
@@ -56,7 +55,7 @@ def infer(
     save_picture: SavePicture = None,
     as_json: Json = False,
 ) -> int:
-    """Ask one or more images one or more questions.
+    """Ask one or more questions about one or more images.
 
     pmclip-deploy infer scan.dcm "is there a fracture?" "in which plane is it?"
     """
@@ -67,15 +66,18 @@ def infer(
     from pmclip_deploy.opening import load_beside
 
     predictor = load_beside(lambda: _import_reader(images[0]), bundle, device, single_use=len(images) == 1 and not images[0].is_dir())
-    for note in dict.fromkeys(predictor.notes):
-        print_note(note)
+    print_notes(predictor)
 
     def ask(path: Path) -> "list[Answer]":
         child = None if age is None else age < ADULT
         return predictor.ask_many(path, questions, frame=frame, window=window, top=top, ignore_header=ignore_header, child=child)
 
-    documents, failed = list[dict[str, Any]](), list[InputError]()
-    for image, answers in _answers_of_all(ask, images, as_json, failed):
+    documents, failed = list[dict[str, Any]](), False
+    for image, answers in _answers_of_all(ask, images, as_json):
+        if isinstance(answers, InputError):
+            print_error(str(answers))
+            failed = True
+            continue
         if save_picture is not None:
             from pmclip_deploy.imaging.overlay import save_png
 
@@ -96,11 +98,11 @@ def _check_picture(save_picture: Path | None, images: list[Path]) -> None:
     if save_picture is not None and (len(images) > 1 or images[0].is_dir()):
         raise UsageError("--save-picture writes one picture", "ask about one image")
     if save_picture is not None and save_picture.suffix.lower() != ".png":
-        raise UsageError(f"{save_picture}: --save-picture writes PNG", "give it a name that ends in .png")
+        raise UsageError(f"{save_picture}: --save-picture writes PNG", "give the file a name that ends in .png")
 
 
 def found_in(answers: "list[Answer]") -> str | None:
-    """The first finding that was seen."""
+    """The first finding that was answered yes."""
     return next((answer.worth.finding for answer in answers if answer.worth is not None and answer.worth.found), None)
 
 
@@ -129,12 +131,12 @@ def split_arguments(arguments: list[str]) -> tuple[list[Path], list[str]]:
     for question in questions:
         if looks_like_a_path(question):
             if exists(question):
-                raise UsageError(f"{question}: images come before questions", "put it first")
+                raise UsageError(f"{question}: images come before questions", "put the image first")
             raise InputError(f"{question}: no such file", "check the path")
     if not exists(arguments[0]):
         raise InputError(f"{arguments[0]}: no such file or folder", "check the path")
     if not questions or not all(question.strip() for question in questions):
-        raise UsageError('no question given', 'add one, for example "is there a fracture?"')
+        raise UsageError("no question given", 'add a question, for example "is there a fracture?"')
     return images, questions
 
 
@@ -149,8 +151,8 @@ def looks_like_a_path(argument: str) -> bool:
     return argument.lower().endswith(SUFFIXES) or (("/" in argument or os.sep in argument) and " " not in argument)
 
 
-def _answers_of_all(ask: Ask, images: list[Path], bar: bool, failed: list[InputError]) -> "Iterator[tuple[Path, list[Answer]]]":
-    """Of several images one without answers is said, kept in ``failed``, and passed over; a single one is raised."""
+def _answers_of_all(ask: Ask, images: list[Path], bar: bool) -> "Iterator[tuple[Path, list[Answer] | InputError]]":
+    """Each image with its answers, or with the error if it has none. The error of a single image is raised."""
     for image in images:
         try:
             for answers in _answers(ask, image, bar):
@@ -158,8 +160,7 @@ def _answers_of_all(ask: Ask, images: list[Path], bar: bool, failed: list[InputE
         except InputError as error:
             if len(images) == 1:
                 raise
-            print_error(str(error))
-            failed.append(error)
+            yield image, error
 
 
 def _answers(ask: Ask, image: Path, bar: bool) -> "Iterator[list[Answer]]":
@@ -176,18 +177,17 @@ def _answers(ask: Ask, image: Path, bar: bool) -> "Iterator[list[Answer]]":
         except InputError as error:
             skipped.append(error)
     if len(skipped) == count:
-        first = f"; the first: {skipped[0]}" if skipped else ""
-        raise InputError(f"{image}: a folder without readable images ({count} files{first})", "pass DICOM, PNG or JPEG files")
+        first = f"; the first error: {skipped[0]}" if skipped else ""
+        raise InputError(f"{image}: a folder without readable images ({count} files{first})", "give DICOM, PNG or JPEG files")
     if skipped:
-        print_note(f"skipped {len(skipped)} of {count} files in {image} that hold no readable image; the first: {skipped[0]}")
+        print_note(f"skipped {len(skipped)} of {count} files in {image} that hold no readable image; the first error: {skipped[0]}")
 
 
 def _print_answers(answers: "list[Answer]", prevalence: float | None) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("Question", "Answer", "Confidence", "Runner-ups", title=Text(one_line(answers[0].image.source)), title_justify="left")
+    table = Table("Question", "Answer", "Confidence", "Runners-up", title=Text(one_line(answers[0].image.source)), title_justify="left")
     for answer in answers:
         given = Text(one_line(answer.answer), "bold") if answer.answer is not None else Text(f"no answer: {one_line(answer.reason or '')}")
         others = () if answer.worth else answer.candidates if answer.abstained or answer.source == "header" else answer.candidates[1:]
@@ -195,9 +195,7 @@ def _print_answers(answers: "list[Answer]", prevalence: float | None) -> None:
         if answer.worth is not None:
             given.append(Text(f" - {_worth(answer, prevalence)}", "not bold"))
         table.add_row(Text(one_line(answer.question)), given, Text(_confidence(answer)), ups)
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 120
+    console = console_for_tables()
     console.print(table)
     model, times = answers[0].model, answers[0].timings_ms
     console.print(Text(f"image: {_image_line(answers[0].image)}"))
@@ -215,7 +213,7 @@ def _confidence(answer: "Answer") -> str:
         return ""
     if answer.source == "header":
         return "from the file"
-    if answer.worth is not None:  # what was measured stands beside the answer
+    if answer.worth is not None:  # the answer has the figures measured in validation beside it
         return ""
     return "" if answer.probability is None else f"{answer.probability:.0%}"
 
@@ -225,7 +223,7 @@ def _worth(answer: "Answer", prevalence: float | None) -> str:
     if prevalence is None:
         return answer.worth.sentence()
     value = answer.worth.predictive_value(prevalence)
-    return f"{answer.worth.sentence()}; where {prevalence:.0%} of pictures have it, {value:.0%} of such answers are right"
+    return f"{answer.worth.sentence()}; if {prevalence:.0%} of pictures have it, {value:.0%} of such answers are right"
 
 
 def _image_line(image: "ImageInfo") -> str:

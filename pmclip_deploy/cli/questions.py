@@ -1,12 +1,10 @@
-"""`pmclip-deploy questions`: what can be asked of a bundle, and what each answer is worth."""
+"""`pmclip-deploy questions`: lists the questions that a bundle answers, and how reliable each answer is."""
 
 from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from pmclip_deploy.cli.output import print_json
+from pmclip_deploy.cli.options import Bundle, Json
+from pmclip_deploy.cli.output import console_for_tables, print_json
 from pmclip_deploy.console import one_line
 from pmclip_deploy.spec import QUESTIONS_SCHEMA
 
@@ -14,11 +12,8 @@ if TYPE_CHECKING:
     from pmclip_deploy.bundle.manifest import Manifest
 
 
-def questions(
-    bundle: Annotated[Path | None, typer.Option(help="Bundle folder. Default: the embedded model.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
-) -> None:
-    """List what can be asked of a bundle, and what each answer is worth."""
+def questions(bundle: Bundle = None, as_json: Json = False) -> None:
+    """List the questions that a bundle answers, and how reliable each answer is."""
     from pmclip_deploy.bundle.files import manifest_from_bundle
     from pmclip_deploy.models import DEFAULT_BUNDLE
 
@@ -27,24 +22,21 @@ def questions(
     if as_json:
         print_json({"schema": QUESTIONS_SCHEMA, "bundle": manifest.name, "version": manifest.version, "questions": rows})
         return
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 120
+    console = console_for_tables()
     if not rows:
-        console.print(Text(f"{one_line(manifest.name)} reads each question itself; ask in the words of its training set", "default"))
+        console.print(Text(f"{one_line(manifest.name)} reads each question itself. Ask in the words of its training set.", "default"))
         return
-    table = Table("Question", "Answered from", "What an answer is worth")
+    table = Table("Question", "Answered from", "How reliable the answer is")
     for row in rows:
         table.add_row(Text(one_line(row["question"])), Text(row["from"]), Text(row["worth"]))
     console.print(table)
     if manifest.head is not None and not _facets(manifest):
-        console.print(Text(f"All else {one_line(manifest.name)} reads itself; ask in the words of its training set", "default"))
+        console.print(Text(f"{one_line(manifest.name)} reads all other questions itself. Ask in the words of its training set.", "default"))
     else:
-        console.print("Other wordings are read too. What is not here is refused, and the refusal says why.")
+        console.print("Other wordings are understood too. Any other question is refused, and the refusal gives the reason.")
 
 
 def _facets(manifest: "Manifest") -> list[dict[str, Any]]:
@@ -58,8 +50,8 @@ def _facets(manifest: "Manifest") -> list[dict[str, Any]]:
     for question, facet in EXAMPLES.items():
         figure = measured.get(facet if facet in ("plane", "organ") else "modality", {})
         accuracy = figure.get("accuracy") if isinstance(figure, dict) and facet != "laterality" else None
-        worth = "as the file says" if accuracy is None else f"of the picture's, {accuracy:.0%} were right in validation"
-        source = "the file" if facet == "laterality" else "the picture" if facet == "weighting" else "the file, else the picture"
+        worth = "as reliable as the file" if accuracy is None else f"from the picture, {accuracy:.0%} were right in validation"
+        source = "the file" if facet == "laterality" else "the picture" if facet == "weighting" else "the file, then the picture"
         rows.append({"question": question, "from": source, "worth": worth})
     return rows
 

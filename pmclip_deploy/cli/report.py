@@ -1,20 +1,21 @@
-"""`pmclip-deploy train report`: what a dataset holds and what its splits share. Needs no extra."""
+"""`pmclip-deploy train report`: reports what a dataset holds and what its splits share. Needs no extra."""
 
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from pmclip_deploy.cli.options import Json
 from pmclip_deploy.cli.output import print_json
 from pmclip_deploy.console import decimal, one_line
 
 
 def report(
-    data: Annotated[Path, typer.Option("--data", help="The dataset's folder.")],
-    seed: Annotated[int | None, typer.Option(help="Report on the image-disjoint split of this seed too.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    data: Annotated[Path, typer.Option("--data", help="Folder of the dataset.")],
+    seed: Annotated[int | None, typer.Option(help="Seed of an image-disjoint split. With it, the report covers that split too.")] = None,
+    as_json: Json = False,
 ) -> None:
-    """Report a dataset's sizes, the balance of its answers, and what its splits share."""
+    """Report the sizes of a dataset, the balance of its answers, and what its splits share. Needs no extra."""
     from pmclip_deploy.train.report import report_from_folder
 
     document = report_from_folder(data, seed)
@@ -34,7 +35,7 @@ def _print_report(document: dict[str, Any]) -> None:
         console.print(f"left out: {count} ({reason})")
     _print_splits(console, document["holds"], document["splits"], document["between"])
     if disjoint := document.get("image_disjoint"):
-        how = "by name and by picture" if disjoint["by_picture"] else "by name; not all images are there, and pictures cannot be compared"
+        how = "by name and by picture" if disjoint["by_picture"] else "by name alone, because some images are missing"
         console.print(f"\nimage-disjoint split of seed {disjoint['seed']}: {how}")
         _print_splits(console, document["holds"], disjoint["splits"], disjoint["between"])
 
@@ -50,7 +51,7 @@ def _print_splits(console: Any, holds: str, splits: dict[str, Any], between: lis
 
     row(holds, holds)
     row("images", "images")
-    table.add_row("images not there", *("all" if s["images_missing"] == s["images"] else str(s["images_missing"]) for s in splits.values()))
+    table.add_row("missing images", *("all" if s["images_missing"] == s["images"] else str(s["images_missing"]) for s in splits.values()))
     row(f"{holds} per image", "per_image")
     if holds == "captions":
         row("different captions", "distinct")
@@ -80,7 +81,7 @@ def _print_shared(console: Any, shared: dict[str, Any]) -> None:
     )
     table.add_row("images, by name", f"{shared['images_by_name']} of {shared['images']}")
     seen = shared["images_by_picture"]
-    table.add_row("images, by picture", "not measured: images not there" if seen is None else f"{seen} of {shared['images']}")
+    table.add_row("images, by picture", "not measured: images are missing" if seen is None else f"{seen} of {shared['images']}")
     if "captions" in shared:
         table.add_row("captions", _cell(shared["captions"]))
     else:

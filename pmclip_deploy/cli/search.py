@@ -1,4 +1,4 @@
-"""`pmclip-deploy search index | query | delete | show`: images or captions to one file, and what in it is near an image or a text."""
+"""`pmclip-deploy search index | query | delete | show`: embeds images or captions into one file, and finds the nearest ones."""
 
 import os
 import time
@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pmclip_deploy.cli.infer import PNG_AND_JPEG, RESEARCH_ONLY, looks_like_a_path
-from pmclip_deploy.cli.output import print_json
+from pmclip_deploy.cli.infer import PNG_AND_JPEG, looks_like_a_path
+from pmclip_deploy.cli.options import Bundle, Device, Frame, Json, Window, check_choice
+from pmclip_deploy.cli.output import RESEARCH_ONLY, console_for_tables, print_json, print_notes
 from pmclip_deploy.console import decimal, one_line, print_note, progress
 from pmclip_deploy.errors import InputError, UsageError
 from pmclip_deploy.spec import DELETION_SCHEMA, INDEX_SCHEMA, INDEXING_SCHEMA, SEARCH_SCHEMA
@@ -24,25 +25,26 @@ app = typer.Typer(help="Find similar images and captions.", no_args_is_help=True
 
 CAPTIONS = (".txt", ".jsonl")
 
-IndexFile = Annotated[Path, typer.Argument(metavar="INDEX", help="What `search index` wrote.", show_default=False)]
-Bundle = Annotated[Path | None, typer.Option(help="Bundle folder. Default: the embedded model.", show_default=False)]
-Device = Annotated[str, typer.Option(help="As for infer.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+IndexFile = Annotated[Path, typer.Argument(metavar="INDEX", help="Index file, made by `search index`.", show_default=False)]
 
 
 @app.command()
 def index(
-    source: Annotated[Path, typer.Argument(metavar="FOLDER|CAPTIONS", help="Images, or a .txt or .jsonl file.", show_default=False)],
-    output: Annotated[Path, typer.Option(metavar="INDEX", help="Made, or added to.", show_default=False)],
+    source: Annotated[
+        Path, typer.Argument(metavar="FOLDER|CAPTIONS", help="Folder of images, or a .txt or .jsonl file of captions.", show_default=False)
+    ],
+    output: Annotated[Path, typer.Option(metavar="INDEX", help="Index file. If it exists, new rows are added.", show_default=False)],
     bundle: Bundle = None,
     device: Device = "auto",
     ids: Annotated[
-        str, typer.Option(metavar="path|uid", help="What an image is found by: its path, or its salted SOP Instance UID.")
+        str, typer.Option(metavar="path|uid", help="Id of an image: its path, or its SOP Instance UID, salted and hashed.")
     ] = "path",
-    salt_file: Annotated[Path | None, typer.Option(help="For --ids uid: 16 bytes or more, which you keep.", show_default=False)] = None,
+    salt_file: Annotated[
+        Path | None, typer.Option(help="For --ids uid: file with a salt of 16 bytes or more. Keep the file.", show_default=False)
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Embed a folder of images, or captions. Cut off, it goes on where it was; run again, it adds what is new.
+    """Embed a folder of images, or captions. An interrupted run continues from where it stopped. A later run adds new files.
 
     pmclip-deploy search index archive/ --output archive.index
     """
@@ -50,7 +52,7 @@ def index(
     if not source.exists():
         raise InputError(f"{source}: no such file or folder", "check the path")
     if not source.is_dir() and source.suffix.lower() not in CAPTIONS:
-        raise UsageError(f"{source}: is neither a folder nor a .txt or .jsonl file", "give one of these")
+        raise UsageError(f"{source}: is neither a folder nor a .txt or .jsonl file", "give a folder or such a file")
     if salt is not None and not source.is_dir():
         raise UsageError(f"{source}: captions have no UID", "leave out --ids uid")
     if output.is_dir():
@@ -66,42 +68,44 @@ def index(
     try:
         report = build_index(output, replace(embedded, items=progress(items, "Embedding")))
     except KeyboardInterrupt:
-        print_note(f"{output}: stopped; the same command goes on from here")
+        print_note(f"{output}: stopped. Run the same command to continue.")
         raise
-    broken = f"; the first: {report.first_broken}" if report.first_broken else ""
+    broken = f"; the first error: {report.first_broken}" if report.first_broken else ""
     if not report.embedded and not report.known:
         raise InputError(
-            f"{source}: nothing in it could be read ({len(items)} looked at{broken})", "give DICOM, PNG or JPEG files, or captions"
+            f"{source}: no file or caption in it could be read ({len(items)} tried{broken})", "give DICOM, PNG or JPEG files, or captions"
         )
     if report.broken:
-        print_note(f"left out {report.broken} that cannot be read{broken}")
+        print_note(f"left out {report.broken} that could not be read{broken}")
     if as_json:
         print_json({"schema": INDEXING_SCHEMA, "index": str(output), **asdict(report)})
     else:
         kind = "pictures" if salt is None else "DICOM pictures"
-        others = f", {report.other} no {kind}" if source.is_dir() else ""
-        print(f"{one_line(str(output))}: {report.embedded} embedded, {report.known} there already{others}")
+        others = f", {report.other} left out (no {kind})" if source.is_dir() else ""
+        print(f"{one_line(str(output))}: {report.embedded} embedded, {report.known} already in the index{others}")
 
 
 @app.command()
 def query(
     index: IndexFile,
-    wanted: Annotated[str, typer.Argument(metavar="TEXT|IMAGE", help="A file that exists is an image.", show_default=False)],
-    text: Annotated[bool, typer.Option("--text", help="A text, even where it looks like a file.")] = False,
-    k: Annotated[int, typer.Option("--k", min=1, help="How many to find.")] = 10,
+    wanted: Annotated[
+        str, typer.Argument(metavar="TEXT|IMAGE", help="Text, or an image file. An existing file is an image.", show_default=False)
+    ],
+    text: Annotated[bool, typer.Option("--text", help="Take TEXT as text, even if it looks like a path.")] = False,
+    k: Annotated[int, typer.Option("--k", min=1, help="Number of matches.")] = 10,
     bundle: Bundle = None,
     device: Device = "auto",
-    frame: Annotated[int | None, typer.Option(min=0, help="Frame of a multi-frame file, from 0. Default: the middle one.")] = None,
-    window: Annotated[tuple[float, float] | None, typer.Option(metavar="CENTER WIDTH", help="In modality units, HU for CT.")] = None,
+    frame: Frame = None,
+    window: Window = None,
     as_json: Json = False,
 ) -> None:
-    """Find what is nearest to an image or a text.
+    """Find the images or captions nearest to an image or a text.
 
     pmclip-deploy search query archive.index scan.dcm
     """
-    is_image = not text and os.path.isfile(wanted)  # noqa: PTH113  # Path's raises where a text is too long for a name
+    is_image = not text and os.path.isfile(wanted)  # noqa: PTH113  # Path's raises if a text is too long for a name
     if not text and not is_image and looks_like_a_path(wanted):
-        raise InputError(f"{wanted}: no such file", "check the path, or say with --text that it is none")
+        raise InputError(f"{wanted}: no such file", "check the path, or add --text if this is a text")
     if not is_image and (frame is not None or window is not None):
         raise UsageError("--frame and --window are for an image", "leave them out")
 
@@ -138,10 +142,10 @@ def query(
 @app.command()
 def delete(
     index: IndexFile,
-    ids: Annotated[list[str], typer.Argument(metavar="ID...", help="As `search query` prints them.", show_default=False)],
+    ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Ids, as `search query` prints them.", show_default=False)],
     as_json: Json = False,
 ) -> None:
-    """Take rows out. Where one of them is not there, none is."""
+    """Delete rows by id. If any id is unknown, nothing is deleted."""
     from pmclip_deploy.search.indexing import delete_rows
 
     delete_rows(index, ids)
@@ -153,7 +157,7 @@ def delete(
 
 @app.command()
 def show(index: IndexFile, as_json: Json = False) -> None:
-    """Verify an index, and say what it holds."""
+    """Verify an index, and print what it holds."""
     from pmclip_deploy.search.index import index_from_file
 
     opened = index_from_file(index)
@@ -168,10 +172,11 @@ def show(index: IndexFile, as_json: Json = False) -> None:
 
 
 def _salt(ids: str, file: Path | None) -> bytes | None:
-    if ids not in ("path", "uid"):
-        raise UsageError(f"--ids is path or uid, not {ids}")
+    check_choice("ids", ids, ("path", "uid"))
     if (ids == "uid") != (file is not None):
-        raise UsageError("--ids uid and --salt-file FILE go together", "`head -c 32 /dev/urandom > FILE` makes one, which you keep")
+        raise UsageError(
+            "--ids uid and --salt-file FILE go together", "make a salt with `head -c 32 /dev/urandom > FILE`, and keep the file"
+        )
     try:
         return None if file is None else file.read_bytes()
     except OSError as error:
@@ -182,8 +187,7 @@ def _predictor(bundle: Path | None, device: str, single_use: bool = False) -> "P
     from pmclip_deploy.opening import load
 
     predictor = load(bundle, device, single_use=single_use)
-    for note in dict.fromkeys(predictor.notes):
-        print_note(note)
+    print_notes(predictor)
     return predictor
 
 
@@ -193,14 +197,11 @@ def _document(index: "Index") -> dict[str, Any]:
 
 
 def _print_matches(matches: "list[Match]") -> None:
-    from rich.console import Console
     from rich.table import Column, Table
     from rich.text import Text
 
     table = Table("Rank", "Score", Column("Id", overflow="fold"))
     for rank, match in enumerate(matches, 1):
         table.add_row(str(rank), decimal(match.score, ".3f"), Text(one_line(match.id)))
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 120
+    console = console_for_tables()
     console.print(table)

@@ -1,4 +1,4 @@
-"""`pmclip-deploy train`: clip, vqa, finding, findings, autoencoder, maml and questions."""
+"""`pmclip-deploy train`: clip, vqa, autoencoder, maml, questions, finding, findings and report."""
 
 import json
 import os
@@ -8,16 +8,18 @@ from typing import Annotated, Any
 import typer
 
 from pmclip_deploy.atomic import told, write
-from pmclip_deploy.cli.evaluate import LARGEST_SEED
+from pmclip_deploy.bundle.names import HEADS
+from pmclip_deploy.cli.options import LARGEST_SEED, Json, check_choice
 from pmclip_deploy.cli.report import report
 from pmclip_deploy.cli.train_finding import finding
 from pmclip_deploy.cli.train_findings import findings
 from pmclip_deploy.cli.train_options import (
+    EPOCHS,
+    RATE,
     SCHEMA,
     BatchSize,
     Data,
     Epochs,
-    Json,
     Limit,
     Name,
     Output,
@@ -27,25 +29,35 @@ from pmclip_deploy.cli.train_options import (
     Threads,
     make_folder,
     make_folder_of,
-    need_extra,
+    need_extra_train,
     print_checkpoint,
 )
 from pmclip_deploy.errors import UsageError
 
-app = typer.Typer(no_args_is_help=True, help="Train encoder, head and findings (needs the extra `train`), or teach a bundle a finding.")
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Train encoders, heads and findings, or teach a bundle a finding. Most of these commands need the extra `train`.",
+)
 
 Source = Annotated[
-    Path | None, typer.Option("--from", help="Checkpoint to fine-tune on captions, made by `import`; without it pmclip-lite is made.")
+    Path | None,
+    typer.Option("--from", help="Checkpoint of `import`, to fine-tune on captions. Default: train pmclip-lite on questions and answers."),
 ]
-RecipeName = Annotated[str | None, typer.Option(help="With --from: paper (PubMedCLIP's, the default) or modern.")]
-EpochsOfRecipe = Annotated[int | None, typer.Option(min=1, help="Instead of the recipe's.")]
-BatchOfAll = Annotated[int | None, typer.Option(min=2, help="Of all processes together, instead of the recipe's.")]
-RateOfRecipe = Annotated[float | None, typer.Option(min=0, help="Instead of the recipe's.")]
-MicroBatch = Annotated[int | None, typer.Option(min=0, help="With --from: encode N pairs at a time, to save memory; 0 takes all.")]
-LockImage = Annotated[bool, typer.Option("--lock-image", help="With --from: train the text tower alone.")]
-LockText = Annotated[bool, typer.Option("--lock-text", help="With --from: train the image tower alone.")]
-Licences = Annotated[list[str] | None, typer.Option(help='With --from: ROCO\'s rows of this licence alone ("CC BY"); repeatable.')]
-SkipShare = Annotated[float | None, typer.Option(min=0, max=1, help="With --from: share of images that may be unreadable. [0.01]")]
+RecipeName = Annotated[str | None, typer.Option(help="With --from: recipe paper (PubMedCLIP's, the default) or modern.")]
+EpochsOfRecipe = Annotated[int | None, typer.Option(min=1, help=f"{EPOCHS} Default: 8, or the recipe's with --from.")]
+BatchOfAll = Annotated[
+    int | None, typer.Option(min=2, help="Rows in a batch, of all processes together. Default: 48, or the recipe's with --from.")
+]
+RateOfRecipe = Annotated[float | None, typer.Option(min=0, help=f"{RATE} Default: 5e-4, or the recipe's with --from.")]
+MicroBatch = Annotated[
+    int | None, typer.Option(min=0, help="With --from: encode N pairs at a time, which saves memory. 0 encodes the whole batch at once.")
+]
+LockImage = Annotated[bool, typer.Option("--lock-image", help="With --from: do not train the image tower.")]
+LockText = Annotated[bool, typer.Option("--lock-text", help="With --from: do not train the text tower.")]
+Licences = Annotated[
+    list[str] | None, typer.Option(help='With --from: use only the rows of ROCO with this licence, such as "CC BY". Repeat for more.')
+]
+SkipShare = Annotated[float | None, typer.Option(min=0, max=1, help="With --from: largest share of unreadable images. Default: 0.01.")]
 
 
 @app.command()
@@ -69,12 +81,12 @@ def clip(
     resume: Resume = False,
     as_json: Json = False,
 ) -> None:
-    """Fine-tune image and text towers: a CLIP on captions (--from), or pmclip-lite on what questions and answers say."""
+    """Train an image and a text tower: fine-tune a CLIP on captions (--from), or train pmclip-lite on questions and answers."""
     given = _given(recipe=recipe, micro_batch=micro_batch, lock_image=lock_image or None, lock_text=lock_text or None,
                    licence=licence or None, skip_share=skip_share)  # fmt: skip
     if given and source is None:
-        raise UsageError(f"--{next(iter(given)).replace('_', '-')} is for captions", "give --from, or leave it out")
-    need_extra()
+        raise UsageError(f"--{next(iter(given)).replace('_', '-')} needs --from", "give --from CHECKPOINT, or leave this option out")
+    need_extra_train()
     make_folder(output)
     from pmclip_deploy.train.loop import Settings
 
@@ -91,35 +103,53 @@ def clip(
         licences, share = given.pop("licence", ()), given.pop("skip_share", BROKEN_SHARE)
         of = recipe_named(given.pop("recipe", "paper"), **given, **run)
         meta = train_clip_on_pairs(data, source, output, of, licences, share, name)
-    if os.environ.get("RANK", "0") == "0":  # the first of torchrun's processes speaks for all
+    if os.environ.get("RANK", "0") == "0":  # of torchrun's processes only the first prints
         print_checkpoint(meta, output, as_json)
 
 
-Clip = Annotated[Path, typer.Option("--clip", help="Checkpoint made by `train clip` or `import`.")]
-HeadName = Annotated[str, typer.Option(help="lite, mevf or qcr. The last two leave the image tower as it is.")]
-Split = Annotated[str | None, typer.Option(help="mevf, qcr: official (the default) or image-disjoint.", show_default=False)]
-SplitSeed = Annotated[int | None, typer.Option(min=0, max=LARGEST_SEED, help="mevf, qcr: of the splits by image. [1]", show_default=False)]
-Features = Annotated[
-    str | None, typer.Option(help="mevf, qcr: of clip, ae, maml, or none. [clip,ae; without --autoencoder clip]", show_default=False)
+Clip = Annotated[Path, typer.Option("--clip", help="Checkpoint of `train clip` or `import`.")]
+HeadName = Annotated[str, typer.Option(help=f"{', '.join(HEADS)}. mevf and qcr do not train the image tower.")]
+Split = Annotated[str | None, typer.Option(help="mevf, qcr: split official (the default) or image-disjoint.", show_default=False)]
+SplitSeed = Annotated[
+    int | None, typer.Option(min=0, max=LARGEST_SEED, help="mevf, qcr: seed of the image-disjoint split. Default: 1.", show_default=False)
 ]
-Glove = Annotated[Path | None, typer.Option(help="mevf, qcr: GloVe's text file, needed.", show_default=False)]
-AutoEncoderFile = Annotated[Path | None, typer.Option(help="mevf, qcr: MEVF's, or `train autoencoder`'s.", show_default=False)]
-MamlFile = Annotated[Path | None, typer.Option(help="mevf, qcr: MEVF's, or `train maml`'s.", show_default=False)]
-FreezeAutoencoder = Annotated[bool, typer.Option("--freeze-autoencoder", help="mevf, qcr: train the rest only; faster.")]
-Attention = Annotated[str | None, typer.Option(help="mevf: ban (the default) or san.", show_default=False)]
-Depth = Annotated[int | None, typer.Option(min=1, help="mevf, qcr: glimpses or stacks. [2; qcr: 10]", show_default=False)]
-Hidden = Annotated[int | None, typer.Option(min=1, help="mevf, qcr: width of all states. [1024]", show_default=False)]
-TypeEpochs = Annotated[int | None, typer.Option(min=1, help="qcr: of its classifier of questions, before. [200]", show_default=False)]
-EpochsOfHead = Annotated[int | None, typer.Option(min=1, help="[16; mevf: 20; qcr: 200]", show_default=False)]
+Features = Annotated[
+    str | None,
+    typer.Option(
+        help="mevf, qcr: image features, several of clip, ae and maml, or none. Default: clip, and ae with --autoencoder.",
+        show_default=False,
+    ),
+]
+Glove = Annotated[Path | None, typer.Option(help="mevf, qcr: text file of GloVe's word vectors. Required.", show_default=False)]
+AutoEncoderFile = Annotated[
+    Path | None, typer.Option(help="mevf, qcr: weights of MEVF's auto-encoder, or of `train autoencoder`.", show_default=False)
+]
+MamlFile = Annotated[Path | None, typer.Option(help="mevf, qcr: weights of MEVF's MAML network, or of `train maml`.", show_default=False)]
+FreezeAutoencoder = Annotated[
+    bool, typer.Option("--freeze-autoencoder", help="mevf, qcr: do not train the auto-encoder. Training is faster.")
+]
+Attention = Annotated[str | None, typer.Option(help="mevf: attention ban (the default) or san.", show_default=False)]
+Depth = Annotated[
+    int | None, typer.Option(min=1, help="mevf, qcr: number of glimpses or stacks. Default: mevf 2, qcr 10.", show_default=False)
+]
+Hidden = Annotated[int | None, typer.Option(min=1, help="mevf, qcr: width of the hidden states. Default: 1024.", show_default=False)]
+TypeEpochs = Annotated[
+    int | None,
+    typer.Option(min=1, help="qcr: number of epochs of the question classifier, which is trained first. Default: 200.", show_default=False),
+]
+EpochsOfHead = Annotated[int | None, typer.Option(min=1, help=f"{EPOCHS} Default: lite 16, mevf 20, qcr 200.", show_default=False)]
 RoundedEpochs = Annotated[
-    int | None, typer.Option(help="lite: the last N epochs compute with the INT8 graph's roundings. [4]", min=0, show_default=False)
+    int | None, typer.Option(help="lite: number of last epochs that round like the INT8 graph. Default: 4.", min=0, show_default=False)
 ]
 Films = Annotated[
-    list[Path] | None, typer.Option("--films", help="lite: more radiology, to know it by (FracAtlas, Kermany); repeat for more.")
+    list[Path] | None,
+    typer.Option("--films", help="lite: folder of FracAtlas or Kermany, whose films train the radiograph test. Repeat for more."),
 ]
-Photographs = Annotated[Path | None, typer.Option(help="lite: a folder with photographs, to be turned away.", show_default=False)]
-BatchOfHead = Annotated[int | None, typer.Option(min=2, help="[48; mevf: 32; qcr: 16]", show_default=False)]
-RateOfHead = Annotated[float | None, typer.Option("--learning-rate", min=0, help="[3e-4; mevf: 2e-3; qcr: 1e-3]", show_default=False)]
+Photographs = Annotated[Path | None, typer.Option(help="lite: folder of photographs. The model learns to refuse them.", show_default=False)]
+BatchOfHead = Annotated[int | None, typer.Option(min=2, help="Rows in a batch. Default: lite 48, mevf 32, qcr 16.", show_default=False)]
+RateOfHead = Annotated[
+    float | None, typer.Option("--learning-rate", min=0, help=f"{RATE} Default: lite 3e-4, mevf 2e-3, qcr 1e-3.", show_default=False)
+]
 
 
 @app.command()
@@ -152,13 +182,13 @@ def vqa(
     resume: Resume = False,
     as_json: Json = False,
 ) -> None:
-    """Train a VQA head on questions: pmclip-lite's with its image tower, calibrated, or MEVF's or QCR's over any tower."""
+    """Train a VQA head on questions: that of pmclip-lite together with its image tower, or that of MEVF or QCR on any tower."""
     of_heads = _given(split=split, split_seed=split_seed, features=features, glove=glove, autoencoder=autoencoder, maml=maml,
                       freeze_autoencoder=freeze_autoencoder or None, attention=attention, depth=depth, hidden=hidden,
                       type_epochs=type_epochs)  # fmt: skip
     of_lite = _given(rounded_epochs=rounded_epochs, films=films or None, photographs=photographs)
     _check_head(head, of_heads if head == "lite" else of_lite, glove, data)
-    need_extra()
+    need_extra_train()
     make_folder(output)
     run = _given(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, seed=seed, threads=threads, limit=limit, resume=resume)
     if head == "lite":
@@ -179,12 +209,13 @@ def vqa(
 
 def _check_head(head: str, foreign: dict[str, Any], glove: Path | None, data: list[Path]) -> None:
     """``foreign`` are the options of other heads."""
-    if head not in ("lite", "mevf", "qcr"):
-        raise UsageError(f"head {head!r} is unknown", "choose lite, mevf or qcr")
+    check_choice("head", head, HEADS)
     if foreign:
         raise UsageError(f"--{next(iter(foreign)).replace('_', '-')} is not for --head {head}", "leave it out")
-    if head != "lite" and (glove is None or len(data) > 1):
-        raise UsageError(f"--head {head} takes " + ("--glove FILE, GloVe's word vectors" if glove is None else "one --data alone"))
+    if head != "lite" and glove is None:
+        raise UsageError(f"--head {head} needs --glove", "give the text file of GloVe's word vectors")
+    if head != "lite" and len(data) > 1:
+        raise UsageError(f"--head {head} takes one --data alone", "give one dataset")
 
 
 def _given(**options: Any) -> dict[str, Any]:
@@ -193,8 +224,8 @@ def _given(**options: Any) -> dict[str, Any]:
 
 @app.command()
 def autoencoder(
-    data: Annotated[list[Path], typer.Option("--data", help="A folder with images; repeat for more.")],
-    output: Annotated[Path, typer.Option("--output", help="The safetensors file to write; a folder beside it holds the state.")],
+    data: Annotated[list[Path], typer.Option("--data", help="Folder of images. Repeat for more.")],
+    output: Annotated[Path, typer.Option("--output", help="Safetensors file to write. A folder beside it holds the training state.")],
     epochs: Epochs = 20,
     batch_size: BatchSize = 32,
     learning_rate: Rate = 1e-3,
@@ -204,8 +235,8 @@ def autoencoder(
     resume: Resume = False,
     as_json: Json = False,
 ) -> None:
-    """Train MEVF's denoising auto-encoder, one start of its image features, on images alone."""
-    need_extra()
+    """Train MEVF's denoising auto-encoder on images. `train vqa --autoencoder` starts from its weights."""
+    need_extra_train()
     make_folder_of(output)
     from pmclip_deploy.train.autoencoder import train_autoencoder
     from pmclip_deploy.train.loop import Settings
@@ -216,20 +247,20 @@ def autoencoder(
 
 @app.command()
 def maml(
-    data: Annotated[Path, typer.Option("--data", help="A folder of class folders, or a JSONL file with image and label.")],
-    output: Annotated[Path, typer.Option("--output", help="The safetensors file to write; a folder beside it holds the state.")],
+    data: Annotated[Path, typer.Option("--data", help="Folder with one folder of images per class, or a JSONL file with image and label.")],
+    output: Annotated[Path, typer.Option("--output", help="Safetensors file to write. A folder beside it holds the training state.")],
     epochs: Epochs = 20,
-    tasks: Annotated[int, typer.Option(help="Tasks drawn for an epoch.", min=1)] = 500,
-    batch_size: Annotated[int, typer.Option(help="Tasks in a step.", min=1)] = 5,
+    tasks: Annotated[int, typer.Option(help="Number of tasks drawn per epoch.", min=1)] = 500,
+    batch_size: Annotated[int, typer.Option(help="Tasks in a batch.", min=1)] = 5,
     learning_rate: Rate = 1e-3,
     seed: Seed = 1,
     threads: Threads = 0,
-    limit: Annotated[int, typer.Option(help="Train on the first N images of each class only; 0 takes all.", min=0)] = 0,
+    limit: Annotated[int, typer.Option(help="Train on the first N images of each class only. 0 uses all.", min=0)] = 0,
     resume: Resume = False,
     as_json: Json = False,
 ) -> None:
-    """Train MEVF's MAML network, the other start of its image features, on classes of images."""
-    need_extra()
+    """Train MEVF's MAML network on classes of images. `train vqa --maml` starts from its weights."""
+    need_extra_train()
     make_folder_of(output)
     from pmclip_deploy.train.loop import Settings
     from pmclip_deploy.train.maml import train_maml
@@ -240,20 +271,19 @@ def maml(
 
 @app.command()
 def questions(
-    data: Annotated[Path, typer.Option("--data", help="The dataset's folder.")],
-    output: Annotated[Path, typer.Option("--output", help="The JSONL file to write.")],
-    split: Annotated[str, typer.Option(help="train or val")] = "val",
+    data: Annotated[Path, typer.Option("--data", help="Folder of the dataset.")],
+    output: Annotated[Path, typer.Option("--output", help="JSONL file to write.")],
+    split: Annotated[str, typer.Option(help="train or val.")] = "val",
     as_json: Json = False,
 ) -> None:
-    """Write the derived closed questions ("is there a fracture?") of a split, for `evaluate`."""
-    need_extra()
+    """Write closed questions such as "is there a fracture?", derived from the answers of a split, for `evaluate`."""
+    need_extra_train()
     from pmclip_deploy.train.kinds import organs_from_questions
     from pmclip_deploy.train.lite.validation import derived_as_questions
     from pmclip_deploy.train.questions import questions_for_training
 
     training, validation = questions_for_training([data])
-    if split not in ("train", "val"):
-        raise UsageError(f"split {split!r} is unknown", "choose train or val")
+    check_choice("split", split, ("train", "val"))
     rows = derived_as_questions(training if split == "train" else validation, organs_from_questions(training))
     lines = [
         json.dumps({"image": q.image.name, "question": q.question, "answer": q.answer, "category": q.category, "organ": organ})

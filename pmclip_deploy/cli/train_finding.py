@@ -1,4 +1,4 @@
-"""`pmclip-deploy train finding`: a finding of your own, from a few hundred labelled pictures."""
+"""`pmclip-deploy train finding`: teaches a bundle a finding from a few hundred labelled pictures."""
 
 import math
 from pathlib import Path
@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pmclip_deploy.cli.options import Bundle, Json, check_choice
 from pmclip_deploy.cli.output import print_json
 from pmclip_deploy.cli.train_options import SCHEMA, Name
 from pmclip_deploy.console import one_line, print_note, progress
-from pmclip_deploy.errors import GateError, UsageError
+from pmclip_deploy.errors import GateError
 
 if TYPE_CHECKING:
     from pmclip_deploy.bundle.manifest import Manifest
@@ -18,35 +19,45 @@ if TYPE_CHECKING:
 
 
 def finding(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="What it is called in questions, such as pneumothorax.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the finding in questions, such as pneumothorax.")],
     images: Annotated[
-        Path, typer.Option("--images", help="A folder with sub-folders positive and negative, or a CSV file path,label,group.")
+        Path,
+        typer.Option(
+            "--images", help="Folder with the folders positive and negative, or a CSV file with the columns path, label and group."
+        ),
     ],
-    output: Annotated[Path, typer.Option("--output", help="Folder for the new bundle.")],
+    output: Annotated[Path, typer.Option("--output", help="Folder to write the new bundle to.")],
     ask: Annotated[
-        list[str] | None, typer.Option("--ask", help='A way to ask for it, "has the lung collapsed?"; repeatable.', show_default=False)
+        list[str] | None,
+        typer.Option(
+            "--ask", help='Question that asks for the finding, such as "has the lung collapsed?". Repeat for more.', show_default=False
+        ),
     ] = None,
-    bundle: Annotated[Path | None, typer.Option(help="Bundle folder to add it to. Default: the embedded model.")] = None,
+    bundle: Bundle = None,
     called: Name = None,
     modality: Annotated[
-        str | None, typer.Option(help="Of pictures whose files do not say it: xr, ct, mr, us, ...", show_default=False)
+        str | None, typer.Option(help="Modality of pictures whose files do not give it: xr, ct, mr, us, ...", show_default=False)
     ] = None,
     region: Annotated[
-        str | None, typer.Option(help="Of pictures whose files do not say it: hand, shoulder, chest, ...", show_default=False)
+        str | None, typer.Option(help="Body region of pictures whose files do not give it: hand, shoulder, chest, ...", show_default=False)
     ] = None,
-    children: Annotated[bool, typer.Option("--children", help="All are of patients under 18; it is answered for these alone.")] = False,
-    replace: Annotated[bool, typer.Option("--replace", help="In place of the finding of this name that the bundle was taught.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    children: Annotated[
+        bool, typer.Option("--children", help="All pictures are of patients under 18. The finding is then answered for such patients only.")
+    ] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Replace the finding of this name that the bundle was taught earlier.")
+    ] = False,
+    as_json: Json = False,
 ) -> None:
-    """Teach a bundle a finding from labelled pictures, and measure where it may answer; needs no torch.
+    """Teach a bundle a finding from labelled pictures, and measure on which kinds of picture it may answer. Needs no extra.
 
     pmclip-deploy train finding pneumothorax --images FOLDER --ask "has the lung collapsed?" --output DIR
     """
     from pmclip_deploy.vocabulary import FAMILIES, REGIONS
 
     for option, value, known in (("modality", modality, FAMILIES), ("region", region, REGIONS)):
-        if value is not None and value not in known:
-            raise UsageError(f"no --{option} {value[:60]}", f"choose one of {', '.join(known)}")
+        if value is not None:
+            check_choice(option, value, known)
     from pmclip_deploy.train.finding import advice, train_finding
     from pmclip_deploy.train.finding_data import Defaults
 
@@ -58,7 +69,7 @@ def finding(
         _print_document(measured, manifest, output)
     else:
         if measured.name != name.lower():
-            print(f"{one_line(name)} is asked for as {measured.name}, or by another of its names")
+            print(f"the finding {one_line(name)} is called {measured.name}. Questions may also use its other names.")
         _print(measured, manifest, output)
     if manifest is None:
         best = max(measured.strata, key=lambda stratum: stratum.auroc_ci95[0])
@@ -79,21 +90,21 @@ def _print(measured: "Measured", manifest: "Manifest | None", output: Path) -> N
     if s.left_out:
         print(f"left out: {_counted(s.left_out)}")
     if s.alike:
-        print(f"{s.alike} pairs of look-alikes stood in two groups, which were joined")
+        print(f"{s.alike} pairs of look-alikes were in two groups; these groups were joined")
     if s.disagreeing:
-        print(f"{s.disagreeing} pairs of look-alikes have different labels; see whether these are right")
+        print(f"{s.disagreeing} pairs of look-alikes have different labels; check these labels")
     if s.first_broken:
-        print_note(f"the first file that cannot be read: {s.first_broken}")
+        print_note(f"the first error: {s.first_broken}")
     if not measured.contamination_checked:
         named = ", ".join(map(one_line, measured.tower_trained_on)) or "pictures that the bundle does not name"
-        print(f"the image tower learned from {named}; without their signatures, whether yours are among them was not checked")
+        print(f"the image tower was trained on {named}; whether yours are among them was not checked, because the bundle has no signatures")
     for stratum in measured.strata:
         _print_stratum(measured.name, stratum)
     for key, (yes, no) in measured.small.items():
-        print(f"{label_of(key)}: {yes} with it and {no} without are too few, or of too few patients, to be measured; not answered")
+        print(f"{label_of(key)}: {yes} with the finding and {no} without it are too few pictures or patients; not measured, not answered")
     if manifest is not None:
-        print(f"bundle {manifest.name} in {one_line(str(output))}; it is not signed")
-        print(f'ask it: pmclip-deploy infer FILE "{question_about(manifest, measured.name)}" --bundle {one_line(str(output))}')
+        print(f"bundle {manifest.name} in {one_line(str(output))}; the bundle is not signed")
+        print(f'next: pmclip-deploy infer FILE "{question_about(manifest, measured.name)}" --bundle {one_line(str(output))}')
 
 
 def _print_stratum(name: str, stratum: "Stratum") -> None:

