@@ -2,12 +2,14 @@
 
 import inspect
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
-from sphinx.application import Sphinx
 
 from pmclip_deploy.cli.app import COMMANDS, app_of
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
 
 MARK = "% commands"
 PROGRAM = "pmclip-deploy"
@@ -60,11 +62,11 @@ def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", r"\|")
 
 
-def _replace(app: Sphinx, name: str, source: list[str]) -> None:
+def _replace(app: "Sphinx", name: str, source: list[str]) -> None:
     if MARK in source[0]:
         source[0] = source[0].replace(MARK, page())
 
 
-def setup(app: Sphinx) -> dict[str, bool]:
+def setup(app: "Sphinx") -> dict[str, bool]:
     app.connect("source-read", _replace)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -91,10 +91,21 @@ def test_commands_in_pages_exist_with_their_options(page: Path) -> None:
         assert used <= known, f"{page.name}: {' '.join(words)}: {used - known}"
 
 
-RIDDLES = r" of ours\b|\bis told\b|takes nothing apart|, else |\bNo GPU was at hand\b|\bgoes on where\b"
+RIDDLES = r"\b[Aa]s for infer\b| of ours\b|\bis told\b|takes nothing apart|, else |\bNo GPU was at hand\b|\bgoes on where\b"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=[str(path.relative_to(ROOT)) for path in PAGES])
 def test_pages_keep_to_plain_words(page: Path) -> None:
     if page.name != "english.md":  # it shows them
         assert not re.findall(RIDDLES, page.read_text("utf-8"))
+
+
+def test_help_keeps_to_plain_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(DOCS / "_ext"))
+    monkeypatch.delitem(sys.modules, "commands", raising=False)
+    from commands import page  # type: ignore[import-not-found]
+
+    reference = page()
+    assert not re.findall(RIDDLES, reference)
+    rows = re.findall(r"^\| `([^`]*)` \| (.*) \|$", reference, re.M)
+    assert len(rows) > 150 and not [row for row in rows if not re.match(r"[^\\].*[.\]>]$", row[1])], "an option without a sentence of help"
