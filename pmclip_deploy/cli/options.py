@@ -26,7 +26,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 def check_choice(option: str, value: str, known: Collection[str]) -> None:
     if value not in known:
-        raise UsageError(f"--{option} {value[:60]} is unknown", f"choose one of {', '.join(known)}")
+        raise UsageError(f"{option} {value[:60]!r} is unknown", f"choose one of {', '.join(known)}")
 
 
 def check_data_and_images(data: Path | None, images: Path | None) -> None:

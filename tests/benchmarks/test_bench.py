@@ -402,7 +402,7 @@ def test_a_failed_check_exits_with_5(bundle: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize(("arguments", "code", "said"), [
-    (["--scenario", "fast"], 2, "--scenario fast is unknown"),
+    (["--scenario", "fast"], 2, "scenario 'fast' is unknown"),
     (["--data", "x.jsonl"], 2, "go together"),
     (["--output", "/nowhere/x.jsonl"], 2, "cannot be written"),
     (["--bundle", "/nowhere"], 4, "no such bundle"),

@@ -533,7 +533,7 @@ def test_the_report_prints_any_dataset(
             assert document["schema"] == "pmclip-deploy/report/1"
             assert document["splits"]
         else:
-            assert "images not there" in out and "all" in out
+            assert "missing images" in out and "all" in out
 
 
 def test_the_report_leaves_out_an_empty_split_and_refuses_an_empty_dataset(tmp_path: Path) -> None:

@@ -381,7 +381,7 @@ def questions_alone(folder: Path, rows: str) -> Path:
     ("code", "said", "changed"),
     [
         (2, "head 'san' is unknown", {"--head": "san"}),
-        (2, "--glove FILE", {"--glove": None}),
+        (2, "--head mevf needs --glove", {"--glove": None}),
         (2, "--hidden is not for --head lite", {"--head": "lite", "--glove": None, "--split": None}),
         (2, "--rounded-epochs is not for --head mevf", {"--rounded-epochs": 2}),
         (2, "ae in --features needs --autoencoder", {"--features": "clip,ae"}),
@@ -456,4 +456,4 @@ def test_a_missing_image_is_named(home: Path, trained: dict[str, Path], tmp_path
     data = shutil.copytree(home / "data", tmp_path / "data")
     (data / "images" / f"{IMAGES - 1}.png").unlink()
     result = run("evaluate", "--data", data, "--checkpoint", trained["mevf"])
-    assert result.code == 3 and f"{IMAGES - 1}.png: missing, and so are 1 of 3 images" in result.err
+    assert result.code == 3 and f"{IMAGES - 1}.png: not found; 1 of 3 images are missing" in result.err
