@@ -49,13 +49,13 @@ def jobs(stack: contextlib.ExitStack) -> dict[str, Callable[[], Any]]:
     predictor, rng = load(device="cpu"), np.random.default_rng(0)
     picture = picture_from_path(stages.picture_file(stages.CT))
     tensor = tensor_from_pixels(picture.pixels, predictor.manifest.preprocess)
-    seen, asked = predictor.seen(picture), predictor.asked([stages.QUESTION])
+    seen, asked = predictor.image_features(picture), predictor.question_features([stages.QUESTION])
     image, bank = rng.standard_normal((1, 512), np.float32), rng.standard_normal((10000, 512), np.float32)
     radiograph = stages.dataset_from_stored(stages.radiograph_from_ct())
     made: dict[str, Callable[[], Any]] = {
         "image tower": lambda: predictor.embedding_from_tensor(tensor),
         "text tower": lambda: predictor._embedding_from_text(stages.QUESTION),
-        "head": lambda: predictor.heads(seen[None], asked),
+        "head": lambda: predictor.head_logits(seen[None], asked),
         "window and preprocess, radiograph": stages.rendering(radiograph, predictor.manifest.preprocess)[0],
         "similarity over 10,000 rows": lambda: kernels.contrastive_similarity(image, bank, 1.0, 10, threads=1),
     }

@@ -20,7 +20,7 @@ from pmclip_deploy.export.calibration import measured_from_feeds
 from pmclip_deploy.export.int8_dynamic import int8_dynamic
 from pmclip_deploy.export.onnx_from_checkpoint import modules_from_checkpoint, onnx_from_modules
 from pmclip_deploy.export.parity import answer_parity, tensor_difference
-from pmclip_deploy.export.reference import Reference, said_to, tokenizers_of
+from pmclip_deploy.export.reference import Reference, outputs_for, tokenizers_of
 from pmclip_deploy.export.smooth import smoothed
 from pmclip_deploy.imaging.preprocess import tensor_from_pixels
 from pmclip_deploy.imaging.read import picture_from_path
@@ -78,7 +78,7 @@ def main() -> None:
             predictor = Predictor(None, reference.predictor.manifest, mine, tokenizers_of(modules))
             embedded = np.concatenate([mine["image"].run({"pixels": x})["embedding"] for x in tensors])
             exact = embedded if exact is None else exact
-            answers = answer_parity(rows, said, said_to(predictor, rows, images))
+            answers = answer_parity(rows, said, outputs_for(predictor, rows, images))
             kept = ("agreement", "accuracy_fp32", "accuracy", "difference_ci95")
             print(name, json.dumps({**tensor_difference(exact, embedded), **{key: answers[key] for key in kept}}), flush=True)
 

@@ -101,10 +101,10 @@ def reader_of_tower(bundle: Path | None) -> Reader:
     from pmclip_deploy.opening import load
 
     predictor = load(bundle)
-    seen = predictor.seen(np.zeros((256, 256), np.uint8))
+    seen = predictor.image_features(np.zeros((256, 256), np.uint8))
 
     def read(question: str) -> Intent:
-        kind = predictor.manifest.kinds[int(predictor.heads(seen[None], predictor.asked([question])).kind[0].argmax())]
+        kind = predictor.manifest.kinds[int(predictor.head_logits(seen[None], predictor.question_features([question])).kind[0].argmax())]
         name, _, finding = kind.name.partition(": ")
         if finding or name == "finding never learned":
             return Intent("finding", "closed", finding or None)

@@ -30,8 +30,8 @@ Array = NDArray[Any]
 def said(predictor: Predictor, pictures: Sequence[Path], questions: Sequence[str]) -> dict[str, Array]:
     """Pixels as hashes of their uint8 stage (P,), embeddings (P, D) and (Q, D), and of all P x Q pairs the best and the given answers."""
     read = [picture_from_path(path).pixels for path in pictures]
-    seen, asked = np.stack([predictor.seen(path) for path in pictures]), predictor.asked(questions)
-    heads = predictor.heads(np.repeat(seen, len(questions), 0), np.concatenate([asked] * len(pictures)))
+    seen, asked = np.stack([predictor.image_features(path) for path in pictures]), predictor.question_features(questions)
+    heads = predictor.head_logits(np.repeat(seen, len(questions), 0), np.concatenate([asked] * len(pictures)))
     decisions = [decision_from_heads(predictor.manifest, heads, row) for row in range(len(heads))]
     best = [_best(decision) for decision in decisions]
     return {

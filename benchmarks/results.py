@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pmclip_deploy import atomic
-from pmclip_deploy.atomic import told
+from pmclip_deploy.atomic import write_errors
 from pmclip_deploy.errors import InputError
 from pmclip_deploy.spec import BENCH_SCHEMA
 
@@ -61,17 +61,17 @@ class Run:
 
 def command_line(program: str, arguments: Sequence[str] | None = None) -> str:
     """The command that runs now, without any path of this machine: what names one is told as PATH."""
-    given, told = sys.argv[1:] if arguments is None else arguments, [program]
+    given, words = sys.argv[1:] if arguments is None else arguments, [program]
     for before, argument in zip(["", *given], given, strict=False):
         option, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
         is_path = (option or before) in PATHS or "/" in value or "\\" in value or (bool(value) and Path(value).exists())
-        told.append(option + equals + ("PATH" if value and is_path else value))
-    return " ".join(told)
+        words.append(option + equals + ("PATH" if value and is_path else value))
+    return " ".join(words)
 
 
 def append(path: Path, rows: Iterable[Row]) -> None:
     """Adds lines to the file, whole or not at all. Raises UsageError."""
-    with told(f"{path}: the results", "give another --output"):
+    with write_errors(f"{path}: the results", "give another --output"):
         atomic.append(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
 
 

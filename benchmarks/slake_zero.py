@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from pmclip_deploy.decision.heads import Decision, decision_from_heads
-from pmclip_deploy.evaluation.evaluate import Asked, Decided, about_bundle, figures
+from pmclip_deploy.evaluation.evaluate import Answerer, Decisions, about_bundle, figures
 from pmclip_deploy.evaluation.rows import Row, normalised, pictures_of
 from pmclip_deploy.opening import load
 from pmclip_deploy.predictor import Predictor
@@ -147,10 +147,10 @@ def same(answer: str) -> str:
 
 def decisions_of_pictures(predictor: Predictor, pictures: Sequence[str]) -> list[dict[str, Decision]]:
     """Of each picture, by facet."""
-    asked = predictor.asked(list(ASKED.values()))
+    asked = predictor.question_features(list(ASKED.values()))
     made = []
     for picture in pictures:
-        heads = predictor.heads(np.repeat(predictor.seen(picture)[None], len(ASKED), 0), asked)
+        heads = predictor.head_logits(np.repeat(predictor.image_features(picture)[None], len(ASKED), 0), asked)
         made.append({facet: decision_from_heads(predictor.manifest, heads, i) for i, facet in enumerate(ASKED)})
     for facet, decision in made[0].items():
         kind = predictor.manifest.kinds[decision.kind].name
@@ -159,12 +159,12 @@ def decisions_of_pictures(predictor: Predictor, pictures: Sequence[str]) -> list
     return made
 
 
-def asked_of_decisions(readings: Sequence[Reading], decisions: Sequence[Mapping[str, Decision]]) -> Asked:
+def asked_of_decisions(readings: Sequence[Reading], decisions: Sequence[Mapping[str, Decision]]) -> Answerer:
     """``decisions`` of each of the rows' pictures."""
 
-    def asked(picture: Any) -> Decided:
+    def asked(picture: Any) -> Decisions:
         taken = [decisions[p][reading.facet] for p, reading in zip(picture, readings, strict=True)]
-        return Decided(
+        return Decisions(
             answers=[answer_of_decision(reading, d) for reading, d in zip(readings, taken, strict=True)],
             probability=np.array([d.candidates[0].probability for d in taken]),
             causes=[d.rule for d in taken],

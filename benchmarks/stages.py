@@ -151,8 +151,8 @@ def stages(predictor: Any, seconds: float) -> Iterator[Found]:
         jobs["image tower"] = (lambda: predictor.embedding_from_tensor(tensor), {})
         jobs["text tower"] = (lambda: predictor._embedding_from_text(QUESTION), {"tokens": predictor.tokens([QUESTION])[0].shape[1]})
         if manifest.head is not None:
-            seen, asked = predictor.seen(picture), predictor.asked([QUESTION])
-            jobs["head"] = (lambda: predictor.heads(seen[None], asked), {})
+            seen, asked = predictor.image_features(picture), predictor.question_features([QUESTION])
+            jobs["head"] = (lambda: predictor.head_logits(seen[None], asked), {})
 
             def infer() -> None:
                 predictor._text_embedding.cache_clear()  # a question that was not asked before

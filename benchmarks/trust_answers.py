@@ -8,7 +8,7 @@ from pmclip_deploy.decision.evidence import NO_RADIOGRAPH
 from pmclip_deploy.evaluation.rows import normalised
 from pmclip_deploy.imaging.read import picture_from_path
 from pmclip_deploy.predictor import Predictor
-from pmclip_deploy.vocabulary import FAMILY_OF_MODALITY, LOOK_ALIKE, NO_RADIOLOGY, family_of_answer, view_of_answer
+from pmclip_deploy.vocabulary import CONFUSABLE_FAMILIES, FAMILY_OF_MODALITY, NO_RADIOLOGY, family_of_answer, view_of_answer
 
 FRONTAL = ("ap", "pa", "frontal")
 WORDS_OF_CHOICE = {"with contrast": "contrast", "without contrast": "noncontrast"}  # and the label's
@@ -78,14 +78,14 @@ def logit(predictor: Predictor, path: Path, finding: str) -> float | None:
     known = predictor.manifest.findings
     if known is None or finding not in [f.name for f in known.findings]:
         return None
-    seen = predictor.seen_of_findings(picture_from_path(path))
+    seen = predictor.detect_findings(picture_from_path(path))
     return None if seen is None else seen.logits[finding]
 
 
 def contradicts(modality: str | None, answer: Answer) -> bool:
     """Whether an answer names another family than Modality (0008,0060) does, one that does not look alike."""
     said, known = family(word(answer)), FAMILY_OF_MODALITY.get(modality or "")
-    alike = any({said, known} <= group for group in LOOK_ALIKE)
+    alike = any({said, known} <= group for group in CONFUSABLE_FAMILIES)
     return said is not None and said != known and not alike and has_family(modality)
 
 

@@ -13,7 +13,7 @@ from onnx.external_data_helper import set_external_data
 
 from pmclip_deploy.bundle.files import sha256_of_file
 from pmclip_deploy.bundle.manifest import Manifest
-from pmclip_deploy.bundle.names import ASKED, LABELS, SEEN, TOKENIZER, WORDS
+from pmclip_deploy.bundle.names import LABELS, QUESTION_EMBEDDINGS, SIGNATURES, TOKENIZER, WORDS
 from pmclip_deploy.bundle.types import Graph as GraphFile
 from pmclip_deploy.classify import bank_from_labels
 from pmclip_deploy.decision.evidence import FACETS
@@ -34,8 +34,8 @@ def files_of_embeddings(reference: Reference, labels: Sequence[str]) -> dict[str
 
 def files_as_they_are(modules: Modules) -> dict[str, bytes]:
     """The tokenizers, and the signatures of the pictures that the image tower learned from where the checkpoint has them."""
-    files, words, seen = {TOKENIZER: modules.tokenizer.encode()}, words_of(modules), modules.folder / SEEN
-    return {**files, **({SEEN: seen.read_bytes()} if seen.is_file() else {}), **({} if words is None else {WORDS: words.encode()})}
+    files, words, seen = {TOKENIZER: modules.tokenizer.encode()}, words_of(modules), modules.folder / SIGNATURES
+    return {**files, **({SIGNATURES: seen.read_bytes()} if seen.is_file() else {}), **({} if words is None else {WORDS: words.encode()})}
 
 
 def files_from_graphs(graphs: Graphs) -> dict[str, bytes]:
@@ -105,7 +105,7 @@ def _file_from_asked(modules: Modules, asked: Sequence[str]) -> dict[str, bytes]
     if not asked:
         return {}
     exact = predictor_from_modules(replace(modules, clip=copy.deepcopy(modules.clip).double()))
-    return {ASKED: _npy(exact.embed_texts(asked).astype(np.float32))}
+    return {QUESTION_EMBEDDINGS: _npy(exact.embed_texts(asked).astype(np.float32))}
 
 
 def _npy(array: Any) -> bytes:

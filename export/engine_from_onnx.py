@@ -19,7 +19,7 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
-from pmclip_deploy.atomic import told, write
+from pmclip_deploy.atomic import write, write_errors
 from pmclip_deploy.bundle.files import sha256_of_file
 from pmclip_deploy.bundle.types import Engine
 from pmclip_deploy.errors import BundleError, UsageError
@@ -325,7 +325,7 @@ def _use_timing_cache(config: Any, file: Path) -> None:
 
 
 def _keep_timing_cache(config: Any, file: Path) -> None:
-    with told(f"{file}: the timing cache", "name another file"):
+    with write_errors(f"{file}: the timing cache", "name another file"):
         write(file, bytes(config.get_timing_cache().serialize()))
 
 

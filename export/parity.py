@@ -14,7 +14,16 @@ from pmclip_deploy.errors import BundleError, ParityError
 from pmclip_deploy.evaluation.rows import Row, normalised, pictures_of, sha256_of_rows
 from pmclip_deploy.evaluation.statistics import Bootstrap, mcnemar
 from pmclip_deploy.export.onnx_from_checkpoint import Modules
-from pmclip_deploy.export.reference import QUESTIONS, Floats, Progress, Reference, Said, looked, said_to, sample_pictures
+from pmclip_deploy.export.reference import (
+    QUESTIONS,
+    Floats,
+    Progress,
+    Reference,
+    RowOutputs,
+    findings_outputs,
+    outputs_for,
+    sample_pictures,
+)
 from pmclip_deploy.imaging.preprocess import tensor_from_pixels
 from pmclip_deploy.imaging.read import picture_from_path
 from pmclip_deploy.opening import load
@@ -63,7 +72,7 @@ def _parity_of_parts(
     measured, rows, images = dict[str, Any](), reference.rows, reference.images
     if answers is None and (said := reference.said) is not None:
         assert rows is not None and images is not None
-        measured["answers"] = answer_parity(rows, said, said_to(bundle, rows, images, reference.progress))
+        measured["answers"] = answer_parity(rows, said, outputs_for(bundle, rows, images, reference.progress))
     if bundle.manifest.labels:
         if rows and images is not None:
             pictures = [images / name for name in pictures_of(rows)[0]]
@@ -110,11 +119,11 @@ def _head_parity(reference: Predictor, predictor: Predictor, pictures: Sequence[
     head, both = reference.manifest.head, (reference, predictor)
     assert head is not None
     stages, tensors = dict[str, Any](), dict[str, Any]()
-    seen = [np.stack([p.seen(path) for path in pictures]) for p in both]
+    seen = [np.stack([p.image_features(path) for path in pictures]) for p in both]
     if head.grey:
         own = reference.manifest.embed_dim if head.clip else 0
         tensors["features"] = tensor_difference(*(x[:, own:] for x in seen))
-    asked = [p.asked(QUESTIONS) for p in both]
+    asked = [p.question_features(QUESTIONS) for p in both]
     if head.words is not None:
         stages["words"] = {"n": len(QUESTIONS), "equal": float((asked[0] == asked[1]).all(1).mean())}
     pairs = np.repeat(seen[0], len(QUESTIONS), 0), np.tile(asked[0], (len(pictures), 1))
@@ -123,7 +132,7 @@ def _head_parity(reference: Predictor, predictor: Predictor, pictures: Sequence[
 
 
 def _findings_graph_parity(reference: Predictor, predictor: Predictor, read: Sequence[NDArray[np.uint8]]) -> dict[str, Any]:
-    tensors, seen = dict[str, Any](), [[looked(p, x) for x in read] for p in (reference, predictor)]
+    tensors, seen = dict[str, Any](), [[findings_outputs(p, x) for x in read] for p in (reference, predictor)]
     for output in contract_of(reference.manifest)["findings"][1]:
         rows = [np.concatenate([x[output] for x in of]) for of in seen]
         # A finding's logits over all pictures are one row: those of one picture are few, and near zero where it is near a tie.
@@ -132,7 +141,7 @@ def _findings_graph_parity(reference: Predictor, predictor: Predictor, read: Seq
 
 
 def _logits(predictor: Predictor, pairs: tuple[NDArray[Any], NDArray[Any]]) -> Floats:
-    heads = predictor.heads(*pairs)
+    heads = predictor.head_logits(*pairs)
     return np.concatenate([heads.answer, heads.kind, *([] if heads.radiograph is None else [heads.radiograph[:, None]])], 1)
 
 
@@ -164,7 +173,7 @@ def finding_parity(findings: Findings, reference: tuple[Floats, Floats], other: 
     }
 
 
-def answer_parity(rows: Sequence[Row], reference: Said, other: Said) -> dict[str, Any]:
+def answer_parity(rows: Sequence[Row], reference: RowOutputs, other: RowOutputs) -> dict[str, Any]:
     """Over real questions: how often both say the same, and the difference in accuracy with a paired 95% interval and McNemar's test.
 
     ``agreement`` is of what is said, over the ``answered`` rows: those where at least one of the two does not abstain (None without any).

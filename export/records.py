@@ -8,7 +8,7 @@ from typing import Any
 
 from safetensors.torch import save
 
-from pmclip_deploy.atomic import told, write
+from pmclip_deploy.atomic import write, write_errors
 from pmclip_deploy.bundle.manifest import Manifest
 from pmclip_deploy.errors import BundleError
 from pmclip_deploy.export.calibration import Calibration
@@ -75,7 +75,7 @@ def weights_sha256(modules: Modules) -> tuple[str, str]:
 
 
 def _keep(path: Path, content: bytes) -> None:
-    with told(f"{path}:", "export a copy of the checkpoint", BundleError):
+    with write_errors(f"{path}:", "export a copy of the checkpoint", BundleError):
         write(path, content)
 
 

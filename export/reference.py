@@ -74,10 +74,10 @@ class Reference:
         return predictor_from_modules(self.modules)
 
     @cached_property
-    def said(self) -> "Said | None":
+    def said(self) -> "RowOutputs | None":
         if not self.rows or self.images is None or self.predictor.manifest.head is None:
             return None
-        return said_to(self.predictor, self.rows, self.images, self.progress)
+        return outputs_for(self.predictor, self.rows, self.images, self.progress)
 
     @cached_property
     def looks(self) -> tuple[Floats, Floats]:
@@ -87,7 +87,7 @@ class Reference:
         """(N, F), (N, R): the logits of findings and regions, as `infer` takes them."""
         rows = [self.images / name for name in pictures_of(self.rows)[0]] if self.rows and self.images is not None else None
         pictures = self.looked_at or rows or self.pictures or sample_pictures()
-        seen = [looked(predictor, picture_from_path(path).pixels) for path in self.progress(pictures, "Looking for findings")]
+        seen = [findings_outputs(predictor, picture_from_path(path).pixels) for path in self.progress(pictures, "Looking for findings")]
         finding, region = (np.stack([x[name].mean(0) for x in seen]) for name in ("finding", "region"))
         return finding, region
 
@@ -191,7 +191,7 @@ def _with_findings(manifest: Manifest, data: Any, net: FindingsNet) -> Manifest:
     return replace(with_graph, findings=findings)
 
 
-def looked(predictor: Predictor, pixels: NDArray[np.uint8]) -> dict[str, Floats]:
+def findings_outputs(predictor: Predictor, pixels: NDArray[np.uint8]) -> dict[str, Floats]:
     """What the graph "findings" gives of a picture and of its mirror image: each output (2, ...)."""
     findings = predictor.manifest.findings
     assert findings is not None
@@ -201,22 +201,22 @@ def looked(predictor: Predictor, pixels: NDArray[np.uint8]) -> dict[str, Floats]
 
 
 @dataclass(frozen=True)
-class Said:
+class RowOutputs:
     """To N rows."""
 
     best: NDArray[np.str_]  # (N,) best candidates, abstained or not
     given: NDArray[np.str_]  # (N,) answers; "" where it abstained
 
 
-def said_to(predictor: Predictor, rows: Sequence[Row], images: Path, progress: Progress = lambda items, what: items) -> Said:
+def outputs_for(predictor: Predictor, rows: Sequence[Row], images: Path, progress: Progress = lambda items, what: items) -> RowOutputs:
     """Each image and each question is encoded once, alone, as `infer` does."""
     names, picture = pictures_of(rows)
     questions = list(dict.fromkeys(row.question for row in rows))
     asked = {question: i for i, question in enumerate(questions)}
-    seen = np.stack([predictor.seen(images / name) for name in progress(names, "Answering")])
-    heads = predictor.heads(seen[picture], predictor.asked(questions)[[asked[row.question] for row in rows]])
+    seen = np.stack([predictor.image_features(images / name) for name in progress(names, "Answering")])
+    heads = predictor.head_logits(seen[picture], predictor.question_features(questions)[[asked[row.question] for row in rows]])
     decisions = [decision_from_heads(predictor.manifest, heads, i) for i in range(len(rows))]
-    return Said(np.array([_best(d) for d in decisions]), np.array([_best(d) if d.reason is None else "" for d in decisions]))
+    return RowOutputs(np.array([_best(d) for d in decisions]), np.array([_best(d) if d.reason is None else "" for d in decisions]))
 
 
 def _best(decision: Decision) -> str:

@@ -28,10 +28,12 @@ def feeds_of(predictor: Predictor, paths: Sequence[Path], questions: Sequence[st
         "text": ({"tokens": x} for x in predictor.tokens(questions)),
     }
     if (head := manifest.head) is not None:
-        asked, some = predictor.asked(questions), spread(paths, FEW)
+        asked, some = predictor.question_features(questions), spread(paths, FEW)
         name = "text" if head.words is None else "tokens"
         feeds["head"] = (
-            {"image": predictor.seen(path)[None], name: asked[i :: len(some)][:1]} for i, path in enumerate(some) if i < len(asked)
+            {"image": predictor.image_features(path)[None], name: asked[i :: len(some)][:1]}
+            for i, path in enumerate(some)
+            if i < len(asked)
         )
         if head.grey:
             feeds["features"] = (

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pmclip_deploy.decision.heads import decision_from_heads, sigmoid
 from pmclip_deploy.errors import BundleError
-from pmclip_deploy.export.reference import QUESTIONS, Progress, looked
+from pmclip_deploy.export.reference import QUESTIONS, Progress, findings_outputs
 from pmclip_deploy.imaging.read import picture_from_path
 from pmclip_deploy.predictor import Predictor
 from pmclip_deploy.sessions import Session, SessionOptions, open_session
@@ -63,8 +63,8 @@ def said(predictor: Predictor, pictures: Sequence[Path]) -> NDArray[np.float64]:
     if manifest.head is None:
         rows = np.concatenate([np.stack([predictor.embed_image(path) for path in pictures]), predictor.embed_texts(QUESTIONS)])
         return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), np.float64)
-    seen, asked = np.stack([predictor.seen(path) for path in pictures]), predictor.asked(QUESTIONS)
-    heads = predictor.heads(np.repeat(seen, len(QUESTIONS), 0), np.tile(asked, (len(pictures), 1)))
+    seen, asked = np.stack([predictor.image_features(path) for path in pictures]), predictor.question_features(QUESTIONS)
+    heads = predictor.head_logits(np.repeat(seen, len(QUESTIONS), 0), np.tile(asked, (len(pictures), 1)))
     out = np.zeros((len(heads), len(manifest.answers)))
     for i, row in enumerate(out):
         decision = decision_from_heads(manifest, heads, i)
@@ -82,6 +82,6 @@ def said_of_findings(predictor: Predictor, pictures: Sequence[Path]) -> NDArray[
     curves = curves or [(j, 1.0, 0.0) for j in range(len(findings.findings))]
     rows = []
     for path in pictures:
-        seen = {name: x.mean(0, dtype=np.float64) for name, x in looked(predictor, picture_from_path(path).pixels).items()}
+        seen = {name: x.mean(0, dtype=np.float64) for name, x in findings_outputs(predictor, picture_from_path(path).pixels).items()}
         rows.append(sigmoid(np.array([*(slope * seen["finding"][j] + intercept for j, slope, intercept in curves), *seen["region"]])))
     return np.stack(rows)

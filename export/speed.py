@@ -40,7 +40,7 @@ def _feed(name: str, model: onnx.ModelProto, reference: Predictor, random: np.ra
     sides = {x.name: [d.dim_value or 1 for d in x.type.tensor_type.shape.dim] for x in model.graph.input}
     feed: dict[str, NDArray[Any]] = {x: random.uniform(-1, 1, shape).astype(np.float32) for x, shape in sides.items() if x != "tokens"}
     if "tokens" in sides:
-        feed["tokens"] = reference.tokens(QUESTIONS[:1])[0] if name == "text" else reference.asked(QUESTIONS[:1])
+        feed["tokens"] = reference.tokens(QUESTIONS[:1])[0] if name == "text" else reference.question_features(QUESTIONS[:1])
     return feed
 
 

@@ -16,8 +16,8 @@ from pmclip_deploy.errors import (
 
 if TYPE_CHECKING:
     from pmclip_deploy.answer import Answer, Candidate, Classification, ImageInfo, Label, Match, ModelInfo, Worth
-    from pmclip_deploy.decision.evidence import Seen
-    from pmclip_deploy.decision.heads import Heads
+    from pmclip_deploy.decision.evidence import FindingScores
+    from pmclip_deploy.decision.heads import HeadLogits
     from pmclip_deploy.intent import Intent, Qualifier
     from pmclip_deploy.opening import load
     from pmclip_deploy.predictor import Predictor
@@ -28,8 +28,9 @@ __all__ = [
     "Candidate",
     "Classification",
     "DeviceError",
+    "FindingScores",
     "GateError",
-    "Heads",
+    "HeadLogits",
     "ImageInfo",
     "InputError",
     "Intent",
@@ -41,7 +42,6 @@ __all__ = [
     "PmclipError",
     "Predictor",
     "Qualifier",
-    "Seen",
     "TrainingError",
     "UsageError",
     "Worth",
@@ -51,9 +51,9 @@ __all__ = [
 _HOME = {
     **dict.fromkeys(("Answer", "Candidate", "Classification", "ImageInfo", "Label", "Match", "ModelInfo", "Worth"), "answer"),
     **dict.fromkeys(("Intent", "Qualifier"), "intent"),
-    "Heads": "decision.heads",
+    "HeadLogits": "decision.heads",
     "Predictor": "predictor",
-    "Seen": "decision.evidence",
+    "FindingScores": "decision.evidence",
     "load": "opening",
 }
 

@@ -2,7 +2,7 @@
 
 A full disk, a killed process or a power cut leaves the old content of a file. A folder that exists takes two renames to replace: a process
 that is killed between them leaves the old folder as ``.NAME.(numbers).old`` and none under its name. ``written_into`` replaces each file in
-one step, but not all of them at once. What fails is an OSError, whichever library wrote; ``told`` makes one line of it.
+one step, but not all of them at once. What fails is an OSError, whichever library wrote; ``write_errors`` makes one line of it.
 """
 
 import os
@@ -116,7 +116,7 @@ def written_into(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def told(what: str, hint: str, error: type[PmclipError] = UsageError) -> Iterator[None]:
+def write_errors(what: str, hint: str, error: type[PmclipError] = UsageError) -> Iterator[None]:
     """Raises ``error``, "WHAT cannot be written (the reason); HINT", in place of an OSError."""
     with _as_os_error():
         try:

@@ -14,7 +14,7 @@ from pmclip_deploy.bundle.files import rows_from_bundle
 from pmclip_deploy.bundle.manifest import Manifest
 from pmclip_deploy.bundle.names import PROBES
 from pmclip_deploy.bundle.types import Head
-from pmclip_deploy.decision.evidence import Seen
+from pmclip_deploy.decision.evidence import FindingScores
 from pmclip_deploy.decision.heads import Floats, sigmoid
 from pmclip_deploy.errors import BundleError, InputError, UsageError
 from pmclip_deploy.header.read import Header
@@ -62,7 +62,7 @@ class PictureGraphs:
                 parts.append(first.ravel())
         return np.concatenate(parts) if parts else np.ones(1, np.float32)
 
-    def of_findings(self, picture: "Picture", seen: Floats, header: Header, asked: Set[str | None]) -> Seen | None:
+    def of_findings(self, picture: "Picture", seen: Floats, header: Header, asked: Set[str | None]) -> FindingScores | None:
         """What is seen of the findings ``asked``; None where there are none to be seen.
 
         Of a picture that by its header is of no family that any finding was measured on nothing is answered: the graph stays closed.
@@ -71,10 +71,10 @@ class PictureGraphs:
             return None
         measured = {s.family for finding in (self.manifest.findings.findings if self.manifest.findings else ()) for s in finding.strata}
         closed = measured and header.family not in (None, *measured)
-        looked = Seen({}, {}) if closed else self.seen_of_findings(picture)
+        looked = FindingScores({}, {}) if closed else self.detect_findings(picture)
         if not asked & self.probed:
             return looked
-        looked = looked or Seen({}, {})
+        looked = looked or FindingScores({}, {})
         return replace(looked, logits={**looked.logits, **self._probed(picture, seen)})
 
     def _probed(self, picture: "Picture", seen: Floats) -> dict[str, float]:
@@ -83,27 +83,27 @@ class PictureGraphs:
         if head is not None and head.details:
             embedding = own.astype(np.float64)
         else:
-            embedding = self.probed_embedding(picture, own if head is not None and head.clip else None)
+            embedding = self.probe_embedding(picture, own if head is not None and head.clip else None)
         names = [probe.finding.name for probe in self.manifest.probes]
         logits = self._weights[:, :-1].astype(np.float64) @ embedding + self._weights[:, -1]
         return dict(zip(names, logits.tolist(), strict=True))
 
-    def probed_embedding(self, picture: "Picture", straight: Floats | None = None) -> NDArray[np.float64]:
+    def probe_embedding(self, picture: "Picture", image_embedding: Floats | None = None) -> NDArray[np.float64]:
         """(D,): the mean of the unit embeddings of a picture and of its mirror image, in which the logits of probes are linear.
 
-        ``straight`` is the picture's own embedding where it is known. Raises InputError where one of the two has no direction.
+        ``image_embedding`` is the picture's own embedding where it is known. Raises InputError where one of the two has no direction.
         """
         from pmclip_deploy.imaging.preprocess import tensor_from_pixels
 
         tensor = tensor_from_pixels(picture.pixels, self.manifest.preprocess)
-        both = [self.embedding_from_tensor(tensor) if straight is None else straight]
+        both = [self.embedding_from_tensor(tensor) if image_embedding is None else image_embedding]
         both.append(self.embedding_from_tensor(np.ascontiguousarray(tensor[..., ::-1])))
         lengths = [float(np.linalg.norm(x.astype(np.float64))) for x in both]
         if not all(0 < length < np.inf for length in lengths):
             raise InputError(f"{picture.info.source}: its embedding has no direction", "give another picture")
         return np.asarray(sum(x.astype(np.float64) / length for x, length in zip(both, lengths, strict=True)) / 2)
 
-    def seen_of_findings(self, picture: "Picture") -> Seen | None:
+    def detect_findings(self, picture: "Picture") -> FindingScores | None:
         """The graph "findings", over the picture and its mirror image."""
         from pmclip_deploy.imaging.preprocess import tensor_from_pixels
 
@@ -125,10 +125,10 @@ class PictureGraphs:
             )
         names = [finding.name for finding in findings.findings]
         shares = dict(zip(findings.regions, sigmoid(regions).tolist(), strict=True))
-        return Seen(dict(zip(names, logits.tolist(), strict=True)), shares, dict(zip(names, places, strict=True)))
+        return FindingScores(dict(zip(names, logits.tolist(), strict=True)), shares, dict(zip(names, places, strict=True)))
 
     def view(self, picture: "Picture", finding: str | None) -> NDArray[np.uint8]:
-        """``Predictor.picture_seen`` of a picture that was read."""
+        """``Predictor.model_view`` of a picture that was read."""
         from pmclip_deploy.imaging.overlay import colored
         from pmclip_deploy.imaging.preprocess import resized
 
@@ -140,12 +140,12 @@ class PictureGraphs:
             return resized(picture.pixels, self.manifest.preprocess)
         if findings is None or finding not in known:
             raise UsageError(f"bundle {self.manifest.name} has no finding {finding[:60]!r}", f"it has {', '.join(known) or 'none'}")
-        pixels, seen = resized(picture.pixels, findings.preprocess), self.seen_of_findings(picture)
+        pixels, seen = resized(picture.pixels, findings.preprocess), self.detect_findings(picture)
         if seen is None or known[finding].map_hits is None:
             return pixels
         return colored(pixels, seen.places[finding])
 
     @cached_property
     def _weights(self) -> Floats:
-        """(P, D + 1): of each probe the weights of ``probed_embedding``, and what is added."""
+        """(P, D + 1): of each probe the weights of ``probe_embedding``, and what is added."""
         return rows_from_bundle(self.path, PROBES, len(self.manifest.probes), self.manifest.embed_dim + 1)

@@ -38,10 +38,10 @@ def load(bundle: "str | os.PathLike[str] | None" = None, device: str = "auto", *
     >>> pm.load(device="cpu")
     Predictor(pmclip-lite 0.1.0, int8, onnxruntime on cpu)
     """
-    return load_beside(lambda: None, bundle, device, single_use)
+    return load_while(lambda: None, bundle, device, single_use)
 
 
-def load_beside(work: Callable[[], object], bundle: "str | os.PathLike[str] | None", device: str, single_use: bool) -> "Predictor":
+def load_while(work: Callable[[], object], bundle: "str | os.PathLike[str] | None", device: str, single_use: bool) -> "Predictor":
     """``load``, which calls ``work`` while the graphs are opened, when the interpreter's lock is free for other imports."""
     path = DEFAULT_BUNDLE if bundle is None else Path(bundle)
     if single_use:
@@ -75,7 +75,7 @@ def load_beside(work: Callable[[], object], bundle: "str | os.PathLike[str] | No
             return tokenizer_from_file(path / name)
 
         head, notes = manifest.head, list[str]()
-        sessions, tokenizers = Opened(session, manifest.graphs), Opened(tokenizer, (TOKENIZER, WORDS))
+        sessions, tokenizers = LazyMap(session, manifest.graphs), LazyMap(tokenizer, (TOKENIZER, WORDS))
         opening: list[Future[Any]] = [pool.submit(sessions.__getitem__, name) for name in graphs_of_ask(manifest)]
         if "text" in graphs_of_ask(manifest) or (head is not None and head.words is not None):
             opening.append(pool.submit(tokenizers.__getitem__, TOKENIZER if head is None or head.words is None else WORDS))
@@ -90,7 +90,7 @@ def load_beside(work: Callable[[], object], bundle: "str | os.PathLike[str] | No
     return Predictor(path, manifest, sessions, tokenizers, notes)
 
 
-class Opened(dict[str, T]):
+class LazyMap(dict[str, T]):
     """What ``opens`` makes of each of ``names``, once, when it is first asked for. Safe for threads, and no name waits for another."""
 
     def __init__(self, opens: Callable[[str], T], names: Iterable[str]) -> None:

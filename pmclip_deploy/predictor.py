@@ -18,12 +18,12 @@ from pmclip_deploy.answer import Answer, Candidate, Classification, Match, Model
 from pmclip_deploy.bundle.contract import contract_of
 from pmclip_deploy.bundle.files import rows_from_bundle
 from pmclip_deploy.bundle.manifest import Manifest
-from pmclip_deploy.bundle.names import ASKED, MANIFEST, TOKENIZER, WORDS
+from pmclip_deploy.bundle.names import MANIFEST, QUESTION_EMBEDDINGS, TOKENIZER, WORDS
 from pmclip_deploy.bundle.types import Head
-from pmclip_deploy.decision.evidence import FACETS, Look, Reply, Seen, findings_of
-from pmclip_deploy.decision.heads import Floats, Heads, decision_from_heads, softmax
+from pmclip_deploy.decision.evidence import FACETS, Evidence, FindingScores, Reply, findings_of
+from pmclip_deploy.decision.heads import Floats, HeadLogits, decision_from_heads, softmax
 from pmclip_deploy.decision.needs import facet_kinds, graphs_of_ask
-from pmclip_deploy.decision.rules import askable, facets_of, reply, taught, unvalidated
+from pmclip_deploy.decision.rules import askable, facets_of, reply, taught_findings, why_not_validated
 from pmclip_deploy.errors import BundleError, UsageError
 from pmclip_deploy.header.read import Header
 from pmclip_deploy.imaging.images import Image, picture_from_image
@@ -152,7 +152,7 @@ class Predictor:
         preprocessed = time.perf_counter()
         seen = self._graphs.seen_from_inputs(inputs)  # (V,) f32
         encoded = time.perf_counter()
-        intents = [understood(question, taught(self.manifest)) for question in questions]
+        intents = [understood(question, taught_findings(self.manifest)) for question in questions]
         header = Header() if ignore_header or picture.header is None else picture.header
         look = self._look(picture, seen, intents, header, header.child if child is None else child)
         by_rules = [bool(self._facets) or (intent.kind == "finding" and intent.finding in self._graphs.probed) for intent in intents]
@@ -188,25 +188,26 @@ class Predictor:
         if self.manifest.head is None or not asked:
             names = ", ".join(finding.name for finding in findings_of(self.manifest))
             return [Reply(None, reason=f"this model has no head; it answers for {names} alone") for _ in asked]
-        heads = self.heads(np.repeat(seen[None], len(asked), 0), self.asked([question for question, _ in asked]))
+        heads = self.head_logits(np.repeat(seen[None], len(asked), 0), self.question_features([question for question, _ in asked]))
         replies, reads_words = [], self.manifest.head.words is not None
         for row, (_, intent) in enumerate(asked):
             d = decision_from_heads(self.manifest, heads, row)
-            reason = (unvalidated(intent) if reads_words else None) or d.reason
+            reason = (why_not_validated(intent) if reads_words else None) or d.reason
             note = self.manifest.kinds[d.kind].note if d.candidates else None
             replies.append(
                 Reply(d.candidates[0].answer if reason is None else None, d.probability, reason, "picture", d.candidates, note=note)
             )
         return replies
 
-    def _look(self, picture: "Picture", seen: Floats, intents: Sequence[Intent], header: Header, child: bool | None) -> Look:
+    def _look(self, picture: "Picture", seen: Floats, intents: Sequence[Intent], header: Header, child: bool | None) -> Evidence:
         """What the graphs say of a picture, as far as these questions need it."""
         asked = {x.finding for x in intents if x.kind == "finding" and x.answerable}
         if not self._facets:
-            return Look(header=header, seen=self._graphs.of_findings(picture, seen, header, asked & self._graphs.probed), child=child)
+            findings = self._graphs.of_findings(picture, seen, header, asked & self._graphs.probed)
+            return Evidence(header=header, findings=findings, child=child)
         looked = self._graphs.of_findings(picture, seen, header, asked)
         facets = sorted(facets_of(intents)) or ["modality"]  # one at least, which says whether it is a radiology image
-        heads = self.heads(np.repeat(seen[None], len(facets), 0), self.asked([FACETS[facet][1] for facet in facets]))
+        heads = self.head_logits(np.repeat(seen[None], len(facets), 0), self.question_features([FACETS[facet][1] for facet in facets]))
         opinions = {}
         for row, facet in enumerate(facets):
             kind = self.manifest.kinds[self._facets[facet]]
@@ -214,9 +215,9 @@ class Predictor:
             best = np.argsort(-probabilities, kind="stable")
             opinions[facet] = tuple(Candidate(self.manifest.answers[kind.answers[i]], float(probabilities[i])) for i in best)
         radiology = heads.radiograph is None or bool(heads.radiograph[0] >= self.manifest.abstention.radiograph_threshold)
-        return Look(opinions, header, radiology, looked, child)
+        return Evidence(opinions, header, radiology, looked, child)
 
-    def picture_seen(
+    def model_view(
         self, image: Image, finding: str | None = None, *, frame: int | None = None, window: tuple[float, float] | None = None
     ) -> NDArray[np.uint8]:
         """(S, S) or (S, S, 3) u8: the picture as the model saw it, windowed, cropped and scaled.
@@ -226,24 +227,25 @@ class Predictor:
         tower. Raises UsageError for a finding that the bundle has not.
 
         >>> import pmclip_deploy as pm
-        >>> picture = pm.load().picture_seen("scan.dcm")
+        >>> picture = pm.load().model_view("scan.dcm")
         >>> picture.shape, picture.dtype
         ((256, 256), dtype('uint8'))
         """
         return self._graphs.view(picture_from_image(image, frame, window), finding)
 
-    def seen_of_findings(self, image: Image, *, frame: int | None = None, window: tuple[float, float] | None = None) -> Seen | None:
+    def detect_findings(self, image: Image, *, frame: int | None = None, window: tuple[float, float] | None = None) -> FindingScores | None:
         """What the graph "findings" says, the mean over the picture and its mirror image; None where the bundle has no such graph."""
-        return self._graphs.seen_of_findings(picture_from_image(image, frame, window))
+        return self._graphs.detect_findings(picture_from_image(image, frame, window))
 
-    def probed_embedding(
-        self, image: Image, straight: Floats | None = None, *, frame: int | None = None, window: tuple[float, float] | None = None
+    def probe_embedding(
+        self, image: Image, image_embedding: Floats | None = None, *, frame: int | None = None, window: tuple[float, float] | None = None
     ) -> NDArray[np.float64]:
         """(D,) f64: the mean of the unit embeddings of a picture and of its mirror image, in which the logits of probes are linear.
 
-        ``straight`` is the picture's own embedding, (D,) f32, where it is known. Raises InputError where one of the two has no direction.
+        ``image_embedding`` is the picture's own embedding, (D,) f32, where it is known.
+        Raises InputError where one of the two has no direction.
         """
-        return self._graphs.probed_embedding(picture_from_image(image, frame, window), straight)
+        return self._graphs.probe_embedding(picture_from_image(image, frame, window), image_embedding)
 
     def questions(self) -> tuple[str, ...]:
         """Examples of what can be asked of this model; what it was taught alone where its head reads questions itself, as MEVF's does.
@@ -361,13 +363,13 @@ class Predictor:
         """(3, S, S) f32, as preprocessed -> (D,) f32."""
         return self._graphs.embedding_from_tensor(tensor)
 
-    def seen(self, image: Image, *, frame: int | None = None, window: tuple[float, float] | None = None) -> Floats:
+    def image_features(self, image: Image, *, frame: int | None = None, window: tuple[float, float] | None = None) -> Floats:
         """(V,) f32: all that the head sees of an image. The image tower's embedding where it looks through that, then its details or the
         features of ``manifest.head.grey``; a single 1 where it has none of them and answers from the question alone."""
         head = self._head()  # before the image is read
         return self._graphs.seen_from_inputs(self._graphs.inputs_of_head(picture_from_image(image, frame, window), head))
 
-    def asked(self, questions: Sequence[str]) -> NDArray[Any]:
+    def question_features(self, questions: Sequence[str]) -> NDArray[Any]:
         """(N, D) f32 or, where the head reads words, (N, T) i64: what it is given of each question."""
         words = self._head().words
         _check_questions(questions)
@@ -383,16 +385,19 @@ class Predictor:
         """The embeddings that the bundle keeps of questions, (D,) each."""
         if not self.manifest.asked or self.path is None:
             return {}
-        rows = rows_from_bundle(self.path, ASKED, len(self.manifest.asked), self.manifest.embed_dim)
+        rows = rows_from_bundle(self.path, QUESTION_EMBEDDINGS, len(self.manifest.asked), self.manifest.embed_dim)
         return dict(zip(self.manifest.asked, rows, strict=True))
 
-    def heads(self, seen: Floats, asked: NDArray[Any]) -> Heads:
-        """(N, V) and (N, D) or (N, T), as ``seen`` and ``asked`` give them. Raises BundleError where the graph does not fit."""
+    def head_logits(self, image: Floats, question: NDArray[Any]) -> HeadLogits:
+        """(N, V) and (N, D) or (N, T), as ``image_features`` and ``question_features`` give them.
+
+        Raises BundleError where the graph does not fit.
+        """
         # A dynamically quantised head takes its scales from the batch, and an answer must not depend on what else was asked.
         rows, words = 1 if "int8" in self.manifest.graphs["head"].precision else ROWS, self._head().words
-        parts = [self._logits(seen[i : i + rows], asked[i : i + rows]) for i in range(0, len(seen), rows)]
-        known = None if words is None else (asked != words.pad_id).any(axis=1)
-        return Heads(**{name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, known=known)
+        parts = [self._logits(image[i : i + rows], question[i : i + rows]) for i in range(0, len(image), rows)]
+        known = None if words is None else (question != words.pad_id).any(axis=1)
+        return HeadLogits(**{name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, known=known)
 
     def _logits(self, seen: Floats, asked: NDArray[Any]) -> dict[str, Floats]:
         (image, question), names = self._contract["head"]

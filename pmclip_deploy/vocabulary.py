@@ -57,7 +57,7 @@ FAMILIES = {
 FAMILY_OF_MODALITY = {code: name for name, family in FAMILIES.items() for code in family.modalities}
 
 # Families whose pictures may look the same, so that a header of one and a picture like another do not contradict each other.
-LOOK_ALIKE = (frozenset({"xr", "rf", "xa", "mg"}), frozenset({"nm", "pt"}))
+CONFUSABLE_FAMILIES = (frozenset({"xr", "rf", "xa", "mg"}), frozenset({"nm", "pt"}))
 
 NO_RADIOLOGY = {  # Modality (0008,0060) of what no family is: no picture of radiology, whatever it looks like
     **dict.fromkeys(("OP", "OPT", "OPM", "OPV", "OCT", "FA", "FS", "OSS", "OPTENF", "OPTBSV"), "ophthalmology"),

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pmclip_deploy.atomic import append, told, write, written, written_folder, written_into
+from pmclip_deploy.atomic import append, write, write_errors, written, written_folder, written_into
 from pmclip_deploy.cli import bench as cli_bench
 from pmclip_deploy.cli import demo as cli_demo
 from pmclip_deploy.cli import export as cli_export
@@ -117,9 +117,9 @@ def imported(folder: Path) -> None:
 
 
 def signatures_of_pictures(folder: Path) -> None:
-    from pmclip_deploy.train.lookalikes import write_seen
+    from pmclip_deploy.train.lookalikes import write_signatures
 
-    write_seen(folder, [np.random.default_rng(0).integers(0, 255, (60, 60), dtype=np.uint8)])
+    write_signatures(folder, [np.random.default_rng(0).integers(0, 255, (60, 60), dtype=np.uint8)])
 
 
 def calibration(folder: Path) -> None:
@@ -292,14 +292,14 @@ def test_any_name_that_the_system_takes(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("of", [written, written_folder, written_into], ids=lambda of: of.__name__)
 def test_an_error_of_ours_goes_through_and_leaves_nothing(tmp_path: Path, of: Any) -> None:
-    with pytest.raises(NameError), told("x", "y"), of(tmp_path / "x") as new:
+    with pytest.raises(NameError), write_errors("x", "y"), of(tmp_path / "x") as new:
         (new / "part" if new.is_dir() else new).write_text("half")
         raise NameError("ours")
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_an_error_of_ours_while_the_disk_is_full_is_not_the_disks() -> None:
-    with pytest.raises(NameError), told("x", "y"):
+    with pytest.raises(NameError), write_errors("x", "y"):
         try:
             raise OSError("full")
         except OSError:
@@ -317,7 +317,7 @@ def test_a_folder_that_cannot_be_put_in_place_is_as_it_was(tmp_path: Path, monke
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", failing)
-    with pytest.raises(UsageError, match=r"x: cannot be written \(Permission denied\); y"), told("x:", "y"):  # noqa: SIM117
+    with pytest.raises(UsageError, match=r"x: cannot be written \(Permission denied\); y"), write_errors("x:", "y"):  # noqa: SIM117
         with written_folder(tmp_path / "x") as new:
             (new / "new").write_text("new")
     assert tree(tmp_path) == {"x": None, "x/old": b"old"}

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.decision.test_decision import FINDINGS, HAND
 from tests.sources import ROOT
 from tests.tiny.bundle import facets_bundle
+from tests.tiny.findings import FINDINGS, HAND
 from tests.train.test_train_finding import DENSE, XR_HAND, folder_of
 from tests.tree import MAIN, Tree, written
 

@@ -44,7 +44,7 @@ def test_dir_shows_all_that_is_public() -> None:
 
 def test_every_type_that_a_result_holds_is_public(scan: str) -> None:
     predictor = pm.load()
-    asked = predictor.asked(["is this a CT?"])
+    asked = predictor.question_features(["is this a CT?"])
     answers = [
         predictor.ask(DEMO / "leg-1.dcm", "is there a displaced fracture?"),
         predictor.ask(DEMO / "leg-1.dcm", "is there a fracture?"),
@@ -52,8 +52,8 @@ def test_every_type_that_a_result_holds_is_public(scan: str) -> None:
     results = [
         *answers,
         predictor.classify(scan, ["ct", "mri"]),
-        predictor.seen_of_findings(scan),
-        predictor.heads(predictor.seen(scan)[None], asked),
+        predictor.detect_findings(scan),
+        predictor.head_logits(predictor.image_features(scan)[None], asked),
     ]
     met: set[str] = set()
     for result in results:
@@ -62,13 +62,13 @@ def test_every_type_that_a_result_holds_is_public(scan: str) -> None:
         "Answer",
         "Candidate",
         "Classification",
-        "Heads",
+        "HeadLogits",
         "ImageInfo",
         "Intent",
         "Label",
         "ModelInfo",
         "Qualifier",
-        "Seen",
+        "FindingScores",
         "Worth",
     }
     assert met <= set(pm.__all__)
@@ -91,8 +91,8 @@ def test_reprs_are_short_and_name_nobody(tmp_path: Path) -> None:
     predictor = pm.load()
     answers = predictor.ask_many(named, ["is there a displaced fracture of DOE^JANE?", "is there a fracture?", "how is DOE^JANE?"])
     done = predictor.classify(named, ["ct", "mri"])
-    seen = predictor.seen_of_findings(named)
-    heads = predictor.heads(np.repeat(predictor.seen(named)[None], 2, 0), predictor.asked(["a", "b"]))
+    seen = predictor.detect_findings(named)
+    heads = predictor.head_logits(np.repeat(predictor.image_features(named)[None], 2, 0), predictor.question_features(["a", "b"]))
     things = [
         predictor,
         predictor.model,

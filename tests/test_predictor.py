@@ -19,11 +19,11 @@ from pmclip_deploy.bundle.files import manifest_from_bundle, sha256_of_file, wri
 from pmclip_deploy.bundle.names import MANIFEST
 from pmclip_deploy.bundle.types import Engine, Graph
 from pmclip_deploy.decision.evidence import NO_RADIOGRAPH, OUTSIDE
-from pmclip_deploy.decision.heads import NEVER_SURE, Heads, decision_from_heads, sigmoid
+from pmclip_deploy.decision.heads import NEVER_SURE, HeadLogits, decision_from_heads, sigmoid
 from pmclip_deploy.decision.needs import graphs_of_ask
 from pmclip_deploy.imaging.preprocess import grey_from_pixels
 from pmclip_deploy.imaging.raster import picture_from_array
-from pmclip_deploy.opening import Opened, session_from_bundle
+from pmclip_deploy.opening import LazyMap, session_from_bundle
 from pmclip_deploy.predictor import ROWS
 from tests.command import Result
 from tests.tiny.bundle import ANSWERS, DIM, HEADS, KINDS, READS, tiny_bundle, tiny_files, tiny_manifest
@@ -42,8 +42,8 @@ def picture(brightness: int = 200, contrast: int = 50) -> Any:
     return np.clip(brightness + noise, 0, 255).astype(np.uint8)
 
 
-def heads(answer: list[float], kind: list[float], radiograph: float = 1.0) -> Heads:
-    return Heads(*(np.array([x], np.float32) for x in (answer, kind, radiograph)))
+def heads(answer: list[float], kind: list[float], radiograph: float = 1.0) -> HeadLogits:
+    return HeadLogits(*(np.array([x], np.float32) for x in (answer, kind, radiograph)))
 
 
 # --- the rules, on made-up logits ------------------------------------------------------------------------------------------------
@@ -259,22 +259,22 @@ def test_contracts() -> None:
 
 def test_what_each_head_sees(predictor: pm.Predictor, others: dict[str, pm.Predictor]) -> None:
     embedding = predictor.embed_image(picture())
-    assert np.array_equal(predictor.seen(picture()), embedding)
-    seen = others["mevf"].seen(picture())
+    assert np.array_equal(predictor.image_features(picture()), embedding)
+    seen = others["mevf"].image_features(picture())
     assert np.array_equal(seen[:DIM], embedding) and seen.dtype == np.float32
     assert seen[DIM:] == pytest.approx([grey(12), grey(16)], abs=1e-6) and grey(12) != pytest.approx(grey(16), abs=1e-6)
-    assert others["qcr"].seen(picture()) == pytest.approx([grey(16)], abs=1e-6)
-    assert others["blind"].seen(picture()).tolist() == [1]
+    assert others["qcr"].image_features(picture()) == pytest.approx([grey(16)], abs=1e-6)
+    assert others["blind"].image_features(picture()).tolist() == [1]
 
 
 def test_what_each_head_is_asked(predictor: pm.Predictor, others: dict[str, pm.Predictor]) -> None:
-    assert np.array_equal(predictor.asked(["plane", FRACTURE]), predictor.embed_texts(["plane", FRACTURE]))
-    tokens = others["mevf"].asked([FRACTURE, "Plane?", "a xyz a", "is there a large fracture", "xyz"])
+    assert np.array_equal(predictor.question_features(["plane", FRACTURE]), predictor.embed_texts(["plane", FRACTURE]))
+    tokens = others["mevf"].question_features([FRACTURE, "Plane?", "a xyz a", "is there a large fracture", "xyz"])
     assert tokens.dtype == np.int64 and READS.pad_id == 6
     assert tokens.tolist() == [[0, 1, 2, 3], [5, 6, 6, 6], [2, 6, 2, 6], [0, 1, 2, 6], [6, 6, 6, 6]]
     for question in ("", " ", "\ud800"):
         with pytest.raises(pm.UsageError):
-            others["mevf"].asked([question])
+            others["mevf"].question_features([question])
 
 
 def test_a_head_that_reads_words_answers(others: dict[str, pm.Predictor]) -> None:
@@ -313,11 +313,11 @@ def test_many_questions_in_several_threads_equal_one_by_one(others: dict[str, pm
 
 def test_more_pairs_than_go_in_one_batch(others: dict[str, pm.Predictor]) -> None:
     seen = np.random.default_rng(0).normal(size=(2 * ROWS + 3, DIM + 2)).astype(np.float32)
-    asked = np.resize(others["mevf"].asked([FRACTURE, "plane", "asdf"]), (len(seen), READS.length))
-    whole = others["mevf"].heads(seen, asked)
+    asked = np.resize(others["mevf"].question_features([FRACTURE, "plane", "asdf"]), (len(seen), READS.length))
+    whole = others["mevf"].head_logits(seen, asked)
     assert len(whole) == len(seen) and whole.known is not None and whole.known.tolist() == [i % 3 != 2 for i in range(len(seen))]
     for i in (0, ROWS - 1, ROWS, len(seen) - 1):
-        assert whole.answer[i] == pytest.approx(others["mevf"].heads(seen[i : i + 1], asked[i : i + 1]).answer[0], abs=1e-5)
+        assert whole.answer[i] == pytest.approx(others["mevf"].head_logits(seen[i : i + 1], asked[i : i + 1]).answer[0], abs=1e-5)
 
 
 class Scaled:
@@ -338,14 +338,15 @@ def test_what_else_is_asked_changes_no_quantised_answer(tmp_path: Path) -> None:
     for precision in ("fp32", "int8"):
         manifest = tiny_manifest("blind")
         manifest = replace(manifest, graphs={**manifest.graphs, "head": Graph("head.onnx", precision)})
-        said[precision] = pm.Predictor(path, manifest, {"head": Scaled()}, {}).heads(seen, asked).answer[:, 0].tolist()
+        said[precision] = pm.Predictor(path, manifest, {"head": Scaled()}, {}).head_logits(seen, asked).answer[:, 0].tolist()
     assert said == {"fp32": [0.25, 1], "int8": [1, 1]}
 
 
 def test_towers_alone_embed_and_answer_nothing(towers: pm.Predictor, predictor: pm.Predictor) -> None:
     assert np.array_equal(towers.embed_image(picture()), predictor.embed_image(picture()))
     assert np.array_equal(towers.embed_text(FRACTURE), predictor.embed_text(FRACTURE))
-    for ask in (lambda: towers.ask("nowhere.dcm", FRACTURE), lambda: towers.seen(picture()), lambda: towers.asked([FRACTURE])):
+    image, question = lambda: towers.image_features(picture()), lambda: towers.question_features([FRACTURE])
+    for ask in (lambda: towers.ask("nowhere.dcm", FRACTURE), image, question):
         with pytest.raises(pm.UsageError, match=r"bundle tiny has no head.*embed_image.*train vqa") as caught:
             ask()
         assert "\n" not in str(caught.value)
@@ -486,7 +487,7 @@ def test_things_are_opened_once_and_do_not_wait_for_each_other() -> None:
             assert release.wait(10)
         return object()
 
-    things = Opened(opens, ("slow", "quick"))
+    things = LazyMap(opens, ("slow", "quick"))
     with ThreadPoolExecutor(4) as pool:
         slow = [pool.submit(things.__getitem__, "slow") for _ in range(3)]
         try:
@@ -526,9 +527,9 @@ def test_a_size_that_does_not_fit_the_graph(tmp_path: Path) -> None:
 def test_a_head_that_computes_no_numbers(predictor: pm.Predictor, others: dict[str, pm.Predictor]) -> None:
     nan = np.full((1, DIM), np.nan, np.float32)
     with pytest.raises(pm.BundleError, match="NaN or infinity"):
-        predictor.heads(nan, nan)
+        predictor.head_logits(nan, nan)
     with pytest.raises(pm.BundleError, match="NaN or infinity"):
-        others["blind"].heads(nan[:, :1], others["blind"].asked([FRACTURE]))
+        others["blind"].head_logits(nan[:, :1], others["blind"].question_features([FRACTURE]))
 
 
 def test_devices(bundle: Path) -> None:

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from pmclip_deploy.atomic import told, written
+from pmclip_deploy.atomic import write_errors, written
 from pmclip_deploy.errors import InputError, UsageError
 from pmclip_deploy.train.heads.vision import AUTOENCODER_SIZE, AutoEncoder, grey_from_path
 from pmclip_deploy.train.loop import Settings, fit
@@ -81,6 +81,6 @@ def state_beside(output: Path) -> Path:
 
 def save_network(network: nn.Module, output: Path, meta: dict[str, Any]) -> dict[str, Any]:
     """Writes the weights, with ``meta`` in the file's header; returns ``meta``."""
-    with told(f"{output}:", "make room and go on with --resume"), written(output) as new:
+    with write_errors(f"{output}:", "make room and go on with --resume"), written(output) as new:
         save_file({k: v.contiguous() for k, v in network.state_dict().items()}, new, {"made_with": json.dumps(meta)})
     return meta

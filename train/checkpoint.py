@@ -12,9 +12,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from pmclip_deploy.atomic import told, written, written_into
+from pmclip_deploy.atomic import write_errors, written, written_into
 from pmclip_deploy.bundle.files import sha256_of_file
-from pmclip_deploy.bundle.names import SEEN
+from pmclip_deploy.bundle.names import SIGNATURES
 from pmclip_deploy.errors import BundleError
 from pmclip_deploy.spec import CHECKPOINT_SCHEMA
 from pmclip_deploy.train.backbones import BACKBONES
@@ -54,8 +54,8 @@ def save_checkpoint(folder: Path, tensors: dict[str, Tensor], meta: dict[str, An
             save_file({k: v for k, v in own.items() if k not in same}, file, extra or None)
         if tokenizer.resolve() != (folder / "tokenizer.json").resolve():
             (new / "tokenizer.json").write_bytes(tokenizer.read_bytes())
-            if (tokenizer.parent / SEEN).is_file():
-                (new / SEEN).write_bytes((tokenizer.parent / SEEN).read_bytes())
+            if (tokenizer.parent / SIGNATURES).is_file():
+                (new / SIGNATURES).write_bytes((tokenizer.parent / SIGNATURES).read_bytes())
         (new / "checkpoint.json").write_text(text + "\n", encoding="utf-8")
 
 
@@ -67,7 +67,7 @@ def write_checkpoint(folder: Path, model: nn.Module, meta: dict[str, Any], token
 
 def write_tensors(folder: Path, tensors: dict[str, Tensor], meta: dict[str, Any], tokenizer: Path) -> None:
     """A checkpoint, each file whole, or the one that was there before. Raises UsageError."""
-    with told(f"{folder}: the checkpoint", "make room and go on with --resume"):
+    with write_errors(f"{folder}: the checkpoint", "make room and go on with --resume"):
         save_checkpoint(folder, tensors, meta, tokenizer)
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pmclip_deploy.bundle.files import name_of_output, refuse_foreign_folder, write_bundle
 from pmclip_deploy.bundle.manifest import Manifest
-from pmclip_deploy.bundle.names import PROBES, SEEN
+from pmclip_deploy.bundle.names import PROBES, SIGNATURES
 from pmclip_deploy.bundle.types import Finding, Probe, Stratum
 from pmclip_deploy.decision.evidence import findings_of
 from pmclip_deploy.errors import InputError, UsageError
@@ -127,7 +127,7 @@ def measured_from_samples(predictor: Predictor, name: str, samples: Samples) -> 
         small=small,
         probe=fitted(samples.embedding, samples.positive, fold).astype(np.float32),
         tower_trained_on=tuple(tower_trained_on(predictor.manifest.provenance)),
-        contamination_checked=SEEN in predictor.manifest.files,
+        contamination_checked=SIGNATURES in predictor.manifest.files,
     )
 
 

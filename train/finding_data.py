@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pmclip_deploy.bundle.names import SEEN
+from pmclip_deploy.bundle.names import SIGNATURES
 from pmclip_deploy.errors import InputError, NoPictureError
 from pmclip_deploy.files import files_below
 from pmclip_deploy.imaging.dicom_file import patient_from_dicom
 from pmclip_deploy.imaging.picture import Picture
 from pmclip_deploy.imaging.read import picture_from_path
 from pmclip_deploy.predictor import Predictor
-from pmclip_deploy.train.lookalikes import are_in, chained, joined, pairs_alike, read_seen, signature
+from pmclip_deploy.train.lookalikes import are_in, chained, joined, pairs_alike, read_signatures, signature
 
 LABELS = {**dict.fromkeys(("positive", "yes", "1", "true"), True), **dict.fromkeys(("negative", "no", "0", "false"), False)}
 LEAST = 20  # pictures with the finding, and as many without, below which nothing is measured
@@ -53,7 +53,7 @@ class Defaults:
 class Samples:
     """N pictures that may train and validate. Those of one group stay together."""
 
-    embedding: NDArray[np.float64]  # (N, D), Predictor.probed_embedding
+    embedding: NDArray[np.float64]  # (N, D), Predictor.probe_embedding
     positive: NDArray[np.bool_]  # (N,)
     group: NDArray[np.int64]  # (N,)
     strata: tuple[tuple[Key, ...], ...]  # of each all that it shows
@@ -108,8 +108,8 @@ def samples_from_rows(predictor: Predictor, rows: Sequence[Labelled], defaults: 
     by_key = joined(len(read), chained(keys))
     group = joined(len(read), [*chained(keys), *pairs])
     kept = _without_doubles(read, left)
-    if predictor.path is not None and SEEN in predictor.manifest.files:
-        known = are_in(np.stack([one.signature for one in read]), read_seen(predictor.path))
+    if predictor.path is not None and SIGNATURES in predictor.manifest.files:
+        known = are_in(np.stack([one.signature for one in read]), read_signatures(predictor.path))
         left["the image tower learned from them"] += int(known[kept].sum())
         kept = [i for i in kept if not known[i]]
     return Samples(
@@ -192,7 +192,7 @@ def _each(
                 by=by,
                 digest=hashlib.sha256(repr(picture.pixels.shape).encode() + picture.pixels.tobytes()).digest(),
                 signature=signature(picture.pixels),
-                embedding=predictor.probed_embedding(picture),
+                embedding=predictor.probe_embedding(picture),
                 strata=tuple((family, region) for region in regions),
                 child=header.child if header else None,
             )

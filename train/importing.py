@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pmclip_deploy.atomic import told, written_folder
+from pmclip_deploy.atomic import write_errors, written_folder
 from pmclip_deploy.bundle.files import name_of_output, sha256_of_file
 from pmclip_deploy.errors import BundleError, PmclipError, UsageError
 from pmclip_deploy.train.backbones import BACKBONES, backbone_named
@@ -275,8 +275,8 @@ def fitted(weights: Weights, wanted: Backbone | None) -> tuple[Backbone, Tensors
         "not floats": sorted(k for k, v in tensors.items() if k in expected.keys() - counters and not _is_plain_float(v)),
     }
     if any(faults.values()):
-        told = "; ".join(f"{len(names)} {fault}: {_first(names)}" for fault, names in faults.items() if names)
-        raise BundleError(f"{weights.file}: does not fit {spec.name}: {told}")
+        misfits = "; ".join(f"{len(names)} {fault}: {_first(names)}" for fault, names in faults.items() if names)
+        raise BundleError(f"{weights.file}: does not fit {spec.name}: {misfits}")
     tensors = {k: torch.tensor(0) if k in counters - found.keys() else _fp32(tensors[k]) for k in expected}
     if broken := [k for k, v in tensors.items() if v.is_floating_point() and not v.isfinite().all()]:
         raise BundleError(f"{weights.file}: {len(broken)} tensors hold NaN or infinity: {_first(broken)}", "get the file again")
@@ -325,6 +325,6 @@ def _refuse_foreign_folder(output: Path) -> None:
 
 def _write_folder(output: Path, tensors: Tensors, meta: dict[str, Any], tokenizer_json: str) -> None:
     output = output.resolve()
-    with told(f"{output}:", "check the space left and the permissions", BundleError), written_folder(output) as new:
+    with write_errors(f"{output}:", "check the space left and the permissions", BundleError), written_folder(output) as new:
         (new / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
         save_checkpoint(new, tensors, meta, new / "tokenizer.json")

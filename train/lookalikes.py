@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pmclip_deploy.atomic import told, write
-from pmclip_deploy.bundle.names import SEEN
+from pmclip_deploy.atomic import write, write_errors
+from pmclip_deploy.bundle.names import SIGNATURES
 from pmclip_deploy.errors import BundleError, PmclipError
 from pmclip_deploy.imaging.read import picture_from_path
 
@@ -45,14 +45,14 @@ def are_in(signatures: NDArray[np.uint8], others: NDArray[np.uint8]) -> NDArray[
     return np.concatenate(found) if found and len(others) else np.zeros(len(signatures), bool)
 
 
-def write_seen(folder: Path, pictures: Iterable[Path | NDArray[np.uint8]]) -> None:
-    """SEEN of a checkpoint: the signatures of the pictures that its image tower learned from, so that none of them validates a finding.
+def write_signatures(folder: Path, pictures: Iterable[Path | NDArray[np.uint8]]) -> None:
+    """SIGNATURES of a checkpoint: signatures of the pictures that its image tower learned from, so that none of them validates a finding.
 
     For `train clip` and `train vqa`, when they end: what stands there is added to. A checkpoint that is made from this one takes the file
     over (save_checkpoint), and so does its bundle (`export`). Pictures that cannot be read are left out.
     Raises UsageError.
     """
-    rows = {row.tobytes() for row in read_seen(folder)} if (folder / SEEN).is_file() else set[bytes]()
+    rows = {row.tobytes() for row in read_signatures(folder)} if (folder / SIGNATURES).is_file() else set[bytes]()
     for picture in pictures:
         try:
             rows.add(signature(picture_from_path(picture).pixels if isinstance(picture, Path) else picture).tobytes())
@@ -60,18 +60,18 @@ def write_seen(folder: Path, pictures: Iterable[Path | NDArray[np.uint8]]) -> No
             continue
     content = io.BytesIO()
     np.save(content, np.frombuffer(b"".join(sorted(rows)), np.uint8).reshape(-1, SIDE * SIDE // 8))
-    with told(f"{folder / SEEN}:", "make room and go on with --resume"):
-        write(folder / SEEN, content.getvalue())
+    with write_errors(f"{folder / SIGNATURES}:", "make room and go on with --resume"):
+        write(folder / SIGNATURES, content.getvalue())
 
 
-def read_seen(folder: Path) -> NDArray[np.uint8]:
+def read_signatures(folder: Path) -> NDArray[np.uint8]:
     """(M, 32). Raises BundleError."""
     try:
-        rows: NDArray[Any] = np.load(folder / SEEN, allow_pickle=False)
+        rows: NDArray[Any] = np.load(folder / SIGNATURES, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise BundleError(f"{folder / SEEN}: cannot be read ({type(error).__name__})", "copy the bundle again") from error
+        raise BundleError(f"{folder / SIGNATURES}: cannot be read ({type(error).__name__})", "copy the bundle again") from error
     if rows.ndim != 2 or rows.shape[1] != SIDE * SIDE // 8 or rows.dtype != np.uint8:
-        raise BundleError(f"{folder / SEEN}: holds no signatures of pictures", "export the bundle again")
+        raise BundleError(f"{folder / SIGNATURES}: holds no signatures of pictures", "export the bundle again")
     return rows
 
 

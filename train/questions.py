@@ -8,7 +8,7 @@ from pmclip_deploy.errors import InputError
 from pmclip_deploy.train.datasets import Question, image_key, layout_of_questions, questions_from_folder
 from pmclip_deploy.train.datasets.schema import BROKEN_SHARE
 from pmclip_deploy.train.images import readable
-from pmclip_deploy.train.splits import pictures_seen_in
+from pmclip_deploy.train.splits import shared_pictures
 
 
 def questions_for_training(folders: list[Path]) -> tuple[list[Question], list[Question]]:
@@ -24,7 +24,7 @@ def questions_for_training(folders: list[Path]) -> tuple[list[Question], list[Qu
     training = [q for q in training if image_key(q.image) not in held_out]
     whole = readable((q.image for q in training + validation), BROKEN_SHARE)
     training, validation = ([q for q in questions if q.image in whole] for questions in (training, validation))
-    twins = pictures_seen_in({q.image for q in training}, {q.image for q in validation})
+    twins = shared_pictures({q.image for q in training}, {q.image for q in validation})
     training = [q for q in training if q.image not in twins]
     first = {image_key(q.image): q.image for q in reversed(training)}  # an image that stands in two datasets counts once
     training = [replace(q, image=first[image_key(q.image)]) for q in training]

@@ -23,7 +23,7 @@ from PIL import Image, ImageDraw
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from pmclip_deploy.atomic import told, write
+from pmclip_deploy.atomic import write, write_errors
 from pmclip_deploy.console import print_error
 from pmclip_deploy.errors import PmclipError
 from pmclip_deploy.imaging.preprocess import tensor_from_pixels
@@ -209,7 +209,7 @@ def refit(
     tensors |= {f"head.{name}": tensor for name, tensor in head.state_dict().items()}
     meta["abstention"]["radiograph_threshold"] = 0.0
     meta["provenance"]["radiograph"] = {"fold": fold, **provenance([data, *films], seed, fitted)}
-    with told(f"{output}:", "make room, or give another --output"):
+    with write_errors(f"{output}:", "make room, or give another --output"):
         save_checkpoint(output, tensors, meta, checkpoint / "tokenizer.json")
         write(output / "apart.txt", "".join(f"{line}\n" for line in apart))
     return asdict(fitted)

@@ -85,7 +85,7 @@ def image_groups(images: Collection[Path]) -> dict[Path, int]:
     return {path: root(i) for i, path in enumerate(paths)}
 
 
-def pictures_seen_in(images: Collection[Path], others: Collection[Path]) -> set[Path]:
+def shared_pictures(images: Collection[Path], others: Collection[Path]) -> set[Path]:
     """Those of ``images`` that show the same picture as one of ``others``, whatever their names: thumbnails correlate above 0.995."""
     (paths, a), (rest, b) = thumbnails_from_images(images), thumbnails_from_images(others)
     if not rest:

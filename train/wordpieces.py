@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from pmclip_deploy.atomic import told, write
+from pmclip_deploy.atomic import write, write_errors
 from pmclip_deploy.bundle.names import TOKENIZER
 from pmclip_deploy.console import print_error
 from pmclip_deploy.errors import InputError, PmclipError, UsageError
@@ -61,7 +61,7 @@ def rewrite(checkpoint: Path, data: Sequence[Path], text: Sequence[Path], pieces
     after = fewer_pieces(before, [*texts_of(data, text), *meta.get("answers", ())], pieces)
     meta["provenance"]["wordpieces"] = {"data": [path.name for path in (*data, *text)], "pieces": pieces}
     write_tensors(output, tensors, {k: v for k, v in meta.items() if k != "schema"}, checkpoint / TOKENIZER)
-    with told(f"{output}: the checkpoint", "make room, or give another --output"):
+    with write_errors(f"{output}: the checkpoint", "make room, or give another --output"):
         write(output / TOKENIZER, after.encode())
     return {name: len(json.loads(text)["model"]["vocab"]) for name, text in (("before", before), ("after", after))}
 

@@ -9,10 +9,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pmclip_deploy.atomic import told, written_folder
+from pmclip_deploy.atomic import write_errors, written_folder
 from pmclip_deploy.bundle.checks import check_name, no_constant
 from pmclip_deploy.bundle.manifest import Manifest
-from pmclip_deploy.bundle.names import ASKED, LABELS, MANIFEST, MAX_MANIFEST_BYTES, NEXT_STEP, PROBES, SEAL, SIGNATURE, TOKENIZER, WORDS
+from pmclip_deploy.bundle.names import (
+    LABELS,
+    MANIFEST,
+    MAX_MANIFEST_BYTES,
+    NEXT_STEP,
+    PROBES,
+    QUESTION_EMBEDDINGS,
+    SEAL,
+    SIGNATURE,
+    TOKENIZER,
+    WORDS,
+)
 from pmclip_deploy.bundle.types import File
 from pmclip_deploy.errors import BundleError, UsageError
 
@@ -33,7 +44,7 @@ def manifest_from_bundle(path: Path) -> Manifest:
             raise BundleError(f"{file}: larger than a manifest can be", NEXT_STEP)
         manifest = Manifest.from_json(json.loads(file.read_bytes(), parse_constant=no_constant))
         more = [WORDS] if manifest.head is not None and manifest.head.words is not None else []
-        more += [name for name, has in ((LABELS, manifest.labels), (ASKED, manifest.asked), (PROBES, manifest.probes)) if has]
+        more += [name for name, has in ((LABELS, manifest.labels), (QUESTION_EMBEDDINGS, manifest.asked), (PROBES, manifest.probes)) if has]
         for name in [*(g.file for g in manifest.graphs.values()), *(e.file for e in manifest.engines), TOKENIZER, *more]:
             if name not in manifest.files:
                 raise ValueError(f'"files" does not list {name}')
@@ -116,7 +127,7 @@ def write_bundle(directory: Path, manifest: Manifest, files: Mapping[str, Path |
     """
     directory = Path(directory).resolve()
     refuse_foreign_folder(directory)
-    with told(f"{directory}:", "check the space left and the permissions", BundleError), written_folder(directory) as new:
+    with write_errors(f"{directory}:", "check the space left and the permissions", BundleError), written_folder(directory) as new:
         try:
             for name, source in files.items():
                 check_name(name)

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pmclip_deploy.atomic import told, written
+from pmclip_deploy.atomic import write_errors, written
 from pmclip_deploy.bundle.files import verify_bundle
 from pmclip_deploy.bundle.names import MANIFEST, SIGNATURE
 from pmclip_deploy.errors import BundleError, InputError, UsageError
@@ -28,7 +28,7 @@ def sign_bundle(bundle: Path, private_key: "Ed25519PrivateKey") -> None:
     verify_bundle(bundle)
     folder = Path(bundle).resolve()
     beside = folder.with_name(f".{folder.name}.{os.getpid()}.sig")  # not inside: what is left of a killed process must not spoil the bundle
-    with told(f"{bundle}: {SIGNATURE}", "check space and permissions", BundleError), written(folder / SIGNATURE, beside) as new:
+    with write_errors(f"{bundle}: {SIGNATURE}", "check space and permissions", BundleError), written(folder / SIGNATURE, beside) as new:
         new.write_bytes(private_key.sign((folder / MANIFEST).read_bytes()))
 
 

@@ -136,7 +136,7 @@ class Findings:
 
 @dataclass(frozen=True)
 class Probe:
-    """A finding that a bundle was taught by `train finding`: a linear model of the image's embedding (Predictor.probed_embedding)."""
+    """A finding that a bundle was taught by `train finding`: a linear model of the image's embedding (Predictor.probe_embedding)."""
 
     finding: Finding  # its strata of any of vocabulary.FAMILIES and REGIONS
     asked: tuple[str, ...] = ()  # questions about it, beside those by its name; to each a yes says that it is there

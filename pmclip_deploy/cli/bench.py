@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pmclip_deploy.atomic import told, write
+from pmclip_deploy.atomic import write, write_errors
 from pmclip_deploy.cli.options import Bundle, Device, Images, Json, check_choice, check_data_and_images
 from pmclip_deploy.cli.output import print_json, print_notes
 from pmclip_deploy.console import one_line
@@ -106,7 +106,7 @@ def _run(path: Path, manifest: "Manifest", device: str, threads: int) -> "Run":
 
 
 def _write_submission(path: Path, document: Mapping[str, Any]) -> None:
-    with told(f"{path}:", "give another --submit-file"):
+    with write_errors(f"{path}:", "give another --submit-file"):
         write(path, json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pmclip_deploy.atomic import told, write
+from pmclip_deploy.atomic import write, write_errors
 from pmclip_deploy.cli.options import Json
 from pmclip_deploy.cli.output import RESEARCH_ONLY, console_for_tables, print_json
 from pmclip_deploy.console import one_line
@@ -38,21 +38,21 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Ask questions about two radiographs and a CT, and print the correct answer beside each answer."""
-    from pmclip_deploy.cli.infer import found_in
+    from pmclip_deploy.cli.infer import images_in
     from pmclip_deploy.imaging.overlay import save_png
     from pmclip_deploy.models import DEMO
     from pmclip_deploy.opening import load
 
     about = json.loads((DEMO / "films.json").read_text(encoding="utf-8"))
     cases, predictor, documents = _cases(about, DEMO), load(), []
-    apart = kept_apart(predictor.manifest.provenance, {film["group"] for film in about["films"]})
+    apart = was_held_out(predictor.manifest.provenance, {film["group"] for film in about["films"]})
     for case in cases:
         image = output / case.name
         _copy(case.file, image)
         answers = predictor.ask_many(image, list(case.truth))
-        finding = found_in(answers)
+        finding = images_in(answers)
         seen = image.with_suffix(".png")
-        save_png(predictor.picture_seen(image, finding), seen)
+        save_png(predictor.model_view(image, finding), seen)
         if as_json:
             documents.append({"title": case.title, "picture_seen": str(seen), "answers": [_document(a, case) for a in answers]})
         else:
@@ -71,7 +71,7 @@ def demo(
     print(RESEARCH_ONLY)
 
 
-def kept_apart(provenance: Mapping[str, Any], groups: set[str]) -> bool:
+def was_held_out(provenance: Mapping[str, Any], groups: set[str]) -> bool:
     """Whether every part of a bundle that was trained on films names these groups as left out."""
     parts = [provenance[name] for name in LEARNED_FROM_FILMS if name in provenance]
     return bool(parts) and all(groups <= set(part.get("kept_apart", ())) for part in parts)
@@ -94,7 +94,7 @@ def _cases(about: Mapping[str, Any], folder: Path) -> list[Case]:
 
 
 def _copy(file: Path, to: Path) -> None:
-    with told(f"{to}:", "give another --output"):
+    with write_errors(f"{to}:", "give another --output"):
         to.parent.mkdir(parents=True, exist_ok=True)
         write(to, file.read_bytes())
 

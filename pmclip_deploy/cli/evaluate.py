@@ -15,7 +15,7 @@ from pmclip_deploy.extras import need_extra
 
 if TYPE_CHECKING:
     from pmclip_deploy.evaluation.counting import Count
-    from pmclip_deploy.evaluation.evaluate import Asked
+    from pmclip_deploy.evaluation.evaluate import Answerer
     from pmclip_deploy.evaluation.rows import Row
 
 OURS = "the best candidate, abstained or not, equals the answer; case, blanks and a closing full stop are ignored"
@@ -150,19 +150,19 @@ def _counts_of_folder(folder: Path, rows: "Sequence[Row]") -> "tuple[Count, ...]
     return (C.MEVF, C.MEVF_ALL, C.QCR) if any(row.phrase for row in rows) else (C.MEVF, C.QCR)
 
 
-def _asked(path: Path | None, is_checkpoint: bool, rows: "Sequence[Row]", images: Path, device: str) -> "tuple[Asked, dict[str, Any]]":
+def _asked(path: Path | None, is_checkpoint: bool, rows: "Sequence[Row]", images: Path, device: str) -> "tuple[Answerer, dict[str, Any]]":
     if is_checkpoint and path is not None:
         need_extra("train", "a checkpoint", "torch", "open_clip", "safetensors")
-        from pmclip_deploy.train.heads.answering import asked_of_checkpoint
+        from pmclip_deploy.train.heads.answering import checkpoint_answerer
 
-        of_checkpoint: tuple[Asked, dict[str, Any]] = asked_of_checkpoint(path, rows, images, device)
+        of_checkpoint: tuple[Answerer, dict[str, Any]] = checkpoint_answerer(path, rows, images, device)
         return of_checkpoint
-    from pmclip_deploy.evaluation.evaluate import about_bundle, asked_of_bundle
+    from pmclip_deploy.evaluation.evaluate import about_bundle, bundle_answerer
     from pmclip_deploy.opening import load
 
     predictor = load(path, device)
     print_notes(predictor)
-    return asked_of_bundle(predictor, rows, images, progress), about_bundle(predictor)
+    return bundle_answerer(predictor, rows, images, progress), about_bundle(predictor)
 
 
 def _print_figures(document: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pmclip_deploy.atomic import told, write
+from pmclip_deploy.atomic import write, write_errors
 from pmclip_deploy.cli.classify import labels_from_file
 from pmclip_deploy.cli.options import Images, Json, check_choice, check_data_and_images
 from pmclip_deploy.cli.output import print_json
@@ -316,7 +316,7 @@ def _write_report(
             about=about,
         )
     )
-    with told(f"{path}: the report", "give another --report"):
+    with write_errors(f"{path}: the report", "give another --report"):
         write(path, page)
 
 

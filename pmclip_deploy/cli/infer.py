@@ -63,9 +63,9 @@ def infer(
     _check_picture(save_picture, images)
 
     from pmclip_deploy.header.read import ADULT
-    from pmclip_deploy.opening import load_beside
+    from pmclip_deploy.opening import load_while
 
-    predictor = load_beside(lambda: _import_reader(images[0]), bundle, device, single_use=len(images) == 1 and not images[0].is_dir())
+    predictor = load_while(lambda: _import_reader(images[0]), bundle, device, single_use=len(images) == 1 and not images[0].is_dir())
     print_notes(predictor)
 
     def ask(path: Path) -> "list[Answer]":
@@ -81,7 +81,7 @@ def infer(
         if save_picture is not None:
             from pmclip_deploy.imaging.overlay import save_png
 
-            save_png(predictor.picture_seen(image, found_in(answers), frame=frame, window=window), save_picture)
+            save_png(predictor.model_view(image, images_in(answers), frame=frame, window=window), save_picture)
         if as_json:
             documents += [_document(answer, prevalence) for answer in answers]
         else:
@@ -101,7 +101,7 @@ def _check_picture(save_picture: Path | None, images: list[Path]) -> None:
         raise UsageError(f"{save_picture}: --save-picture writes PNG", "give the file a name that ends in .png")
 
 
-def found_in(answers: "list[Answer]") -> str | None:
+def images_in(answers: "list[Answer]") -> str | None:
     """The first finding that was answered yes."""
     return next((answer.worth.finding for answer in answers if answer.worth is not None and answer.worth.found), None)
 

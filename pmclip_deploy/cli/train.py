@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pmclip_deploy.atomic import told, write
+from pmclip_deploy.atomic import write, write_errors
 from pmclip_deploy.bundle.names import HEADS
 from pmclip_deploy.cli.options import LARGEST_SEED, Json, check_choice
 from pmclip_deploy.cli.report import report
@@ -289,7 +289,7 @@ def questions(
         json.dumps({"image": q.image.name, "question": q.question, "answer": q.answer, "category": q.category, "organ": organ})
         for q, organ in rows
     ]
-    with told(f"{output}:", "give another --output"):
+    with write_errors(f"{output}:", "give another --output"):
         write(output, "\n".join(lines) + "\n")
     done = {"schema": SCHEMA, "questions": len(rows), "output": str(output)}
     typer.echo(json.dumps(done) if as_json else f"{len(rows)} questions in {output}")

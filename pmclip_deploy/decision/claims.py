@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pmclip_deploy.decision.evidence import COIN, NO_SIDE, NOT_SURE, WEAKEST, Claim, Look, Reply, ranked, summed
+from pmclip_deploy.decision.evidence import COIN, NO_SIDE, NOT_SURE, WEAKEST, Claim, Evidence, Reply, ranked, summed
 from pmclip_deploy.decision.facets import FRONTAL, header_facet, words_of_value
 from pmclip_deploy.header.read import header_value
 from pmclip_deploy.questions import Intent, may_show
@@ -21,7 +21,7 @@ class _Held:
     reason: str | None = None
 
 
-def closed_reply(intent: Intent, look: Look) -> Reply:
+def closed_reply(intent: Intent, look: Evidence) -> Reply:
     held = [_held(look, claim) for claim in intent.asked]
     by_file = [h for h in held if h.source == "header" and h.reason is None]
     yes, no = ("yes", "no") if intent.polarity else ("no", "yes")
@@ -41,7 +41,7 @@ def closed_reply(intent: Intent, look: Look) -> Reply:
     return Reply(best.answer, best.probability, candidates=candidates)
 
 
-def choice_reply(intent: Intent, look: Look) -> Reply:
+def choice_reply(intent: Intent, look: Evidence) -> Reply:
     """Between the values of the one facet that has several."""
     facets = [facet for facet, _ in intent.asked]
     facet = next((facet for facet in facets if facets.count(facet) > 1), facets[0])
@@ -64,25 +64,25 @@ def choice_reply(intent: Intent, look: Look) -> Reply:
     return Reply(candidates[0].answer, candidates[0].probability, candidates=candidates)
 
 
-def _held(look: Look, claim: Claim) -> _Held:
+def _held(look: Evidence, claim: Claim) -> _Held:
     facet, value = claim
     if facet in CLAIMS:
         return CLAIMS[facet](look, value)
     return _Held(reason=f"this model does not judge {value!r}")
 
 
-def _modality_held(look: Look, value: str) -> _Held:
+def _modality_held(look: Evidence, value: str) -> _Held:
     if look.header.family:
         return _Held(float(look.header.family == value), "header")
     return _Held(look.families().get(value, 0.0))
 
 
-def _technique_held(look: Look, value: str) -> _Held:
+def _technique_held(look: Evidence, value: str) -> _Held:
     named = sum(c.probability for c in look.opinions.get("modality", ()) if value in c.answer)
     return _Held(named) if named else _Held(reason=f"this model does not judge {value!r}")
 
 
-def _plane_held(look: Look, value: str) -> _Held:
+def _plane_held(look: Evidence, value: str) -> _Held:
     plane, nearest = look.header.plane, look.header.nearest
     if plane:
         if nearest == value:
@@ -91,7 +91,7 @@ def _plane_held(look: Look, value: str) -> _Held:
     return _Held(summed(look.opinions.get("plane", ()), view_of_answer).get(("plane", value), 0.0))
 
 
-def _projection_held(look: Look, value: str) -> _Held:
+def _projection_held(look: Evidence, value: str) -> _Held:
     said = look.header.projection
     if said:
         if said == "frontal" and value in FRONTAL[:2]:
@@ -102,15 +102,15 @@ def _projection_held(look: Look, value: str) -> _Held:
     return _Held(sum(share for (_, name), share in views.items() if name in wanted))
 
 
-def _region_held(look: Look, value: str) -> _Held:
+def _region_held(look: Evidence, value: str) -> _Held:
     if look.header.regions:
         if value in look.header.regions:
             return _Held(1.0, "header")
         if any(may_show(region, value) for region in look.header.regions):
             return _Held(reason=f"the file says {header_value(look.header, 'region')}, which may show it", source="header")
         return _Held(0.0, "header")
-    if look.seen is not None and value in look.seen.regions:
-        return _Held(look.seen.regions[value])
+    if look.findings is not None and value in look.findings.regions:
+        return _Held(look.findings.regions[value])
     shares = {c.answer: c.probability for c in look.opinions.get("organ", ())}
     organs = organs_of_region(value)
     share = sum(shares.get(organ, 0.0) for organ in organs)
@@ -119,19 +119,19 @@ def _region_held(look: Look, value: str) -> _Held:
     return _Held(reason=f"the picture looks {organs[0]}; which part of the body it is this model does not judge")
 
 
-def _part_held(look: Look, value: str) -> _Held:
+def _part_held(look: Evidence, value: str) -> _Held:
     if look.header.parts:
         return _Held(1.0, "header") if value in look.header.parts else _Held(reason=f"the file says {header_value(look.header, 'region')}")
     return _Held(reason=f"this model does not judge whether a picture shows the {value}")
 
 
-def _organ_held(look: Look, value: str) -> _Held:
+def _organ_held(look: Evidence, value: str) -> _Held:
     if look.header.organs and (len(look.header.organs) == 1 or value not in look.header.organs):
         return _Held(float(value in look.header.organs), "header")
     return _Held(next((c.probability for c in look.opinions.get("organ", ()) if c.answer == value), 0.0))
 
 
-def _contrast_held(look: Look, value: str) -> _Held:
+def _contrast_held(look: Evidence, value: str) -> _Held:
     if look.header.contrast is not None and value in ("with", "without"):
         return _Held(float(look.header.contrast == (value == "with")), "header")
     share = look.with_contrast()
@@ -140,17 +140,17 @@ def _contrast_held(look: Look, value: str) -> _Held:
     return _Held(share if value == "with" else 1 - share)
 
 
-def _weighting_held(look: Look, value: str) -> _Held:
+def _weighting_held(look: Evidence, value: str) -> _Held:
     shares = {c.answer: c.probability for c in look.opinions.get("weighting", ())}
     return _Held(shares[value]) if value in shares else _Held(reason=f"this model does not judge {value!r} weighting")
 
 
-def _side_held(look: Look, value: str) -> _Held:
+def _side_held(look: Evidence, value: str) -> _Held:
     said = look.header.laterality
     return _Held(float(said == value), "header") if said else _Held(reason=NO_SIDE, source="header")
 
 
-CLAIMS: dict[str, Callable[[Look, str], _Held]] = {
+CLAIMS: dict[str, Callable[[Evidence, str], _Held]] = {
     "modality": _modality_held, "technique": _technique_held, "plane": _plane_held, "projection": _projection_held,
     "region": _region_held, "part": _part_held, "organ": _organ_held, "contrast": _contrast_held, "weighting": _weighting_held,
     "side": _side_held,

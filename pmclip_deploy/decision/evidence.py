@@ -42,14 +42,14 @@ Group = TypeVar("Group", bound=Hashable)
 
 
 @dataclass(frozen=True)
-class Seen:
+class FindingScores:
     """What the graph "findings" and the bundle's probes say of a picture.
 
     >>> import pmclip_deploy as pm
     >>> from pmclip_deploy.models import DEMO
-    >>> seen = pm.load().seen_of_findings(DEMO / "leg-1.dcm")
+    >>> seen = pm.load().detect_findings(DEMO / "leg-1.dcm")
     >>> seen, seen.places["fracture"].shape
-    (Seen(fracture, pneumonia), (20, 20))
+    (FindingScores(fracture, pneumonia), (20, 20))
     """
 
     logits: Mapping[str, float]  #: Of each finding its logit, before calibration.
@@ -57,17 +57,17 @@ class Seen:
     places: Mapping[str, Any] = field(default_factory=dict)  #: Of each finding its map, (h, w) f32 logits.
 
     def __repr__(self) -> str:
-        return f"Seen({', '.join(self.logits)})"
+        return f"FindingScores({', '.join(self.logits)})"
 
 
 @dataclass(frozen=True)
-class Look:
+class Evidence:
     """All that is known of a picture before a question about it is answered."""
 
     opinions: Mapping[str, tuple[Candidate, ...]] = field(default_factory=dict)  # of FACETS: what it looks like, the likeliest first
     header: Header = field(default_factory=Header)
     radiology: bool = True  # whether it looks like a radiology image
-    seen: Seen | None = None
+    findings: FindingScores | None = None  # from the network of findings, where it looked
     child: bool | None = None
 
     def families(self) -> dict[str, float]:
@@ -103,7 +103,7 @@ def findings_of(manifest: Manifest) -> tuple[Finding, ...]:
     return (*(manifest.findings.findings if manifest.findings else ()), *(probe.finding for probe in manifest.probes))
 
 
-def taken_for_granted(intent: Intent, look: Look) -> str | None:
+def taken_for_granted(intent: Intent, look: Evidence) -> str | None:
     """A question about "this MRI" has no answer where the picture is a plain film."""
     for facet, value in intent.context:
         family = look.family()
@@ -113,7 +113,7 @@ def taken_for_granted(intent: Intent, look: Look) -> str | None:
     return None
 
 
-def not_of_this_family(kind: str, look: Look) -> str | None:
+def not_of_this_family(kind: str, look: Evidence) -> str | None:
     family, of = look.family(), ("ct", "mr") if kind == "contrast" else ("mr",)
     if family is None or family in of or (kind == "contrast" and look.header.contrast is not None):
         return None

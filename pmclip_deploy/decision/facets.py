@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from pmclip_deploy.answer import Candidate
-from pmclip_deploy.decision.evidence import COIN, NO_SIDE, NOT_SURE, WEAKEST, Look, Reply, ranked, renormalised, summed
+from pmclip_deploy.decision.evidence import COIN, NO_SIDE, NOT_SURE, WEAKEST, Evidence, Reply, ranked, renormalised, summed
 from pmclip_deploy.header.read import Header, header_value
 from pmclip_deploy.vocabulary import FAMILIES, PROJECTIONS, REGIONS, family_of_answer, view_of_answer
 
 
-def _modality(look: Look, threshold: float) -> Reply:
+def _modality(look: Evidence, threshold: float) -> Reply:
     candidates, families = look.opinions.get("modality", ()), look.families()
     if said := header_value(look.header, "modality"):
         within = renormalised(c for c in candidates if family_of_answer(c.answer) == look.header.family)
@@ -30,7 +30,7 @@ def _detail(said: str, within: Sequence[Candidate]) -> str | None:
     return f"within {said}, the picture looks most like {within[0].answer} ({within[0].probability:.0%})"
 
 
-def _plane(look: Look, threshold: float) -> Reply:
+def _plane(look: Evidence, threshold: float) -> Reply:
     candidates = look.opinions.get("plane", ())
     if said := header_value(look.header, "projection") or header_value(look.header, "plane"):
         return Reply(said, source="header", candidates=candidates)
@@ -49,7 +49,7 @@ def _plane(look: Look, threshold: float) -> Reply:
 FRONTAL = ("ap", "pa", "frontal")
 
 
-def _organ(look: Look, threshold: float) -> Reply:
+def _organ(look: Evidence, threshold: float) -> Reply:
     candidates = look.opinions.get("organ", ())
     part, organ = header_value(look.header, "region"), header_value(look.header, "organ")
     if part or organ:
@@ -57,7 +57,7 @@ def _organ(look: Look, threshold: float) -> Reply:
     return _sure(candidates, threshold) or _unsure(candidates)
 
 
-def _contrast(look: Look, threshold: float) -> Reply:
+def _contrast(look: Evidence, threshold: float) -> Reply:
     share = look.with_contrast()
     candidates = () if share is None else ranked({"with contrast": share, "without contrast": 1 - share})
     if said := header_value(look.header, "contrast"):
@@ -65,17 +65,17 @@ def _contrast(look: Look, threshold: float) -> Reply:
     return _sure(candidates, max(COIN, threshold)) or _unsure(candidates)
 
 
-def _weighting(look: Look, threshold: float) -> Reply:
+def _weighting(look: Evidence, threshold: float) -> Reply:
     candidates = look.opinions.get("weighting", ())
     return _sure(candidates, threshold) or _unsure(candidates)
 
 
-def _side(look: Look, threshold: float) -> Reply:
+def _side(look: Evidence, threshold: float) -> Reply:
     said = header_value(look.header, "laterality")
     return Reply(said, reason=None if said else NO_SIDE, source="header")
 
 
-OPEN: dict[str, Callable[[Look, float], Reply]] = {
+OPEN: dict[str, Callable[[Evidence, float], Reply]] = {
     "modality": _modality, "plane": _plane, "organ": _organ, "contrast": _contrast, "weighting": _weighting, "laterality": _side,
 }  # fmt: skip
 

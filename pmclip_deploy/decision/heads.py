@@ -15,13 +15,13 @@ NEVER_SURE = "too few answers to this kind of question were right on validation 
 
 
 @dataclass(frozen=True)
-class Heads:
+class HeadLogits:
     """What the head says about N pairs of an image and a question.
 
     >>> import pmclip_deploy as pm
     >>> predictor = pm.load()
-    >>> seen, asked = predictor.seen("scan.dcm"), predictor.asked(["in what plane is this image?"])
-    >>> heads = predictor.heads(seen[None], asked)
+    >>> image, question = predictor.image_features("scan.dcm"), predictor.question_features(["in what plane is this image?"])
+    >>> heads = predictor.head_logits(image[None], question)
     >>> len(heads), heads.answer.shape == (1, len(predictor.manifest.answers))
     (1, True)
     """
@@ -32,7 +32,7 @@ class Heads:
     known: NDArray[np.bool_] | None = None  #: (N,) bool, whether a head that reads words knows one of the question's.
 
     def __repr__(self) -> str:
-        return f"Heads({len(self)} pairs, {self.answer.shape[1]} answers, {self.kind.shape[1]} kinds)"
+        return f"HeadLogits({len(self)} pairs, {self.answer.shape[1]} answers, {self.kind.shape[1]} kinds)"
 
     def __len__(self) -> int:
         return len(self.kind)
@@ -49,7 +49,7 @@ class Decision:
     reason: str | None = None
 
 
-def decision_from_heads(manifest: Manifest, heads: Heads, row: int) -> Decision:
+def decision_from_heads(manifest: Manifest, heads: HeadLogits, row: int) -> Decision:
     """The rules in their order; a later rule never overrules an earlier one."""
     kinds = softmax(heads.kind[row])
     index = int(kinds.argmax())

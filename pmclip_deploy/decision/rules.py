@@ -1,6 +1,6 @@
 """What is given as an answer: from the question as it was understood, what the file says, and what the picture looks like.
 
-    Intent + Look -> Reply
+    Intent + Evidence -> Reply
 
 The rules are pure: no graph runs here. An answer comes from the file's header and says so, or from the picture where that has earned it
 on validation images; everything else is an abstention with its reason.
@@ -20,7 +20,7 @@ from pmclip_deploy.decision.evidence import (
     NOT_NAMED,
     NOT_VALIDATED,
     OUTSIDE,
-    Look,
+    Evidence,
     Reply,
     findings_of,
     not_of_this_family,
@@ -42,7 +42,7 @@ def facets_of(intents: Iterable[Intent]) -> set[str]:
     return needed
 
 
-def reply(manifest: Manifest, intent: Intent, look: Look, question: str = "") -> Reply:
+def reply(manifest: Manifest, intent: Intent, look: Evidence, question: str = "") -> Reply:
     """The rules in their order. Where a question cannot be answered at all, the note names the nearest that can to ``question``."""
     given = _reply(manifest, intent, look)
     if given.answer is not None or given.note or given.candidates or given.source == "header" or intent.kind == LANGUAGE:
@@ -58,13 +58,13 @@ def askable(manifest: Manifest) -> tuple[str, ...]:
     return (*examples, *(question_about(manifest, name) for name in passed))
 
 
-def taught(manifest: Manifest) -> Taught:
+def taught_findings(manifest: Manifest) -> Taught:
     """What `questions.understood` must know of this model's own findings."""
     return tuple((probe.finding.name, probe.asked) for probe in manifest.probes)
 
 
 def question_about(manifest: Manifest, finding: str) -> str:
-    asked = dict(taught(manifest)).get(finding)
+    asked = dict(taught_findings(manifest)).get(finding)
     return asked[0] if asked else f"is there {'a ' if finding.split()[-1] in COUNTED else ''}{finding}?"
 
 
@@ -85,7 +85,7 @@ EXAMPLES = {  # question: the facet that answers it
 COUNTED = ("fracture",)  # findings that take an article
 
 
-def _reply(manifest: Manifest, intent: Intent, look: Look) -> Reply:
+def _reply(manifest: Manifest, intent: Intent, look: Evidence) -> Reply:
     if not intent.answerable:
         return Reply(None, reason=_unanswerable(intent))
     if look.header.outside:
@@ -99,7 +99,7 @@ def _reply(manifest: Manifest, intent: Intent, look: Look) -> Reply:
     return replace(given, note=against or given.note)
 
 
-def unvalidated(intent: Intent) -> str | None:
+def why_not_validated(intent: Intent) -> str | None:
     """Why a head that reads words itself, as MEVF's and QCR's, may not answer: it was measured in no stratum."""
     if intent.kind == "finding":
         return f"{intent.finding} is not validated for this model on any kind of picture"
@@ -112,7 +112,7 @@ def _unanswerable(intent: Intent) -> str:
     return intent.needs or (OUTSIDE if intent.kind == OUT_OF_SCOPE else "the question was not understood; ask it in other words")
 
 
-def _asked(manifest: Manifest, intent: Intent, look: Look) -> Reply:
+def _asked(manifest: Manifest, intent: Intent, look: Evidence) -> Reply:
     if intent.kind == "finding":
         return finding_reply(manifest, intent, look)
     if intent.kind == "normal":

@@ -28,7 +28,7 @@ Progress = Callable[[Sequence[Any], str], Iterable[Any]]
 
 
 @dataclass(frozen=True)
-class Decided:
+class Decisions:
     """What a model says to N rows, whoever computed it."""
 
     answers: Sequence[str | None]  # the best candidate
@@ -39,7 +39,7 @@ class Decided:
     majority: Sequence[str | None] | None = None  # the training set's most frequent answer to such a question, where the model says it
 
 
-Asked = Callable[[Array], Decided]  # (N,) int, which of ``pictures_of(rows)`` each row is asked of
+Answerer = Callable[[Array], Decisions]  # (N,) int, which of ``pictures_of(rows)`` each row is asked of
 Same = Callable[[str], str]  # two answers are the same where this makes them equal
 
 
@@ -52,7 +52,7 @@ def evaluation(
     progress: Progress = lambda items, what: items,
 ) -> dict[str, Any]:
     """The document of `evaluate --json` for a bundle."""
-    asked = asked_of_bundle(predictor, rows, images, progress)
+    asked = bundle_answerer(predictor, rows, images, progress)
     return figures(rows, asked, about_bundle(predictor), train, seed, counts=(VQA_MED_2019,))[0]
 
 
@@ -72,22 +72,22 @@ def tower_trained_on(provenance: Mapping[str, Any]) -> list[str]:
     return sorted({str(name) for names in named for name in names})
 
 
-def asked_of_bundle(predictor: Predictor, rows: Sequence[Row], images: Path, progress: Progress = lambda items, what: items) -> Asked:
+def bundle_answerer(predictor: Predictor, rows: Sequence[Row], images: Path, progress: Progress = lambda items, what: items) -> Answerer:
     """Each image and each question is encoded once, alone, just as `infer` does. Raises UsageError where the bundle has no head."""
     questions = list(dict.fromkeys(row.question for row in rows))
-    pictures = np.stack([predictor.seen(images / name) for name in progress(pictures_of(rows)[0], "Encoding images")])
-    encoded = np.concatenate([predictor.asked([question]) for question in progress(questions, "Encoding questions")])
+    pictures = np.stack([predictor.image_features(images / name) for name in progress(pictures_of(rows)[0], "Encoding images")])
+    encoded = np.concatenate([predictor.question_features([question]) for question in progress(questions, "Encoding questions")])
     place = {question: i for i, question in enumerate(questions)}
     of_row = encoded[[place[row.question] for row in rows]]  # (rows, D) or (rows, T)
     manifest = predictor.manifest
     knows_majority = any(kind.majority is not None for kind in manifest.kinds)
     answers_yes_or_no = [{normalised(manifest.answers[i]) for i in kind.answers} == {"yes", "no"} for kind in manifest.kinds]
 
-    def asked(picture: Array) -> Decided:
-        heads = predictor.heads(pictures[picture], of_row)
+    def asked(picture: Array) -> Decisions:
+        heads = predictor.head_logits(pictures[picture], of_row)
         decisions = [decision_from_heads(manifest, heads, i) for i in range(len(rows))]
         majority = [manifest.kinds[d.kind].majority for d in decisions]
-        return Decided(
+        return Decisions(
             answers=[d.candidates[0].answer if d.candidates else None for d in decisions],
             probability=np.array([d.candidates[0].probability if d.candidates else 0.0 for d in decisions]),
             causes=[_cause(predictor, d) if d.reason is not None else None for d in decisions],
@@ -101,7 +101,7 @@ def asked_of_bundle(predictor: Predictor, rows: Sequence[Row], images: Path, pro
 
 def figures(
     rows: Sequence[Row],
-    asked: Asked,
+    asked: Answerer,
     model: dict[str, Any],
     train: Sequence[Row] | None = None,
     seed: int = 0,
@@ -185,7 +185,7 @@ def _counted(
     sample: Bootstrap,
     count: Count,
     rows: Sequence[Row],
-    decided: Decided,
+    decided: Decisions,
     said: Mapping[str, Sequence[str | None] | None],
     train: Sequence[Row] | None,
 ) -> dict[str, Any]:
@@ -223,7 +223,7 @@ def _probability_of_yes(decision: Decision) -> float:
     return next(c.probability for c in decision.candidates if normalised(c.answer) == "yes")
 
 
-def _majority(decided: Decided, train: Sequence[Row] | None, rows: Sequence[Row], same: Same) -> Sequence[str | None]:
+def _majority(decided: Decisions, train: Sequence[Row] | None, rows: Sequence[Row], same: Same) -> Sequence[str | None]:
     """Always the training set's most frequent answer: of the question's kind where the model says it, else of the answer's type."""
     if decided.majority is not None:
         return decided.majority
@@ -231,7 +231,7 @@ def _majority(decided: Decided, train: Sequence[Row] | None, rows: Sequence[Row]
     return [by_type.get(row.type) for row in rows]
 
 
-def _by_question(decided: Decided, train: Sequence[Row], rows: Sequence[Row], same: Same) -> list[str | None]:
+def _by_question(decided: Decisions, train: Sequence[Row], rows: Sequence[Row], same: Same) -> list[str | None]:
     """The most frequent training answer to the same words, else of the kind, else of the category and type, else of the type."""
     words = _most_frequent(((normalised(row.question), row.answer) for row in train), same)
     category = _most_frequent((((row.category, row.type), row.answer) for row in train), same)
@@ -254,7 +254,7 @@ def _most_frequent(pairs: Iterable[tuple[Hashable, str]], same: Same) -> dict[Ha
     return {key: words[min(counter, key=lambda said: (-counter[said], said))] for key, counter in counts.items()}
 
 
-def _binary(decided: Decided, sample: Bootstrap, rows: Sequence[Row]) -> dict[str, Any]:
+def _binary(decided: Decisions, sample: Bootstrap, rows: Sequence[Row]) -> dict[str, Any]:
     """Per kind whose answers are yes and no: how well the probability of yes ranks the rows that were taken for this kind."""
     measured: dict[str, Any] = {}
     if decided.kinds is None or decided.yes is None:

@@ -32,7 +32,7 @@ from pmclip_deploy.header.raw import (
     strings_of,
 )
 from pmclip_deploy.header.view import plane_of, projection_of
-from pmclip_deploy.vocabulary import FAMILIES, FAMILY_OF_MODALITY, LOOK_ALIKE, NO_RADIOLOGY, PROJECTIONS
+from pmclip_deploy.vocabulary import CONFUSABLE_FAMILIES, FAMILIES, FAMILY_OF_MODALITY, NO_RADIOLOGY, PROJECTIONS
 
 DISAGREES = 0.8  # a picture's opinion of its family under this is too weak to hold against a header
 ADULT = 18  # years
@@ -120,7 +120,7 @@ def contradiction(header: Header, family: str | None, probability: float) -> str
         return None
     said = header_value(header, "modality")
     seen_as = {"xr"} if header.localizer else {header.family}
-    if said is None or seen_as & {family} or any(family in alike and seen_as & alike for alike in LOOK_ALIKE):
+    if said is None or seen_as & {family} or any(family in alike and seen_as & alike for alike in CONFUSABLE_FAMILIES):
         return None
     looks = FAMILIES[family].label
     return f"the header says {said}; the picture looks like {'a ' if family == 'xr' else ''}{looks}"

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pmclip_deploy.atomic import told, write
+from pmclip_deploy.atomic import write, write_errors
 
 RED = (255, 48, 32)
 MOST = 0.6  # of the colour where the map is surest; what it lies on stays visible
@@ -31,5 +31,5 @@ def save_png(pixels: NDArray[np.uint8], path: "str | PathLike[str]") -> None:
 
     content = BytesIO()
     Image.fromarray(pixels).save(content, format="PNG")
-    with told(f"{fspath(path)}:", "check the folder"):
+    with write_errors(f"{fspath(path)}:", "check the folder"):
         write(Path(path), content.getvalue())

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pmclip_deploy.answer import Match
-from pmclip_deploy.atomic import told, written
+from pmclip_deploy.atomic import write_errors, written
 from pmclip_deploy.errors import BundleError, InputError
 from pmclip_deploy.spec import INDEX_SCHEMA
 
@@ -194,7 +194,7 @@ def write_index(path: Path, about: About, dim: int, chunks: Iterable[Chunk]) -> 
     """
     ends, ids = array("q"), bytearray()
     with (
-        told(f"{path}:", "check the space left and the permissions", BundleError),
+        write_errors(f"{path}:", "check the space left and the permissions", BundleError),
         written(path, beside(path, "new"), mode=0o600) as new,  # where a process died, its file is there
         new.open("r+b") as file,
     ):

@@ -69,9 +69,9 @@ def test_infer_json_is_the_contract(run: Any, folder: Path) -> None:
 
 def test_one_picture_is_asked_about_once_and_several_are_not(run: Any, folder: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[bool] = []
-    opened = opening.load_beside
+    opened = opening.load_while
     monkeypatch.setattr(
-        opening, "load_beside", lambda *given, single_use: (seen.append(single_use), opened(*given, single_use=single_use))[1]
+        opening, "load_while", lambda *given, single_use: (seen.append(single_use), opened(*given, single_use=single_use))[1]
     )
     one, two = folder / "bright.png", folder / "ct.dcm"
     for images in ([one], [one, two], [folder]):

@@ -11,7 +11,7 @@ import pytest
 
 import pmclip_deploy as pm
 from pmclip_deploy.bundle.files import manifest_from_bundle
-from pmclip_deploy.cli.demo import kept_apart
+from pmclip_deploy.cli.demo import was_held_out
 from pmclip_deploy.errors import InputError
 from pmclip_deploy.imaging.read import picture_from_path
 from pmclip_deploy.models import DEFAULT_BUNDLE, DEMO
@@ -33,7 +33,7 @@ def test_every_answer_of_the_embedded_model_is_true(tmp_path: Path, command: Cal
     seen = [picture_from_path(picture["picture_seen"]).pixels for picture in document["pictures"]]
     red = [pixels.ndim == 3 and bool((pixels[..., 0].astype(int) - pixels[..., 1] > 60).any()) for pixels in seen]
     assert red == [True, False, False]
-    assert document["kept_apart"] == kept_apart(manifest_from_bundle(DEFAULT_BUNDLE).provenance, {f["group"] for f in FILMS})
+    assert document["kept_apart"] == was_held_out(manifest_from_bundle(DEFAULT_BUNDLE).provenance, {f["group"] for f in FILMS})
 
 
 @pytest.mark.skipif(not (DEFAULT_BUNDLE / "manifest.json").is_file(), reason="needs the embedded bundle")
@@ -42,7 +42,7 @@ def test_the_map_points_into_the_box_of_the_films_publishers() -> None:
     from pmclip_deploy.train.findings.strata import placed
 
     predictor, picture = pm.load(), picture_from_path(DEMO / FILMS[0]["file"])
-    seen = predictor.seen_of_findings(picture)
+    seen = predictor.detect_findings(picture)
     assert seen is not None
     places, (box,) = seen.places["fracture"], FILMS[0]["boxes"]
     row, column = np.unravel_index(places.argmax(), places.shape)
@@ -106,7 +106,7 @@ def test_the_choice_is_neither_the_easiest_nor_the_hardest() -> None:
     ],
 )
 def test_what_is_claimed_of_training_stands_in_the_provenance(provenance: dict[str, Any], apart: bool) -> None:
-    assert kept_apart(provenance, {"fa0159"}) is apart
+    assert was_held_out(provenance, {"fa0159"}) is apart
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path, command: Callable[..., Result]) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from pmclip_deploy.answer import Candidate
 from pmclip_deploy.bundle.manifest import Manifest
-from pmclip_deploy.decision.evidence import NO_RADIOGRAPH, NOT_SURE, Look, Reply, Seen
+from pmclip_deploy.decision.evidence import NO_RADIOGRAPH, NOT_SURE, Evidence, FindingScores, Reply
 from pmclip_deploy.decision.rules import facets_of, reply
 from pmclip_deploy.header.read import Header
 from pmclip_deploy.questions import understood
@@ -19,15 +19,16 @@ FILM = {"modality": (Candidate("xr - plain film", 0.9), Candidate("ct noncontras
 FRACTURE = "is there a fracture?"
 
 
-def seen(region: str = "hand", fracture: float = 2.0, pneumonia: float = 2.0) -> Seen:
-    return Seen({"fracture": fracture, "pneumonia": pneumonia}, {name: 0.95 if name == region else 0.02 for name in FINDINGS.regions})
+def seen(region: str = "hand", fracture: float = 2.0, pneumonia: float = 2.0) -> FindingScores:
+    regions = {name: 0.95 if name == region else 0.02 for name in FINDINGS.regions}
+    return FindingScores({"fracture": fracture, "pneumonia": pneumonia}, regions)
 
 
-def look(**changes: Any) -> Look:
-    return replace(Look(FILM, seen=seen()), **changes)
+def look(**changes: Any) -> Evidence:
+    return replace(Evidence(FILM, findings=seen()), **changes)
 
 
-def said(question: str, of: Look, manifest: Manifest = MANIFEST) -> Reply:
+def said(question: str, of: Evidence, manifest: Manifest = MANIFEST) -> Reply:
     return reply(manifest, understood(question), of)
 
 
@@ -49,7 +50,7 @@ def of(*shares: tuple[str, float]) -> tuple[Candidate, ...]:
     ],
 )
 def test_a_finding_is_answered_at_its_stratums_threshold(question: str, logit: float, answer: str) -> None:
-    given = said(question, look(seen=seen(fracture=logit)))
+    given = said(question, look(findings=seen(fracture=logit)))
     assert given.answer == answer and given.worth is not None and given.worth.found == (logit >= 1)
     assert given.worth.stratum == "plain films of the hand or wrist" and given.worth.sensitivity == 0.8
     assert given.candidates[0].probability >= 0.5 and sum(c.probability for c in given.candidates) == pytest.approx(1)
@@ -75,15 +76,15 @@ def test_what_an_answer_is_worth_follows_the_prevalence() -> None:
         ("scaphoid fracture?", {}, "does not judge"),
         ("is there a pneumothorax?", {}, "pneumothorax is not validated"),
         ("is there a hemorrhage?", {}, "hemorrhage is not validated"),
-        (FRACTURE, {"seen": seen("leg")}, "lower bound"),
-        (FRACTURE, {"seen": seen("other")}, "shows none of these"),
+        (FRACTURE, {"findings": seen("leg")}, "lower bound"),
+        (FRACTURE, {"findings": seen("other")}, "shows none of these"),
         (FRACTURE, {"header": Header(family="ct")}, "the file says CT"),
         (FRACTURE, {"header": Header(family="xr", regions=("skull",), parts=("skull",))}, "shows the head"),
         (FRACTURE, {"header": Header(family="xr", regions=("hand", "elbow"), parts=("hand", "elbow"))}, "elbow"),
-        (FRACTURE, {"header": Header(family="xr", regions=("hand",), parts=("hand",)), "seen": seen("leg")}, "does not look like it"),
+        (FRACTURE, {"header": Header(family="xr", regions=("hand",), parts=("hand",)), "findings": seen("leg")}, "does not look like it"),
         ("is there a fracture in this MRI?", {}, "about MR"),
-        ("is there pneumonia?", {"seen": seen("chest")}, "--age"),
-        ("is there pneumonia?", {"seen": seen("chest"), "child": False}, "children alone"),
+        ("is there pneumonia?", {"findings": seen("chest")}, "--age"),
+        ("is there pneumonia?", {"findings": seen("chest"), "child": False}, "children alone"),
         ("is this a normal x-ray?", {}, "not validated"),
         ("what is abnormal?", {}, "validation"),
     ],
@@ -94,11 +95,11 @@ def test_what_was_not_validated_is_not_answered(question: str, changes: dict[str
 
 
 def test_a_finding_of_children_is_answered_for_a_child() -> None:
-    assert said("is there pneumonia?", look(seen=seen("chest"), child=True)).answer == "yes"
+    assert said("is there pneumonia?", look(findings=seen("chest"), child=True)).answer == "yes"
 
 
 def test_a_model_without_findings_answers_none() -> None:
-    given = said(FRACTURE, Look(FILM), tiny_manifest())
+    given = said(FRACTURE, Evidence(FILM), tiny_manifest())
     assert given.answer is None and "not validated for this model" in (given.reason or "")
 
 
@@ -133,12 +134,12 @@ CT = replace(LIVER, contrast=True, laterality="left")
     ],
 )
 def test_what_the_file_says_is_the_answer_and_carries_no_percentage(question: str, answer: str) -> None:
-    given = said(question, Look(FILM, CT))
+    given = said(question, Evidence(FILM, CT))
     assert (given.answer, given.source, given.probability) == (answer, "header", None)
 
 
 def test_a_strong_contradiction_is_said_and_a_weak_one_is_not() -> None:
-    strong, weak = Look(FILM, CT), Look({"modality": of(("xr - plain film", 0.7), ("ct noncontrast", 0.3))}, CT)
+    strong, weak = Evidence(FILM, CT), Evidence({"modality": of(("xr - plain film", 0.7), ("ct noncontrast", 0.3))}, CT)
     assert said("what modality is this?", strong).note == "the header says CT; the picture looks like a plain film"
     assert said("in what plane is this?", strong).note == "the header says CT; the picture looks like a plain film"
     assert said("what modality is this?", weak).note is None
@@ -146,7 +147,7 @@ def test_a_strong_contradiction_is_said_and_a_weak_one_is_not() -> None:
 
 def test_the_details_beside_a_headers_answer_are_of_its_family_and_sum_to_one() -> None:
     mixed = of(("xr - plain film", 0.5), ("ct noncontrast", 0.3), ("ct with iv contrast", 0.2))
-    given = said("what modality is this?", Look({"modality": mixed}, CT))
+    given = said("what modality is this?", Evidence({"modality": mixed}, CT))
     assert [c.answer for c in given.candidates] == ["ct noncontrast", "ct with iv contrast"]
     assert sum(c.probability for c in given.candidates) == pytest.approx(1)
 
@@ -164,7 +165,7 @@ def test_the_details_beside_a_headers_answer_are_of_its_family_and_sum_to_one() 
     ],
 )
 def test_an_open_answer_is_as_fine_as_the_picture_is_sure(question: str, facet: str, shares: dict[str, float], answer: str | None) -> None:
-    given = said(question, Look({facet: of(*shares.items())}))
+    given = said(question, Evidence({facet: of(*shares.items())}))
     assert given.answer == answer and given.probability is not None and (answer is None or given.probability >= 0.5)
 
 
@@ -183,30 +184,30 @@ def test_an_open_answer_is_as_fine_as_the_picture_is_sure(question: str, facet: 
     ],
 )
 def test_what_the_picture_alone_says(question: str, answer: str | None, reason: str | None) -> None:
-    given = said(question, Look(FILM))
+    given = said(question, Evidence(FILM))
     assert given.answer == answer and (reason is None or reason in (given.reason or "")), given
 
 
 @pytest.mark.parametrize("share", [0.45, 0.5, 0.59])
 def test_yes_and_no_that_are_too_close_are_no_answer(share: float) -> None:
-    given = said("is this an x-ray?", Look({"modality": of(("xr - plain film", share), ("ct noncontrast", 1 - share))}))
+    given = said("is this an x-ray?", Evidence({"modality": of(("xr - plain film", share), ("ct noncontrast", 1 - share))}))
     assert given.answer is None and "too close" in (given.reason or "")
 
 
 def test_a_region_is_read_from_the_organ_only_as_far_as_that_goes() -> None:
-    bones, head = (Look({**FILM, "organ": of((organ, 0.9), ("breast", 0.1))}) for organ in ("musculoskeletal", "skull and contents"))
+    bones, head = (Evidence({**FILM, "organ": of((organ, 0.9), ("breast", 0.1))}) for organ in ("musculoskeletal", "skull and contents"))
     assert said("is this a hand?", bones).answer is None
     assert said("is this a head?", bones).answer == "no"
     assert said("is this a head?", head).answer == "yes"
 
 
 def test_a_file_that_holds_no_radiology_gets_no_answer() -> None:
-    given = said("what organ is shown?", Look(FILM, Header(outside="microscopy")))
+    given = said("what organ is shown?", Evidence(FILM, Header(outside="microscopy")))
     assert given.answer is None and "microscopy" in (given.reason or "")
 
 
 def test_nothing_sure_is_said_plainly() -> None:
-    assert said("what organ is shown?", Look({"organ": of(("breast", 0.4), ("spine and contents", 0.3))})).reason == NOT_SURE
+    assert said("what organ is shown?", Evidence({"organ": of(("breast", 0.4), ("spine and contents", 0.3))})).reason == NOT_SURE
 
 
 def test_only_the_opinions_that_are_needed_are_asked_for() -> None:

@@ -117,7 +117,7 @@ def test_the_picture_that_the_model_saw_is_saved_with_its_map(run: Any, folder: 
         assert saved.code == 0, saved.err
         with Image.open(tmp_path / "seen.png") as picture:
             assert picture.size == (32, 32) and picture.mode == mode
-    red = pm.load(folder).picture_seen(film(190), "fracture").astype(int)
+    red = pm.load(folder).model_view(film(190), "fracture").astype(int)
     assert (red[:, :, 0] - red[:, :, 2])[:, :6].mean() > (red[:, :, 0] - red[:, :, 2])[:, 20:].mean() > 0
 
 
@@ -132,7 +132,7 @@ def test_a_picture_that_cannot_be_saved(run: Any, folder: Path, tmp_path: Path, 
 
 def test_the_picture_of_a_finding_that_is_not_there(folder: Path) -> None:
     with pytest.raises(pm.UsageError, match="no finding"):
-        pm.load(folder).picture_seen(film(190), "scoliosis")
+        pm.load(folder).model_view(film(190), "scoliosis")
 
 
 def test_a_picture_of_another_family_than_a_finding_was_measured_on_is_not_looked_at(folder: Path) -> None:
@@ -169,7 +169,7 @@ def test_a_bundle_that_keeps_its_questions_opens_no_text_tower(kept: Path) -> No
 def test_other_texts_open_the_tower_when_they_are_asked_for(kept: Path) -> None:
     predictor = pm.load(kept)
     assert predictor.embed_text("which plane").shape == (8,) and not np.array_equal(predictor.embed_text("which plane"), np.ones(8))
-    assert np.array_equal(predictor.asked([FACETS["plane"][1]]), np.ones((1, 8)))
+    assert np.array_equal(predictor.question_features([FACETS["plane"][1]]), np.ones((1, 8)))
 
 
 @pytest.mark.parametrize("content", [b"", b"no array", np.ones(3).tobytes()])

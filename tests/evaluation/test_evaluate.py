@@ -13,7 +13,7 @@ from PIL import Image
 import pmclip_deploy as pm
 from pmclip_deploy.decision.evidence import OUTSIDE
 from pmclip_deploy.evaluation.counting import MEVF, MEVF_ALL, QCR, VQA_MED_2019
-from pmclip_deploy.evaluation.evaluate import Decided, about_bundle, evaluation, figures, tower_trained_on
+from pmclip_deploy.evaluation.evaluate import Decisions, about_bundle, evaluation, figures, tower_trained_on
 from pmclip_deploy.evaluation.rows import Row, normalised, pictures_of, rows_from_jsonl
 from pmclip_deploy.evaluation.statistics import (
     Bootstrap,
@@ -240,9 +240,9 @@ TRAIN = [
 def says(answers: list[str]) -> Any:
     """A model that says this where every row is asked of its own image, and else nothing right."""
 
-    def asked(picture: Any) -> Decided:
+    def asked(picture: Any) -> Decisions:
         own = (picture == [0, 0, 1, 1, 1, 2]).all()
-        return Decided(answers if own else ["?"] * 6, np.full(6, 0.5), [None] * 6)
+        return Decisions(answers if own else ["?"] * 6, np.full(6, 0.5), [None] * 6)
 
     return asked
 
@@ -275,7 +275,7 @@ def test_the_table_by_type() -> None:
 
 def test_answers_are_compared_as_the_caller_says() -> None:
     rows = [Row("a", "?", "the heart"), Row("b", "?", "lung")]
-    model = lambda picture: Decided(["heart", "lung"], np.ones(2), [None] * 2)  # noqa: E731
+    model = lambda picture: Decisions(["heart", "lung"], np.ones(2), [None] * 2)  # noqa: E731
     assert figures(rows, model, {})[0]["accuracy"] == 0.5
     assert figures(rows, model, {}, same=lambda a: a.removeprefix("the "))[0]["accuracy"] == 1
 
@@ -284,7 +284,7 @@ def test_counts_of_others_stand_beside_our_own() -> None:
     """Three rows about two images; the second is counted by none, the third was taken for the other type."""
     rows = [Row("a", "?", "left lung", "organ", "open"), Row("b", "?", "no", "x", "closed", "para"), Row("b", "?", "t2", "x", "open")]
     kinds = ["open", "closed", "closed"]
-    model = lambda picture: Decided(["the left lung", "no", "t2"], np.ones(3), [None] * 3, kinds)  # noqa: E731
+    model = lambda picture: Decisions(["the left lung", "no", "t2"], np.ones(3), [None] * 3, kinds)  # noqa: E731
     document = figures(rows, model, {}, rows, counts=(VQA_MED_2019, MEVF, MEVF_ALL, QCR))[0]
     json.dumps(document, allow_nan=False)
     counts = document["counts"]
@@ -301,7 +301,7 @@ def test_counts_of_others_stand_beside_our_own() -> None:
     assert counts["qcr"]["baselines"]["question_only"]["accuracy"] == 1 / 3  # the most frequent answer, "left lung", to all
     assert document["counts"]["mevf"]["ci95"] == [1, 1]
     only_para = [Row("b", "?", "no", "x", "closed", "para")]
-    nothing = figures(only_para, lambda picture: Decided(["no"], np.ones(1), [None]), {}, counts=(MEVF,))[0]["counts"]["mevf"]
+    nothing = figures(only_para, lambda picture: Decisions(["no"], np.ones(1), [None]), {}, counts=(MEVF,))[0]["counts"]["mevf"]
     assert nothing["n"] == 0 and nothing["accuracy"] is None and nothing["by"] == {"type": {}}
 
 
@@ -345,7 +345,7 @@ def test_several_seeds() -> None:
 def test_rows_without_a_type_are_a_group_of_their_own_beside_those_with_one() -> None:
     rows = [Row("a", "?", "yes", type="closed"), Row("b", "?", "yes"), Row("c", "?", "yes")]
     right, other = np.array([True, True, False]), np.array([True, False, False])
-    document, _ = figures(rows, lambda picture: Decided(["yes", "yes", "no"], np.ones(3), [None] * 3), {})
+    document, _ = figures(rows, lambda picture: Decisions(["yes", "yes", "no"], np.ones(3), [None] * 3), {})
     compared = difference(rows, right, other, {})["by"]["type"]
     assert document["by"]["type"].keys() == seeds([document, document])["by"]["type"].keys() == compared.keys() == {"closed", "none"}
     assert (compared["closed"]["difference"], compared["none"]["difference"]) == (0, 0.5)

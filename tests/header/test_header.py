@@ -518,7 +518,7 @@ def test_contradiction():
         (Header(), "xr", 1.0),
         (Header(family="ct", localizer=True), "xr", 1.0),
         (Header(family="ct", localizer=True), "ct", 1.0),
-        *((Header(family=a), b, 1.0) for alike in v.LOOK_ALIKE for a in sorted(alike) for b in sorted(alike)),
+        *((Header(family=a), b, 1.0) for alike in v.CONFUSABLE_FAMILIES for a in sorted(alike) for b in sorted(alike)),
     ],
 )
 def test_no_contradiction(said, family, probability):

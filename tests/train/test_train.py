@@ -29,11 +29,11 @@ from pmclip_deploy.train.datasets import Question, normalised, questions_from_fo
 from pmclip_deploy.train.lite.calibration import TARGET, Scored, calibrated
 from pmclip_deploy.train.lite.train import train_vqa
 from pmclip_deploy.train.lite.vocabulary import Vocabulary
-from pmclip_deploy.train.lookalikes import are_in, read_seen
+from pmclip_deploy.train.lookalikes import are_in, read_signatures
 from pmclip_deploy.train.loop import Settings
 from pmclip_deploy.train.nonradiographs import nonradiographs
 from pmclip_deploy.train.questions import questions_for_training
-from pmclip_deploy.train.splits import pictures_seen_in
+from pmclip_deploy.train.splits import shared_pictures
 
 ORGANS = ("skull and contents", "musculoskeletal")
 
@@ -102,7 +102,7 @@ def test_validation_images_never_train(shared: Path) -> None:
     assert not {q.image.name for q in training} & {q.image.name for q in validation}
     assert len({q.image.name for q in validation}) == 500
     assert len({q.image.name for q in training}) == len({q.image for q in training})
-    assert not pictures_seen_in({q.image for q in training}, {q.image for q in validation})
+    assert not shared_pictures({q.image for q in training}, {q.image for q in validation})
 
 
 def question(image: str, category: str, answer: str) -> Question:
@@ -135,7 +135,7 @@ def test_the_same_picture_under_another_name_is_found(tmp_path: Path) -> None:
     Image.fromarray(pixels).save(tmp_path / "a.png")
     Image.fromarray(pixels).save(tmp_path / "b.jpg", quality=80)
     Image.fromarray(pixels[::-1].copy()).save(tmp_path / "c.png")
-    assert pictures_seen_in({tmp_path / "b.jpg", tmp_path / "c.png"}, {tmp_path / "a.png"}) == {tmp_path / "b.jpg"}
+    assert shared_pictures({tmp_path / "b.jpg", tmp_path / "c.png"}, {tmp_path / "a.png"}) == {tmp_path / "b.jpg"}
 
 
 def test_derived_questions_are_yes_where_named_and_no_in_the_same_organ() -> None:
@@ -293,7 +293,7 @@ def test_both_stages_end_to_end_and_resuming_gives_the_same_weights(
     assert tensors["head.balance"].shape[0] == len(written["answers"])
     assert tensors["head.cases"].shape == (12, 512)
     assert written["provenance"]["vqa"]["seed"] == 3
-    assert are_in(read_seen(tmp_path / "vqa"), read_seen(tmp_path / "parts")).all()  # the tower learned from the same pictures
+    assert are_in(read_signatures(tmp_path / "vqa"), read_signatures(tmp_path / "parts")).all()  # the tower learned from the same pictures
 
 
 def test_a_full_disk_at_the_end_keeps_the_run(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

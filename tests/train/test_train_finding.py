@@ -26,7 +26,7 @@ from pmclip_deploy.questions.taught import name_of_finding, trouble
 from pmclip_deploy.train import finding as F
 from pmclip_deploy.train.finding_data import Defaults
 from pmclip_deploy.train.findings.groups import group_of_row
-from pmclip_deploy.train.lookalikes import are_in, pairs_alike, read_seen, signature, write_seen
+from pmclip_deploy.train.lookalikes import are_in, pairs_alike, read_signatures, signature, write_signatures
 from tests.command import is_one_line
 from tests.imports import loaded
 from tests.tiny.bundle import facets_bundle, tiny_bundle, tiny_manifest
@@ -274,9 +274,9 @@ def test_what_the_tower_learned_from_does_not_validate(base: Path, tmp_path: Pat
     images, known = folder_of(tmp_path / "in", 80), tmp_path / "known"
     shutil.copytree(base, known)
     seen = sorted(images.rglob("*.png"))[:10]
-    write_seen(known, [seen[0], tmp_path / "missing.png"])
-    write_seen(known, seen)
-    assert len(read_seen(known)) == 10
+    write_signatures(known, [seen[0], tmp_path / "missing.png"])
+    write_signatures(known, seen)
+    assert len(read_signatures(known)) == 10
     manifest = manifest_from_bundle(known)
     from pmclip_deploy.bundle.files import write_bundle
 
@@ -312,9 +312,9 @@ def test_signatures_go_with_a_checkpoint_into_its_bundle(tmp_path: Path) -> None
     first, second = tmp_path / "first", tmp_path / "second"
     first.mkdir()
     (first / "tokenizer.json").write_text("{}")
-    write_seen(first, [picture(True, 1)])
+    write_signatures(first, [picture(True, 1)])
     save_checkpoint(second, {"x": torch.zeros(2)}, {"name": "second"}, first / "tokenizer.json")
-    assert (read_seen(second) == read_seen(first)).all()
+    assert (read_signatures(second) == read_signatures(first)).all()
     modules: Any = SimpleNamespace(folder=second, meta={"name": "second"})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(contents, "words_of", lambda modules: None)

@@ -27,7 +27,7 @@ from pmclip_deploy.train.cpu import autocast
 from pmclip_deploy.train.datasets import Pair, layout_of, pairs_from_folder
 from pmclip_deploy.train.datasets.schema import BROKEN_SHARE
 from pmclip_deploy.train.images import Augmentation, Pairs, readable, reading_processes
-from pmclip_deploy.train.lookalikes import write_seen
+from pmclip_deploy.train.lookalikes import write_signatures
 from pmclip_deploy.train.loop import Row, fit
 from pmclip_deploy.train.processes import device_of_process, own_part, processes, rank
 
@@ -214,7 +214,7 @@ def _train_on(
     last = {k: v for k, v in history[-1].items() if k != "loss"} if validation else {}
     description = written.write(output, last, seconds=round(seconds))
     if rank() == 0:
-        write_seen(output, (p.image for p in training))
+        write_signatures(output, (p.image for p in training))
     return description
 
 

@@ -19,7 +19,7 @@ from pmclip_deploy.train.contrastive import scale_of
 from pmclip_deploy.train.cpu import autocast, run_slow_convolutions_in_float
 from pmclip_deploy.train.datasets import Question
 from pmclip_deploy.train.images import Images
-from pmclip_deploy.train.lookalikes import write_seen
+from pmclip_deploy.train.lookalikes import write_signatures
 from pmclip_deploy.train.loop import Settings, fit
 from pmclip_deploy.train.processes import device_here
 from pmclip_deploy.train.questions import questions_for_training, sha256_of_questions
@@ -79,7 +79,7 @@ def train_clip(data: list[Path], output: Path, settings: Settings, name: str | N
         },
     }
     write_checkpoint(output, model, meta, tokenizer)
-    write_seen(output, paths)
+    write_signatures(output, paths)
     return meta
 
 

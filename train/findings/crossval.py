@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pmclip_deploy.atomic import told, write
+from pmclip_deploy.atomic import write, write_errors
 from pmclip_deploy.bundle.files import name_of_output
 from pmclip_deploy.console import print_note
 from pmclip_deploy.errors import BundleError, UsageError
@@ -149,7 +149,7 @@ def _write_fold(run: Run, name: str, results: dict[str, tuple[dict[str, Any], Ou
     folder = run.output / f"fold-{name}"
     _write(run, name, results, folder)
     apart = {f"{film.name.split('/')[0]} {film.group}" for film in results[name][1].films}
-    with told(f"{folder / APART}:", "make room and go on with --resume"):
+    with write_errors(f"{folder / APART}:", "make room and go on with --resume"):
         write(folder / APART, "".join(f"{line}\n" for line in sorted(apart)))
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from pmclip_deploy.atomic import told, written
+from pmclip_deploy.atomic import write_errors, written
 from pmclip_deploy.errors import BundleError, UsageError
 from pmclip_deploy.imaging.preprocess import tensor_from_pixels
 from pmclip_deploy.train.checkpoint import under
@@ -172,7 +172,7 @@ def said_to_films(net: FindingsNet, films: Sequence[Film], device: torch.device,
 
 def write_result(folder: Path, name: str, net: FindingsNet, said: dict[str, Any], films: Sequence[Film], about: dict[str, Any]) -> None:
     """NAME.safetensors, then NAME.npz, each whole or as it was: where the second is, both are. Raises UsageError."""
-    with told(f"{folder}:", "make room and go on with --resume"):
+    with write_errors(f"{folder}:", "make room and go on with --resume"):
         with written(folder / f"{name}.safetensors") as new:
             save_file({k: v.contiguous().cpu() for k, v in net.state_dict().items()}, new)
         with written(folder / f"{name}.npz") as new, new.open("wb") as file:

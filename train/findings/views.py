@@ -21,7 +21,7 @@ from rich.progress import track
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from pmclip_deploy.atomic import told, write
+from pmclip_deploy.atomic import write, write_errors
 from pmclip_deploy.console import print_note
 from pmclip_deploy.errors import BundleError, UsageError
 from pmclip_deploy.imaging.preprocess import resized
@@ -169,7 +169,7 @@ def _opened(
             raise UsageError(f"{home}: needs {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free", "make room, or give another --output")
         for name, (kind, shape) in sizes.items():
             np.lib.format.open_memmap(home / f"{name}.npy", "w+", kind, shape)
-        with told(f"{home}:", "make room, or give another --output"):
+        with write_errors(f"{home}:", "make room, or give another --output"):
             write(home / KEY, key)
     files = {name: np.load(home / f"{name}.npy", mmap_mode="r+") for name in sizes}
     first = np.cumsum(count) - count

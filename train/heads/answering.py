@@ -105,7 +105,9 @@ def head_from_tensors(tensors: dict[str, Tensor], meta: dict[str, Any]) -> Head:
     return head
 
 
-def asked_of_checkpoint(folder: Path, rows: Sequence[EvaluationRow], images: Path, device: str = "auto") -> tuple[E.Asked, dict[str, Any]]:
+def checkpoint_answerer(
+    folder: Path, rows: Sequence[EvaluationRow], images: Path, device: str = "auto"
+) -> tuple[E.Answerer, dict[str, Any]]:
     """(how to ask the head of a checkpoint about ``rows``, what it is). Raises BundleError, DeviceError and InputError."""
     if device not in ("auto", "cpu", "cuda"):
         raise UsageError(f"device {device!r} is unknown", "choose auto, cpu or cuda")
@@ -148,17 +150,17 @@ def asked_of_checkpoint(folder: Path, rows: Sequence[EvaluationRow], images: Pat
 
 def answerer(
     head: Head, inputs: Inputs, vocabulary: AnswerVocabulary, dictionary: Dictionary, rows: Sequence[EvaluationRow], at: dict[str, int]
-) -> E.Asked:
+) -> E.Answerer:
     """``at`` says where in ``inputs`` an image is."""
     device = next(head.parameters()).device
     tokens = dictionary.tokens([row.question for row in rows]).to(device)
     place = np.array([at[name] for name in pictures_of(rows)[0]])
 
-    def asked(picture: Any) -> E.Decided:
+    def asked(picture: Any) -> E.Decisions:
         at = torch.from_numpy(place[picture]).to(device)
         label, probability, is_open = answers_from_inputs(head, inputs, at, tokens, vocabulary.closed)
         kinds = ["open" if x else "closed" for x in is_open.tolist()]
-        return E.Decided(
+        return E.Decisions(
             answers=[vocabulary.answers[i] for i in label.tolist()],
             probability=probability.double().numpy(),
             causes=[None] * len(rows),

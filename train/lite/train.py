@@ -25,7 +25,7 @@ from pmclip_deploy.train.lite.model import Model, Source, remember, source_from_
 from pmclip_deploy.train.lite.pictures import AsFiled, others
 from pmclip_deploy.train.lite.rows import rows_from_data
 from pmclip_deploy.train.lite.validation import derived_as_questions, scored_from_questions
-from pmclip_deploy.train.lookalikes import write_seen
+from pmclip_deploy.train.lookalikes import write_signatures
 from pmclip_deploy.train.loop import Averaged, Settings, fit
 from pmclip_deploy.train.nonradiographs import Photographs, photographs_from_folder
 from pmclip_deploy.train.processes import device_here
@@ -87,7 +87,7 @@ def train_vqa(
         },
     }
     write_tensors(output, model.state_dict(), meta, source.tokenizer)
-    write_seen(output, ready.data.paths)
+    write_signatures(output, ready.data.paths)
     return meta
 
 
