@@ -22,7 +22,7 @@ from pmclip_deploy.imaging.preprocess import tensor_from_pixels
 from pmclip_deploy.imaging.read import picture_from_path
 from pmclip_deploy.models import DEFAULT_CHECKPOINT
 from pmclip_deploy.train.backbones import BACKBONES
-from pmclip_deploy.train.checkpoint import save_checkpoint, towers_from_checkpoint
+from pmclip_deploy.train.checkpoint import Checkpoint, save_checkpoint, towers_from_checkpoint
 from pmclip_deploy.train.cpu import keep_freed_memory
 from pmclip_deploy.train.images import radiology_augmented, with_margin
 from pmclip_deploy.train.questions import questions_for_training
@@ -88,8 +88,14 @@ def main() -> None:
         vocabulary = options.output / "tokenizer.json"
         vocabulary.write_text(spec.tokenizer_json())
         made = {"distilled_from": LITE, "data": [options.data.name], "images": len(training), "epochs": epoch + 1, "seed": 1}
-        meta = {"name": "vit-distilled", "version": "0.1.0", "backbone": spec.name, "logit_scale": 14.2857}
-        meta |= {"metrics": {"history": history}, "provenance": {"clip": made}}
+        meta: Checkpoint = {
+            "name": "vit-distilled",
+            "version": "0.1.0",
+            "backbone": spec.name,
+            "logit_scale": 14.2857,
+            "metrics": {"history": history},
+            "provenance": {"clip": made},
+        }
         save_checkpoint(options.output, {f"clip.{k}": v for k, v in model.state_dict().items()}, meta, vocabulary)
 
 

@@ -26,7 +26,7 @@ from pmclip_deploy.opening import load
 from pmclip_deploy.sessions import SessionOptions, open_session
 from pmclip_deploy.threads import cpu_threads
 from pmclip_deploy.train.backbones import BACKBONES
-from pmclip_deploy.train.checkpoint import save_checkpoint
+from pmclip_deploy.train.checkpoint import Checkpoint, save_checkpoint
 
 BURST = 4  # queries one upon the other (MLPerf's single stream) that are counted at each system's turn, after one that follows a pause
 LENGTH = 12  # tokens of a question; eager takes the padded 77, as open_clip's own encode_text does
@@ -38,7 +38,7 @@ def checkpoint_of_random_weights(folder: Path, backbone: str) -> Any:
     model = BACKBONES[backbone].build().eval()
     folder.mkdir()
     (folder / "bpe.json").write_text(BACKBONES[backbone].tokenizer_json())
-    meta = {"name": "random", "version": "0", "backbone": backbone, "logit_scale": 14.3, "metrics": {}, "provenance": {}}
+    meta: Checkpoint = {"name": "random", "version": "0", "backbone": backbone, "logit_scale": 14.3, "metrics": {}, "provenance": {}}
     save_checkpoint(folder, {f"clip.{k}": v for k, v in model.state_dict().items()}, meta, folder / "bpe.json")
     return model
 

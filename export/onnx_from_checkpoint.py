@@ -17,7 +17,7 @@ from pmclip_deploy.export.findings_graph import findings_graph
 from pmclip_deploy.export.lite_graph import lite_graph
 from pmclip_deploy.train.backbones import BACKBONES
 from pmclip_deploy.train.backbones.base import Backbone, Towers
-from pmclip_deploy.train.checkpoint import towers_from_checkpoint, under
+from pmclip_deploy.train.checkpoint import Checkpoint, towers_from_checkpoint, under
 from pmclip_deploy.train.findings.net import FindingsNet
 from pmclip_deploy.train.heads.answering import head_from_tensors
 from pmclip_deploy.train.heads.lite import LiteHead
@@ -33,7 +33,7 @@ class Modules:
     """A checkpoint as PyTorch modules in eval mode: what every graph is measured against."""
 
     folder: Path
-    meta: dict[str, Any]  # checkpoint.json
+    meta: Checkpoint
     backbone: Backbone
     clip: Towers
     tokenizer: str  # a tokenizer.json, of the words in ``clip``'s table

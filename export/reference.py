@@ -24,6 +24,7 @@ from pmclip_deploy.imaging.preprocess import tensor_from_pixels
 from pmclip_deploy.imaging.read import picture_from_path
 from pmclip_deploy.predictor import Predictor
 from pmclip_deploy.tokens import tokenizer_from_text
+from pmclip_deploy.train.checkpoint import Checkpoint
 from pmclip_deploy.train.findings.net import FindingsNet
 from pmclip_deploy.train.heads.lite import LiteHead
 from pmclip_deploy.train.heads.mevf import MEVF
@@ -156,7 +157,7 @@ def manifest_from_modules(modules: Modules) -> Manifest:
         raise BundleError(f"{modules.folder / 'checkpoint.json'}: {said}", "train the head with `pmclip-deploy train vqa`") from None
 
 
-def _with_lite(manifest: Manifest, meta: Mapping[str, Any], head: LiteHead) -> Manifest:
+def _with_lite(manifest: Manifest, meta: Checkpoint, head: LiteHead) -> Manifest:
     graphs = {**manifest.graphs, "head": Graph("head.onnx", "fp32")}
     answering = Manifest.from_json({**manifest.to_json(), **{key: meta[key] for key in ("answers", "kinds", "abstention")},
                                     "graphs": {name: {"file": g.file, "precision": g.precision} for name, g in graphs.items()},
@@ -165,11 +166,11 @@ def _with_lite(manifest: Manifest, meta: Mapping[str, Any], head: LiteHead) -> M
                    abstention=answering.abstention)  # fmt: skip
 
 
-def _with_words(manifest: Manifest, meta: Mapping[str, Any], head: MEVF | QCR) -> Manifest:
+def _with_words(manifest: Manifest, meta: Checkpoint, head: MEVF | QCR) -> Manifest:
     """MEVF's and QCR's, which read words and say how sure they are without a calibration."""
     networks = (("autoencoder", head.features.autoencoder, AUTOENCODER_SIZE), ("maml", head.features.maml, MAML_SIZE))
     grey = {name: side for name, network, side in networks if network is not None}
-    answers, closed = tuple(meta["answers"]), meta["closed_answers"]
+    answers, closed = tuple(meta["answers"]), meta["closed_answers"] or 0
     parts = {"closed": (0, closed), "open": (closed, len(answers))} if isinstance(head, QCR) else {"answer": (0, len(answers))}
     kinds = [Kind(name, tuple(range(*part)), note=NOT_CALIBRATED, independent=True) for name, part in parts.items()]
     return replace(

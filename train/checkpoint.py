@@ -2,10 +2,10 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,6 +20,30 @@ from pmclip_deploy.spec import CHECKPOINT_SCHEMA
 from pmclip_deploy.train.backbones import BACKBONES
 from pmclip_deploy.train.backbones.base import Package, Towers
 
+
+class _Always(TypedDict):
+    name: str
+    version: str
+    backbone: str  # of BACKBONES
+    logit_scale: float
+    metrics: dict[str, Any]
+    provenance: dict[str, Any]
+
+
+class Checkpoint(_Always, total=False):
+    """checkpoint.json: what a checkpoint says of its weights."""
+
+    schema: str  # CHECKPOINT_SCHEMA
+    answers: Sequence[str]  # of a head
+    kinds: list[dict[str, Any]]  # of pmclip-lite's head, with ``abstention``
+    abstention: dict[str, Any]
+    head: dict[str, Any]  # of MEVF's and QCR's heads, with the next three: kind and features
+    closed_answers: int | None  # how many of ``answers`` come first; None if the head has one kind of question
+    dictionary: Sequence[str]
+    trained_on: list[str]  # keys of images
+    findings: dict[str, Any]  # of a network of findings: preprocess, regions and strata
+
+
 ALWAYS: dict[str, type | tuple[type, ...]]  # in checkpoint.json
 ALWAYS = {"name": str, "version": str, "logit_scale": (int, float), "metrics": dict, "provenance": dict}
 
@@ -33,7 +57,7 @@ MEMORY = ("head.cases", "head.detail_cases")
 SCALE = ".scale"
 
 
-def save_checkpoint(folder: Path, tensors: dict[str, Tensor], meta: dict[str, Any], tokenizer: Path) -> None:
+def save_checkpoint(folder: Path, tensors: dict[str, Tensor], meta: Checkpoint, tokenizer: Path) -> None:
     """Writes the checkpoint in fp16; in fp32 what fp16 would make infinite (a running variance can be), and ``MEMORY`` in int8.
     Each file is whole, or the one that was there before. Raises OSError.
 
@@ -59,13 +83,13 @@ def save_checkpoint(folder: Path, tensors: dict[str, Tensor], meta: dict[str, An
         (new / "checkpoint.json").write_text(text + "\n", encoding="utf-8")
 
 
-def write_checkpoint(folder: Path, model: nn.Module, meta: dict[str, Any], tokenizer: Path, head: nn.Module | None = None) -> None:
+def write_checkpoint(folder: Path, model: nn.Module, meta: Checkpoint, tokenizer: Path, head: nn.Module | None = None) -> None:
     """Each file whole, or the one that was there before. Raises UsageError."""
     parts = (("clip", model), ("head", head))
     write_tensors(folder, {f"{part}.{k}": v for part, of in parts if of is not None for k, v in of.state_dict().items()}, meta, tokenizer)
 
 
-def write_tensors(folder: Path, tensors: dict[str, Tensor], meta: dict[str, Any], tokenizer: Path) -> None:
+def write_tensors(folder: Path, tensors: dict[str, Tensor], meta: Checkpoint, tokenizer: Path) -> None:
     """A checkpoint, each file whole, or the one that was there before. Raises UsageError."""
     with write_errors(f"{folder}: the checkpoint", "make room and go on with --resume"):
         save_checkpoint(folder, tensors, meta, tokenizer)
@@ -124,7 +148,7 @@ def _of_package(opened: Any, package: Package, name: str) -> Tensor:
     return _half(opened.get_tensor(name.removeprefix(package.prefix)))
 
 
-def read_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read_checkpoint(folder: Path) -> tuple[Checkpoint, dict[str, Tensor]]:
     """(what checkpoint.json says, the tensors in fp32). Raises BundleError."""
     try:
         meta = json.loads((folder / "checkpoint.json").read_text(encoding="utf-8"))
@@ -137,7 +161,7 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise BundleError(f"{folder / 'checkpoint.json'}: schema or backbone unknown", f"this version reads {CHECKPOINT_SCHEMA}")
     if wrong := [key for key, kind in ALWAYS.items() if not isinstance(meta.get(key), kind)]:
         raise BundleError(f"{folder / 'checkpoint.json'}: {wrong[0]} is missing or wrong", "make it again with `pmclip-deploy train`")
-    return meta, {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
+    return cast(Checkpoint, meta), {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
 
 
 def rounded_tensors(folder: Path) -> dict[str, Tensor]:
@@ -168,7 +192,7 @@ def under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k[len(prefix) + 1 :]: v for k, v in tensors.items() if k.startswith(prefix + ".")}
 
 
-def towers_from_checkpoint(folder: Path) -> tuple[Towers, dict[str, Any], dict[str, Tensor]]:
+def towers_from_checkpoint(folder: Path) -> tuple[Towers, Checkpoint, dict[str, Tensor]]:
     """(towers in eval mode, checkpoint.json, all tensors). Raises BundleError."""
     meta, tensors = read_checkpoint(folder)
     model = BACKBONES[meta["backbone"]].build()

@@ -21,7 +21,7 @@ from pmclip_deploy.bundle.files import name_of_output, sha256_of_file
 from pmclip_deploy.errors import BundleError, PmclipError, UsageError
 from pmclip_deploy.train.backbones import BACKBONES, backbone_named
 from pmclip_deploy.train.backbones.base import Backbone, Tensors
-from pmclip_deploy.train.checkpoint import read_checkpoint, save_checkpoint
+from pmclip_deploy.train.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
 from pmclip_deploy.train.contrastive import scale_of
 
 FILES = {"model.safetensors", "checkpoint.json", "tokenizer.json"}  # of a checkpoint
@@ -42,7 +42,7 @@ class Weights:
     config: Config | None  # what stands beside them, in a Hugging Face folder
 
 
-def import_weights(source: Path, output: Path, backbone: str | None = None, name: str | None = None) -> dict[str, Any]:
+def import_weights(source: Path, output: Path, backbone: str | None = None, name: str | None = None) -> Checkpoint:
     """Writes ``source`` as a checkpoint to ``output``, all of it or nothing; returns what checkpoint.json says.
 
     ``source`` is OpenAI's TorchScript archive or state dict, PubMedCLIP's training checkpoint, open_clip's state dict, or a
@@ -64,7 +64,7 @@ def import_weights(source: Path, output: Path, backbone: str | None = None, name
     except Exception as error:  # whatever a damaged or hostile file makes its reader raise
         raise _unreadable(source, error) from error
     spec, tensors = fitted(weights, wanted)
-    meta = {
+    meta: Checkpoint = {
         "name": name,
         "version": "0.1.0",
         "backbone": spec.name,
@@ -323,7 +323,7 @@ def _refuse_foreign_folder(output: Path) -> None:
     read_checkpoint(output)
 
 
-def _write_folder(output: Path, tensors: Tensors, meta: dict[str, Any], tokenizer_json: str) -> None:
+def _write_folder(output: Path, tensors: Tensors, meta: Checkpoint, tokenizer_json: str) -> None:
     output = output.resolve()
     with write_errors(f"{output}:", "check the space left and the permissions", BundleError), written_folder(output) as new:
         (new / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")

@@ -60,7 +60,7 @@ def rewrite(checkpoint: Path, data: Sequence[Path], text: Sequence[Path], pieces
     before = (checkpoint / TOKENIZER).read_text(encoding="utf-8")
     after = fewer_pieces(before, [*texts_of(data, text), *meta.get("answers", ())], pieces)
     meta["provenance"]["wordpieces"] = {"data": [path.name for path in (*data, *text)], "pieces": pieces}
-    write_tensors(output, tensors, {k: v for k, v in meta.items() if k != "schema"}, checkpoint / TOKENIZER)
+    write_tensors(output, tensors, meta, checkpoint / TOKENIZER)
     with write_errors(f"{output}: the checkpoint", "make room, or give another --output"):
         write(output / TOKENIZER, after.encode())
     return {name: len(json.loads(text)["model"]["vocab"]) for name, text in (("before", before), ("after", after))}

@@ -1,8 +1,9 @@
 """What the commands of `pmclip-deploy train` share: options, the check of the extra, the output folder, and the final output."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -59,7 +60,7 @@ def make_folder_of(output: Path) -> None:
     make_folder(output.parent)
 
 
-def print_checkpoint(meta: dict[str, Any], output: Path, as_json: bool) -> None:
+def print_checkpoint(meta: Mapping[str, object], output: Path, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps({"schema": SCHEMA, "checkpoint": str(output), "metrics": meta["metrics"], "provenance": meta["provenance"]}))
     else:

@@ -19,7 +19,7 @@ from pmclip_deploy.errors import InputError, UsageError
 from pmclip_deploy.tokens import tokens_from_text
 from pmclip_deploy.train.backbones import BACKBONES
 from pmclip_deploy.train.backbones.base import Backbone, Towers
-from pmclip_deploy.train.checkpoint import towers_from_checkpoint, write_checkpoint
+from pmclip_deploy.train.checkpoint import Checkpoint, towers_from_checkpoint, write_checkpoint
 from pmclip_deploy.train.clip.embeddings import loss_over, recall_at
 from pmclip_deploy.train.clip.recipes import Recipe
 from pmclip_deploy.train.contrastive import in_pieces, rows_of_processes
@@ -104,14 +104,15 @@ class Written:
     model: Towers
     tokenizer: Path
     name: str
-    source: dict[str, Any]  # the description of the one that it started from
+    source: Checkpoint  # the description of the one that it started from
     provenance: dict[str, Any]
 
-    def write(self, folder: Path, measured: Row, **more: Any) -> dict[str, Any]:
+    def write(self, folder: Path, measured: Row, **more: Any) -> Checkpoint:
         """Returns its description. ``more`` goes to the provenance. The first process alone writes."""
-        description = {
+        description: Checkpoint = {
             "name": self.name,
-            **{k: self.source[k] for k in ("version", "backbone")},
+            "version": self.source["version"],
+            "backbone": self.source["backbone"],
             "logit_scale": round(self.model.logit_scale.detach().exp().item(), 4),
             "metrics": {"retrieval_validation": measured} if measured else {},
             "provenance": {**self.source["provenance"], "clip": {**self.provenance, **more}},
@@ -156,7 +157,7 @@ def train_clip_on_pairs(
     licences: Collection[str] = (),
     share: float = BROKEN_SHARE,
     name: str | None = None,
-) -> dict[str, Any]:
+) -> Checkpoint:
     """Fine-tunes the checkpoint ``source`` on captions; writes the last epoch to ``output`` and the best one to ``output/best``.
 
     The best is the one with the least validation loss. Returns the last one's description. Under torchrun each process takes its part
@@ -178,7 +179,7 @@ def _train_on(
     licences: Collection[str],
     share: float,
     name: str,
-) -> dict[str, Any]:
+) -> Checkpoint:
     model, meta, _ = towers_from_checkpoint(source)
     locked = lock_towers(model.to(device), recipe)
     spec, tokenizer = BACKBONES[meta["backbone"]], source / "tokenizer.json"

@@ -13,7 +13,7 @@ from pmclip_deploy.spec import Preprocess
 from pmclip_deploy.train.backbones import BACKBONES, DEFAULT
 from pmclip_deploy.train.backbones.base import LiteTowers
 from pmclip_deploy.train.captions import statements_by_image
-from pmclip_deploy.train.checkpoint import write_checkpoint
+from pmclip_deploy.train.checkpoint import Checkpoint, write_checkpoint
 from pmclip_deploy.train.clip.embeddings import Captions, embeddings_from_images, loss_among_all, pooled_from_text, recall_at
 from pmclip_deploy.train.contrastive import scale_of
 from pmclip_deploy.train.cpu import autocast, run_slow_convolutions_in_float
@@ -47,7 +47,7 @@ class Step:
         return loss_among_all(image.float(), text, indices.to(self.device), scale_of(self.model.logit_scale))
 
 
-def train_clip(data: list[Path], output: Path, settings: Settings, name: str | None = None) -> dict[str, Any]:
+def train_clip(data: list[Path], output: Path, settings: Settings, name: str | None = None) -> Checkpoint:
     """Trains and writes a checkpoint to ``output``; returns its description. What stays locked: ``LiteTowers``."""
     name = name_of_output(output, name)
     settings.start()
@@ -68,7 +68,7 @@ def train_clip(data: list[Path], output: Path, settings: Settings, name: str | N
     groups = [(model.projections(), 2 * rate), (model.trunk(), rate)]
     seconds = fit("train clip", model, step, len(paths), groups, settings, made_with, output / "state.pt")
     model.cpu()
-    meta = {
+    meta: Checkpoint = {
         "name": name,
         "version": "0.1.0",
         "backbone": spec.name,

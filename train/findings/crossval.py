@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from pmclip_deploy.atomic import write, write_errors
 from pmclip_deploy.bundle.files import name_of_output
 from pmclip_deploy.console import print_note
 from pmclip_deploy.errors import BundleError, UsageError
-from pmclip_deploy.train.checkpoint import read_checkpoint, under, write_tensors
+from pmclip_deploy.train.checkpoint import Checkpoint, read_checkpoint, under, write_tensors
 from pmclip_deploy.train.findings.films import FINDINGS, VAL, Film, films_from_folders, folds_of_films, sha256_of_films
 from pmclip_deploy.train.findings.groups import KEPT_FOR_DEMO
 from pmclip_deploy.train.findings.strata import Outcomes, auroc_figures, findings_from_outcomes, region_figures
@@ -40,7 +40,7 @@ class Run:
     films: tuple[Film, ...]
     fold: NDArray[np.int64]  # (N,)
     checkpoint: Path
-    meta: dict[str, Any]  # checkpoint.json
+    meta: Checkpoint
     tensors: dict[str, Tensor]
     output: Path
     settings: Settings
@@ -69,7 +69,7 @@ def train_findings(
     keep_views: bool = False,
     fold_checkpoints: bool = False,
     name: str | None = None,
-) -> dict[str, Any]:
+) -> Mapping[str, object]:
     """Trains the parts ``only`` (by default all folds and "all"), then writes a checkpoint to ``output`` from the parts that are there.
 
     The checkpoint is ``checkpoint``, with the network of "all" under "findings." and what the folds have measured. Returns its description,
@@ -153,7 +153,7 @@ def _write_fold(run: Run, name: str, results: dict[str, tuple[dict[str, Any], Ou
         write(folder / APART, "".join(f"{line}\n" for line in sorted(apart)))
 
 
-def _write(run: Run, name: str, results: dict[str, tuple[dict[str, Any], Outcomes]], folder: Path) -> dict[str, Any]:
+def _write(run: Run, name: str, results: dict[str, tuple[dict[str, Any], Outcomes]], folder: Path) -> Checkpoint:
     """The checkpoint with the network of a part, measured by all folds but that one; returns its description."""
     others = {key: of for key, (_, of) in results.items() if key not in (ALL, name)}
     findings, figures = findings_from_outcomes(_joined(list(others.values())))
@@ -165,7 +165,7 @@ def _write(run: Run, name: str, results: dict[str, tuple[dict[str, Any], Outcome
         }
     provenance = {**about["made_with"], "measured_by": sorted(others)}
     provenance |= {key: about[key] for key in ("seconds", "threads", "device")}
-    meta = {
+    meta: Checkpoint = {
         **run.meta,
         "findings": json.loads(json.dumps(asdict(findings))),
         "metrics": {**run.meta["metrics"], **{f"{PREFIX} {key}": of for key, of in figures.items()}},

@@ -20,7 +20,7 @@ from pmclip_deploy.imaging.preprocess import tensor_from_pixels
 from pmclip_deploy.imaging.read import picture_from_path
 from pmclip_deploy.train.backbones import BACKBONES
 from pmclip_deploy.train.backbones.base import Towers
-from pmclip_deploy.train.checkpoint import towers_from_checkpoint, under
+from pmclip_deploy.train.checkpoint import Checkpoint, towers_from_checkpoint, under
 from pmclip_deploy.train.datasets import image_key
 from pmclip_deploy.train.heads.mevf import MEVF
 from pmclip_deploy.train.heads.qcr import OPEN, QCR
@@ -95,7 +95,7 @@ def answers_from_inputs(head: Head, inputs: Inputs, place: Tensor, tokens: Tenso
     return label, probability, is_open
 
 
-def head_from_tensors(tensors: dict[str, Tensor], meta: dict[str, Any]) -> Head:
+def head_from_tensors(tensors: dict[str, Tensor], meta: Checkpoint) -> Head:
     """In eval mode; ``meta`` is checkpoint.json. Raises KeyError, TypeError, ValueError and RuntimeError where the two do not fit."""
     about = meta["head"]
     head = HEADS[about["kind"]].from_tensors(tensors)

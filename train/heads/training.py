@@ -12,7 +12,7 @@ from pmclip_deploy.bundle.files import name_of_output, sha256_of_file
 from pmclip_deploy.errors import InputError, UsageError
 from pmclip_deploy.evaluation import evaluate as E
 from pmclip_deploy.train.backbones import BACKBONES
-from pmclip_deploy.train.checkpoint import towers_from_checkpoint, write_checkpoint
+from pmclip_deploy.train.checkpoint import Checkpoint, towers_from_checkpoint, write_checkpoint
 from pmclip_deploy.train.datasets import Question, image_key
 from pmclip_deploy.train.datasets.schema import BROKEN_SHARE
 from pmclip_deploy.train.heads import qcr
@@ -106,7 +106,7 @@ def _scores(chosen: Tensor, answers: int) -> Tensor:
     return F.one_hot(chosen, answers).float()
 
 
-def train_head(data: Path, clip: Path, output: Path, plan: Plan, settings: Settings, name: str | None = None) -> dict[str, Any]:
+def train_head(data: Path, clip: Path, output: Path, plan: Plan, settings: Settings, name: str | None = None) -> Checkpoint:
     """Writes a checkpoint to ``output``, with the tower in it; returns its description. Raises InputError, BundleError and UsageError.
 
     A tenth of the training images is held out: each epoch is measured on it, and the last one is kept whatever it says. The images that are
@@ -131,9 +131,11 @@ def train_head(data: Path, clip: Path, output: Path, plan: Plan, settings: Setti
     }
     history: list[Row] = []
     seconds = fit_head(head, split, inputs, plan, settings, made_with, output, history)
-    description = {
+    description: Checkpoint = {
         "name": name,
-        **{k: meta[k] for k in ("version", "backbone", "logit_scale")},
+        "version": meta["version"],
+        "backbone": meta["backbone"],
+        "logit_scale": meta["logit_scale"],
         "head": {"kind": plan.head, "features": list(plan.features)},
         "answers": head.vocabulary.answers,
         "closed_answers": head.vocabulary.closed,

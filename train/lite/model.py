@@ -2,14 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pmclip_deploy.train.backbones import BACKBONES
 from pmclip_deploy.train.backbones.base import Backbone, LiteTowers
-from pmclip_deploy.train.checkpoint import towers_from_checkpoint
+from pmclip_deploy.train.checkpoint import Checkpoint, towers_from_checkpoint
 from pmclip_deploy.train.clip.questions import locked_and_fast
 from pmclip_deploy.train.cpu import mixed_precision
 from pmclip_deploy.train.heads.lite import LiteHead
@@ -30,7 +29,7 @@ class Source:
     """The checkpoint that training starts from."""
 
     folder: Path
-    meta: dict[str, Any]
+    meta: Checkpoint
     spec: Backbone
     towers: LiteTowers
     locked: list[nn.Module]  # these stay in eval mode

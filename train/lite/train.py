@@ -13,7 +13,7 @@ from pmclip_deploy.bundle.files import name_of_output, sha256_of_file
 from pmclip_deploy.train import kinds as K
 from pmclip_deploy.train import radiograph
 from pmclip_deploy.train.captions import statements_by_image
-from pmclip_deploy.train.checkpoint import write_tensors
+from pmclip_deploy.train.checkpoint import Checkpoint, write_tensors
 from pmclip_deploy.train.clip.embeddings import Captions
 from pmclip_deploy.train.contrastive import scale_of
 from pmclip_deploy.train.heads.lite import LiteHead
@@ -53,7 +53,7 @@ def train_vqa(
     films: Sequence[Path] = (),
     photographs: Path | None = None,
     name: str | None = None,
-) -> dict[str, Any]:
+) -> Checkpoint:
     """Trains on the first folder of ``data`` (with captions from all), from the checkpoint ``clip``; writes one to ``output``.
     ``photographs`` are added to what is no radiology; ``films`` are radiology for the branch that tells them apart (train/radiograph.py).
 
@@ -72,9 +72,10 @@ def train_vqa(
     sources = [ready.data.paths, *radiograph.pictures_of_films(films)[0]]
     branch = radiograph.train_radiograph(model.clip, model.head, source.spec.preprocess, sources, ready.photographs, settings.seed)
     kinds, abstention, metrics = calibrate(ready, settings.seed)
-    meta = {
+    meta: Checkpoint = {
         "name": name,
-        **{k: source.meta[k] for k in ("version", "backbone")},
+        "version": source.meta["version"],
+        "backbone": source.meta["backbone"],
         "logit_scale": round(scale_of(model.clip.logit_scale).item(), 4),
         "answers": ready.data.vocabulary.answers,
         "kinds": kinds,
