@@ -2,6 +2,8 @@
 
 A `Worker` is one process that speaks the protocol of systems.py: a line of JSON each way. Times are taken inside that process, so that
 what the protocol costs stays out of them. A scenario makes a `Measurement` of it; `interleaved` sets several side by side.
+
+Longer than other files by the docstrings, which define each scenario's terms.
 """
 
 from __future__ import annotations

@@ -6,6 +6,8 @@ What each reads lies in one folder of a model, written by weights.py. Inputs are
 
 A system is a function of what was asked, which returns its parts, its versions and the files it reads; ``prepare`` writes those of them
 that its own tools make, once.
+
+One long file, since it runs by path where pmclip_deploy is not installed.
 """
 
 import json
