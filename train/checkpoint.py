@@ -48,9 +48,9 @@ ALWAYS: dict[str, type | tuple[type, ...]]  # in checkpoint.json
 ALWAYS = {"name": str, "version": str, "logit_scale": (int, float), "metrics": dict, "provenance": dict}
 
 # Tensors that equal those of the backbone's package are not stored again, but named in the metadata of model.safetensors. There, and not in
-# checkpoint.json, since the sha256 of that file stands for all weights.
+# checkpoint.json, since the sha256 of that file stands for all weights. One key alone: safetensors writes several in any order.
 LOCKED = "locked"
-SAME = "same"  # likewise, which tensors equal another of the file: {name: name of the one that is stored}
+SAME = "same"  # in it, which tensors of the findings' network equal the image tower's: {name: name of the one that is stored}
 
 # A head's memory, (N, D) each, is stored as int8 with a scale per row, as its INT8 graph has it. It is most of what a head weighs.
 MEMORY = ("head.cases", "head.detail_cases")
@@ -70,12 +70,12 @@ def save_checkpoint(folder: Path, tensors: dict[str, Tensor], meta: Checkpoint, 
     locked = _locked_of(stored, package) if package else {}
     left_out = set(locked.get("tensors", ()))
     own = _packed({k: v for k, v in stored.items() if k not in left_out})
-    same = _same_as_another(own)
-    extra = {name: json.dumps(value) for name, value in ((LOCKED, locked), (SAME, same)) if value}
+    same = _same_as_tower(own)
+    said = {**locked, **({SAME: same} if same else {})}
     text = json.dumps({"schema": CHECKPOINT_SCHEMA, **meta}, indent=1, ensure_ascii=False)
     with written_into(folder) as new:
         with written(new / "model.safetensors") as file:
-            save_file({k: v for k, v in own.items() if k not in same}, file, extra or None)
+            save_file({k: v for k, v in own.items() if k not in same}, file, {LOCKED: json.dumps(said)} if said else None)
         if tokenizer.resolve() != (folder / "tokenizer.json").resolve():
             (new / "tokenizer.json").write_bytes(tokenizer.read_bytes())
             if (tokenizer.parent / SIGNATURES).is_file():
@@ -113,12 +113,10 @@ def _packed(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return packed
 
 
-def _same_as_another(packed: Mapping[str, Tensor]) -> dict[str, str]:
-    """The first stages of the findings' network are those of the image tower, where training locked both."""
-    first: dict[bytes, str] = {}
-    large = ((name, x) for name, x in packed.items() if x.numel() > 1)
-    found = ((name, first.setdefault(repr((x.dtype, x.shape)).encode() + x.numpy().tobytes(), name)) for name, x in large)
-    return {name: other for name, other in found if name != other}
+def _same_as_tower(packed: Mapping[str, Tensor]) -> dict[str, str]:
+    """Of the findings' network what equals the image tower: the first stages, where training locked both."""
+    pairs = {name: name.replace("findings.", "clip.visual.", 1) for name, x in packed.items() if x.ndim and name.startswith("findings.")}
+    return {name: other for name, other in pairs.items() if other in packed and _same(packed[name], packed[other])}
 
 
 def _unpacked(packed: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -155,7 +153,7 @@ def read_checkpoint(folder: Path) -> tuple[Checkpoint, dict[str, Tensor]]:
         tensors = rounded_tensors(folder)
     except FileNotFoundError as error:
         raise BundleError(f"{error.filename or folder}: not found", "a checkpoint is a folder made by `pmclip-deploy train`") from None
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError):
         raise BundleError(f"{folder}: not a readable checkpoint", "make it again with `pmclip-deploy train`") from None
     if not isinstance(meta, dict) or meta.get("schema") != CHECKPOINT_SCHEMA or str(meta.get("backbone")) not in BACKBONES:
         raise BundleError(f"{folder / 'checkpoint.json'}: schema or backbone unknown", f"this version reads {CHECKPOINT_SCHEMA}")
@@ -172,9 +170,9 @@ def rounded_tensors(folder: Path) -> dict[str, Tensor]:
     file = folder / "model.safetensors"
     stored = load_file(file)
     with safe_open(file, "pt") as opened:
-        extra = {name: json.loads(value) for name, value in (opened.metadata() or {}).items() if name in (LOCKED, SAME)}
-    tensors = _unpacked(stored | {name: stored[other] for name, other in extra.get(SAME, {}).items()})
-    if (locked := extra.get(LOCKED)) is None:
+        locked = json.loads((opened.metadata() or {}).get(LOCKED, "{}"))
+    tensors = _unpacked(stored | {name: stored[other].clone() for name, other in locked.get(SAME, {}).items()})
+    if "package" not in locked:
         return tensors
     package = {of.name: of for backbone in BACKBONES.values() if (of := backbone.package())}[locked["package"]]
     if not re.fullmatch(r"[0-9][0-9.]*", locked["version"]):

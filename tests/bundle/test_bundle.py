@@ -309,7 +309,7 @@ def test_show(words_bundle: Path, tmp_path: Path, command: Callable[..., Result]
     ):
         assert line + "\n" in text
     towers = shown(tiny_bundle(tmp_path / "towers", None))
-    assert "head:     none; it embeds images and texts and answers no question\n" in towers
+    assert "head:     none; the bundle embeds images and texts, and answers no question\n" in towers
     assert "answers:" not in towers and "abstains:" not in towers and "engine:" not in towers
     blind = shown(tiny_bundle(tmp_path / "blind", "blind"))
     assert "head:     mevf, sees nothing of the image, reads 4 words\n" in blind

@@ -156,7 +156,7 @@ def test_pmclip_lite_equals_fp32() -> None:
     modules = modules_from_checkpoint(LITE)
     graphs = onnx_from_modules(modules)
     pixels = [tensor_from_pixels(picture_from_path(p).pixels, modules.backbone.preprocess) for p in sample_pictures()[:3]]
-    tokens = np.random.default_rng(0).integers(1000, 20000, (3, 12))
+    tokens = np.random.default_rng(0).integers(1000, 7000, (3, 12))
     tokens[1, 5:] = modules.backbone.pad_id
     feeds: dict[str, Values] = {"image": {"pixels": np.stack(pixels)}, "text": {"tokens": tokens}}
     image, text = (run(graphs[name], feeds[name]) for name in ("image", "text"))

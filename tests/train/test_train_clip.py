@@ -234,7 +234,7 @@ def test_bad_input_is_one_line(home: Path, tmp_path: Path) -> None:
 
 def test_options_for_captions_need_a_checkpoint(tmp_path: Path, command: Callable[..., Result]) -> None:
     done = command("train", "clip", "--data", "x", "--output", tmp_path, "--micro-batch", "4")
-    assert done.code == 2 and done.err == "error: --micro-batch is for captions; give --from, or leave it out\n"
+    assert done.code == 2 and done.err == "error: --micro-batch needs --from; give --from CHECKPOINT, or leave this option out\n"
 
 
 def test_the_validation_loss_is_that_of_whole_batches() -> None:

@@ -315,7 +315,7 @@ def test_signatures_go_with_a_checkpoint_into_its_bundle(tmp_path: Path) -> None
     write_signatures(first, [picture(True, 1)])
     save_checkpoint(second, {"x": torch.zeros(2)}, {"name": "second"}, first / "tokenizer.json")
     assert (read_signatures(second) == read_signatures(first)).all()
-    modules: Any = SimpleNamespace(folder=second, meta={"name": "second"})
+    modules: Any = SimpleNamespace(folder=second, tokenizer="{}", meta={"name": "second"})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(contents, "words_of", lambda modules: None)
         assert set(contents.files_as_they_are(modules)) == {"tokenizer.json", "seen.npy"}
