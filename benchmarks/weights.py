@@ -26,16 +26,18 @@ from torch import Tensor
 
 from pmclip_deploy.benchmarks.peers import VIT
 from pmclip_deploy.benchmarks.towers import checkpoint_of_random_weights, pictures_for_calibration
+from pmclip_deploy.bundle.names import TOKENIZER
 from pmclip_deploy.errors import InputError
+from pmclip_deploy.export.onnx_from_checkpoint import Modules, modules_from_checkpoint
 from pmclip_deploy.export.pack import bundle_from_checkpoint
-from pmclip_deploy.export.reference import QUESTIONS
+from pmclip_deploy.export.records import CALIBRATION
+from pmclip_deploy.export.reference import QUESTIONS, tokenizers_of
 from pmclip_deploy.imaging.preprocess import tensor_from_pixels
 from pmclip_deploy.imaging.read import picture_from_path
 from pmclip_deploy.models import DEFAULT_BUNDLE, DEFAULT_CHECKPOINT
 from pmclip_deploy.tokens import tokens_from_text
 from pmclip_deploy.train.backbones import BACKBONES
 from pmclip_deploy.train.backbones.base import Backbone
-from pmclip_deploy.train.checkpoint import towers_from_checkpoint
 
 PICTURES = ("examples_overlay", "examples_jpeg2k", "examples_rgb_color", "image_dfl", "J2K_pixelrep_mismatch", "JPEG-lossy")
 TEXTS = (
@@ -65,25 +67,26 @@ def folder_of_weights(model: str, folder: Path, calibration: Path | None = None)
     if backbone.importable:
         bundle_from_checkpoint(checkpoint, folder / "int8", "int8", calibration_images=pictures)
     else:
-        shutil.copytree(DEFAULT_BUNDLE, folder / "int8")  # the one that ships, with its calibration table
+        shutil.copytree(DEFAULT_BUNDLE, folder / "int8")  # the one that ships
 
-    clip, _, _ = towers_from_checkpoint(checkpoint)
-    tensors = {name: x.contiguous() for name, x in clip.state_dict().items()}
+    modules = modules_from_checkpoint(checkpoint)  # as the bundles have them, without spare word pieces
+    tensors = {name: x.contiguous() for name, x in modules.clip.state_dict().items()}
     (folder / "open_clip").mkdir()
     save_file(tensors, folder / "open_clip" / "model.safetensors")
     if not backbone.open_clip_name:
-        _configuration(backbone, folder / "open_clip")
+        _configuration(backbone, modules.clip, folder / "open_clip")
     elif model == VIT:
         _transformers(tensors, backbone, checkpoint, folder / "transformers")
-    _inputs(backbone, folder, pictures)
+    _inputs(modules, folder, pictures)
     (folder / DONE).touch()
 
 
-def _configuration(backbone: Any, folder: Path) -> None:
+def _configuration(backbone: Any, clip: Any, folder: Path) -> None:
     """Of open_clip's CustomTextCLIP, which ours is made of; the text tower's shape stands in a folder that transformers reads."""
     (folder / "config.json").write_text(json.dumps(backbone.config("text"), indent=1))
     (folder / "text").mkdir()
-    (folder / "text" / "config.json").write_text(json.dumps(backbone.text_config(), indent=1))
+    words = clip.text.transformer.embeddings.word_embeddings.num_embeddings
+    (folder / "text" / "config.json").write_text(json.dumps(backbone.text_config() | {"vocab_size": words}, indent=1))
 
 
 # --- transformers' CLIPModel ----------------------------------------------------------------------------------------------------
@@ -153,15 +156,17 @@ def _transformers(tensors: dict[str, Tensor], backbone: Backbone, checkpoint: Pa
 # --- inputs -----------------------------------------------------------------------------------------------------------------------
 
 
-def _inputs(backbone: Backbone, folder: Path, calibration: Path) -> None:
+def _inputs(modules: Modules, folder: Path, calibration: Path) -> None:
     import pydicom
+
+    backbone, tokenizer = modules.backbone, tokenizers_of(modules)[TOKENIZER]
 
     def save(name: str, pictures: list[Any], texts: list[str] | tuple[str, ...]) -> None:
         pixels = np.stack([tensor_from_pixels(picture, backbone.preprocess) for picture in pictures])
         np.save(folder / f"{name}image.npy", pixels)
-        np.save(folder / f"{name}text.npy", tokens_from_text(folder / "checkpoint" / "tokenizer.json", texts, backbone.context_length, 0))
+        np.save(folder / f"{name}text.npy", tokens_from_text(tokenizer, texts, backbone.context_length, backbone.pad_id))
 
-    named = json.loads((folder / "int8" / "calibration.json").read_text())["images"]
+    named = json.loads((folder / "checkpoint" / CALIBRATION).read_text())["images"]
     root = calibration.parent / "images" if calibration.suffix == ".jsonl" else calibration
     found = [root / name for name in named if (root / name).is_file()] or sorted(calibration.glob("*.png"))
     if not found:

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pmclip_deploy.models import DEFAULT_CHECKPOINT
+from tests.command import MAIN
 from tests.sources import ROOT
 from tests.tiny.bundle import facets_bundle
 from tests.tiny.findings import FINDINGS, HAND
 from tests.train.test_train_finding import DENSE, XR_HAND, folder_of
-from tests.tree import MAIN, Tree, written
-
-CHECKPOINT = ROOT / "pmclip_deploy" / "models" / "pmclip-lite" / "checkpoint"
+from tests.tree import Tree, written
 
 
 @pytest.fixture(scope="module")
@@ -224,7 +224,7 @@ def test_a_finding_is_trained_and_measured(with_finding: Tree, tmp_path: Path) -
         labels = {"finding": "pneumonia" if i % 2 else "normal", "cause": None if i % 3 else "toy"}
         rows.append({"image": f"images/{name}", "group": f"Pperson{i}", "original_size": [70, 90], "labels": labels})
     (tmp_path / "kermany" / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    arguments = ("--checkpoint", CHECKPOINT, "--folds", 3, "--epochs", 1, "--batch-size", 2, "--threads", 1)
+    arguments = ("--checkpoint", DEFAULT_CHECKPOINT, "--folds", 3, "--epochs", 1, "--batch-size", 2, "--threads", 1)
     with_finding.runs("train", "findings", "--data", tmp_path / "kermany", "--output", tmp_path / "out", *arguments)
     meta = json.loads((tmp_path / "out" / "checkpoint.json").read_text())
     assert [of["name"] for of in meta["findings"]["findings"]] == ["fracture", "pneumonia", "toyoma"]

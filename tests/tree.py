@@ -5,15 +5,14 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
+from tests.command import MAIN
 from tests.sources import FOLDERS, ROOT
 
 TABLE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-MAIN = "from pmclip_deploy.cli.app import main; main()"
 
 
 class Tree:
@@ -50,6 +49,7 @@ class Tree:
     def fails(self, *arguments: object) -> tuple[int, str]:
         """(exit code, what a command says)"""
         done = self.python(MAIN, *arguments)
+        assert done.returncode, done.stdout
         return done.returncode, done.stderr
 
     def runs(self, *arguments: object, code: str = MAIN) -> str:
@@ -65,6 +65,6 @@ def written(row: str) -> str:
     return line.split(" | ")[1]
 
 
-def named(row: str) -> Iterable[str]:
+def named(row: str) -> list[str]:
     """The files and, with a slash at the end, the folders of it."""
     return re.findall(r"`([\w./]+)`", written(row))

@@ -105,7 +105,7 @@ def _packed(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What the file holds: ``MEMORY`` in int8 beside its scales, and integers of 64 bits in 16 where they fit. ``_unpacked`` undoes it."""
     packed: dict[str, Tensor] = {}
     for name, tensor in stored.items():
-        if name in MEMORY and len(tensor):
+        if name in MEMORY and tensor.numel():
             scale = (tensor.float().abs().amax(1, keepdim=True).clamp(min=1e-3) / 127).half()
             packed |= {name: (tensor.float() / scale.float()).round().to(torch.int8), name + SCALE: scale}
         else:
@@ -120,7 +120,7 @@ def _same_as_tower(packed: Mapping[str, Tensor]) -> dict[str, str]:
 
 
 def _unpacked(packed: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Twice packed and unpacked is once: the largest of each row is 127, and its product with a scale of 11 bits is exact in fp32."""
+    """Undoes ``_packed``. The largest of each row is 127 again when it is packed again, so the scale and the bytes stay as they are."""
     scales = {name + SCALE for name in MEMORY}
     wide = {name: x.long() if x.dtype == torch.int16 else x for name, x in packed.items() if name not in scales}
     return {name: x.float() * packed[name + SCALE].float() if x.dtype == torch.int8 else x for name, x in wide.items()}

@@ -63,6 +63,14 @@ def image_disjoint_split(questions: Sequence[Question], seed: int, held_out: flo
     return sides
 
 
+def without_pictures_of(questions: Sequence[Question], others: Sequence[Question]) -> list[Question]:
+    """Those ``questions`` whose image is none of the ``others'``, by name (image_key) or by picture."""
+    names = {image_key(q.image) for q in others}
+    left = [q for q in questions if image_key(q.image) not in names]
+    twins = shared_pictures({q.image for q in left}, {q.image for q in others})
+    return [q for q in left if q.image not in twins]
+
+
 def image_groups(images: Collection[Path]) -> dict[Path, int]:
     """Image to the number of its group: images of one name or one picture, and what these chain together."""
     paths = sorted(images)

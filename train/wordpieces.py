@@ -5,18 +5,20 @@
 
 import argparse
 import json
+import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from tokenizers import Tokenizer
 
-from pmclip_deploy.atomic import write, write_errors
-from pmclip_deploy.bundle.names import TOKENIZER
+from pmclip_deploy.atomic import write_errors
+from pmclip_deploy.bundle.names import SIGNATURES, TOKENIZER
 from pmclip_deploy.console import print_error
 from pmclip_deploy.errors import InputError, PmclipError, UsageError
 from pmclip_deploy.questions import lexicon
-from pmclip_deploy.train.checkpoint import read_checkpoint, write_tensors
+from pmclip_deploy.train.checkpoint import read_checkpoint, save_checkpoint
 from pmclip_deploy.train.datasets import questions_from_folder
 from pmclip_deploy.train.kinds import PHRASES
 
@@ -28,9 +30,11 @@ def fewer_pieces(tokenizer: str, texts: Iterable[str], most: int = PIECES) -> st
 
     It keeps what is special, single characters, what ``texts`` are made of, and then the most frequent, which BERT numbers first. So
     ``texts`` give the tokens that they gave, any other word at worst falls into more pieces, and none becomes unknown.
-    Raises UsageError where ``most`` is too few.
+    Raises UsageError where ``most`` is too few, or the tokenizer has no WordPiece.
     """
     content = json.loads(tokenizer)
+    if content["model"]["type"] != "WordPiece":
+        raise UsageError(f"the tokenizer is {content['model']['type']}, not WordPiece", "give a checkpoint of pmclip-lite")
     pieces: dict[str, int] = content["model"]["vocab"]
     whole = Tokenizer.from_str(tokenizer)
     whole.no_truncation()
@@ -48,21 +52,29 @@ def texts_of(datasets: Sequence[Path], files: Sequence[Path] = ()) -> list[str]:
     """Questions and answers of the datasets' training splits, the lines of text files, and every word that we know by name."""
     rows = [row for folder in datasets for row in questions_from_folder(folder, "train")]
     files = [*files, Path(lexicon.__file__).with_name("lexicon.txt"), *sorted(PHRASES.glob("*.*"))]
-    known = [line for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+    known = [line for file in files for line in _text_of(file).splitlines()]
     return [*(text for row in rows for text in (row.question, row.answer)), *known]
+
+
+def _text_of(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{file}: cannot be read ({type(error).__name__})", "give a text file in UTF-8") from None
 
 
 def rewrite(checkpoint: Path, data: Sequence[Path], text: Sequence[Path], pieces: int, output: Path) -> dict[str, int]:
     """Writes the checkpoint to ``output`` with a smaller tokenizer. Raises InputError, UsageError and BundleError."""
-    if missing := [path for path in text if not path.is_file()]:
-        raise InputError(f"{missing[0]}: no such file", "--text takes a text file")
     meta, tensors = read_checkpoint(checkpoint)
-    before = (checkpoint / TOKENIZER).read_text(encoding="utf-8")
+    before = _text_of(checkpoint / TOKENIZER)
     after = fewer_pieces(before, [*texts_of(data, text), *meta.get("answers", ())], pieces)
     meta["provenance"]["wordpieces"] = {"data": [path.name for path in (*data, *text)], "pieces": pieces}
-    write_tensors(output, tensors, meta, checkpoint / TOKENIZER)
-    with write_errors(f"{output}: the checkpoint", "make room, or give another --output"):
-        write(output / TOKENIZER, after.encode())
+    with write_errors(f"{output}: the checkpoint", "make room, or give another --output"), TemporaryDirectory() as scratch:
+        tokenizer = Path(scratch, TOKENIZER)
+        tokenizer.write_text(after, encoding="utf-8")
+        if (checkpoint / SIGNATURES).is_file():
+            shutil.copy(checkpoint / SIGNATURES, scratch)
+        save_checkpoint(output, tensors, meta, tokenizer)
     return {name: len(json.loads(text)["model"]["vocab"]) for name, text in (("before", before), ("after", after))}
 
 

@@ -38,7 +38,7 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Ask questions about two radiographs and a CT, and print the correct answer beside each answer."""
-    from pmclip_deploy.cli.infer import images_in
+    from pmclip_deploy.cli.infer import first_finding
     from pmclip_deploy.imaging.overlay import save_png
     from pmclip_deploy.models import DEMO
     from pmclip_deploy.opening import load
@@ -50,7 +50,7 @@ def demo(
         image = output / case.name
         _copy(case.file, image)
         answers = predictor.ask_many(image, list(case.truth))
-        finding = images_in(answers)
+        finding = first_finding(answers)
         seen = image.with_suffix(".png")
         save_png(predictor.model_view(image, finding), seen)
         if as_json:

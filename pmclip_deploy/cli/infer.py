@@ -81,7 +81,7 @@ def infer(
         if save_picture is not None:
             from pmclip_deploy.imaging.overlay import save_png
 
-            save_png(predictor.model_view(image, images_in(answers), frame=frame, window=window), save_picture)
+            save_png(predictor.model_view(image, first_finding(answers), frame=frame, window=window), save_picture)
         if as_json:
             documents += [_document(answer, prevalence) for answer in answers]
         else:
@@ -101,7 +101,7 @@ def _check_picture(save_picture: Path | None, images: list[Path]) -> None:
         raise UsageError(f"{save_picture}: --save-picture writes PNG", "give the file a name that ends in .png")
 
 
-def images_in(answers: "list[Answer]") -> str | None:
+def first_finding(answers: "list[Answer]") -> str | None:
     """The first finding that was answered yes."""
     return next((answer.worth.finding for answer in answers if answer.worth is not None and answer.worth.found), None)
 

@@ -23,13 +23,14 @@ from pmclip_deploy.sessions.engines import EngineBackend, Machine, engine_backen
 from pmclip_deploy.sessions.engines import session as engine_session
 from pmclip_deploy.sessions.engines.session import OnGpu, bytes_of, parts, profile_for
 from pmclip_deploy.sessions.onnxruntime import PROVIDERS, OnnxRuntime, _provider_options
+from tests.command import MAIN
+from tests.sources import ROOT
 from tests.tiny.bundle import DIM, SIZE, tiny_files, tiny_manifest
-from tests.tree import MAIN, Tree
+from tests.tree import Tree
 
 PIXELS = np.random.default_rng(0).uniform(-1, 1, (3, 3, SIZE, SIZE)).astype(np.float32)
 ROW = Engine("image", "image.plan", "tensorrt_rtx", "1.7.1.116", ("8.6", "8.9"), "linux-x86_64", "a" * 64, (1, 1, 8))
 HERE = Machine("1.7.1.116", "8.9", "linux-x86_64")
-ROOT = Path(__file__).parents[2]
 DRIVER = Path("/proc/driver/nvidia/version").exists()
 
 

@@ -18,7 +18,7 @@ from pmclip_deploy.train.datasets import Question, image_key, images_there, norm
 from pmclip_deploy.train.datasets.schema import BROKEN_SHARE
 from pmclip_deploy.train.datasets.vqa_med import category_of
 from pmclip_deploy.train.report import report_from_folder
-from pmclip_deploy.train.splits import image_disjoint_split, image_groups
+from pmclip_deploy.train.splits import image_disjoint_split, image_groups, without_pictures_of
 from pmclip_deploy.train.vocabulary import vocabulary_as_mevf, vocabulary_as_qcr
 from tests.command import Result, is_one_line
 
@@ -426,6 +426,13 @@ def test_an_image_disjoint_split_leaves_no_side_empty(doubles: int) -> None:
         assert all(image_disjoint_split(questions, seed, 0.9))
     with pytest.raises(InputError, match="two pictures"):
         image_disjoint_split(questions[1:], 0)
+
+
+def test_doubles_in_another_dataset_are_taken_out_by_name_and_by_picture(tmp_path: Path) -> None:
+    questions = pictured(tmp_path, 4)
+    others = [q for q in questions if q.image.name in ("synpic0.png", "synpic2.jpg")]
+    assert {q.image.name for q in without_pictures_of(questions, others)} == {"synpic3.png"}
+    assert without_pictures_of(questions, []) == questions
 
 
 def test_slakes_images_train_as_different_ones_though_all_have_one_name_and_test_stays_out(tmp_path: Path) -> None:

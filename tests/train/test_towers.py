@@ -24,7 +24,7 @@ from pmclip_deploy.tokens import tokenizer_from_file, tokens_from_text
 from pmclip_deploy.train.backbones import BACKBONES
 from pmclip_deploy.train.backbones.base import Backbone
 from pmclip_deploy.train.bpe import clip_tokenizer_json
-from pmclip_deploy.train.checkpoint import read_checkpoint, save_checkpoint, towers_from_checkpoint, under
+from pmclip_deploy.train.checkpoint import ALWAYS, Checkpoint, read_checkpoint, save_checkpoint, towers_from_checkpoint, under
 
 CLIP_ROWS = [b for b in BACKBONES.values() if b.open_clip_name]
 RN50 = BACKBONES["RN50"]
@@ -229,6 +229,43 @@ def test_the_embedded_checkpoint_holds_only_what_was_trained() -> None:
     BACKBONES["pmclip-lite"].load_pretrained(plain)
     for name, tensor in plain.text.transformer.state_dict().items():
         assert torch.equal(model.text.transformer.state_dict()[name], tensor.half().float() if tensor.is_floating_point() else tensor)
+
+
+def test_a_memory_is_int8_and_what_the_findings_share_with_the_tower_is_stored_once(tmp_path: Path, tokenizer: Path) -> None:
+    rows = torch.nn.functional.normalize(torch.randn(7, 96, generator=torch.Generator().manual_seed(0)), dim=1)
+    tensors = {
+        "head.cases": rows,
+        "head.slots": torch.tensor([3, 32767]),
+        "head.large": torch.tensor([3, 32768]),
+        "clip.visual.a.weight": rows.half().float(),
+        "findings.a.weight": rows.half().float(),
+        "clip.visual.b.weight": torch.zeros(2),
+        "findings.b.weight": torch.ones(2),
+    }
+    meta: Checkpoint = {"name": "x", "version": "1", "backbone": RN50.name, "logit_scale": 1.0, "metrics": {}, "provenance": {}}
+    save_checkpoint(tmp_path / "once", tensors, meta, tokenizer)
+    stored = load_file(tmp_path / "once" / "model.safetensors")
+    assert stored["head.cases"].dtype == torch.int8 and stored["head.slots"].dtype == torch.int16
+    assert stored["head.large"].dtype == torch.int64 and "findings.a.weight" not in stored and "findings.b.weight" in stored
+    _, back = read_checkpoint(tmp_path / "once")
+    assert back.keys() == tensors.keys()
+    assert (back.pop("head.cases") - rows).abs().max() <= 0.57 * rows.abs().amax() / 127  # half a step, and what fp16 rounds of the scale
+    assert all(torch.equal(tensor, tensors[name]) for name, tensor in back.items())
+    for _ in range(3):
+        save_checkpoint(tmp_path / "again", read_checkpoint(tmp_path / "once")[1], meta, tokenizer)
+        assert (tmp_path / "again" / "model.safetensors").read_bytes() == (tmp_path / "once" / "model.safetensors").read_bytes()
+
+
+def test_what_a_checkpoint_must_hold_is_what_its_type_says() -> None:
+    assert {*ALWAYS, "backbone"} == Checkpoint.__required_keys__
+
+
+def test_the_embedded_checkpoint_is_the_same_file_when_it_is_written_again(tmp_path: Path) -> None:
+    meta, tensors = read_checkpoint(DEFAULT_CHECKPOINT)
+    for _ in range(3):
+        save_checkpoint(tmp_path, tensors, meta, DEFAULT_CHECKPOINT / "tokenizer.json")
+        for name in ("model.safetensors", "checkpoint.json", "tokenizer.json", "seen.npy"):
+            assert (tmp_path / name).read_bytes() == (DEFAULT_CHECKPOINT / name).read_bytes(), name
 
 
 def test_a_checkpoint_of_another_backbone_is_one_clear_line(tmp_path: Path, tokenizer: Path) -> None:

