@@ -51,7 +51,7 @@ def main() -> None:
     modules = modules_from_checkpoint(options.checkpoint)
     rows = rows_from_jsonl(options.data / "val.jsonl", images)
     reference = Reference(modules, rows, images)
-    said = reference.said  # of the weights as they were trained
+    said = reference.row_outputs  # of the weights as they were trained
     assert said is not None
     plant(modules.clip.visual)
     graphs = onnx_from_modules(modules, dense=False)

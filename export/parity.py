@@ -70,7 +70,7 @@ def _parity_of_parts(
 ) -> dict[str, Any]:
     """Of answers, labels and findings, as far as there are some."""
     measured, rows, images = dict[str, Any](), reference.rows, reference.images
-    if answers is None and (said := reference.said) is not None:
+    if answers is None and (said := reference.row_outputs) is not None:
         assert rows is not None and images is not None
         measured["answers"] = answer_parity(rows, said, outputs_for(bundle, rows, images, reference.progress))
     if bundle.manifest.labels:

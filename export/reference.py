@@ -75,7 +75,7 @@ class Reference:
         return predictor_from_modules(self.modules)
 
     @cached_property
-    def said(self) -> "RowOutputs | None":
+    def row_outputs(self) -> "RowOutputs | None":
         if not self.rows or self.images is None or self.predictor.manifest.head is None:
             return None
         return outputs_for(self.predictor, self.rows, self.images, self.progress)

@@ -154,11 +154,11 @@ class Predictor:
         encoded = time.perf_counter()
         intents = [understood(question, taught_findings(self.manifest)) for question in questions]
         header = Header() if ignore_header or picture.header is None else picture.header
-        look = self._look(picture, seen, intents, header, header.child if child is None else child)
+        evidence = self._evidence(picture, seen, intents, header, header.child if child is None else child)
         by_rules = [bool(self._facets) or (intent.kind == "finding" and intent.finding in self._graphs.probed) for intent in intents]
         others = iter(self._replies_of_head(seen, [(q, x) for q, x, ruled in zip(questions, intents, by_rules, strict=True) if not ruled]))
         replies = [
-            reply(self.manifest, intent, look, question) if ruled else next(others)
+            reply(self.manifest, intent, evidence, question) if ruled else next(others)
             for intent, question, ruled in zip(intents, questions, by_rules, strict=True)
         ]
         done = time.perf_counter()
@@ -199,7 +199,7 @@ class Predictor:
             )
         return replies
 
-    def _look(self, picture: "Picture", seen: Floats, intents: Sequence[Intent], header: Header, child: bool | None) -> Evidence:
+    def _evidence(self, picture: "Picture", seen: Floats, intents: Sequence[Intent], header: Header, child: bool | None) -> Evidence:
         """What the graphs say of a picture, as far as these questions need it."""
         asked = {x.finding for x in intents if x.kind == "finding" and x.answerable}
         if not self._facets:

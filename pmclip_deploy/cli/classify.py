@@ -86,7 +86,7 @@ def labels_from_file(path: Path) -> list[str]:
 def examples_from_folder(folder: Path) -> dict[Path, list[Path]]:
     """The folder of each label, with its files: FOLDER/LABEL/IMAGE. Names that begin with a dot are left out."""
     try:
-        found = {of: [x for x in _seen(of) if x.is_file()] for of in _seen(folder) if of.is_dir()}
+        found = {of: [x for x in _visible(of) if x.is_file()] for of in _visible(folder) if of.is_dir()}
     except OSError as error:
         raise InputError(f"{folder}: cannot be read ({error.strerror})", "give a folder that has one folder of images per label") from error
     if len(found) < 2 or not all(found.values()):
@@ -94,7 +94,7 @@ def examples_from_folder(folder: Path) -> dict[Path, list[Path]]:
     return found
 
 
-def _seen(folder: Path) -> list[Path]:
+def _visible(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 

@@ -103,19 +103,19 @@ def findings_of(manifest: Manifest) -> tuple[Finding, ...]:
     return (*(manifest.findings.findings if manifest.findings else ()), *(probe.finding for probe in manifest.probes))
 
 
-def taken_for_granted(intent: Intent, look: Evidence) -> str | None:
+def taken_for_granted(intent: Intent, evidence: Evidence) -> str | None:
     """A question about "this MRI" has no answer where the picture is a plain film."""
     for facet, value in intent.context:
-        family = look.family()
+        family = evidence.family()
         if facet == "modality" and family is not None and value != family and value in FAMILIES:
-            says = "file says" if look.header.family else "picture looks like"
+            says = "file says" if evidence.header.family else "picture looks like"
             return f"the question is about {FAMILIES[value].label}, and the {says} {FAMILIES[family].label}"
     return None
 
 
-def not_of_this_family(kind: str, look: Evidence) -> str | None:
-    family, of = look.family(), ("ct", "mr") if kind == "contrast" else ("mr",)
-    if family is None or family in of or (kind == "contrast" and look.header.contrast is not None):
+def not_of_this_family(kind: str, evidence: Evidence) -> str | None:
+    family, of = evidence.family(), ("ct", "mr") if kind == "contrast" else ("mr",)
+    if family is None or family in of or (kind == "contrast" and evidence.header.contrast is not None):
         return None
     return f"{kind} is answered for {' and '.join(FAMILIES[x].label for x in of)}, and this is {FAMILIES[family].label}"
 

@@ -10,11 +10,11 @@ from pmclip_deploy.header.read import Header, header_value
 from pmclip_deploy.vocabulary import FAMILIES, PROJECTIONS, REGIONS, family_of_answer, view_of_answer
 
 
-def _modality(look: Evidence, threshold: float) -> Reply:
-    candidates, families = look.opinions.get("modality", ()), look.families()
-    if said := header_value(look.header, "modality"):
-        within = renormalised(c for c in candidates if family_of_answer(c.answer) == look.header.family)
-        contrast = header_value(look.header, "contrast")
+def _modality(evidence: Evidence, threshold: float) -> Reply:
+    candidates, families = evidence.opinions.get("modality", ()), evidence.families()
+    if said := header_value(evidence.header, "modality"):
+        within = renormalised(c for c in candidates if family_of_answer(c.answer) == evidence.header.family)
+        contrast = header_value(evidence.header, "contrast")
         return Reply(f"{said}, {contrast}" if contrast else said, source="header", candidates=within, note=_detail(said, within))
     if sure := _sure(candidates, threshold):
         return sure
@@ -30,9 +30,9 @@ def _detail(said: str, within: Sequence[Candidate]) -> str | None:
     return f"within {said}, the picture looks most like {within[0].answer} ({within[0].probability:.0%})"
 
 
-def _plane(look: Evidence, threshold: float) -> Reply:
-    candidates = look.opinions.get("plane", ())
-    if said := header_value(look.header, "projection") or header_value(look.header, "plane"):
+def _plane(evidence: Evidence, threshold: float) -> Reply:
+    candidates = evidence.opinions.get("plane", ())
+    if said := header_value(evidence.header, "projection") or header_value(evidence.header, "plane"):
         return Reply(said, source="header", candidates=candidates)
     if sure := _sure(candidates, threshold):
         return sure
@@ -49,29 +49,29 @@ def _plane(look: Evidence, threshold: float) -> Reply:
 FRONTAL = ("ap", "pa", "frontal")
 
 
-def _organ(look: Evidence, threshold: float) -> Reply:
-    candidates = look.opinions.get("organ", ())
-    part, organ = header_value(look.header, "region"), header_value(look.header, "organ")
+def _organ(evidence: Evidence, threshold: float) -> Reply:
+    candidates = evidence.opinions.get("organ", ())
+    part, organ = header_value(evidence.header, "region"), header_value(evidence.header, "organ")
     if part or organ:
         return Reply(f"{organ} ({part})" if part and organ else part or organ, source="header", candidates=candidates)
     return _sure(candidates, threshold) or _unsure(candidates)
 
 
-def _contrast(look: Evidence, threshold: float) -> Reply:
-    share = look.with_contrast()
+def _contrast(evidence: Evidence, threshold: float) -> Reply:
+    share = evidence.with_contrast()
     candidates = () if share is None else ranked({"with contrast": share, "without contrast": 1 - share})
-    if said := header_value(look.header, "contrast"):
+    if said := header_value(evidence.header, "contrast"):
         return Reply(said, source="header", candidates=candidates)
     return _sure(candidates, max(COIN, threshold)) or _unsure(candidates)
 
 
-def _weighting(look: Evidence, threshold: float) -> Reply:
-    candidates = look.opinions.get("weighting", ())
+def _weighting(evidence: Evidence, threshold: float) -> Reply:
+    candidates = evidence.opinions.get("weighting", ())
     return _sure(candidates, threshold) or _unsure(candidates)
 
 
-def _side(look: Evidence, threshold: float) -> Reply:
-    said = header_value(look.header, "laterality")
+def _side(evidence: Evidence, threshold: float) -> Reply:
+    said = header_value(evidence.header, "laterality")
     return Reply(said, reason=None if said else NO_SIDE, source="header")
 
 

@@ -42,9 +42,9 @@ def facets_of(intents: Iterable[Intent]) -> set[str]:
     return needed
 
 
-def reply(manifest: Manifest, intent: Intent, look: Evidence, question: str = "") -> Reply:
+def reply(manifest: Manifest, intent: Intent, evidence: Evidence, question: str = "") -> Reply:
     """The rules in their order. Where a question cannot be answered at all, the note names the nearest that can to ``question``."""
-    given = _reply(manifest, intent, look)
+    given = _reply(manifest, intent, evidence)
     if given.answer is not None or given.note or given.candidates or given.source == "header" or intent.kind == LANGUAGE:
         return given
     others = [other for other in nearest(question, askable(manifest)) if other != question]
@@ -85,17 +85,17 @@ EXAMPLES = {  # question: the facet that answers it
 COUNTED = ("fracture",)  # findings that take an article
 
 
-def _reply(manifest: Manifest, intent: Intent, look: Evidence) -> Reply:
+def _reply(manifest: Manifest, intent: Intent, evidence: Evidence) -> Reply:
     if not intent.answerable:
         return Reply(None, reason=_unanswerable(intent))
-    if look.header.outside:
-        return Reply(None, reason=f"the file says it holds {look.header.outside}, which is no radiology image", source="header")
-    given = _asked(manifest, intent, look)
-    if not look.radiology and given.source == "picture" and (given.answer is not None or given.candidates):
+    if evidence.header.outside:
+        return Reply(None, reason=f"the file says it holds {evidence.header.outside}, which is no radiology image", source="header")
+    given = _asked(manifest, intent, evidence)
+    if not evidence.radiology and given.source == "picture" and (given.answer is not None or given.candidates):
         return replace(given, answer=None, reason=NO_RADIOGRAPH, worth=None)
-    families = look.families()
+    families = evidence.families()
     likeliest = next(iter(families), None)
-    against = contradiction(look.header, likeliest, families.get(likeliest or "", 0.0)) if look.radiology else None
+    against = contradiction(evidence.header, likeliest, families.get(likeliest or "", 0.0)) if evidence.radiology else None
     return replace(given, note=against or given.note)
 
 
@@ -112,22 +112,22 @@ def _unanswerable(intent: Intent) -> str:
     return intent.needs or (OUTSIDE if intent.kind == OUT_OF_SCOPE else "the question was not understood; ask it in other words")
 
 
-def _asked(manifest: Manifest, intent: Intent, look: Evidence) -> Reply:
+def _asked(manifest: Manifest, intent: Intent, evidence: Evidence) -> Reply:
     if intent.kind == "finding":
-        return finding_reply(manifest, intent, look)
+        return finding_reply(manifest, intent, evidence)
     if intent.kind == "normal":
         return Reply(None, reason=NOT_VALIDATED)
     if intent.kind == "abnormality":
         return Reply(None, reason=NOT_NAMED)
-    if taken := taken_for_granted(intent, look):
-        return Reply(None, reason=taken, source="header" if look.header.family else "picture")
-    if intent.kind in ("contrast", "weighting") and (refused := not_of_this_family(intent.kind, look)):
-        return Reply(None, reason=refused, source="header" if look.header.family else "picture")
+    if taken := taken_for_granted(intent, evidence):
+        return Reply(None, reason=taken, source="header" if evidence.header.family else "picture")
+    if intent.kind in ("contrast", "weighting") and (refused := not_of_this_family(intent.kind, evidence)):
+        return Reply(None, reason=refused, source="header" if evidence.header.family else "picture")
     if intent.form == "closed":
-        return closed_reply(intent, look)
+        return closed_reply(intent, evidence)
     if intent.form == "choice":
-        return choice_reply(intent, look)
-    return OPEN[intent.kind](look, _thresholds(manifest).get(intent.kind, 0.0))
+        return choice_reply(intent, evidence)
+    return OPEN[intent.kind](evidence, _thresholds(manifest).get(intent.kind, 0.0))
 
 
 def _thresholds(manifest: Manifest) -> dict[str, float]:
