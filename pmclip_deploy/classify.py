@@ -59,7 +59,7 @@ def classification(
         raise UsageError("the examples name the labels", "leave out the list of labels")
     names = tuple(examples or labels or predictor.manifest.labels)
     if not names:
-        raise UsageError("no labels given", "pass two or more, or export the bundle with --labels FILE")
+        raise UsageError("no labels given", "pass two or more, or export the bundle with `pmclip-deploy export --labels FILE`")
     check_labels(names)
     if templates is not None and method == "probe":
         raise UsageError("the probe reads no words", "leave out the templates")

@@ -1,5 +1,6 @@
 """What a person at a terminal reads: one line at a time on stderr, and a progress bar."""
 
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
@@ -19,11 +20,14 @@ def decimal(value: float, form: str) -> str:
 
 
 def print_error(message: str) -> None:
-    print(f"error: {one_line(message)}", file=sys.stderr)
+    print_note(f"error: {message}")
 
 
 def print_note(message: str) -> None:
-    print(one_line(message), file=sys.stderr)
+    print(one_line(_PARAMETER.sub(r"--\1 \2", message)), file=sys.stderr)
+
+
+_PARAMETER = re.compile(r'\b(bundle|data|device)="([^"]*)"')  # of a hint, as Python writes it; options have the same names
 
 
 def progress(items: Sequence[T], what: str) -> Iterable[T]:

@@ -10,7 +10,8 @@
     ├── DeviceError   "device"            6  the device or backend asked for is not there
     └── TrainingError "training"          1  training cannot go on: the loss is no number, or memory is full
 
-A message is one line: what and where. The hint is what to do next. Neither ever holds a patient attribute.
+A message is one line: what and where. The hint is what to do next. It names parameters as Python does, device="cpu"; the command line
+makes options of them. Neither ever holds a patient attribute.
 """
 
 
@@ -27,7 +28,7 @@ class PmclipError(Exception):
     ...     print({"code": error.code, "message": error.message})
     ...     print(error)
     {'code': 'bundle', 'message': 'no-such-folder: no such bundle folder'}
-    no-such-folder: no such bundle folder; pass --bundle FOLDER, or build one with `pmclip-deploy export`
+    no-such-folder: no such bundle folder; pass bundle="FOLDER", or build one with `pmclip-deploy export`
     """
 
     exit_code = 1

@@ -36,7 +36,7 @@ def manifest_from_bundle(path: Path) -> Manifest:
     """Reads and checks manifest.json; the other files are not opened."""
     file = Path(path) / MANIFEST
     if not Path(path).is_dir():
-        raise BundleError(f"{path}: no such bundle folder", "pass --bundle FOLDER, or build one with `pmclip-deploy export`")
+        raise BundleError(f"{path}: no such bundle folder", 'pass bundle="FOLDER", or build one with `pmclip-deploy export`')
     try:
         if not file.is_file():  # a device or a pipe is not read
             raise BundleError(f"{file}: missing, so this folder is no bundle", NEXT_STEP)
@@ -110,7 +110,7 @@ def name_of_output(output: Path, name: str | None = None) -> str:
     """What is trained, imported or exported is called ``name``, else as its folder is, other characters as dashes. Raises UsageError."""
     named = re.sub(r"[^\w.-]+", "-", output.resolve().name).strip("-.") if name is None else name
     if not re.fullmatch(r"\w[\w.-]{0,63}", named):
-        raise UsageError(f"{named[:70]!r} is no name: at most 64 letters, digits, dots, dashes", "pass another --name")
+        raise UsageError(f"{named[:70]!r} is no name: at most 64 letters, digits, dots, dashes", "pass another name")
     return named
 
 

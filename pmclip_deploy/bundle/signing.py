@@ -116,4 +116,4 @@ def _read(path: Path) -> bytes:
         with Path(path).open("rb") as file:
             return file.read(MAX_KEY_BYTES)
     except OSError as error:
-        raise InputError(f"{path}: the key cannot be read ({error.strerror})", "check --key") from error
+        raise InputError(f"{path}: the key cannot be read ({error.strerror})", "check the file") from error

@@ -46,7 +46,7 @@ def rows_from_jsonl(path: Path, images: Path | None = None) -> list[Row]:
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: no UTF-8 text", "pass a file of JSON lines") from error
     if path.suffix == ".json" and lines[0].lstrip().startswith("["):
-        raise InputError(f"{path}: one JSON list, not JSON lines", f"of a dataset pass the folder, and --split: --data {path.parent}")
+        raise InputError(f"{path}: one JSON list, not JSON lines", f'of a dataset pass the folder, data="{path.parent}", and its split')
     rows = [_row(line, f"{path}, line {number}", images) for number, line in enumerate(lines, 1) if line.strip()]
     if not rows:
         raise InputError(f"{path}: holds no rows", "pass a file of JSON lines {image, question, answer}")
@@ -66,7 +66,7 @@ def _row(line: str, where: str, images: Path | None) -> Row:
         if not isinstance(data, dict) or not isinstance(data.get(key), str) or not data[key].strip():
             raise InputError(f'{where}: "{key}" is missing, empty or no text', "every line is one object {image, question, answer}")
     if images is not None and not (images / data["image"]).is_file():
-        raise InputError(f"{where}: its image {images / data['image']} is missing", "check --images")
+        raise InputError(f"{where}: its image {images / data['image']} is missing", "check the folder of images")
     category, answer_type = data.get("category"), str(data.get("answer_type", "")).strip().lower()
     return Row(
         data["image"],

@@ -103,7 +103,7 @@ class Index:
             raise BundleError(
                 f"{self.path}: made with bundle {self.about.bundle} {self.about.bundle_sha256[:12]}, and this one is {bundle} "
                 f"{digest[:12] or 'without a manifest'}",
-                "pass the same bundle with --bundle, or make another index",
+                'pass the same bundle with bundle="FOLDER", or make another index',
             )
 
 

@@ -222,10 +222,10 @@ def _refuse_other(index: Index, about: About) -> None:
         raise UsageError(
             f"{index.path}: holds {index.about.embedded}s with ids of kind {index.about.ids}, and these are {about.embedded}s with ids "
             f"of kind {about.ids}",
-            "choose another --output",
+            "choose another output",
         )
     if index.about.salt_check != about.salt_check:
-        raise UsageError(f"{index.path}: its ids were made with another salt", "give its salt with --salt-file, or choose another --output")
+        raise UsageError(f"{index.path}: its ids were made with another salt", "give the salt that made them, or choose another output")
 
 
 def _id_from_path(folder: Path, path: Path) -> str:

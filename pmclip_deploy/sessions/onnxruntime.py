@@ -115,7 +115,7 @@ class OnnxRuntimeSession:
         name = wanted.name.removesuffix("ExecutionProvider")
         if wanted.name not in available:
             here = f"onnxruntime {ort.__version__} has no {name} here (it has {', '.join(available)})"
-            raise DeviceError(here, f"{wanted.device.install}, or pass --device cpu")
+            raise DeviceError(here, f'{wanted.device.install}, or pass device="cpu"')
         if not graph.path.is_file():
             raise BundleError(f"{graph.path}: missing", "copy the bundle again")
         if wanted.device.nvidia and hasattr(ort, "preload_dlls"):
@@ -130,7 +130,7 @@ class OnnxRuntimeSession:
         self.device = device if wanted.name in self._session.get_providers() else "cpu"
         if options.device == device != self.device:  # onnxruntime falls back in silence
             check = "the NVIDIA driver with nvidia-smi" if wanted.device.nvidia else "Intel's driver"
-            raise DeviceError(f"onnxruntime could not start {name}", f"check {check}, or pass --device cpu")
+            raise DeviceError(f"onnxruntime could not start {name}", f'check {check}, or pass device="cpu"')
         self.inputs = tuple(node.name for node in self._session.get_inputs())
         self.outputs = tuple(node.name for node in self._session.get_outputs())
         self._path = graph.path

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import pmclip_deploy as pm
 from pmclip_deploy import machine, opening
 from pmclip_deploy.bundle.files import verify_bundle
 from pmclip_deploy.cli import doctor, infer
@@ -238,6 +239,16 @@ def test_no_device(run: Any, folder: Path) -> None:
         pytest.skip("this machine has CUDA")
     result = run("infer", folder / "bright.png", FRACTURE, "--device", "cuda")
     assert result.code == 6 and is_one_line(result.err) and "CPUExecutionProvider" in result.err
+
+
+def test_a_hint_names_options_here_and_parameters_in_python(run: Any, folder: Path, tmp_path: Path) -> None:
+    none = tmp_path / "none"
+    with pytest.raises(pm.BundleError) as caught:
+        pm.load(none)
+    assert caught.value.hint.startswith('pass bundle="FOLDER", or ')
+    assert run("infer", folder / "ct.dcm", "which plane?", "--bundle", none).err.startswith(
+        f"error: {none}: no such bundle folder; pass --bundle FOLDER, or "
+    )
 
 
 def test_a_bug_of_ours_is_one_line_and_debug_shows_where(run: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,7 +105,7 @@ def test_an_interval_agrees_with_the_normal_one() -> None:
         ('{"image": "a.png", "question": " ", "answer": "x"}', '"question" is missing, empty'),
         ('{"image": 3, "question": "q", "answer": "x"}', '"image" is missing, empty or no text'),
         ("[1]", '"image" is missing'),
-        ('{"image": "b.png", "question": "q", "answer": "x"}', "b.png is missing; check --images"),
+        ('{"image": "b.png", "question": "q", "answer": "x"}', "b.png is missing; check the folder of images"),
         ("", "holds no rows"),
     ],
 )

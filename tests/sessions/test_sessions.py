@@ -119,12 +119,13 @@ def test_a_graph_without_an_engine_needs_no_note(bundle: tuple[Path, Manifest]) 
 
 def test_an_engine_asked_for_by_name_never_falls_back(bundle: tuple[Path, Manifest], monkeypatch: pytest.MonkeyPatch) -> None:
     on(monkeypatch, HERE._replace(compute_capability="7.5"))
-    with pytest.raises(DeviceError, match=r"compute capability 8\.6, 8\.9, here is 7\.5; export it again, or pass --device cpu") as caught:
+    with pytest.raises(DeviceError, match=r"capability 8\.6, 8\.9, here is 7\.5; export it again, or pass device=\"cpu\"") as caught:
         session_from_bundle(*bundle, "image", "tensorrt_rtx")
     assert caught.value.exit_code == 6
-    with pytest.raises(DeviceError, match="bundle tiny has no tensorrt engine of its graph image; export it with --target tensorrt"):
+    hint = "export it with `pmclip-deploy export --target {}`, or pass device=\"auto\""
+    with pytest.raises(DeviceError, match=f"bundle tiny has no tensorrt engine of its graph image; {hint.format('tensorrt')}"):
         session_from_bundle(*bundle, "image", "tensorrt")
-    with pytest.raises(DeviceError, match="no tensorrt_rtx engine of its graph head; export it with --target rtx"):
+    with pytest.raises(DeviceError, match=f"no tensorrt_rtx engine of its graph head; {hint.format('rtx')}"):
         session_from_bundle(*bundle, "head", "tensorrt_rtx")
 
 

@@ -90,10 +90,10 @@ class EngineBackend(Backend):
         if not problems:
             raise DeviceError(
                 f"bundle {graph.bundle} has no {self.name} engine of its graph {graph.name}",
-                f"export it with --target {self.target}, or pass --device auto",
+                f'export it with `pmclip-deploy export --target {self.target}`, or pass device="auto"',
             )
         first = problems[0]
-        raise DeviceError(f"bundle {graph.bundle} has no engine that runs here: {first.message}", f"{first.hint}, or pass --device cpu")
+        raise DeviceError(f"bundle {graph.bundle} has no engine that runs here: {first.message}", f'{first.hint}, or pass device="cpu"')
 
 
 def engine_backends() -> dict[str, EngineBackend]:

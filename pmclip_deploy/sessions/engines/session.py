@@ -144,7 +144,7 @@ class TensorRTSession:
 
     def _failed(self, what: str, error: Exception) -> DeviceError:
         why = line(self._errors[0] if self._errors else error)  # the first is the cause
-        return DeviceError(f"{self._plan}: {self._title} {what} ({why})", "see what nvidia-smi says, export it again, or pass --device cpu")
+        return DeviceError(f"{self._plan}: {self._title} {what} ({why})", 'see what nvidia-smi says, export it again, or pass device="cpu"')
 
 
 @dataclass
@@ -201,7 +201,7 @@ def profile_for(shapes: Mapping[str, Shape], profiles: Sequence[Sequence[Range]]
         if not found:
             return index
         outside = found
-    raise UsageError(f"the engine takes {outside[0]}", "export it with a wider profile, or pass --device cpu")
+    raise UsageError(f"the engine takes {outside[0]}", 'export it with a wider profile, or pass device="cpu"')
 
 
 def parts(batch: int, largest: int) -> list[slice]:
