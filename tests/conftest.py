@@ -40,9 +40,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of real data beside the checkout; tests that need it skip where it isn't."""
+    """The folder of real data, which PMCLIP_SHARED names; tests that need it skip if it is missing."""
     if not SHARED.is_dir():
-        pytest.skip("needs the real data in ../shared/data")
+        pytest.skip("needs the real data; set PMCLIP_SHARED to its folder (default: ../shared/data)")
     return SHARED
 
 

@@ -1,4 +1,4 @@
-"""The repository, the Python files of its folders, and the real data beside it."""
+"""The repository, the Python files of its folders, and the real data in the folder that PMCLIP_SHARED names."""
 
 import os
 from pathlib import Path
