@@ -1,6 +1,6 @@
 """A hundred DICOM files of five modalities and more: no answer contradicts what the file says of itself without saying so.
 
-What a file says is read here from its elements, not by header/. Files of pydicom's wheel, of the package pydicom-data, of ../shared/data
+What a file says is read here from its elements, not by header/. Files of pydicom's wheel, of the package pydicom-data, of PMCLIP_SHARED
 and of the demo, each content once; of a multi-frame file the middle frame.
 """
 
@@ -89,7 +89,7 @@ def told(answer: pm.Answer) -> bool:
 def test_there_are_a_hundred_of_five_modalities(files: list[File]) -> None:
     count = Counter(FAMILIES[file.dataset.Modality] for file in files)
     if len(list(folders())) < 4:
-        pytest.skip(f"needs ../shared/data and the package pydicom-data; here are {count.total()} files of {len(count)} modalities")
+        pytest.skip(f"needs PMCLIP_SHARED and the package pydicom-data; here are {count.total()} files of {len(count)} modalities")
     assert count.total() >= 100 and len(count) >= 5 and min(count.values()) >= 5, count
 
 

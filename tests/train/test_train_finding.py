@@ -509,7 +509,7 @@ def test_no_torch_is_needed() -> None:
 def test_shoulder_films_as_if_they_were_a_hospitals(run: Any, shared: Path, tmp_path: Path) -> None:
     """FracAtlas's shoulder films: 51 of 270 fractured. Whether that is enough is for the figures to say; both ways must be plain."""
     if not (shared / "fracatlas" / "labels.jsonl").is_file():
-        pytest.skip("needs FracAtlas in ../shared/data/fracatlas")
+        pytest.skip("needs FracAtlas in PMCLIP_SHARED/fracatlas")
     rows = [json.loads(line) for line in (shared / "fracatlas" / "labels.jsonl").read_text().splitlines()]
     table = tmp_path / "shoulder.csv"
     with table.open("w", newline="") as file:
