@@ -1,5 +1,6 @@
 """How the GPU's two kernels share the work: tiles, slices, grids, what lies between them, and the bytes that move."""
 
+from math import prod
 from typing import NamedTuple
 
 BYTES = {"f32": 4, "f16": 2, "i8": 1}  # what a bank can be of
@@ -27,6 +28,15 @@ class Plan(NamedTuple):
     merge_grid: tuple[int, int, int]
     keys: tuple[int, int, int]  # (slices, B, K) i64
     sums: tuple[int, int, int]  # (slices, B, 2) f32
+
+    @property
+    def room(self) -> int:
+        """Bytes of what lies between the kernels."""
+        return 8 * prod(self.keys) + 4 * prod(self.sums)
+
+    def places(self, room: int) -> dict[str, int]:
+        """Where each array of the kernels begins in ``room``, an address."""
+        return {"keys": room, "sums": room + 8 * prod(self.keys)}
 
 
 def plan_for(images: int, rows: int, size: int, tile: Tile, programs: int) -> Plan:

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from math import prod
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
@@ -130,10 +131,15 @@ def interpret(file: str) -> None:
         given_arrays = {name: Array(array.ctypes.data, array.shape, str(array.dtype)) for name, array in arrays.items()}
         size = 1 << (k - 1).bit_length()
         call = Call.of(given_arrays, kernels(case[0], one.scales is not None, size), 75, MULTIPROCESSORS)
-        keys, sums = np.zeros(call.plan.keys, np.int64), np.zeros(call.plan.sums, np.float32)
-        at = {array.ctypes.data: torch.from_numpy(array) for array in (*arrays.values(), keys, sums)}
-        for kernel, grid, values in call.launches(keys.ctypes.data, sums.ctypes.data):
-            arguments = [at[value] if type(value) is int else int(value) for value in values]
+        room = np.zeros(call.plan.room, np.int8)  # its parts are of other types, and touch no other
+        addresses = {name: array.address for name, array in given_arrays.items()} | call.plan.places(room.ctypes.data)
+        at = {array.ctypes.data: torch.from_numpy(array) for array in arrays.values()}
+        for name, address in call.plan.places(room.ctypes.data).items():
+            part = room[address - room.ctypes.data :][: prod(getattr(call.plan, name)) * (8 if "keys" in name else 4)]
+            at[address] = torch.from_numpy(part.view(np.int64 if "keys" in name else np.float32))
+        for launch in call.launches:
+            kernel, grid = launch.kernel, launch.grid
+            arguments = [at[value] if type(value) is int else int(value) for value in launch.given(addresses)]
             if kernel.bank and not kernel.scaled:
                 arguments.insert(2, None)
             constants = (kernel.size, *kernel.tile[:3]) if kernel.bank else (kernel.size, kernel.tile.slices)
@@ -257,13 +263,16 @@ ARRAYS = {
 def test_a_call_of_the_compiled_kernels(folder: Path) -> None:
     rows = kernels_from_manifest(folder)
     call = Call.of(ARRAYS, rows, 89, 108)
-    slices, merge = call.launches(8192, 16384)
+    slices, merge = call.launches
     assert call.plan.slices == 16 and slices.grid == (1, 16, 1) and merge.grid == (3, 1, 1)
-    assert slices.arguments == (256, 512, 768, 3, 1000, 32, 8192, 16384) and slices.kernel.aligned
-    assert merge.arguments == (8192, 16384, 3, 16, 5, 1024, 2048, 4096)
-    assert [type(value) for value in merge.arguments] == [int, int, np.int32, np.int32, np.int32, int, int, int]
+    addresses = {name: array.address for name, array in ARRAYS.items()} | call.plan.places(8192)
+    sums = 8192 + 8 * 16 * 3 * 16
+    assert call.plan.room == sums + 4 * 16 * 3 * 2 - 8192
+    assert slices.given(addresses) == (256, 512, 768, 3, 1000, 32, 8192, sums) and slices.kernel.aligned
+    assert merge.given(addresses) == (8192, sums, 3, 16, 5, 1024, 2048, 4096)
+    assert [type(value) for value in merge.given(addresses)] == [int, int, np.int32, np.int32, np.int32, int, int, int]
     for name, array in (("bank", Array(520, (1000, 32), "float16")), ("image", Array(260, (3, 32), "float32"))):
-        assert not Call.of(ARRAYS | {name: array}, rows, 89, 108).slices.aligned
+        assert not Call.of(ARRAYS | {name: array}, rows, 89, 108).launches[0].kernel.aligned
 
 
 def test_a_call_without_images_and_one_with_too_many_rows(folder: Path) -> None:
@@ -297,6 +306,78 @@ def test_an_array_must_be_contiguous() -> None:
     view.strides = (12, 8, 1)
     with pytest.raises(ValueError, match="bank must be C-contiguous"):
         array_from_view("bank", view)
+
+
+class Gpu:
+    """In place of cuda.core and its device: what CudaSimilarity asks of them, with launches that are kept and not run."""
+
+    device_id, compute_capability, properties = 0, (8, 9), SimpleNamespace(multiprocessor_count=108)
+
+    def __init__(self) -> None:
+        self.launched: list[tuple[Any, ...]] = []
+        self.loaded, self.freed, self.error = 0, 0, ""
+        self.utils = SimpleNamespace(StridedMemoryView=lambda given, stream_ptr: given)
+        self.ObjectCode = SimpleNamespace(from_cubin=self.load)
+
+    def load(self, cubin: bytes) -> Any:
+        self.loaded += 1
+        return SimpleNamespace(get_kernel=lambda entry: entry)
+
+    def set_current(self) -> None:
+        pass
+
+    def allocate(self, size: int, stream: Any) -> Any:
+        return SimpleNamespace(handle=4096, close=self.close)
+
+    def close(self, stream: Any) -> None:
+        self.freed += 1
+
+    def LaunchConfig(self, grid: Any, block: int, shmem_size: int) -> Any:
+        return grid
+
+    def launch(self, stream: Any, *given: Any) -> None:
+        if self.error:
+            raise RuntimeError(self.error)
+        self.launched.append(given)
+
+
+@pytest.fixture
+def launcher(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[CudaSimilarity, Gpu]:
+    gpu = Gpu()
+    monkeypatch.setitem(sys.modules, "cuda", SimpleNamespace(core=gpu))
+    return CudaSimilarity(folder, gpu), gpu
+
+
+def test_what_a_shape_launches_is_prepared_once(launcher: tuple[CudaSimilarity, Gpu], monkeypatch: pytest.MonkeyPatch) -> None:
+    similarity, gpu = launcher
+    stream, prepared = SimpleNamespace(handle=1), list[Any]()
+    monkeypatch.setattr(Call, "of", lambda *given, of=Call.of: prepared.append(given) or of(*given))
+    moved = {name: array._replace(address=array.address + 64) for name, array in ARRAYS.items()}
+    for arrays in (ARRAYS, moved, ARRAYS):
+        similarity(**arrays, stream=stream)
+    assert (len(prepared), gpu.loaded, gpu.freed) == (1, 2, 3)
+    assert [given[2] for given in gpu.launched if given[1] == "similarity_slices"] == [256, 320, 256]  # the image's address
+    similarity(**ARRAYS | {"bank": Array(520, (1000, 32), "float16")}, stream=stream)
+    assert (len(prepared), gpu.loaded) == (2, 3)  # another alignment takes another kernel
+
+
+def test_a_launch_that_fails_frees_its_room(launcher: tuple[CudaSimilarity, Gpu]) -> None:
+    similarity, gpu = launcher
+    gpu.error = "the capture is invalid"
+    with pytest.raises(RuntimeError, match="the capture is invalid"):
+        similarity(**ARRAYS, stream=SimpleNamespace(handle=1))
+    gpu.error = ""
+    similarity(**ARRAYS, stream=SimpleNamespace(handle=1))
+    assert gpu.freed == 2 and len(gpu.launched) == 2
+
+
+def test_an_array_on_another_gpu_is_refused(launcher: tuple[CudaSimilarity, Gpu]) -> None:
+    similarity, _ = launcher
+    view = SimpleNamespace(ptr=512, shape=(1000, 32), dtype=np.dtype("float16"), strides=None, device_id=1)
+    with pytest.raises(ValueError, match="bank is on device 1, and the kernels are on device 0"):
+        similarity(**ARRAYS | {"bank": view}, stream=SimpleNamespace(handle=1))
+    view.device_id = 0
+    assert similarity.array("bank", view, SimpleNamespace(handle=1)) == ARRAYS["bank"]
 
 
 def test_the_plugins_hand_tensorrt_the_same_launches(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
