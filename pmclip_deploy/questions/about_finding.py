@@ -56,7 +56,7 @@ def _of_one_finding(r: Reading, name: str, found: Sequence[Item]) -> Intent:
     if form != "closed" and not polarity:
         needs = needs or NEGATIVE
     if any(other.tag in ("weighting", "contrast") for item in found for other in r.before(item)):
-        needs = needs or f'it may be the picture\'s or the finding\'s; ask "is there {name}?"'  # a T1 fracture
+        needs = needs or f"it may be the picture's or the finding's; ask \"is there {name}?\""  # a T1 fracture
     return Intent("finding", form, name, polarity, (), qualifiers, context_of(r), needs=needs)
 
 

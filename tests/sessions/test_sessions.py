@@ -3,9 +3,11 @@
 import json
 import subprocess
 import sys
+from ctypes import c_byte
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,8 @@ from pmclip_deploy.opening import session_from_bundle
 from pmclip_deploy.sessions import SessionOptions, backends, cache_folder, devices, onnx_sha256, open_session
 from pmclip_deploy.sessions.engines import EngineBackend, Machine, engine_backends
 from pmclip_deploy.sessions.engines import session as engine_session
-from pmclip_deploy.sessions.engines.session import OnGpu, bytes_of, parts, profile_for
+from pmclip_deploy.sessions.engines.replay import OnGpu, Replay, bytes_of
+from pmclip_deploy.sessions.engines.session import Context, parts, profile_for
 from pmclip_deploy.sessions.onnxruntime import PROVIDERS, OnnxRuntime, _provider_options
 from tests.command import MAIN
 from tests.sources import ROOT
@@ -298,6 +301,161 @@ def test_arrays_on_the_gpu() -> None:
     for wrong in (array.astype(np.float64), array.transpose(0, 2, 1), array[:, ::2]):
         with pytest.raises(UsageError, match="image on the GPU must be a C-contiguous array of float32"):
             OnGpu.from_view("image", utils.StridedMemoryView(wrong, stream_ptr=-1), array.dtype)
+
+
+# --- what runs an engine, with memory of the host in place of the GPU's ------------------------------------------------------------
+
+
+class Memory:
+    """A buffer of cuda.core's; ``work`` takes what is enqueued."""
+
+    def __init__(self, size: int) -> None:
+        self.array = np.zeros(max(1, size), np.uint8)
+        self.handle, self.size = self.array.ctypes.data, size
+
+    def copy_from(self, source: "Memory", stream: Any) -> None:
+        stream.work(lambda: np.copyto(self.array, source.array))
+
+    def copy_to(self, target: "Memory", stream: Any) -> None:
+        target.copy_from(self, stream)
+
+
+class Stream:
+    """It runs at once; one that captures keeps the work."""
+
+    handle, open = 7, False
+
+    def __init__(self) -> None:
+        self.kept: list[Any] | None = None
+
+    def work(self, work: Any) -> None:
+        work() if self.kept is None else self.kept.append(work)
+
+    def sync(self) -> None:
+        pass
+
+
+class Builder(Stream):
+    """A capture: its stream is itself."""
+
+    invalid = False
+
+    @property
+    def stream(self) -> "Builder":
+        return self
+
+    def begin_building(self, mode: str) -> None:
+        self.kept, self.open = [], True
+
+    def end_building(self) -> "Builder":
+        if self.invalid:  # as cuda.core does
+            raise RuntimeError("Build process encountered an error and has been invalidated. Build process must now be ended.")
+        self.open = False
+        return self
+
+    def complete(self) -> Any:
+        work = self.kept or []
+        return SimpleNamespace(launch=lambda stream: [one() for one in work])
+
+    def close(self) -> None:
+        self.open = False
+
+
+class Doubled:
+    """An engine that doubles its input, and can be told to fail; an ``Execution``."""
+
+    def __init__(self, gpu: "Gpu", shapes: tuple[tuple[int, ...], ...]) -> None:
+        self.gpu, self.shapes, self.at = gpu, {"x": shapes[0], "y": shapes[0]}, dict[str, int]()
+
+    def bind(self, name: str, address: int) -> None:
+        self.at[name] = address
+
+    def enqueue(self, stream: int) -> None:
+        capture = self.gpu.builders[-1] if self.gpu.builders and self.gpu.builders[-1].open else None
+        if capture is not None and self.gpu.fails:
+            capture.invalid = True
+            raise RuntimeError("cudaMalloc in a capture")
+        count = int(np.prod(self.shapes["x"]))
+        x, y = (np.frombuffer((c_byte * (4 * count)).from_address(self.at[name]), np.float32) for name in "xy")
+        (capture or self.gpu.streams[0]).work(lambda: np.copyto(y, 2 * x))
+        self.gpu.enqueued += 1
+
+
+class Gpu:
+    """In place of cuda.core and its device."""
+
+    def __init__(self) -> None:
+        self.builders, self.streams, self.enqueued, self.fails = list[Builder](), list[Stream](), 0, False
+        self.LegacyPinnedMemoryResource = lambda: SimpleNamespace(allocate=Memory)
+
+    def create_stream(self) -> Stream:
+        self.streams.append(Stream())
+        return self.streams[-1]
+
+    def create_graph_builder(self) -> Builder:
+        self.builders.append(Builder())
+        return self.builders[-1]
+
+    def allocate(self, size: int, stream: Any) -> Memory:
+        return Memory(size)
+
+
+def replay(gpu: Gpu, captures: bool = True) -> Replay:
+    kind = np.dtype(np.float32)
+    return Replay(gpu, gpu, ["x"], ["y"], {"x": kind, "y": kind}, lambda shapes: Doubled(gpu, shapes), captures)
+
+
+def test_an_engine_runs_plainly_then_is_captured_then_replayed() -> None:
+    gpu = Gpu()
+    session, drawn = replay(gpu), np.random.default_rng(0)
+    for shape in ((2, 3), (2, 3), (1, 3), (2, 3), (1, 3), (2, 3)):
+        x = drawn.normal(size=shape).astype(np.float32)
+        np.testing.assert_array_equal(session.run([x])[0], 2 * x)
+    assert (len(gpu.builders), gpu.enqueued, session.capture_error) == (2, 4, None)  # of each shape once plainly and once in a capture
+
+
+@pytest.mark.parametrize("captures", [True, False])
+def test_an_engine_that_cannot_be_captured_runs_plainly(captures: bool) -> None:
+    gpu = Gpu()
+    gpu.fails, session, x = True, replay(gpu, captures), np.ones((1, 3), np.float32)
+    for _ in range(4):
+        np.testing.assert_array_equal(session.run([x])[0], 2 * x)
+    assert gpu.enqueued == 4 and len(gpu.builders) == captures  # it is tried once
+    assert not any(builder.open for builder in gpu.builders)
+    assert str(session.capture_error) == ("cudaMalloc in a capture" if captures else "None")
+
+
+def test_the_error_of_a_capture_is_no_cause_of_a_later_one() -> None:
+    errors = ["an allocation is not permitted in a capture"]
+    context = Context(SimpleNamespace(execute_async_v3=lambda stream: not errors.append("out of memory")), {}, errors)
+    context.enqueue(7)
+    assert errors == ["out of memory"]
+
+
+def test_contexts_share_their_activations() -> None:
+    """With TensorRT-RTX's own names, where it is installed: the stand-in has no other."""
+    trt = pytest.importorskip("tensorrt_rtx")
+    made, calls = (
+        list[Any](),
+        ("nvtx_verbosity", "set_device_memory", "set_optimization_profile_async", "set_input_shape", "get_tensor_shape"),
+    )
+    assert all(hasattr(trt.IExecutionContext, name) for name in calls) and hasattr(trt.ICudaEngine, "device_memory_size_v2")
+    assert hasattr(trt.IRuntimeConfig, "set_execution_context_allocation_strategy")
+
+    def context(config: Any) -> Any:
+        made.append(SimpleNamespace(memory=[], get_tensor_shape=lambda name: (1, 4)))
+        made[-1].set_device_memory = lambda *given: made[-1].memory.append(given)
+        made[-1].set_optimization_profile_async = made[-1].set_input_shape = lambda *given: True
+        return made[-1]
+
+    session = engine_session.TensorRTSession.__new__(engine_session.TensorRTSession)
+    session.inputs, session._profiles, session._types = ("x",), [[((1, 4), (8, 4))]], {"x": np.dtype("f4"), "y": np.dtype("f4")}
+    session._trt, session._config, session._errors = trt, trt.ExecutionContextAllocationStrategy.USER_MANAGED, []
+    session._engine, session._activations = SimpleNamespace(create_execution_context=context), Memory(512)
+    session._replay = replay(Gpu())
+    found = [session._execution_for(((batch, 4),)) for batch in (1, 2)]
+    assert [one.memory for one in made] == [[(session._activations.handle, 512)]] * 2
+    assert [one.shapes for one in found] == [{"x": (1, 4), "y": (1, 4)}] * 2
 
 
 # --- doctor ---------------------------------------------------------------------------------------------------------------------

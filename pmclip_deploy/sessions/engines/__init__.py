@@ -113,10 +113,10 @@ def cuda_core() -> Any:
 
 
 def gpu() -> Any:
-    """The first GPU, current in this thread. Raises DeviceError where no driver answers."""
+    """The GPU that is current in this thread, else the first; current from now on. Raises DeviceError where no driver answers."""
     core = cuda_core()
     try:
-        device = core.Device(0)
+        device = core.Device()
         device.set_current()
         return device
     except Exception as error:
