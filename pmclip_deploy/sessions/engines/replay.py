@@ -102,7 +102,7 @@ class Replay:
             size = bytes_of(shape, dtype)
             ready.gpu[name], ready.pinned[name] = self._device.allocate(size, stream=self.stream), pinned.allocate(size)
             memory = (c_byte * size).from_address(int(ready.pinned[name].handle))  # DLPack may hand it over as read-only
-            ready.host[name] = np.frombuffer(memory, dtype).reshape(shape)
+            ready.host[name] = np.frombuffer(memoryview(memory), dtype).reshape(shape)
             execution.bind(name, int(ready.gpu[name].handle))
         return ready
 
