@@ -5,6 +5,7 @@ import hashlib
 import re
 import subprocess
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,17 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from pmclip_deploy.kernels.manifest import Kernel, write_manifest
-from pmclip_deploy.kernels.plan import BYTES, Tile, plan_for, traffic
-from pmclip_deploy.kernels.triton_similarity import similarity_merge, similarity_slices
+from pmclip_deploy.kernels.plan import BYTES, FEW, Tile, plan_for, traffic
+from pmclip_deploy.kernels.triton_similarity import similarity_fold, similarity_merge, similarity_slices
 
 CAPABILITIES = (75, 80, 86, 87, 89, 90, 110, 120)
 VARIANTS = (("f32", False), ("f16", False), ("i8", False), ("i8", True))  # a bank's type, and whether its rows have scales
 TYPES = {"f32": "fp32", "f16": "fp16", "i8": "i8"}
-WARPS = {"similarity_slices": 4, "similarity_merge": 1}  # the merge is a chain of reductions: within a warp they need no barrier
+WARPS = {
+    "similarity_slices": 4,
+    "similarity_fold": 1,
+    "similarity_merge": 1,
+}  # a merge is a chain of reductions: within a warp they need no barrier
 MOST_SHARED = 48 << 10  # bytes that a launch has unasked; TensorRT cannot ask
 
 
@@ -28,19 +33,22 @@ def compiled(folder: Path, capability: int, k: int) -> Iterator[Kernel]:
     """All kernels for one GPU, each written as it is done."""
     size = triton.next_power_of_2(k)
     for bank, scaled in VARIANTS:
-        tile = Tile.of(bank, capability)
-        for aligned in (True, False):
+        tiles = dict.fromkeys(Tile.of(bank, capability, images) for images in (FEW, FEW + 1))
+        for tile, aligned in product(tiles, (True, False)):
             types = {"image": "*fp32", "bank": f"*{TYPES[bank]}", "scales": "*fp32" if scaled else None, "logit_scale": "*fp32"}
             types |= {"images": "i32", "rows": "i32", "width": "i32", "keys": "*i64", "sums": "*fp32"}
             constants = {"K": size, "IMAGES": tile.images, "ROWS": tile.rows, "COLUMNS": tile.columns}
             known = {"image", "bank", "width"} if aligned else set[str]()
-            file = f"slices-{bank}{'-scaled' * scaled}{'' if aligned else '-any'}-sm_{capability}"
+            file = f"slices-{bank}{'-few' * (tile.images == FEW)}{'-scaled' * scaled}{'' if aligned else '-any'}-sm_{capability}"
             yield _compiled(folder, file, similarity_slices, types, constants, known, capability, bank, scaled, aligned, tile)
-    types = {"keys": "*i64", "sums": "*fp32", "images": "i32", "slices": "i32", "k": "i32"}
-    types |= {"score": "*fp32", "index": "*i64", "log_sum_exp": "*fp32"}
+    types = {"keys": "*i64", "sums": "*fp32", "images": "i32", "slices": "i32"}
+    results = {"k": "i32", "score": "*fp32", "index": "*i64", "log_sum_exp": "*fp32"}
+    folded = {"folded_keys": "*i64", "folded_sums": "*fp32"}
     tile = Tile()
     constants = {"K": size, "SLICES": tile.slices}
-    yield _compiled(folder, f"merge-sm_{capability}", similarity_merge, types, constants, {"keys"}, capability, "", False, False, tile)
+    for function, more in ((similarity_fold, folded), (similarity_merge, results)):
+        file, known = f"{function.__name__.removeprefix('similarity_')}-sm_{capability}", {"keys", *folded} & {*types, *more}
+        yield _compiled(folder, file, function, {**types, **more}, constants, known, capability, "", False, False, tile)
 
 
 def _compiled(
@@ -87,13 +95,16 @@ def without_scratch(ptx: str, arguments: int) -> str:
 
 
 def resources(kernels: list[Kernel]) -> str:
-    """Registers a thread / shared memory / bytes spilled, of each GPU and bank."""
-    columns = [(bank, scaled, True) for bank, scaled in VARIANTS] + [("", False, False)]
-    titles = [f"{bank or 'merge'}{', scales' * scaled}" for bank, scaled, _ in columns]
+    """Registers a thread / shared memory / bytes spilled, of each GPU and kernel, for aligned rows."""
+    targets: dict[str, dict[str, Kernel]] = {}
+    for one in kernels:
+        if one.aligned or not one.bank:
+            title = f"{one.bank or one.entry.removeprefix('similarity_')}{', scales' * one.scaled}"
+            targets.setdefault(one.target, {})[f"{title}, {one.tile.images} images" if one.bank else title] = one
+    titles = next(iter(targets.values()))
     lines = ["| | " + " | ".join(titles) + " |", "|---" * (len(titles) + 1) + "|"]
-    for target in dict.fromkeys(kernel.target for kernel in kernels):
-        found = {(kernel.bank, kernel.scaled, kernel.aligned): kernel for kernel in kernels if kernel.target == target}
-        cells = [f"{one.registers} / {one.shared / 1024:.0f} KiB / {one.spilled}" for one in map(found.__getitem__, columns)]
+    for target, found in targets.items():
+        cells = [f"{one.registers} / {one.shared / 1024:.0f} KiB / {one.spilled}" for one in found.values()]
         lines.append(f"| {target} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -103,7 +114,7 @@ def roofline(rows: int, width: int, k: int, programs: int, capability: int) -> s
     lines = ["| images | bank | must move | asked for | bank | images | between | results |", "|---" * 8 + "|"]
     for images in (1, 16, 64):
         for bank in BYTES:
-            tile = Tile.of(bank, capability)
+            tile = Tile.of(bank, capability, images)
             plan = plan_for(images, rows, triton.next_power_of_2(k), tile, programs)
             bytes_ = traffic(images, rows, width, k, bank, bank == "i8", plan, tile)
             asked = (bytes_.asked, bytes_.bank, bytes_.images, bytes_.partial, bytes_.results)

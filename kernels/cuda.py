@@ -58,17 +58,19 @@ class Call:
             raise ValueError(f"a bank of {rows} x {width} {arrays['bank'].dtype}, k {k}: it should be of {', '.join(BANKS)}, k at least 1")
         aligned = width % ALIGNED == 0 and all(arrays[name].address % ALIGNMENT == 0 for name in ("image", "bank"))
         bank, scaled = BANKS[arrays["bank"].dtype], "scales" in arrays
-        slices = chosen(kernels, "similarity_slices", capability, k, bank, scaled, aligned)
-        merge = chosen((kernel for kernel in kernels if kernel.size == slices.size), "similarity_merge", capability, k)
+        slices = chosen(kernels, "similarity_slices", capability, k, bank, scaled, aligned, images)
         plan = plan_for(images, rows, slices.size, slices.tile, PROGRAMS * multiprocessors)
+        same = [kernel for kernel in kernels if kernel.size == slices.size]
         counts = {"images": images, "rows": rows, "width": width, "slices": plan.slices, "k": k}
-        grids = ((slices, plan.grid), (merge, plan.merge_grid))
-        return cls(plan, tuple(Launch(kernel, grid, _arguments(kernel, counts)) for kernel, grid in grids))
-
-
-def _arguments(kernel: Kernel, counts: Mapping[str, int]) -> tuple[str | np.int32, ...]:
-    names = (argument.partition(":")[0] for argument in kernel.arguments)
-    return tuple(np.int32(counts[name]) if name in counts else name for name in names)
+        launches = list[Launch]()
+        for entry, grid in plan.grids.items():
+            kernel = slices if entry == slices.entry else chosen(same, entry, capability, k)
+            renamed: dict[str, str | np.int32] = {name: np.int32(count) for name, count in counts.items()}
+            if plan.folded and entry == "similarity_merge":
+                renamed |= {"keys": "folded_keys", "sums": "folded_sums", "slices": np.int32(plan.folded)}
+            names = (argument.partition(":")[0] for argument in kernel.arguments)
+            launches.append(Launch(kernel, grid, tuple(renamed.get(name, name) for name in names)))
+        return cls(plan, tuple(launches))
 
 
 class CudaSimilarity:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pmclip_deploy.kernels.plan import Tile
 
-MANIFEST, SCHEMA = "kernels.json", "pmclip-deploy/kernels/1"
+MANIFEST, SCHEMA = "kernels.json", "pmclip-deploy/kernels/2"
 ALIGNED = 16  # elements of a row: with a multiple of them, and arrays that begin at one of 16 bytes, a thread reads 16 bytes at once
 
 
@@ -17,7 +17,7 @@ class Kernel:
     file: str  # of FILE.ptx and FILE.cubin
     entry: str  # its name in both
     target: str  # "sm_89"; one that ends in "a" runs on that very capability alone, be it PTX or cubin
-    bank: str  # "f32", "f16", "i8"; "" for the merge
+    bank: str  # "f32", "f16", "i8"; "" for fold and merge
     scaled: bool
     aligned: bool
     size: int  # K, the most that k can be
@@ -49,9 +49,19 @@ def kernels_from_manifest(folder: Path) -> list[Kernel]:
 
 
 def chosen(
-    kernels: Iterable[Kernel], entry: str, capability: int, k: int, bank: str = "", scaled: bool = False, aligned: bool = False
+    kernels: Iterable[Kernel],
+    entry: str,
+    capability: int,
+    k: int,
+    bank: str = "",
+    scaled: bool = False,
+    aligned: bool = False,
+    images: int = 16,
 ) -> Kernel:
-    """The one made for this GPU, else the newest whose PTX the driver compiles for it. Raises ValueError where there is none."""
+    """The one made for this GPU, else the newest whose PTX the driver compiles for it; of those the one whose tile these images fill best.
+
+    Raises ValueError where there is none.
+    """
     fitting = [
         kernel
         for kernel in kernels
@@ -63,7 +73,12 @@ def chosen(
     if not fitting:
         what = f"{entry} for a bank of {bank}{' with scales' * scaled}" if bank else entry
         raise ValueError(f"no kernel of {what}, k {k}, for compute capability {capability / 10}; compile --arch sm_{capability} --k {k}")
-    return max(fitting, key=lambda kernel: (kernel.capability, kernel.aligned, -kernel.size))
+
+    def order(kernel: Kernel) -> tuple[int, ...]:
+        taken = min(kernel.tile.images, images)
+        return (kernel.capability, kernel.aligned, taken, -kernel.tile.images, -kernel.size)
+
+    return max(fitting, key=order)
 
 
 def code(folder: Path, kernel: Kernel, kind: str) -> bytes:

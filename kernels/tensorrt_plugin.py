@@ -32,7 +32,7 @@ def add_similarity(network: Any, image: Any, bank: Any, logit_scale: Any, k: int
 def slices_outputs(
     image: trtp.TensorDesc, bank: trtp.TensorDesc, logit_scale: trtp.TensorDesc, k: int, kernels: str, capability: int
 ) -> tuple[trtp.TensorDesc, trtp.TensorDesc]:
-    images, size = image.shape_expr[0], _slices(bank, k, kernels, capability, aligned=False).size
+    images, size = image.shape_expr[0], _slices(image, bank, k, kernels, capability, aligned=False).size
     keys = trtp.from_shape_expr((SLICES, images, size), trt.int64)
     return keys, trtp.from_shape_expr((SLICES, images, 2), trt.float32)
 
@@ -48,7 +48,7 @@ def slices_launch(
     outputs: tuple[trtp.TensorDesc],
     tactic: int,
 ) -> tuple[str, str, trtp.KernelLaunchParams, trtp.SymIntExprs]:
-    kernel = _slices(bank, k, kernels, capability, aligned=bank.shape[1] % ALIGNED == 0)  # a width that is not known is -1
+    kernel = _slices(image, bank, k, kernels, capability, aligned=bank.shape[1] % ALIGNED == 0)  # a width that is not known is -1
     images, (rows, width) = image.shape_expr[0], bank.shape_expr
     return _launch(kernel, kernels, (trtp.cdiv(images, kernel.tile.images), SLICES), {"images": images, "rows": rows, "width": width})
 
@@ -71,8 +71,10 @@ def merge_launch(
     return _launch(chosen(fitting, "similarity_merge", capability, k), kernels, (images, 1), counts)
 
 
-def _slices(bank: trtp.TensorDesc, k: int, kernels: str, capability: int, aligned: bool) -> Kernel:
-    return chosen(kernels_from_manifest(Path(kernels)), "similarity_slices", capability, k, BANKS[bank.dtype], aligned=aligned)
+def _slices(image: trtp.TensorDesc, bank: trtp.TensorDesc, k: int, kernels: str, capability: int, aligned: bool) -> Kernel:
+    images = image.shape[0] if image.shape[0] > 0 else 16  # as many as the engine is given: the larger tile
+    found = kernels_from_manifest(Path(kernels))
+    return chosen(found, "similarity_slices", capability, k, BANKS[bank.dtype], aligned=aligned, images=images)
 
 
 def _launch(

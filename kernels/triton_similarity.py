@@ -1,4 +1,4 @@
-"""ContrastiveSimilarity as two Triton kernels: programs reduce slices of the bank to their best k and a sum, then the slices are merged.
+"""ContrastiveSimilarity as Triton kernels: programs reduce slices of the bank to their best k and a sum, then the slices are merged.
 
 Scores are never written: a slice leaves k keys and two floats an image. A key is a score and a row in one integer, so that the order of
 integers is the order of results: the larger score, of equal ones the lower row.
@@ -49,19 +49,33 @@ def similarity_slices(
     for tile in range(tl.program_id(1), tl.cdiv(rows, ROWS), tl.num_programs(1)):
         n = tile * ROWS + tl.arange(0, ROWS)
         theirs = bank + n[:, None].to(tl.int64) * width + d
-        dot, squares = tl.zeros([IMAGES, ROWS], tl.float32), tl.zeros([ROWS], tl.float32)
-        powers = tl.full([ROWS], UP, tl.float32)
-        for start in range(0, width, COLUMNS):
-            x = tl.load(theirs + start, mask=(n < rows)[:, None] & (start + d < width), other=0)
-            y = tl.load(mine + start, mask=(b < images)[:, None] & (start + d < width), other=0.0) * power[:, None] * unit[:, None]
-            if x.dtype == tl.float32:
-                x, squares, powers, shrink = _squared(x, squares, powers)
-                dot = tl.dot(y, tl.trans(x), dot * shrink[None, :], input_precision="ieee")
-            else:  # no square of theirs leaves f32; both are exact in fp16, and an image is in two halves of it
-                wide = x.to(tl.float32)
-                squares += tl.sum(wide * wide, 1)
-                half, high = tl.trans(x.to(tl.float16)), y.to(tl.float16)
-                dot = tl.dot(high, half, tl.dot((y - high.to(tl.float32)).to(tl.float16), half, dot))
+        squares, powers = tl.zeros([ROWS], tl.float32), tl.full([ROWS], UP, tl.float32)
+        if IMAGES < 16:  # fewer than a matrix unit takes: each thread adds up its own products, and all threads once at the end
+            dots = tl.zeros([IMAGES, ROWS, COLUMNS], tl.float32)
+            for start in tl.range(0, width, COLUMNS, num_stages=3):  # else Triton prefetches for tl.dot alone
+                x = tl.load(theirs + start, mask=(n < rows)[:, None] & (start + d < width), other=0)
+                y = tl.load(mine + start, mask=(b < images)[:, None] & (start + d < width), other=0.0) * power[:, None] * unit[:, None]
+                if x.dtype == tl.float32:
+                    x, squares, powers, shrink = _squared(x, squares, powers)
+                    dots *= shrink[None, :, None]
+                else:
+                    x = x.to(tl.float32)
+                    squares += tl.sum(x * x, 1)
+                dots += y[:, None, :] * x[None, :, :]
+            dot = tl.sum(dots, 2)
+        else:
+            dot = tl.zeros([IMAGES, ROWS], tl.float32)
+            for start in range(0, width, COLUMNS):
+                x = tl.load(theirs + start, mask=(n < rows)[:, None] & (start + d < width), other=0)
+                y = tl.load(mine + start, mask=(b < images)[:, None] & (start + d < width), other=0.0) * power[:, None] * unit[:, None]
+                if x.dtype == tl.float32:
+                    x, squares, powers, shrink = _squared(x, squares, powers)
+                    dot = tl.dot(y, tl.trans(x), dot * shrink[None, :], input_precision="ieee")
+                else:  # no square of theirs leaves f32; both are exact in fp16, and an image is in two halves of it
+                    wide = x.to(tl.float32)
+                    squares += tl.sum(wide * wide, 1)
+                    half, high = tl.trans(x.to(tl.float16)), y.to(tl.float16)
+                    dot = tl.dot(high, half, tl.dot((y - high.to(tl.float32)).to(tl.float16), half, dot))
         usable, unit_rows = _usable(squares), tl.div_rn(tl.full([ROWS], 1.0, tl.float32), tl.sqrt_rn(squares))
         if scales is not None:  # of a row's scale a cosine keeps the sign
             factor = tl.load(scales + n, mask=n < rows, other=0.0)
@@ -86,6 +100,26 @@ def similarity_slices(
 
 
 @triton.jit
+def similarity_fold(
+    keys,  # (slices, B, K) i64
+    sums,  # (slices, B, 2) f32
+    images,  # B
+    slices,
+    folded_keys,  # (slices / SLICES, B, K) i64
+    folded_sums,  # (slices / SLICES, B, 2) f32
+    K: tl.constexpr,
+    SLICES: tl.constexpr,
+):
+    """Grid (B, slices / SLICES): each program makes one slice of SLICES, so that the merge has few left."""
+    b, best = tl.program_id(0).to(tl.int64), (tl.arange(0, K).to(tl.int64) + NONE)[None, :]
+    best, top, total = _merged(keys, sums, images, slices, b, tl.program_id(1) * SLICES, best, float("-inf"), 0.0, K, SLICES)
+    place = tl.program_id(1).to(tl.int64) * images + b
+    tl.store(folded_keys + place * K + tl.arange(0, K)[None, :], best)
+    tl.store(folded_sums + place * 2, top)
+    tl.store(folded_sums + place * 2 + 1, total)
+
+
+@triton.jit
 def similarity_merge(
     keys,  # (slices, B, K) i64
     sums,  # (slices, B, 2) f32
@@ -103,16 +137,7 @@ def similarity_merge(
     best = (tl.arange(0, K).to(tl.int64) + NONE)[None, :]
     top, total = float("-inf"), 0.0
     for start in range(0, slices, SLICES):
-        s = start + tl.arange(0, SLICES)
-        place = s * images + b
-        part = tl.load(keys + place[:, None] * K + tl.arange(0, K), mask=(s < slices)[:, None], other=NONE)
-        best = _best(best, tl.reshape(tl.where(part < FIRST, NONE, part), [1, SLICES * K]))
-        tops = tl.load(sums + place * 2, mask=s < slices, other=float("-inf"))
-        largest = tl.maximum(top, tl.max(tops, 0))
-        base = tl.where(largest > float("-inf"), largest, 0.0)
-        totals = tl.load(sums + place * 2 + 1, mask=s < slices, other=0.0)
-        total = total * tl.exp(top - base) + tl.sum(totals * tl.exp(tops - base), 0)
-        top = largest
+        best, top, total = _merged(keys, sums, images, slices, b, start, best, top, total, K, SLICES)
     tl.store(log_sum_exp + b, top + tl.log(total))
     for i in range(0, k):
         key = tl.max(tl.max(best, 1), 0)
@@ -121,6 +146,20 @@ def similarity_merge(
         tl.store(score + b * k + i, tl.where(key < FIRST, float("-inf"), found))
         tl.store(index + b * k + i, tl.where(key < FIRST, -1, 0xFFFFFFFF - (key & 0xFFFFFFFF)))
         best = tl.where(best == key, NONE, best)
+
+
+@triton.jit
+def _merged(keys, sums, images, slices, b, start, best, top, total, K: tl.constexpr, SLICES: tl.constexpr):
+    """The best keys, the largest score and the sum, with those of SLICES slices from ``start`` on."""
+    s = start + tl.arange(0, SLICES)
+    place = s.to(tl.int64) * images + b
+    part = tl.load(keys + place[:, None] * K + tl.arange(0, K), mask=(s < slices)[:, None], other=NONE)
+    best = _best(best, tl.reshape(tl.where(part < FIRST, NONE, part), [1, SLICES * K]))
+    tops = tl.load(sums + place * 2, mask=s < slices, other=float("-inf"))
+    largest = tl.maximum(top, tl.max(tops, 0))
+    base = tl.where(largest > float("-inf"), largest, 0.0)
+    totals = tl.load(sums + place * 2 + 1, mask=s < slices, other=0.0)
+    return best, largest, total * tl.exp(top - base) + tl.sum(totals * tl.exp(tops - base), 0)
 
 
 @triton.jit
@@ -157,11 +196,16 @@ def contrastive_similarity(
 ) -> tuple[Any, Any, Any]:
     """The reference's results, of C-contiguous torch tensors on one device; ``logit_scale`` is one too. Compiles on the first call."""
     (images, width), rows, size = image.shape, bank.shape[0], triton.next_power_of_2(k)
-    tile = tile or Tile(columns=32)  # good for any type and GPU
+    tile = tile or (Tile.of("f32", 75, images) if bank.dtype == image.dtype else Tile(columns=32))  # good for any GPU
     plan = plan_for(images, rows, size, tile, programs)
     f32, i64 = image.dtype, image.new_empty(0).long().dtype
-    keys, sums = image.new_empty(plan.keys, dtype=i64), image.new_empty(plan.sums)
+    keys, sums, *folded = (image.new_empty(shape, dtype=i64 if name.endswith("keys") else f32) for name, shape in plan.between.items())
     score, index, log_sum_exp = image.new_empty((images, k), dtype=f32), image.new_empty((images, k), dtype=i64), image.new_empty(images)
-    similarity_slices[plan.grid](image, bank, scales, logit_scale, images, rows, width, keys, sums, size, *tile[:3])
-    similarity_merge[plan.merge_grid](keys, sums, images, plan.slices, k, score, index, log_sum_exp, size, tile.slices)
+    grids, slices = plan.grids, plan.slices
+    similarity_slices[grids["similarity_slices"]](image, bank, scales, logit_scale, images, rows, width, keys, sums, size, *tile[:3])
+    if plan.folded:
+        similarity_fold[grids["similarity_fold"]](keys, sums, images, slices, *folded, size, tile.slices, num_warps=1)
+        (keys, sums), slices = folded, plan.folded
+    merge = similarity_merge[grids["similarity_merge"]]
+    merge(keys, sums, images, slices, k, score, index, log_sum_exp, size, tile.slices, num_warps=1)
     return score, index, log_sum_exp

@@ -6,6 +6,8 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
+from itertools import product
 from math import prod
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -17,7 +19,7 @@ from numpy.typing import NDArray
 
 from pmclip_deploy.kernels.cuda import Array, Call, CudaSimilarity, array_from_view
 from pmclip_deploy.kernels.manifest import Kernel, chosen, code, kernels_from_manifest
-from pmclip_deploy.kernels.plan import Tile, plan_for, traffic
+from pmclip_deploy.kernels.plan import FEW, Tile, plan_for, traffic
 from pmclip_deploy.kernels.reference import Similarity, contrastive_similarity
 
 NEEDS_TRITON = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs `pip install triton`")
@@ -25,7 +27,13 @@ TYPES = {"f32": np.float32, "f16": np.float16, "i8": np.int8}
 SHAPES = [(1, 1, 1, 1), (3, 63, 7, 5), (16, 130, 64, 16), (17, 65, 100, 3), (1, 1000, 512, 10), (2, 63, 33, 100)]  # B, N, D, k
 EDGES = ["ties", "no direction", "magnitudes", "none", "no scale", "negative scale", "scales"]
 CASES = [(bank, *shape, "") for bank in TYPES for shape in SHAPES] + [(bank, 3, 150, 40, 12, edge) for bank in TYPES for edge in EDGES]
-MULTIPROCESSORS = 1  # so that a slice has more than one tile
+FOLDED = [("f32", ""), ("f16", ""), ("i8", ""), ("f32", "none")]  # with more slices than the merge takes as they are
+CASES += [(bank, 1, 2200, 16, 10, edge) for bank, edge in FOLDED]
+
+
+def multiprocessors(rows: int) -> int:
+    """So few that a slice has more than one tile, and for many rows so many that the slices are folded."""
+    return 9 if rows > 1000 else 1
 
 
 class Given(NamedTuple):
@@ -92,16 +100,17 @@ def compare(case: Given, found: Similarity, ties_exact: bool = False) -> None:
         np.testing.assert_array_equal(found.index, expected.index)
 
 
-def kernels(bank: str, scaled: bool, size: int) -> list[Kernel]:
+TILES = Tile(columns=32), Tile(FEW, 32, 32)  # of many images and of few
+
+
+def kernels(bank: str, scaled: bool, size: int, tile: Tile = TILES[0]) -> list[Kernel]:
     """As the compiler writes them, less what it makes."""
-    from pmclip_deploy.kernels.triton_similarity import similarity_merge, similarity_slices
+    from pmclip_deploy.kernels.triton_similarity import similarity_fold, similarity_merge, similarity_slices
 
     rows = []
-    for function, of in ((similarity_slices, bank), (similarity_merge, "")):
+    for function, of in ((similarity_slices, bank), (similarity_fold, ""), (similarity_merge, "")):
         names = tuple(name for name in function.arg_names if not name.isupper() and (scaled or name != "scales"))
-        rows.append(
-            Kernel("", function.__name__, "sm_75", of, scaled and bool(of), False, size, Tile(columns=32), names, 0, 0, 0, 0, "", "")
-        )
+        rows.append(Kernel("", function.__name__, "sm_75", of, scaled and bool(of), False, size, tile, names, 0, 0, 0, 0, "", ""))
     return rows
 
 
@@ -120,7 +129,7 @@ def interpret(file: str) -> None:
 
     builder.create_masked_load = counted
     results: dict[str, Any] = {}
-    for number, case in enumerate(CASES):
+    for (number, case), tile in product(enumerate(CASES), TILES):
         one, read[0] = given(*case), 0
         (images, _), k = one.image.shape, one.k
         scale = np.array(one.logit_scale, np.float32)
@@ -130,12 +139,12 @@ def interpret(file: str) -> None:
         arrays = {name: array for name, array in named.items() if array is not None}
         given_arrays = {name: Array(array.ctypes.data, array.shape, str(array.dtype)) for name, array in arrays.items()}
         size = 1 << (k - 1).bit_length()
-        call = Call.of(given_arrays, kernels(case[0], one.scales is not None, size), 75, MULTIPROCESSORS)
+        call = Call.of(given_arrays, kernels(case[0], one.scales is not None, size, tile), 75, multiprocessors(len(one.bank)))
         room = np.zeros(call.plan.room, np.int8)  # its parts are of other types, and touch no other
         addresses = {name: array.address for name, array in given_arrays.items()} | call.plan.places(room.ctypes.data)
         at = {array.ctypes.data: torch.from_numpy(array) for array in arrays.values()}
         for name, address in call.plan.places(room.ctypes.data).items():
-            part = room[address - room.ctypes.data :][: prod(getattr(call.plan, name)) * (8 if "keys" in name else 4)]
+            part = room[address - room.ctypes.data :][: prod(call.plan.between[name]) * (8 if "keys" in name else 4)]
             at[address] = torch.from_numpy(part.view(np.int64 if "keys" in name else np.float32))
         for launch in call.launches:
             kernel, grid = launch.kernel, launch.grid
@@ -144,7 +153,8 @@ def interpret(file: str) -> None:
                 arguments.insert(2, None)
             constants = (kernel.size, *kernel.tile[:3]) if kernel.bank else (kernel.size, kernel.tile.slices)
             getattr(triton_similarity, kernel.entry)[grid](*arguments, *constants)
-        results |= {f"{number} {i}": array for i, array in enumerate(out)} | {f"{number} read": read[0]}
+        name = f"{number} {tile.images}"
+        results |= {f"{name} {i}": array for i, array in enumerate(out)} | {f"{name} read": read[0]}
     np.savez(file, **results)
 
 
@@ -157,23 +167,31 @@ def interpreted(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return np.load(file)
 
 
+EVERY_CASE = pytest.mark.parametrize("number", range(len(CASES)), ids=lambda number: "-".join(map(str, CASES[number])).rstrip("-"))
+EVERY_TILE = pytest.mark.parametrize("tile", TILES, ids=["many", "few"])
+
+
 @NEEDS_TRITON
 @pytest.mark.slow("Triton's interpreter")
-@pytest.mark.parametrize("number", range(len(CASES)), ids=lambda number: "-".join(map(str, CASES[number])).rstrip("-"))
-def test_the_kernels_equal_the_reference(interpreted: Any, number: int) -> None:
+@EVERY_CASE
+@EVERY_TILE
+def test_the_kernels_equal_the_reference(interpreted: Any, number: int, tile: Tile) -> None:
     case = CASES[number]
-    compare(given(*case), Similarity(*(interpreted[f"{number} {i}"] for i in range(3))), case[-1] in ("ties", "none", "no scale"))
+    found = Similarity(*(interpreted[f"{number} {tile.images} {i}"] for i in range(3)))
+    compare(given(*case), found, case[-1] in ("ties", "none", "no scale"))
 
 
 @NEEDS_TRITON
 @pytest.mark.slow("Triton's interpreter")
-@pytest.mark.parametrize("number", range(len(CASES)), ids=lambda number: "-".join(map(str, CASES[number])).rstrip("-"))
-def test_the_kernels_read_what_the_plan_counts(interpreted: Any, number: int) -> None:
+@EVERY_CASE
+@EVERY_TILE
+def test_the_kernels_read_what_the_plan_counts(interpreted: Any, number: int, tile: Tile) -> None:
     case = given(*CASES[number])
-    (images, width), rows, tile = case.image.shape, len(case.bank), Tile(columns=32)
-    plan = plan_for(images, rows, 1 << (case.k - 1).bit_length(), tile, 4 * MULTIPROCESSORS)
+    (images, width), rows = case.image.shape, len(case.bank)
+    plan = plan_for(images, rows, 1 << (case.k - 1).bit_length(), tile, 4 * multiprocessors(rows))
+    assert bool(plan.folded) == (rows == 2200)
     bytes_ = traffic(images, rows, width, case.k, CASES[number][0], case.scales is not None, plan, tile)
-    assert interpreted[f"{number} read"] == bytes_.bank + bytes_.images + bytes_.partial // 2
+    assert interpreted[f"{number} {tile.images} read"] == bytes_.bank + bytes_.images + bytes_.partial // 2
 
 
 @pytest.fixture(scope="module")
@@ -190,9 +208,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_kernel_takes_what_its_launch_gives_and_no_scratch(folder: Path) -> None:
     rows = kernels_from_manifest(folder)
     assert [(row.bank, row.scaled, row.aligned) for row in rows] == [
-        *((bank, scaled, aligned) for bank, scaled in (("f32", 0), ("f16", 0), ("i8", 0), ("i8", 1)) for aligned in (1, 0)),
-        ("", 0, 0),
+        *((bank, scaled, aligned) for bank, scaled in (("f32", 0), ("f32", 0), ("f16", 0), ("i8", 0), ("i8", 1)) for aligned in (1, 0)),
+        *[("", 0, 0)] * 2,
     ]
+    assert [row.tile.images for row in rows] == [4, 4, 16, 16, 16, 16, 16, 16, 16, 16, 16, 16]
     for row in rows:
         ptx = code(folder, row, "ptx").decode()
         names = [argument.partition(": ")[0] for argument in row.arguments]
@@ -244,6 +263,13 @@ def test_the_kernel_for_a_gpu(capability: int, k: int, aligned: bool, expected: 
     assert chosen(made("sm_75", "sm_89", "sm_90a"), "similarity_slices", capability, k, "f16", False, aligned).file == expected
 
 
+def test_the_kernel_for_as_many_images() -> None:
+    few = [replace(kernel, tile=Tile(images=4), file="few") for kernel in made("sm_75", "sm_89")]
+    found = [chosen(few + made("sm_89"), "similarity_slices", 89, 1, "f16", images=images).file for images in (1, 4, 5, 16, 17)]
+    assert found == ["few", "few", *["sm_89 False 16"] * 3]
+    assert chosen(few, "similarity_slices", 89, 1, "f16", images=5).file == "few"  # where there is no other
+
+
 @pytest.mark.parametrize(("capability", "k", "bank"), [(70, 1, "f16"), (89, 65, "f16"), (89, 1, "i8")])
 def test_no_kernel_for_a_gpu_says_how_to_make_it(capability: int, k: int, bank: str) -> None:
     with pytest.raises(ValueError, match=f"--arch sm_{capability} --k {k}"):
@@ -264,20 +290,24 @@ def test_a_call_of_the_compiled_kernels(folder: Path) -> None:
     rows = kernels_from_manifest(folder)
     call = Call.of(ARRAYS, rows, 89, 108)
     slices, merge = call.launches
-    assert call.plan.slices == 16 and slices.grid == (1, 16, 1) and merge.grid == (3, 1, 1)
+    assert call.plan.slices == 16 and not call.plan.folded and slices.grid == (1, 16, 1) and merge.grid == (3, 1, 1)
     addresses = {name: array.address for name, array in ARRAYS.items()} | call.plan.places(8192)
     sums = 8192 + 8 * 16 * 3 * 16
     assert call.plan.room == sums + 4 * 16 * 3 * 2 - 8192
     assert slices.given(addresses) == (256, 512, 768, 3, 1000, 32, 8192, sums) and slices.kernel.aligned
     assert merge.given(addresses) == (8192, sums, 3, 16, 5, 1024, 2048, 4096)
     assert [type(value) for value in merge.given(addresses)] == [int, int, np.int32, np.int32, np.int32, int, int, int]
+    fold, merge = Call.of(ARRAYS | {"bank": Array(512, (10000, 32), "float16")}, rows, 89, 108).launches[1:]
+    assert fold.grid == (3, 10, 1) and merge.grid == (3, 1, 1)
+    assert fold.arguments == ("keys", "sums", 3, 157, "folded_keys", "folded_sums")
+    assert merge.arguments == ("folded_keys", "folded_sums", 3, 10, 5, "score", "index", "log_sum_exp")
     for name, array in (("bank", Array(520, (1000, 32), "float16")), ("image", Array(260, (3, 32), "float32"))):
         assert not Call.of(ARRAYS | {name: array}, rows, 89, 108).launches[0].kernel.aligned
 
 
 def test_a_call_without_images_and_one_with_too_many_rows(folder: Path) -> None:
     none = {name: Array(1024, (0, *ARRAYS[name].shape[1:]), ARRAYS[name].dtype) for name in ("image", "score", "index", "log_sum_exp")}
-    assert Call.of(ARRAYS | none, kernels_from_manifest(folder), 89, 108).plan.merge_grid == (0, 1, 1)
+    assert Call.of(ARRAYS | none, kernels_from_manifest(folder), 89, 108).plan.grids["similarity_merge"] == (0, 1, 1)
     with pytest.raises(ValueError, match="2147483640 x 32"):
         Call.of(ARRAYS | {"bank": Array(512, (2**31 - 8, 32), "float16")}, kernels_from_manifest(folder), 89, 108)
 
