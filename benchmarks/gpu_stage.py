@@ -89,7 +89,7 @@ class Stage:
         call()
         self.synchronize()
         each = time.perf_counter() - start
-        count = int(min(MOST, max(3, min(seconds, self.left) / max(each, 1e-6))))
+        count = int(min(MOST, max(3 if each < seconds else 1, min(seconds, self.left) / max(each, 1e-6))))
         events = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
         events[0].record()
         for event in events[1:]:
