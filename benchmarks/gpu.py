@@ -3,9 +3,9 @@
     python -m pmclip_deploy.benchmarks.gpu --output gpu.jsonl --budget 480
     python -m pmclip_deploy.benchmarks.gpu --output rehearsal.jsonl --budget 30 --device cpu
 
-Stages run one after the other, each in a process of its own, so that a crash, a hang or a GPU that reports errors ends one stage alone. Each
-has its deadline, a share of the budget; time that a stage leaves goes to the next. Rows are appended as they are measured: a run that is cut
-off keeps them. A rehearsal runs the Triton kernels in Triton's interpreter, at tiny sizes; its figures mean nothing.
+Stages run one after the other, each in a process of its own, so that a crash, a hang or a GPU that reports errors ends one stage alone.
+Each has its deadline, a share of the budget; time that a stage leaves goes to the next. Rows are appended as they are measured: a run that
+is cut off keeps them. A rehearsal runs the Triton kernels in Triton's interpreter, at tiny sizes; its figures mean nothing.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from pmclip_deploy.kernels.manifest import MANIFEST
 STAGES = {"machine": 0.05, "right": 0.2, "fast": 0.25, "towers": 0.16, "training": 0.26, "session": 0.06}  # and their shares
 GRACE = 0.05  # of the budget, which a stage may go on after its deadline before it is killed
 WHOLE = "the whole stage"
-PACKAGES = ("torch", "triton", "cupy-cuda13x", "cupy-cuda12x", "cuda-core", "cuda-bindings", "open_clip_torch", "timm", "torchao", "transformers")
+PACKAGES = ("torch", "triton", "cupy-cuda13x", "cupy-cuda12x", "open_clip_torch", "timm", "torchao", "transformers")  # beside the stamp's
 LARGEST_K = {"k16": 16, "k128": 128}  # of the kernels that are compiled here
 
 

@@ -28,7 +28,7 @@ class Given(NamedTuple):
     scales: Any = None
 
 
-System = Callable[[Given], Answer]
+System = Callable[..., Callable[[], Answer]]  # of Given: the call, with all that it needs beside the bank and the images made before
 
 
 def random_bank(stage: Stage, bank: str, rows: int, width: int, seed: int = 0) -> tuple[Any, Any]:
@@ -55,36 +55,41 @@ def triton_system(stage: Stage) -> System:
 
     from pmclip_deploy.kernels.triton_similarity import contrastive_similarity
 
-    def call(given: Given) -> Answer:
-        scale = torch.tensor(given.logit_scale, dtype=torch.float32, device=stage.device)
-        return contrastive_similarity(given.image, given.bank, scale, given.k, given.scales)
+    def prepared(given: Given) -> Callable[[], Answer]:
+        scale = torch.full((), given.logit_scale, dtype=torch.float32, device=stage.device)
+        return lambda: contrastive_similarity(given.image, given.bank, scale, given.k, given.scales)
 
-    return call
+    return prepared
 
 
 def cuda_system(stage: Stage, folders: Sequence[str] = ()) -> System:
-    """The compiled kernels, from the first of these folders whose k is large enough. What it writes to is poisoned before."""
+    """The compiled kernels, from the first of these folders whose k is large enough. What they write to is poisoned before."""
     stage.need_gpu()
     import torch
 
     from pmclip_deploy.kernels.cuda import CudaSimilarity
 
     known = {name: path for name, path in stage.compiled.items() if name in folders or not folders}
-    kernels = {name: (largest_k(path), CudaSimilarity(path)) for name, path in known.items() if wait_for(stage, path)}
+    kernels = [(largest_k(path), CudaSimilarity(path)) for path in known.values() if wait_for(stage, path)]
 
-    def call(given: Given) -> Answer:
-        fitting = [similarity for size, similarity in sorted(kernels.values(), key=lambda pair: pair[0]) if size >= given.k]
+    def prepared(given: Given, stream: Any = None) -> Callable[[], Answer]:
+        """On torch's current stream, or on one that stays the same."""
+        fitting = [similarity for size, similarity in sorted(kernels, key=lambda pair: pair[0]) if size >= given.k]
         if not fitting:
             raise NotMeasuredError(f"no compiled kernel takes k {given.k}")
         images, device = len(given.image), stage.device
-        scale = torch.tensor(given.logit_scale, dtype=torch.float32, device=device)
+        scale = torch.full((1,), given.logit_scale, dtype=torch.float32, device=device)
         score = torch.full((images, given.k), float("nan"), device=device)
         index = torch.full((images, given.k), -7, dtype=torch.int64, device=device)
         total = torch.full((images,), float("nan"), device=device)
-        fitting[0](given.image, given.bank, scale, score, index, total, current_stream(), given.scales)
-        return score, index, total
 
-    return call
+        def call() -> Answer:
+            fitting[0](given.image, given.bank, scale, score, index, total, stream or current_stream(), given.scales)
+            return score, index, total
+
+        return call
+
+    return prepared
 
 
 def largest_k(folder: Path) -> int:
@@ -120,6 +125,13 @@ def current_stream() -> Any:
     return StreamOfTorch(torch.cuda.current_stream())
 
 
+def lasting_stream() -> Any:
+    """torch's current stream as cuda.core's own, made once."""
+    from cuda import core
+
+    return core.Device().create_stream(current_stream())
+
+
 def expected_scores(given: Given) -> Any:
     """(B, N) f64: what kernels/reference.py ranks, computed by torch where the bank lies."""
     import torch
@@ -147,7 +159,7 @@ def _unit(rows: Any) -> tuple[Any, Any]:
 
 
 def fault(given: Given, answer: Answer, scores: Any = None) -> str | None:
-    """What is wrong with an answer, None if nothing is. Rows whose scores are nearer than rounding may change places, equal ones may not."""
+    """What is wrong with an answer, None if nothing is. Rows whose scores differ by rounding may change places, equal ones may not."""
     import torch
 
     scores = expected_scores(given) if scores is None else scores

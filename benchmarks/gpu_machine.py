@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from pmclip_deploy.benchmarks.gpu_stage import Figures, Stage
@@ -25,18 +26,22 @@ extern "C" __global__ void read(const int4 *p, long long n, int *out) {
 def measure(stage: Stage) -> None:
     import torch
 
-    size, n = COPY_BYTES[stage.is_rehearsal], PRODUCT[stage.is_rehearsal]
     stage.measure("device", "torch", lambda: device(stage, torch))
+    memory(stage, COPY_BYTES[stage.is_rehearsal])
+    n = PRODUCT[stage.is_rehearsal]
+    for name, dtype, tf32 in (("bf16", torch.bfloat16, False), ("f16", torch.float16, False), ("f32", torch.float32, False),
+                              ("TF32", torch.float32, True), ("int8", torch.int8, False)):  # fmt: skip
+        stage.measure(f"product of {n} x {n}, {name}", "torch", partial(product, stage, n, dtype, tf32))
+
+
+def memory(stage: Stage, size: int) -> None:
+    import torch
+
     source = torch.ones(size // 4, dtype=torch.int32, device=stage.device)
     stage.measure(READ, "CuPy, xor of 16 bytes", lambda: rate(stage, read_with_cupy(stage, source), size))
     stage.measure(READ, "torch, largest of float32", lambda: rate(stage, source.view(torch.float32).amax, size))
     target = torch.empty_like(source)
     stage.measure("copy memory, reads and writes", "torch", lambda: rate(stage, lambda: target.copy_(source), 2 * size))
-    del source, target
-    for name, dtype, tf32 in (("bf16", torch.bfloat16, False), ("f16", torch.float16, False), ("f32", torch.float32, False),
-                              ("TF32", torch.float32, True)):  # fmt: skip
-        stage.measure(f"product of {n} x {n}, {name}", "torch", lambda dtype=dtype, tf32=tf32: product(stage, n, dtype, tf32))  # type: ignore[misc]
-    stage.measure(f"product of {n} x {n}, int8", "torch", lambda: product(stage, n, torch.int8, False))
 
 
 def device(stage: Stage, torch: Any) -> Figures:

@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,7 @@ class Stage:
             call()
             event.record()
         torch.cuda.synchronize()
-        return {**quartiles([a.elapsed_time(b) for a, b in zip(events, events[1:], strict=False)]), "samples": count}
+        return {**quartiles([a.elapsed_time(b) for a, b in pairwise(events)]), "samples": count}
 
     def synchronize(self) -> None:
         if not self.is_rehearsal:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -57,6 +57,14 @@ def measure(stage: Stage) -> None:
                         stage.measure(part, variant.title, partial(figures, stage, models, variant, encode, wanted), model=name)
 
 
+def backbone_of(stage: Stage, name: str) -> Any:
+    """In a rehearsal pmclip-lite with small pictures and one layer for texts."""
+    from pmclip_deploy.train.backbones import BACKBONES
+
+    backbone: Any = BACKBONES[name]
+    return replace(backbone, preprocess=replace(backbone.preprocess, size=64), text_layers=1) if stage.is_rehearsal else backbone
+
+
 class Models:
     """A backbone's towers with random weights, of each dtype that was asked for."""
 
@@ -66,9 +74,7 @@ class Models:
 
     @property
     def backbone(self) -> Any:
-        from pmclip_deploy.train.backbones import BACKBONES
-
-        return BACKBONES[self.name]
+        return backbone_of(self.stage, self.name)
 
     def of(self, dtype: str, channels_last: bool = False) -> Any:
         import torch

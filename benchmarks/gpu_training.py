@@ -1,4 +1,4 @@
-"""Stage "training" of `benchmarks.gpu`: the contrastive loss beside open_clip's, steps of `train clip --from` with and without reading, and QCR.
+"""Stage "training" of `benchmarks.gpu`: the contrastive loss beside open_clip's, steps of `train clip --from`, and steps of QCR.
 
 Pictures are synthetic and weights random; nothing here says how well anything is learned.
 """
@@ -9,12 +9,12 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pmclip_deploy.benchmarks.gpu_stage import Figures, NotMeasuredError, Stage
+from pmclip_deploy.benchmarks.gpu_towers import backbone_of
 from pmclip_deploy.benchmarks.peers import LITE, VIT
 
 OURS, THEIRS = "pmclip-deploy", "open_clip.ClipLoss"
@@ -26,7 +26,6 @@ STEPS = 3  # of the loss curve on two devices
 HUGE = 32_768, 256  # a batch, and how much of it is encoded at a time
 ANSWERS = 460, 60  # QCR's open and closed ones on VQA-RAD, about
 WORDS, VECTOR = 1200, 300  # of the questions' dictionary and of a GloVe vector
-
 
 
 def loss_part(batch: int) -> str:
@@ -137,15 +136,14 @@ def gradients(stage: Stage) -> Figures:
 class Trainee:
     """A backbone with random weights, its step and its optimiser, as `train clip --from` has them."""
 
-    def __init__(self, name: str, recipe: str, device: str, **chosen: Any) -> None:
+    def __init__(self, stage: Stage, name: str, recipe: str, device: str, **chosen: Any) -> None:
         import torch
 
-        from pmclip_deploy.train.backbones import BACKBONES
         from pmclip_deploy.train.clip.pairs import Step
         from pmclip_deploy.train.clip.recipes import recipe_named
 
         torch.manual_seed(0)
-        self.recipe, self.spec, self.device = recipe_named(recipe, **chosen), BACKBONES[name], torch.device(device)
+        self.recipe, self.spec, self.device = recipe_named(recipe, **chosen), backbone_of(stage, name), torch.device(device)
         self.model = self.spec.build().to(self.device)
         self.step = Step(self.model, [], self.spec, self.recipe, self.device)
         self.optimiser = self.recipe.optimiser.of([([*self.model.parameters()], self.recipe.learning_rate)])
@@ -187,7 +185,7 @@ def curve(stage: Stage, name: str) -> Figures:
     try:
         losses = []
         for device in (stage.device, "cpu"):
-            trainee = Trainee(name, "paper", device)
+            trainee = Trainee(stage, name, "paper", device)
             given = trainee.batch(batch)
             torch.manual_seed(0)
             losses.append([trainee(given) for _ in range(STEPS)])
@@ -216,7 +214,7 @@ def clip(stage: Stage, name: str, recipe: str, made: Callable[[], list[Path]]) -
     from pmclip_deploy.train.images import Pairs, reading_processes
 
     paths = made() * (1 if stage.is_rehearsal else TIMES)
-    trainee = Trainee(name, recipe, stage.device, **({"batch_size": 2, "micro_batch": 1} if stage.is_rehearsal else {}))
+    trainee = Trainee(stage, name, recipe, stage.device, **({"batch_size": 2, "micro_batch": 1} if stage.is_rehearsal else {}))
     size, workers = trainee.recipe.batch_size, 0 if stage.is_rehearsal else reading_processes(1)
     pairs = Pairs(paths, trainee.tokens(len(paths)), trainee.spec.preprocess, trainee.recipe.augmentation, 0)
     order = [[*range(i, i + size)] for i in range(0, len(paths) - size + 1, size)]
@@ -254,7 +252,7 @@ def per_second(stage: Stage, use: Callable[[Any], object], batches: Iterator[Any
 
 def steps(stage: Stage, name: str, pairs: int, micro: int) -> Figures:
     """Steps of the modern recipe on pairs that lie in memory."""
-    trainee = Trainee(name, "modern", stage.device, micro_batch=micro)
+    trainee = Trainee(stage, name, "modern", stage.device, micro_batch=micro)
     step = partial(trainee, trainee.batch(pairs, stage.device))
     start = time.perf_counter()
     peak = stage.peak_mib(step)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pmclip_deploy.benchmarks.peers import MODELS
 from pmclip_deploy.benchmarks.report_aims import aims
+from pmclip_deploy.benchmarks.report_gpu import gpu_stages, is_gpu
 from pmclip_deploy.benchmarks.report_rows import (
     BENCH,
     COLD,
@@ -54,13 +55,14 @@ def document(rows: Iterable[Row]) -> Document:
     models = dict.fromkeys([*MODELS, *(row["model"] for row in used if program(row) == COMPARE)])
     return {
         "Aims": aims(used),
-        "Machines": machines(used),
+        "Machines": machines([row for row in used if not is_gpu(row)]),
         **{model: comparisons(runs(used, COMPARE, model)) for model in models},
         "Accuracy": accuracy(used),
         "Cold start": cold_starts(used),
         "Scenarios": scenarios(timed(used)),
         "Stages": stages(timed(used)),
         "Radiographs": radiographs(runs(used, PREPROCESSING)),
+        "GPU": gpu_stages(used, _about),
         "Runs": environments(used),
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pmclip_deploy.benchmarks.peers import LITE, MODELS, VIT
+from pmclip_deploy.benchmarks.report_gpu import gpu_aims, on_a_gpu
 from pmclip_deploy.benchmarks.report_rows import (
     COLD,
     COMPARE,
@@ -79,6 +80,11 @@ def aims(rows: Rows) -> list[Block]:
             say(run, f"{part}: the fastest other, {fastest['system']}, to ours", reach, as_spread(paired), at_least(paired[2], 1))
         if not decoded:
             say(run, "decode JPEG 2000, JPEG-LS and RLE: the fastest other, to ours", reach, None, None)
+    for run in on_a_gpu(rows) or [[]]:
+        for aim in gpu_aims(run):
+            met = (at_least if aim.is_least else at_most)(aim.measured, aim.limit)
+            limit = f"at {'least' if aim.is_least else 'most'} {aim.limit:g}"
+            say(run, f"GPU: {aim.what}", limit, None if aim.measured is None else f"{aim.measured:.3g}", met)
     return [
         "Met or missed by the median of the rounds, with its quartiles in brackets. Radiographs' pixels were compared before they were "
         "timed, as were decoders' samples. Where a peer's INT8 is faster and its cosine less, the aim is missed all the same.",
