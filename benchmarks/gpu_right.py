@@ -1,6 +1,6 @@
 """Stage "right" of `benchmarks.gpu`: whether the similarity kernels give what the reference gives, where a GPU can go wrong too.
 
-    python -m pmclip_deploy.benchmarks.gpu_right FOLDER     # one small call of each compiled kernel, for compute-sanitizer
+python -m pmclip_deploy.benchmarks.gpu_right FOLDER     # one small call of each compiled kernel, for compute-sanitizer
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ ROWS, WIDTHS = (1, 15, 63, 64, 65, 127, 4095, 100_000, 1_000_000), (1, 7, 16, 31
 MOST_NUMBERS, MOST_SCORES = 6e8, 1.3e8  # of a bank and of its scores, so that doubles of them fit
 TINY = (2, 70, 20)  # the most images, rows and numbers a row in a rehearsal
 LARGE = {"over 2^31 bytes": ("f16", 4_500_000), "over 2^31 numbers": ("i8", 5_000_000)}  # banks of 512 numbers a row
-SECONDS = {TRITON: 12.0, CUDA: 20.0}  # for sampled shapes; Triton compiles for each kind of shape
+SECONDS = {TRITON: 12.0, CUDA: 20.0}  # for the tests' cases, and for sampled shapes; Triton compiles for each kind of shape
 RUNS = 20
 
 
 def measure(stage: Stage) -> None:
-    for name, make in ((CUDA, cuda_system), (TRITON, triton_system)):
-        system = Late(partial(make, stage))
-        stage.measure("the tests' cases", name, partial(tests_cases, stage, system))
+    systems = {TRITON: Late(partial(triton_system, stage)), CUDA: Late(partial(cuda_system, stage))}  # the second is being compiled
+    for name, system in systems.items():
+        stage.measure("the tests' cases", name, partial(tests_cases, stage, system, SECONDS[name]))
         for bank in BANKS:
             stage.measure(f"{bank}, all rows equal", name, partial(all_equal, stage, system, bank))
             stage.measure(f"{bank}, two kinds of rows", name, partial(two_kinds, stage, system, bank))
@@ -52,9 +52,11 @@ def measure(stage: Stage) -> None:
         stage.measure("not a number, infinity, zero", name, partial(non_finite, stage, system))
         stage.measure(f"{RUNS} runs, the same bits", name, partial(same_bits, stage, system))
         stage.measure("two streams", name, partial(two_streams, stage, system))
+        stage.measure("the default stream", name, partial(default_stream, stage, system))
         stage.measure("CUDA graph", name, partial(in_graph, stage, system))
         for what, (bank, rows) in LARGE.items():
             stage.measure(f"a bank {what}", name, partial(large, stage, system, bank, rows))
+    for name, system in reversed(systems.items()):
         stage.measure(f"{SHAPES} sampled shapes", name, partial(sampled, stage, system, SECONDS[name]))
     for tool in ("memcheck", "racecheck"):
         stage.measure(f"compute-sanitizer {tool}", CUDA, partial(sanitized, stage, tool))
@@ -82,8 +84,8 @@ def verdict(faults: Iterator[str | None]) -> Figures:
     return {"wrong": len(wrong), "samples": len(found), **({"first_wrong": wrong[0]} if wrong else {})}
 
 
-def tests_cases(stage: Stage, system: Late) -> Figures:
-    """The cases of tests/kernels/test_kernels_gpu.py, compared by its own function; a few of them in a rehearsal."""
+def tests_cases(stage: Stage, system: Late, seconds: float) -> Figures:
+    """The cases of tests/kernels/test_kernels_gpu.py, compared by its own function: as many as there is time for, few in a rehearsal."""
     import numpy as np
     import torch
 
@@ -92,13 +94,17 @@ def tests_cases(stage: Stage, system: Late) -> Figures:
     cases = module_from_file(CASES)
     if cases is None:
         raise NotMeasuredError("the tests do not lie beside this package; run it in a checkout")
+    end: list[float] = []
 
     def faults() -> Iterator[str | None]:
         for case in cases.CASES[:: 13 if stage.is_rehearsal else 1]:
+            if end and time.monotonic() > end[0]:
+                return
             one = cases.given(*case)
             image, bank = (torch.from_numpy(np.ascontiguousarray(x)).to(stage.device) for x in (one.image, one.bank))
             scales = None if one.scales is None else torch.from_numpy(one.scales).to(stage.device)
             answer = system(Given(image, bank, float(one.logit_scale), one.k, scales))
+            end[:] = end or [time.monotonic() + min(seconds, stage.left)]  # from the first, which waits for kernels
             try:
                 cases.compare(one, Similarity(*(x.cpu().numpy() for x in answer)), case[-1] in ("ties", "none", "no scale"))
             except AssertionError as error:
@@ -228,6 +234,20 @@ def two_streams(stage: Stage, system: Late) -> Figures:
     return verdict(None if equal(a, b) else "another answer beside another stream" for a, b in zip(found, alone, strict=True))
 
 
+def default_stream(stage: Stage, system: Late) -> Figures:
+    """The one whose handle is 0."""
+    stage.need_gpu()
+    import torch
+
+    given = common(stage)
+    wanted = system(given)
+    torch.cuda.synchronize()
+    with torch.cuda.stream(torch.cuda.default_stream()):
+        found = system(given)
+    torch.cuda.synchronize()
+    return verdict(iter([None if equal(found, wanted) else "another answer on the default stream"]))
+
+
 def in_graph(stage: Stage, system: Late) -> Figures:
     """Captured once and replayed with other images."""
     stage.need_gpu()
@@ -261,7 +281,7 @@ def shapes(stage: Stage) -> Iterator[tuple[str, int, int, int, int]]:
     """(bank, B, N, D, k), each within what doubles of it may take."""
     draw = random.Random(0)
     while True:
-        bank, images, rows, width, k = (draw.choice(of) for of in (BANKS, IMAGES, ROWS, WIDTHS, KS))  # type: ignore[arg-type]
+        bank, (images, rows, width, k) = draw.choice(BANKS), (draw.choice(of) for of in (IMAGES, ROWS, WIDTHS, KS))
         if stage.is_rehearsal:
             images, rows, width = min(images, TINY[0]), min(rows, TINY[1]), min(width, TINY[2])
         if rows * width <= MOST_NUMBERS and images * rows <= MOST_SCORES:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Iterator
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -136,12 +137,12 @@ class Memory:
         target.copy_from(self, stream)
 
 
-class Stream:
+class HostStream:
     """It runs at once, or keeps the work of a capture; it is its own graph builder and its own graph."""
 
-    def __init__(self, host: Host) -> None:
-        self.host, self.kept, self.handle = host, list[Callable[[], object]](), len(host.streams)
-        self.stream, self.is_captured = self, False
+    def __init__(self, handle: int) -> None:
+        self.handle, self.stream, self.is_captured = handle, self, False
+        self.kept = list[Callable[[], object]]()
 
     def work(self, work: Callable[[], object]) -> None:
         if self.is_captured:
@@ -152,18 +153,18 @@ class Stream:
     def sync(self) -> None:
         pass
 
-    def begin_building(self, mode: str) -> Stream:
+    def begin_building(self, mode: str) -> HostStream:
         self.is_captured = True
         return self
 
-    def end_building(self) -> Stream:
+    def end_building(self) -> HostStream:
         self.is_captured = False
         return self
 
     complete = end_building
     close = end_building
 
-    def launch(self, stream: Stream) -> None:
+    def launch(self, stream: HostStream) -> None:
         for work in self.kept:
             work()
 
@@ -174,26 +175,18 @@ class Host:
     Buffer = Memory
 
     def __init__(self) -> None:
-        self.streams: list[Stream] = []
+        self.streams: list[HostStream] = []
+        self.Stream = SimpleNamespace(from_handle=self.streams.__getitem__)
+        self.LegacyPinnedMemoryResource = lambda: self
 
-    @property
-    def Stream(self) -> Host:
-        return self
-
-    def from_handle(self, handle: int) -> Stream:
-        return self.streams[handle]
-
-    def create_stream(self) -> Stream:
-        self.streams.append(Stream(self))
+    def create_stream(self) -> HostStream:
+        self.streams.append(HostStream(len(self.streams)))
         return self.streams[-1]
 
     create_graph_builder = create_stream
 
     def allocate(self, size: int, stream: Any = None) -> Memory:
         return Memory.of_size(size)
-
-    def LegacyPinnedMemoryResource(self) -> Host:
-        return self
 
     def sync(self) -> None:
         if any(stream.is_captured for stream in self.streams):

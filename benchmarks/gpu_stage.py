@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -110,7 +111,8 @@ class Stage:
         if not self.is_rehearsal:
             import torch
 
-            torch.cuda.empty_cache()
+            with suppress(Exception):  # a GPU that reports errors reports the same one again
+                torch.cuda.empty_cache()
 
     def peak_mib(self, call: Callable[[], object]) -> float | None:
         """What one call takes of the GPU's memory above what is held before it; None in a rehearsal."""

@@ -47,14 +47,17 @@ VARIANTS = (
 
 
 def measure(stage: Stage) -> None:
-    for name in (LITE,) if stage.is_rehearsal else MODELS:
-        models = Models(stage, name)
-        for compiled in (False, True):  # those that take seconds to compile come last
+    import torch
+
+    torch.backends.cudnn.allow_tf32 = False  # fp32 is fp32, but in the variant that says otherwise
+    every = [Models(stage, name) for name in ((LITE,) if stage.is_rehearsal else MODELS)]
+    for compiled in (False, True):  # those that take many seconds to compile come last
+        for models in every:
             for part, encode, make in inputs(stage, models):
                 wanted = Wanted(models, encode, make)
                 for variant in VARIANTS:
                     if variant.compiled == compiled and fits(variant, part):
-                        stage.measure(part, variant.title, partial(figures, stage, models, variant, encode, wanted), model=name)
+                        stage.measure(part, variant.title, partial(figures, stage, models, variant, encode, wanted), model=models.name)
 
 
 def backbone_of(stage: Stage, name: str) -> Any:
@@ -150,7 +153,7 @@ def figures(stage: Stage, models: Models, variant: Variant, encode: str, wanted:
 
     given, fp32 = wanted()
     call = partial(prepared(stage, models, variant, encode, given), given)
-    backends = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    backends: list[Any] = [torch.backends.cuda.matmul, torch.backends.cudnn]
     before = [backend.allow_tf32 for backend in backends]
     try:
         for backend in backends:

@@ -269,9 +269,10 @@ def qcr(stage: Stage, frozen: bool) -> Figures:
     import torch
 
     from pmclip_deploy.train.heads import qcr as heads
+    from pmclip_deploy.train.heads.answering import Inputs
     from pmclip_deploy.train.heads.mevf import HIDDEN
     from pmclip_deploy.train.heads.plan import settings_of_head
-    from pmclip_deploy.train.heads.training import Encoded, Inputs, Step
+    from pmclip_deploy.train.heads.training import Encoded, Step
     from pmclip_deploy.train.heads.vision import AUTOENCODER_SIZE, CODE, AutoEncoder, ImageFeatures
     from pmclip_deploy.train.heads.words import LENGTH
 
@@ -300,7 +301,7 @@ def qcr(stage: Stage, frozen: bool) -> Figures:
     def call() -> None:
         chosen = torch.randint(0, asked, (settings.batch_size,), generator=generator)
         optimiser.zero_grad(set_to_none=True)
-        step(chosen, generator, 0).backward()  # type: ignore[no-untyped-call]
+        step(chosen, generator, 0).backward()
         torch.nn.utils.clip_grad_norm_(trained, settings.optimiser.longest or float("inf"))
         optimiser.step()
 

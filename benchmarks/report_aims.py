@@ -83,8 +83,8 @@ def aims(rows: Rows) -> list[Block]:
     for run in on_a_gpu(rows) or [[]]:
         for aim in gpu_aims(run):
             met = (at_least if aim.is_least else at_most)(aim.measured, aim.limit)
-            limit = f"at {'least' if aim.is_least else 'most'} {aim.limit:g}"
-            say(run, f"GPU: {aim.what}", limit, None if aim.measured is None else f"{aim.measured:.3g}", met)
+            limits = f"at {'least' if aim.is_least else 'most'} {aim.limit:g}"
+            say(run, f"GPU: {aim.what}", limits, None if aim.measured is None else f"{aim.measured:.3g}", met)
     return [
         "Met or missed by the median of the rounds, with its quartiles in brackets. Radiographs' pixels were compared before they were "
         "timed, as were decoders' samples. Where a peer's INT8 is faster and its cosine less, the aim is missed all the same.",

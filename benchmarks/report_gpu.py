@@ -49,7 +49,7 @@ def _number(figures: Figures, name: str) -> float | None:
     return float(value) if finite(value) else None
 
 
-def on_a_gpu(rows: Rows) -> list[Rows]:
+def on_a_gpu(rows: Rows) -> list[list[Row]]:
     """Runs that are no rehearsal."""
     return [run for run in runs(rows, GPU) if run[0]["environment"].get("device") == "cuda"]
 
