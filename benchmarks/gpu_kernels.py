@@ -169,6 +169,8 @@ def fault(given: Given, answer: Answer, scores: Any = None) -> str | None:
     best = torch.full((len(scores), given.k), float("-inf"), dtype=torch.float64, device=scores.device)
     best[:, :count] = scores.topk(count, 1).values
     there = best > float("-inf")
+    if bool((index >= scores.shape[1]).any()):
+        return "a row is given that the bank does not have"
     if bool((there != (index >= 0)).any()) or bool((index[~there] != -1).any()):
         return "rows are given where there are none, or missing where there are some"
     if bool((score[~there] != float("-inf")).any()) or not _near(score, best, there, limit):

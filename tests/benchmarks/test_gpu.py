@@ -135,6 +135,7 @@ def test_wrong_answers_are_found(tmp_path: Path) -> None:
         score, index, _ = right
         assert spoilt(0, (0, 0), score[0, 0] + 1e-2) and spoilt(0, (1, 2), float("nan")) and spoilt(0, (1, 44), 0.0)
         assert spoilt(1, (1, 0), index[1, 1]) and spoilt(1, (1, 0), -1) and spoilt(1, (1, 44), 3) and spoilt(1, (1, 44), -7)
+        assert spoilt(1, (1, 0), 40)
         assert spoilt(1, (0, slice(0, 2)), index[0, [1, 0]])  # equal scores, the higher row first
         assert spoilt(2, 0, float("nan")) and spoilt(2, 1, right[2][1] + 0.01)
 
