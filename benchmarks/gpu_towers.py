@@ -102,7 +102,7 @@ def inputs(stage: Stage, models: Models) -> Iterator[tuple[str, str, Make]]:
     for batch in (1,) if stage.is_rehearsal else IMAGES:
         yield f"image, B {batch}", "encode_image", partial(pixels, models, batch)
     for batch in (1,) if stage.is_rehearsal else TEXTS:
-        for length in LENGTHS[:1] if stage.is_rehearsal else LENGTHS:
+        for length in (min(of, models.backbone.context_length) for of in (LENGTHS[:1] if stage.is_rehearsal else LENGTHS)):
             yield f"text, B {batch}, {length} tokens", "encode_text", partial(tokens, models, batch, length)
 
 
@@ -114,10 +114,9 @@ def pixels(models: Models, batch: int) -> Any:
 
 
 def tokens(models: Models, batch: int, length: int) -> Any:
-    """At most as many as the tower takes; the largest is the last, as an end mark is."""
+    """The largest is the last, as an end mark is."""
     import torch
 
-    length = min(length, models.backbone.context_length)
     drawn = torch.randint(1000, 30_000, (batch, length), generator=torch.Generator().manual_seed(batch))
     drawn[:, -1] = 30_001
     return drawn.to(models.stage.device)
