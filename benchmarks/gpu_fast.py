@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,7 @@ from pmclip_deploy.benchmarks.gpu_kernels import (
 )
 from pmclip_deploy.benchmarks.gpu_machine import READ
 from pmclip_deploy.benchmarks.gpu_stage import MOST, Figures, NotMeasuredError, Stage, quartiles
-from pmclip_deploy.kernels.plan import BYTES, Tile
+from pmclip_deploy.kernels.plan import BYTES, FEW, Tile
 
 WIDTH, K, SCALE = 512, 10, 100.0
 TORCH = "torch, product and topk"
@@ -33,7 +33,8 @@ SEARCHES = (  # (N, B), those that matter most first
 )
 TINY = (70, 2, 20)  # N, B and D of a rehearsal
 SWEEP = [Tile(rows=rows, columns=columns) for rows in (64, 128) for columns in (32, 64, 128)]
-SWEPT = 8  # programs for each multiprocessor, at most; halved down to 1
+SWEEP_F32 = [Tile(images=FEW, rows=rows, columns=columns) for rows in (32, 64) for columns in (32, 64, 128)]
+PROGRAMS = (2, 4, 8)  # for each multiprocessor
 SECONDS = 0.4  # of calls that one figure is of
 
 
@@ -231,12 +232,8 @@ def sweep(stage: Stage, bank: str) -> None:
         call = partial(contrastive_similarity, given.image, given.bank, scale, given.k, given.scales, tile, programs)
         return shares(stage, given, stage.timed(call, SECONDS / 4))
 
-    for tile, each in list(tiles())[: 1 if stage.is_rehearsal else None]:
+    tiles = [(tile, each) for tile in (SWEEP_F32 if bank == "f32" else SWEEP) for each in PROGRAMS]
+    for tile, each in tiles[: 1 if stage.is_rehearsal else None]:
         many = 4 if stage.is_rehearsal else each * torch.cuda.get_device_properties(0).multi_processor_count
         about = f"{part(bank, images, rows)}, {tile.rows} rows, {tile.columns} columns, {each} programs"
         stage.measure(about, TRITON, partial(figures, tile, many))
-
-
-def tiles() -> Iterator[tuple[Tile, int]]:
-    """With so many programs for each multiprocessor."""
-    return ((tile, each) for tile in SWEEP for each in (2, 4, SWEPT))
