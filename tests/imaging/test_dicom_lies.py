@@ -16,6 +16,7 @@ from pydicom.filewriter import write_dataset
 from pydicom.uid import UID
 
 from pmclip_deploy.header.read import header_from_dataset
+from pmclip_deploy.imaging import dicom_file
 from pmclip_deploy.imaging.dicom import picture_from_dicom
 from tests.golden.make import pattern
 from tests.imaging.test_dicom import (
@@ -408,14 +409,33 @@ def with_texts(path, syntax, texts, **elements):
 )  # fmt: skip
 def test_a_comma_is_the_decimal_mark(tmp_path, texts, numbers, syntax):
     slope, intercept, center, width = numbers
-    picture = picture_from_dicom(with_texts(tmp_path / "x", syntax, texts))
-    if center is None:
-        low, high = CT.min() * slope + intercept, CT.max() * slope + intercept
-        assert picture.info.window == ((low + high + 1) / 2, high - low + 1)
-    else:
-        assert picture.info.window == (center, width)
-        assert_close_to_oracle(picture.pixels, CT, slope, intercept, center, width)
-    assert picture.info.warnings == ()
+    path = with_texts(tmp_path / "x", syntax, texts)
+    for source in (path, pydicom.dcmread(path)):
+        picture = picture_from_dicom(source)
+        if center is None:
+            low, high = CT.min() * slope + intercept, CT.max() * slope + intercept
+            assert picture.info.window == ((low + high + 1) / 2, high - low + 1)
+        else:
+            assert picture.info.window == (center, width)
+            assert_close_to_oracle(picture.pixels, CT, slope, intercept, center, width)
+        assert picture.info.warnings == ()
+
+
+def test_a_comma_in_functional_groups(tmp_path):
+    ds = dataset(np.stack([CT, CT]), NumberOfFrames=2)
+    ds.PerFrameFunctionalGroupsSequence = [
+        item(
+            PixelValueTransformationSequence=[item(RescaleSlope="1.5", RescaleIntercept=f"-{frame}024.5")],
+            FrameVOILUTSequence=[item(WindowCenter="40.5", WindowWidth="400")],
+        )
+        for frame in (1, 2)
+    ]
+    path = written(ds, tmp_path / "x")
+    path.write_bytes(path.read_bytes().replace(b"024.5", b"024,5").replace(b"40.5", b"40,5").replace(b"1.5", b"1,5"))
+    for frame in (0, 1):
+        picture = picture_from_dicom(path, frame=frame)
+        assert_close_to_oracle(picture.pixels, CT, 1.5, -1024.5 - 1000 * frame, 40.5, 400)
+        assert picture.info.window == (40.5, 400)
 
 
 def test_a_comma_in_other_decimal_strings(tmp_path):
@@ -499,7 +519,7 @@ def deflated(body, syntax=DEFLATED, group_length=True):
 
 @pytest.mark.parametrize("group_length", [True, False])
 @pytest.mark.parametrize("preamble", [True, False])
-def test_deflated_files(tmp_path, preamble, group_length):
+def test_deflated_files(tmp_path, monkeypatch, preamble, group_length):
     ds = pydicom.dcmread(shipped("image_dfl.dcm"))
     raw = saved(ds, tmp_path / "x").read_bytes()
     start = 144 + int.from_bytes(raw[140:144], "little")
@@ -511,8 +531,8 @@ def test_deflated_files(tmp_path, preamble, group_length):
         assert picture.info.transfer_syntax == DEFLATED
     (tmp_path / "y").write_bytes(data[:-20])
     refused(tmp_path / "y", "cut short")
-    bomb = deflated(bytes(300 << 20), group_length=group_length)[0 if preamble else 132 :]
-    (tmp_path / "y").write_bytes(bomb)
+    monkeypatch.setattr(dicom_file, "MAX_INFLATED", 1 << 20)
+    (tmp_path / "y").write_bytes(deflated(bytes(2 << 20), group_length=group_length)[0 if preamble else 132 :])
     refused(tmp_path / "y", "inflates to more than")
 
 
