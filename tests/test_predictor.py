@@ -127,7 +127,7 @@ def test_independent_answers_near_one_keep_their_order() -> None:
 
 def test_without_a_radiograph_output_no_picture_is_turned_away() -> None:
     said = replace(heads([9, 9, 9, 0, 2], FRACTURES), radiograph=None)
-    strict = replace(tiny_manifest().abstention, radiograph_threshold=1e9)
+    strict = replace(tiny_manifest().abstention, radiograph_threshold=1e3)
     assert decision_from_heads(tiny_manifest(abstention=strict), said, 0).reason is None
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from pmclip_deploy.atomic import write_errors, written_folder
-from pmclip_deploy.bundle.checks import check_name, no_constant
+from pmclip_deploy.bundle.checks import check_name, no_constant, no_twin
 from pmclip_deploy.bundle.manifest import Manifest
 from pmclip_deploy.bundle.names import (
     LABELS,
@@ -45,7 +45,7 @@ def manifest_from_bundle(path: Path) -> Manifest:
             raise BundleError(f"{file}: missing, so this folder is no bundle", NEXT_STEP)
         if file.stat().st_size > MAX_MANIFEST_BYTES:
             raise BundleError(f"{file}: larger than a manifest can be", NEXT_STEP)
-        manifest = Manifest.from_json(json.loads(file.read_bytes(), parse_constant=no_constant))
+        manifest = Manifest.from_json(json.loads(file.read_bytes(), parse_constant=no_constant, object_pairs_hook=no_twin))
         more = [WORDS] if manifest.head is not None and manifest.head.words is not None else []
         more += [name for name, has in ((LABELS, manifest.labels), (QUESTION_EMBEDDINGS, manifest.asked), (PROBES, manifest.probes)) if has]
         for name in [*(g.file for g in manifest.graphs.values()), *(e.file for e in manifest.engines), TOKENIZER, *more]:
