@@ -23,6 +23,7 @@ from pmclip_deploy.train.backbones import BACKBONES, backbone_named
 from pmclip_deploy.train.backbones.base import Backbone, Tensors
 from pmclip_deploy.train.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
 from pmclip_deploy.train.contrastive import scale_of
+from pmclip_deploy.train.pickles import Costly, check_pickles
 
 FILES = {"model.safetensors", "checkpoint.json", "tokenizer.json"}  # of a checkpoint
 HUGGING_FACE_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -61,6 +62,8 @@ def import_weights(source: Path, output: Path, backbone: str | None = None, name
         weights = weights_from_file(source)
     except PmclipError:
         raise
+    except Costly as error:
+        raise BundleError(f"{source}: {error}, so it is refused", "get the weights as safetensors or as a state dict") from None
     except Exception as error:  # whatever a damaged or hostile file makes its reader raise
         raise _unreadable(source, error) from error
     spec, tensors = fitted(weights, wanted)
@@ -95,10 +98,13 @@ def weights_from_file(source: Path) -> Weights:
         raise BundleError(f"{source}: not found", "pass the weights' file, or a Hugging Face folder with config.json")
     with source.open("rb") as file:
         head = file.read(9)
+    safetensors = len(head) == 9 and head[8:] == b"{" and int.from_bytes(head[:8], "little") <= source.stat().st_size
+    if not safetensors:
+        check_pickles(source)
     if head.startswith(b"PK\x03\x04"):
         scripted = _check_archive(source)
         data = _tensors_from_torchscript(source) if scripted else torch.load(source, map_location="cpu", weights_only=True)
-    elif len(head) == 9 and head[8:] == b"{" and int.from_bytes(head[:8], "little") <= source.stat().st_size:
+    elif safetensors:
         scripted, data = False, load_file(source)
     else:
         scripted, data = False, torch.load(source, map_location="cpu", weights_only=True)

@@ -11,6 +11,7 @@ from torch import Generator, Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from pmclip_deploy.bundle.checks import no_twin
 from pmclip_deploy.errors import InputError, UsageError
 from pmclip_deploy.train.autoencoder import files_under, grey_images, save_network, state_beside
 from pmclip_deploy.train.heads.vision import MAML_SIZE, WIDTH, MamlNetwork
@@ -64,7 +65,7 @@ def paths_by_label(data: Path) -> dict[str, list[Path]]:
         raise InputError(f"{data}: cannot be read ({type(error).__name__})", "give a folder of class folders or a JSONL file") from None
     for number, line in enumerate(lines, 1):
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=no_twin)
             found[str(row["label"])].append(data.parent / row["image"])
         except (ValueError, KeyError, TypeError):
             raise InputError(f"{data}: line {number} has no image and label", "correct it or take it out") from None

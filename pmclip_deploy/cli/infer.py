@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pmclip_deploy.cli.options import Bundle, Device, Frame, Json, Window
+from pmclip_deploy.cli.options import Bundle, Device, Frame, Json, Window, finite
 from pmclip_deploy.cli.output import RESEARCH_ONLY, console_for_tables, print_json, print_notes
 from pmclip_deploy.console import one_line, print_error, print_note, progress
 from pmclip_deploy.errors import InputError, UsageError
@@ -33,6 +33,7 @@ Prevalence = Annotated[
     typer.Option(
         min=0,
         max=1,
+        callback=finite,
         help="Share of your pictures that have the finding, 0.05 for 5%. The output says how often such an answer is then right.",
     ),
 ]
