@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,23 @@ NOISE = 0.1  # standard deviation of the noise that is to be taken off, for pixe
 HELD_OUT = 10  # every tenth image is for measuring
 
 
+@dataclass(frozen=True)
+class Step:
+    """The mean squared error between a batch of images and what is made of them with noise."""
+
+    model: AutoEncoder
+    pixels: Tensor  # (N, 1, S, S) u8, on the CPU
+    device: torch.device
+    mixed: bool = False  # bf16 where the device computes in it
+
+    def __call__(self, indices: Tensor, generator: Generator, epoch: int) -> Tensor:
+        pixels = self.pixels[indices] / 255
+        noisy = pixels + NOISE * torch.randn(pixels.shape, generator=generator)
+        with autocast(self.device, self.mixed):
+            made = self.model(noisy.to(self.device))
+        return F.mse_loss(made.float(), pixels.to(self.device))
+
+
 def train_autoencoder(folders: list[Path], output: Path, settings: Settings) -> dict[str, Any]:
     """Trains on every image under ``folders``, writes the weights to ``output`` (safetensors). Raises InputError and UsageError.
 
@@ -30,7 +48,6 @@ def train_autoencoder(folders: list[Path], output: Path, settings: Settings) -> 
     """
     settings.start()
     device = device_named(settings.device)
-    mixed = settings.is_mixed(device.type == "cuda")
     paths = [path for folder in folders for path in files_under(folder)]
     pixels, skipped = grey_images(paths[: settings.limit or None], AUTOENCODER_SIZE)
     held = torch.arange(len(pixels)) % HELD_OUT == HELD_OUT - 1
@@ -38,17 +55,10 @@ def train_autoencoder(folders: list[Path], output: Path, settings: Settings) -> 
     if len(training) < settings.batch_size:
         raise UsageError(f"{len(training)} training images are fewer than one batch of {settings.batch_size}", "lower --batch-size")
     model = AutoEncoder().to(device)
-
-    def loss_of(indices: Tensor, generator: Generator, epoch: int) -> Tensor:
-        x, noise = training[indices] / 255, NOISE * torch.randn((len(indices), *training.shape[1:]), generator=generator)
-        x, noise = x.to(device), noise.to(device)
-        with autocast(device, mixed):
-            made = model(x + noise)
-        return F.mse_loss(made.float(), x)
-
+    step = Step(model, training, device, settings.is_mixed(device.type == "cuda"))
     made_with = {**settings.to_json(), "images": len(pixels), "data_sha256": hashlib.sha256(pixels.numpy().tobytes()).hexdigest()}
     groups = [(list(model.parameters()), settings.learning_rate)]
-    seconds = fit("train autoencoder", model, loss_of, len(training), groups, settings, made_with, state_beside(output))
+    seconds = fit("train autoencoder", model, step, len(training), groups, settings, made_with, state_beside(output))
     with torch.no_grad():
         x = validation / 255
         error = F.mse_loss(torch.cat([model(part.to(device)).cpu() for part in x.split(32)]), x)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,25 @@ MEASURED = 50  # tasks, unless an epoch has fewer
 Classes = list[Tensor]  # for each class, (N, 1, 84, 84) u8
 
 
+@dataclass(frozen=True)
+class Step:
+    """The mean over a batch of tasks of the judged images' loss."""
+
+    model: nn.Module
+    classes: Classes  # on the CPU
+    device: torch.device
+    mixed: bool = False  # bf16 where the device computes in it
+
+    def __call__(self, indices: Tensor, generator: Generator, epoch: int) -> Tensor:
+        return torch.stack([self.drawn(generator)[0] for _ in indices]).mean()
+
+    def drawn(self, generator: Generator) -> tuple[Tensor, Tensor]:
+        """(loss, accuracy) of a task, both () f32."""
+        learnt, asked, labels = (x.to(self.device) for x in task(self.classes, generator))
+        with autocast(self.device, self.mixed):
+            return judged(self.model, learnt, asked, labels)
+
+
 def train_maml(data: Path, output: Path, settings: Settings, tasks: int = 500) -> dict[str, Any]:
     """Trains on ``tasks`` tasks an epoch, ``batch_size`` tasks a step, drawn from classes of images; writes safetensors to ``output``.
 
@@ -34,27 +54,18 @@ def train_maml(data: Path, output: Path, settings: Settings, tasks: int = 500) -
     """
     settings.start()
     device = device_named(settings.device)
-    mixed = settings.is_mixed(device.type == "cuda")
     if tasks < settings.batch_size:
         raise UsageError(f"{tasks} tasks are fewer than one batch of {settings.batch_size}", "raise --tasks")
     classes, skipped = classes_from_images(paths_by_label(data), settings.limit, data)
     model = nn.Sequential(MamlNetwork(), nn.Linear(WIDTH, WAYS)).to(device)
-
-    def drawn(generator: Generator) -> tuple[Tensor, Tensor]:
-        learnt, asked, labels = (x.to(device) for x in task(classes, generator))
-        with autocast(device, mixed):
-            return judged(model, learnt, asked, labels)
-
-    def loss_of(indices: Tensor, generator: Generator, epoch: int) -> Tensor:
-        return torch.stack([drawn(generator)[0] for _ in indices]).mean()
-
+    step = Step(model, classes, device, settings.is_mixed(device.type == "cuda"))
     digest = hashlib.sha256(b"".join(hashlib.sha256(c.numpy().tobytes()).digest() for c in classes)).hexdigest()
     made_with = {**settings.to_json(), "tasks": tasks, "images": [len(c) for c in classes], "data_sha256": digest}
     groups = [(list(model.parameters()), settings.learning_rate)]
-    seconds = fit("train maml", model, loss_of, tasks, groups, settings, made_with, state_beside(output))
+    seconds = fit("train maml", model, step, tasks, groups, settings, made_with, state_beside(output))
     network = {k: v.clone() for k, v in model[0].state_dict().items()}  # before measuring, which moves the batch norms' averages
     generator = Generator().manual_seed(settings.seed)
-    accuracy = torch.stack([drawn(generator)[1] for _ in range(min(MEASURED, tasks))]).mean()
+    accuracy = torch.stack([step.drawn(generator)[1] for _ in range(min(MEASURED, tasks))]).mean()
     metrics = {"training_accuracy": round(accuracy.item(), 4), "chance": round(1 / WAYS, 4), "classes": len(classes), "skipped": skipped}
     model[0].load_state_dict(network)
     return save_network(model[0], output, {"metrics": metrics, "provenance": {**made_with, "seconds": round(seconds), **run_on(device)}})

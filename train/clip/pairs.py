@@ -84,11 +84,11 @@ class Step:
 
     def embedded(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """pixels (B, 3, S, S), tokens (B, T) -> (image, text), both (B, D) f32."""
-        pixels, tokens = (x.to(self.device, non_blocking=True) for x in batch)
-        longest = int((tokens != self.spec.pad_id).any(0).nonzero().max()) + 1
+        longest = int((batch[1] != self.spec.pad_id).any(0).nonzero().max()) + 1  # before the move: a GPU would have to be waited for
+        pixels, tokens = (x.to(self.device, non_blocking=True) for x in (batch[0], batch[1][:, :longest]))
         with autocast(self.device, self.recipe.is_mixed(self.recipe.mixed)):
             image = in_pieces(self.model.encode_image, pixels, self.recipe.micro_batch)
-            text = in_pieces(self.model.encode_text, tokens[:, :longest], self.recipe.micro_batch)
+            text = in_pieces(self.model.encode_text, tokens, self.recipe.micro_batch)
         return image.float(), text.float()
 
     @torch.no_grad()

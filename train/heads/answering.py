@@ -86,7 +86,7 @@ def inputs_from_images(
 ) -> Inputs:
     """Computed and kept on ``device``, where ``clip`` and ``features`` are. Raises InputError.
 
-    ``encoded`` takes the auto-encoder's code for its pixels. ``trained`` keeps pixels for ``clip``, 12 bytes each. Without ``clip`` its
+    ``encoded`` takes the auto-encoder's code for its pixels. ``trained`` keeps pixels for ``clip``, in f32. Without ``clip`` its
     place is a one: the question alone answers.
     """
     rows: list[list[Tensor]] = [[], [], []]
