@@ -167,7 +167,7 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
     lines = [
         line("Head", "Tower", *(f"{name.title()}, {rows[0][name]['n']}" for name in groups), "Shown another image", "Epochs", "Minutes"),
         "|" + "---|" * 8,
-        line(PAPER["head"].upper(), PAPER["tower"], *(f"{PAPER[name]:.3f}" for name in groups), "", 200, ""),
+        line("QCR", PAPER["tower"], *(f"{PAPER[name]:.3f}" for name in groups), "", 200, ""),
     ]
     for name in BASELINES:
         of = rows[0]["baselines"][name]

@@ -14,6 +14,7 @@ import pytest
 from pmclip_deploy.benchmarks import gpu, report, report_writing, results
 from pmclip_deploy.benchmarks.gpu_stage import NotMeasuredError, Stage, reason
 from tests.sources import ROOT
+from tests.tiny.slake import slake
 
 LATE = ("the time of its stage was over", "it was stopped ")  # a machine that is busy with other things gets less far
 LACKS = ("needs an NVIDIA GPU",)
@@ -32,7 +33,9 @@ def test_a_rehearsal(tmp_path: Path) -> None:
         pytest.importorskip(name, reason="needs the extra `train`")
     lacks = (*LACKS, *(f"needs {name}," for name in ("triton", "torchao") if importlib.util.find_spec(name) is None))
     file = tmp_path / "gpu.jsonl"
-    command = ["pmclip_deploy.benchmarks.gpu", "--output", str(file), "--device", "cpu", "--budget", "30"]
+    data = slake(tmp_path / "slake", {"train": 8, "validate": 2, "test": 4})
+    command = ["pmclip_deploy.benchmarks.gpu", "--output", str(file), "--device", "cpu", "--budget", "40"]
+    command += ["--slake", str(data), "--glove", str(data / "glove.txt")]
     done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, timeout=300, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     rows = results.read(file)
@@ -100,7 +103,9 @@ def test_reasons_hold_no_path() -> None:
     assert reason(NotMeasuredError("why")) == "why" and reason(ZeroDivisionError()) == "ZeroDivisionError"
 
 
-@pytest.mark.parametrize("arguments", [["--budget", "0"], ["--kernels", "nowhere"], []])
+@pytest.mark.parametrize(
+    "arguments", [["--budget", "0"], ["--kernels", "nowhere"], ["--slake", "nowhere"], ["--glove", "nowhere"], ["--stage", "heads"], []]
+)
 def test_bad_arguments_are_one_line(tmp_path: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / ("gpu.jsonl" if arguments else "none/gpu.jsonl")
     with pytest.raises(SystemExit) as ended:

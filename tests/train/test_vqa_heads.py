@@ -333,8 +333,8 @@ def tuned(home: Path, output: Path, head: str, rate: float | None, source: str =
 def test_fine_tuning_trains_the_image_tower_with_the_head(home: Path, tmp_path: Path, head: str) -> None:
     before = read_checkpoint(home / "tiny")[1]
     unbound = replace(settings_of_head(head).optimiser, longest=None)  # a bound is on the gradients of head and tower together
-    run = ((name, rate, {"optimiser": unbound} if rate != 0.001 else {"epochs": 12}) for name, rate in (("a", None), ("b", 0.0), ("c", 0.001)))
-    frozen, still, moved = (tuned(home, tmp_path / name, head, rate, **chosen) for name, rate, chosen in run)
+    frozen, still = (tuned(home, tmp_path / str(rate), head, rate, optimiser=unbound) for rate in (None, 0.0))
+    moved = tuned(home, tmp_path / "moved", head, 0.001, epochs=12)
     losses = [[row["loss"] for row in meta["metrics"]["history"]] for meta, _ in (frozen, still)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)  # a tower that does not learn is a frozen one
     assert all(torch.equal(still[1][name], x) for name, x in before.items())
