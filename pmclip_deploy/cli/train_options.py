@@ -37,7 +37,7 @@ Device = Annotated[str, typer.Option(help="Where the training runs: auto, cpu or
 Precision = Annotated[
     str | None,
     typer.Option(
-        help="fp32, or bf16 if the device computes in it; weights stay in fp32. Default: bf16 on a GPU, else fp32.", show_default=False
+        help="fp32, or bf16 if the device computes in it; weights stay in fp32. Default: bf16 on a GPU, fp32 on a CPU.", show_default=False
     ),
 ]
 PrecisionOfTowers = Annotated[
@@ -50,7 +50,7 @@ PrecisionOfTowers = Annotated[
 PrecisionOfHead = Annotated[
     str | None,
     typer.Option(
-        help="fp32, or bf16 if the device computes in it; weights stay in fp32. Default: lite bf16; mevf, qcr bf16 on a GPU, else fp32.",
+        help="fp32, or bf16 if the device computes in it; weights stay in fp32. Default: bf16, but fp32 for mevf and qcr on a CPU.",
         show_default=False,
     ),
 ]
