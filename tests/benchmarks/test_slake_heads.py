@@ -92,9 +92,9 @@ def test_the_full_size_is_the_papers() -> None:
 def test_bad_input_is_one_line(
     table: S.Table, tmp_path: Path, capsys: pytest.CaptureFixture[str], code: int, said: str, arguments: list[str]
 ) -> None:
-    given = ["--data", str(table.data), "--glove", str(table.glove), "--output", str(tmp_path), "--head", "mevf", "--tower", "none", "--reduced"]
+    given = ["--data", str(table.data), "--glove", str(table.glove), "--output", str(tmp_path), "--head", "mevf", "--tower", "none"]
     with pytest.raises(SystemExit) as ended:
-        S.main([*given, *arguments])
+        S.main([*given, *arguments, "--reduced"])
     shown = capsys.readouterr()
     assert ended.value.code == code and shown.err.count("\n") == 1 and said in shown.err and not shown.out, shown.err
 
