@@ -30,10 +30,11 @@ from pmclip_deploy.benchmarks.results import Run, command_line
 from pmclip_deploy.errors import PmclipError, UsageError
 from pmclip_deploy.kernels.manifest import MANIFEST
 
-STAGES = {"machine": 0.05, "right": 0.2, "fast": 0.25, "towers": 0.16, "training": 0.26, "session": 0.06, "heads": 0.6}  # and their shares
+STAGES = {"machine": 0.05, "right": 0.2, "fast": 0.25, "towers": 0.16, "training": 0.26, "session": 0.06}  # and their shares
 GRACE = 0.05, 10.0  # of the budget, and the most seconds: how long a stage may go on after its deadline before it is killed
 WHOLE = "the whole stage"
-HEADS, FILES = "heads", ("slake", "glove", "autoencoder")  # the stage that needs data, and its options
+HEADS, HEADS_SHARE = "heads", 0.6  # the last stage, which needs data
+FILES = ("slake", "glove", "autoencoder")  # the options that name it
 PACKAGES = ("torch", "triton", "cupy-cuda13x", "cupy-cuda12x", "open_clip_torch", "timm", "torchao", "transformers")  # beside the stamp's
 LARGEST_K = {"k16": 16, "k128": 128}  # of the kernels that are compiled here
 
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True, help="file of JSON lines, to which rows are appended")
     parser.add_argument("--budget", type=float, default=480, metavar="SECONDS", help="for all stages together (default: %(default)s)")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="cpu: a rehearsal (default: %(default)s)")
-    parser.add_argument("--stage", action="append", choices=[*STAGES], help="measure this stage; repeat for more (default: all)")
+    parser.add_argument("--stage", action="append", choices=[*STAGES, HEADS], help="measure this stage; repeat for more (default: all)")
     parser.add_argument(
         "--kernels", type=Path, action="append", default=[], metavar="DIR",
         help="folder of `python -m pmclip_deploy.kernels.compile` to measure beside the kernels that are compiled here; repeat for more",
@@ -79,7 +80,8 @@ def measure(options: argparse.Namespace) -> None:
     import_ahead()
     run = Run(command_line("python -m pmclip_deploy.benchmarks.gpu"), environment(options.device))
     files = {name: path for name, path in vars(options).items() if name in FILES and path is not None}
-    chosen = {name: share for name, share in STAGES.items() if name in (options.stage or STAGES) and (files or name != HEADS)}
+    stages = {**STAGES, HEADS: HEADS_SHARE} if files else STAGES
+    chosen = {name: share for name, share in stages.items() if name in (options.stage or stages)}
     with tempfile.TemporaryDirectory() as folder:
         compiled = {path.resolve().name: path for path in options.kernels} | {name: Path(folder, name) for name in LARGEST_K}
         compiling = started(compile_kernels, Path(folder)) if options.device == "cuda" and {"right", "fast"} & {*chosen} else None

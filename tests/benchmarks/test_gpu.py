@@ -42,14 +42,15 @@ def test_a_rehearsal(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, timeout=300, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     rows = results.read(file)
-    assert list(dict.fromkeys(row["scenario"] for row in rows)) == list(gpu.STAGES)
+    stages = [*gpu.STAGES, gpu.HEADS]
+    assert list(dict.fromkeys(row["scenario"] for row in rows)) == stages
     assert len({row["run"] for row in rows}) == 1 and {row["environment"]["device"] for row in rows} == {"cpu"}
     assert [row for row in rows if (row["not_measured"] or "") and not row["not_measured"].startswith((*LATE, *lacks))] == []
     assert [row for row in rows if row["figures"].get("wrong")] == []
     assert all(bool(row["figures"]) != bool(row["not_measured"]) for row in rows)
     assert not any(str(tmp_path) in line for line in file.read_text().splitlines())
     text = report_writing.markdown(report.document(rows))
-    assert all(f"### Stage {name}" in text for name in gpu.STAGES) and "A rehearsal on a CPU" in text
+    assert all(f"### Stage {name}" in text for name in stages) and "A rehearsal on a CPU" in text
 
 
 MODULES = {
