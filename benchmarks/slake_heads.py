@@ -141,7 +141,7 @@ class Table:
         made = read_checkpoint(checkpoint)[0]["provenance"]["head"]
 
         def cells(of: dict[str, Any]) -> dict[str, Any]:
-            return {key: of[key] for key in ("n", "accuracy", "ci95") if key in of}
+            return {key: of[key] for key in ("n", "accuracy", "ci95", "gain", "gain_ci95") if key in of}
 
         return {
             "head": head,
