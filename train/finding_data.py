@@ -6,6 +6,7 @@ No patient attribute is kept: groups are numbers, the Patient ID that makes them
 import csv
 import hashlib
 import hmac
+import io
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,6 +24,7 @@ from pmclip_deploy.imaging.dicom_file import patient_from_dicom
 from pmclip_deploy.imaging.picture import Picture
 from pmclip_deploy.imaging.read import picture_from_path
 from pmclip_deploy.predictor import Predictor
+from pmclip_deploy.texts import text_of_file
 from pmclip_deploy.train.lookalikes import are_in, chained, joined, pairs_alike, read_signatures, signature
 
 LABELS = {**dict.fromkeys(("positive", "yes", "1", "true"), True), **dict.fromkeys(("negative", "no", "0", "false"), False)}
@@ -146,19 +148,17 @@ def _from_folder(folder: Path) -> list[Labelled]:
 
 def _from_table(path: Path) -> list[Labelled]:
     """Only the three columns are read; what else stands in the table is not looked at, and no cell is quoted in a message."""
+    file = io.StringIO(text_of_file(path, "give a folder, or a table path,label,group"), newline="")
+    delimiter = max(",;\t", key=file.readline().count)
+    file.seek(0)
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            first = file.readline()
-            file.seek(0)
-            table = csv.DictReader(file, delimiter=";" if first.count(";") > first.count(",") else ",", strict=True)
-            names = {name.strip().lower(): name for name in table.fieldnames or () if name}
-            if not {"path", "label"} <= set(names):
-                raise InputError(f"{path}: its first line does not name the columns path and label (and, if there are any, group)")
-            return [_labelled(path, table.line_num, {key: row.get(name) for key, name in names.items()}) for row in table]
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})", "give a folder, or a table path,label,group") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: not a table in CSV and UTF-8 ({type(error).__name__})", "save it as that") from None
+        table = csv.DictReader(file, delimiter=delimiter, strict=True)
+        names = {name.strip().lower(): name for name in table.fieldnames or () if name}
+        if not {"path", "label"} <= set(names):
+            raise InputError(f"{path}: its first line does not name the columns path and label (and, if there are any, group)")
+        return [_labelled(path, table.line_num, {key: row.get(name) for key, name in names.items()}) for row in table]
+    except csv.Error as error:
+        raise InputError(f"{path}: not a table in CSV ({error})", "save it as CSV") from None
 
 
 def _labelled(path: Path, line: int, row: dict[str, str | None]) -> Labelled:

@@ -12,6 +12,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from pmclip_deploy.errors import InputError, UsageError
+from pmclip_deploy.texts import lines_of_file
 from pmclip_deploy.train.autoencoder import files_under, grey_images, save_network, state_beside
 from pmclip_deploy.train.heads.vision import MAML_SIZE, WIDTH, MamlNetwork
 from pmclip_deploy.train.loop import Settings, fit
@@ -58,11 +59,7 @@ def paths_by_label(data: Path) -> dict[str, list[Path]]:
         for folder in sorted(p for p in data.iterdir() if p.is_dir() and not p.name.startswith(".")):
             found[folder.name] = files_under(folder)
         return found
-    try:
-        lines = data.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{data}: cannot be read ({type(error).__name__})", "give a folder of class folders or a JSONL file") from None
-    for number, line in enumerate(lines, 1):
+    for number, line in lines_of_file(data, "give a folder of class folders or a JSONL file"):
         try:
             row = json.loads(line)
             found[str(row["label"])].append(data.parent / row["image"])

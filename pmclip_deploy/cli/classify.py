@@ -11,6 +11,7 @@ from pmclip_deploy.cli.options import Bundle, Device, Frame, Json, Window
 from pmclip_deploy.cli.output import RESEARCH_ONLY, console_for_tables, print_json, print_notes
 from pmclip_deploy.console import decimal, one_line, print_note, progress
 from pmclip_deploy.errors import InputError, NoPictureError, UsageError
+from pmclip_deploy.texts import lines_of_file
 
 if TYPE_CHECKING:
     from pmclip_deploy.answer import Classification
@@ -74,13 +75,10 @@ def classify(
 
 
 def labels_from_file(path: Path) -> list[str]:
-    try:
-        lines = [line.strip() for line in path.read_text("utf-8-sig").split("\n")]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not a readable UTF-8 file ({type(error).__name__})", "give a file with one label per line") from error
-    if not any(lines):
+    lines = [line.strip() for _, line in lines_of_file(path, "give a file with one label per line")]
+    if not lines:
         raise InputError(f"{path}: holds no label", "write one label per line")
-    return [line for line in lines if line]
+    return lines
 
 
 def examples_from_folder(folder: Path) -> dict[Path, list[Path]]:

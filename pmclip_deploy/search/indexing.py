@@ -18,6 +18,7 @@ from pmclip_deploy.errors import BundleError, InputError, NoPictureError, UsageE
 from pmclip_deploy.files import files_below
 from pmclip_deploy.predictor import Predictor
 from pmclip_deploy.search.index import ROWS, About, Chunk, Halves, Index, beside, index_from_file, locked, unit, write_index
+from pmclip_deploy.texts import lines_of_file
 
 JOURNAL_SCHEMA = "pmclip-deploy/index-journal/1"
 SALT_BYTES = 16  # at least: a short salt can be guessed, and with it the UIDs
@@ -66,12 +67,6 @@ def images_of_folder(predictor: Predictor, folder: Path, salt: bytes | None = No
 
 def captions_of_file(predictor: Predictor, file: Path) -> Source[Line]:
     """A caption a line or, in .jsonl, {"caption", "id"}; where there is no id, the caption is."""
-    try:
-        lines = file.read_text(encoding="utf-8-sig").split("\n")
-    except OSError as error:
-        raise InputError(f"{file}: cannot be read ({error.strerror})", "check the path") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{file}: is not UTF-8", "save it as UTF-8") from None
     name = partial(_name_of_line, file)
     caption = _caption_from_json if file.suffix.lower() == ".jsonl" else _caption_from_text
 
@@ -83,7 +78,7 @@ def captions_of_file(predictor: Predictor, file: Path) -> Source[Line]:
 
     return Source(
         about=_about(predictor, "text", "caption"),
-        items=[(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()],
+        items=[(number, line.strip()) for number, line in lines_of_file(file, "check the path")],
         id=lambda line: id_and_caption(line)[0],
         embed=lambda line: predictor.embed_text(id_and_caption(line)[1]),
         name=name,
