@@ -103,7 +103,7 @@ def test_lines_have_the_numbers_that_an_editor_shows(tmp_path: Path) -> None:
 
 def test_a_file_that_is_not_there_has_its_hint(reader: tuple[Callable[[Path], Any], str], tmp_path: Path) -> None:
     for path in (tmp_path / "none", tmp_path):
-        if path.is_file() or path.is_dir() and reader[0] is of_maml:  # which takes a folder too
+        if path.is_file() or (path.is_dir() and reader[0] is of_maml):  # which takes a folder too
             continue
         with pytest.raises(InputError, match=r"cannot be read \(.*\); "):
             reader[0](path)
