@@ -418,7 +418,8 @@ class Predictor:
         if self.manifest.head is None:
             raise UsageError(
                 f"bundle {self.manifest.name} has no head, so it embeds images and texts and answers no question",
-                "use embed_image and embed_text, or export a checkpoint with a head from `pmclip-deploy train vqa`",
+                "compare labels with `pmclip-deploy classify`, find images with `search`, or export a checkpoint that has a head from "
+                "`pmclip-deploy train vqa`",
             )
         return self.manifest.head
 

@@ -414,7 +414,7 @@ def _unreadable(source: Path, error: Exception) -> BundleError:
             f"{source}: names {refused[1]}, which no file of tensors needs and which could run code, so it is refused",
             "get the weights as safetensors or as a state dict",
         )
-    return BundleError(f"{source}: no weights that can be read, or a damaged file ({type(error).__name__})", "get it again")
+    return BundleError(f"{source}: no weights that can be read, or a damaged file", "get it again")
 
 
 # Writing.

@@ -60,7 +60,7 @@ def reading(where: str) -> Iterator[ExitStack]:
     except Exception as error:  # also RecursionError and MemoryError
         if is_ours(error):
             raise
-        raise InputError(f"{where}: the DICOM file is broken ({type(error).__name__})", "export or copy it again") from None
+        raise InputError(f"{where}: the DICOM file is broken", "export or copy it again") from None
 
 
 def import_pydicom_lean() -> None:

@@ -45,8 +45,8 @@ def head_of_file(source: str) -> bytes:
         raise InputError(f"{source}: no such file", "check the path") from None
     except PermissionError:
         raise InputError(f"{source}: permission to read it was denied", "check the file's rights") from None
-    except (OSError, ValueError) as error:  # ValueError: a null byte in the path
-        raise InputError(f"{source!r}: cannot be opened ({type(error).__name__})", "check the path") from None
+    except (OSError, ValueError):  # ValueError: a null byte in the path
+        raise InputError(f"{source!r}: cannot be opened", "check the path") from None
     if not head:
         raise InputError(f"{source}: the file is empty", "copy it again")
     return head

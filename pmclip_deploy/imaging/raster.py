@@ -62,7 +62,7 @@ def picture_from_pil(image: Image.Image) -> Picture:
         if is_ours(error):
             raise
         raise InputError(
-            f"{where}: its pixels cannot be read ({type(error).__name__})", "open or make it again, in mode L or RGB"
+            f"{where}: its pixels cannot be read", "open or make it again, in mode L or RGB"
         ) from None
     kind = kind if kind in ("png", "jpeg") else "array"
     return Picture(pixels, ImageInfo(where, kind, rows=pixels.shape[0], columns=pixels.shape[1], window=window))
@@ -87,7 +87,7 @@ def picture_from_raster(source: str, kind: str, data: bytes | None = None) -> Pi
         if is_ours(error):
             raise
         # Pillow raises OSError, SyntaxError, ValueError, struct.error, ... on broken files
-        raise InputError(f"{source}: the {kind.upper()} file is broken ({type(error).__name__})", "save or copy it again") from None
+        raise InputError(f"{source}: the {kind.upper()} file is broken", "save or copy it again") from None
     return Picture(pixels, ImageInfo(source, kind, rows=pixels.shape[0], columns=pixels.shape[1], window=window))
 
 

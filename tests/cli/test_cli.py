@@ -242,13 +242,57 @@ def test_no_device(run: Any, folder: Path) -> None:
 
 
 def test_a_hint_names_options_here_and_parameters_in_python(run: Any, folder: Path, tmp_path: Path) -> None:
-    none = tmp_path / "none"
-    with pytest.raises(pm.BundleError) as caught:
-        pm.load(none)
-    assert caught.value.hint.startswith('pass bundle="FOLDER", or ')
-    assert run("infer", folder / "ct.dcm", "which plane?", "--bundle", none).err.startswith(
-        f"error: {none}: no such bundle folder; pass --bundle FOLDER, or "
-    )
+    with pytest.raises(pm.DeviceError) as caught:
+        pm.load(device="cuda")
+    assert caught.value.hint.endswith('or pass device="cpu"')
+    assert run("infer", folder / "ct.dcm", "which plane?", "--device", "cuda").err.endswith("or pass --device cpu\n")
+
+
+@pytest.mark.parametrize(
+    "given", [("infer", "ct.dcm", "which plane?", "--bundle"), ("bundle", "show"), ("bundle", "verify"), ("questions", "--bundle")]
+)
+def test_a_bundle_that_is_not_there_has_the_same_next_step_everywhere(run: Any, folder: Path, given: tuple[str, ...]) -> None:
+    none = folder / "none"
+    result = run(*(folder / word if word == "ct.dcm" else word for word in given), none)
+    assert (result.code, result.err) == (
+        4, f"error: {none}: no such bundle folder; check the path, or build one with `pmclip-deploy export`\n"
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("file", "step"),
+    [("config.json", "published weights need `pmclip-deploy import "), ("checkpoint.json", "it is a checkpoint; `pmclip-deploy export ")],
+)
+def test_another_folder_in_place_of_a_bundle_is_named(run: Any, folder: Path, file: str, step: str, tmp_path: Path) -> None:
+    (tmp_path / file).write_text("{}")
+    result = run("infer", folder / "ct.dcm", "which plane?", "--bundle", tmp_path)
+    assert result.code == 4 and f"missing, so this folder is no bundle; {step}{tmp_path}" in result.err
+
+
+@pytest.mark.parametrize(
+    ("file", "step"),
+    [
+        ("config.json", "`pmclip-deploy import {} --output CHECKPOINT` makes a checkpoint of them"),
+        ("open_clip_config.json", "`pmclip-deploy import {} --output CHECKPOINT` makes a checkpoint of them"),
+        ("manifest.json", "it is a bundle; give the checkpoint that it was exported from"),
+        (None, "a checkpoint is a folder made by `pmclip-deploy train` or `import`"),
+    ],
+)
+def test_another_folder_in_place_of_a_checkpoint_is_named(run: Any, file: str | None, step: str, tmp_path: Path) -> None:
+    pytest.importorskip("onnx", reason="needs the extra `export`")
+    pytest.importorskip("open_clip", reason="needs the extra `export`")
+    if file is not None:
+        (tmp_path / file).write_text("{}")
+    result = run("export", tmp_path, "--output", tmp_path / "out")
+    assert result.code == 4 and "checkpoint.json: not found; " in result.err and step.format(tmp_path) in result.err
+
+
+def test_a_weights_file_in_place_of_a_checkpoint_is_named(run: Any, tmp_path: Path) -> None:
+    pytest.importorskip("onnx", reason="needs the extra `export`")
+    pytest.importorskip("open_clip", reason="needs the extra `export`")
+    (tmp_path / "w.pt").write_bytes(b"x")
+    result = run("export", tmp_path / "w.pt", "--output", tmp_path / "out")
+    assert result.code == 4 and "w.pt: a file, not the folder of a checkpoint; if these are published weights, `pmclip-dep" in result.err
 
 
 def test_a_bug_of_ours_is_one_line_and_debug_shows_where(run: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

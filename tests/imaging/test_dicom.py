@@ -806,7 +806,7 @@ def test_what_a_parser_raises_is_the_files(monkeypatch, error):
     namespace = {"__name__": "pydicom.somewhere", "error": error}
     exec("def read(*_, **__):\n    raise error('NAME')", namespace)
     monkeypatch.setattr(pydicom, "dcmread", namespace["read"])
-    with pytest.raises(InputError, match=rf"the DICOM file is broken \({error.__name__}\)"):
+    with pytest.raises(InputError, match="the DICOM file is broken; export or copy it again"):
         picture_from_dicom(shipped("CT_small.dcm"))
 
 

@@ -453,7 +453,7 @@ def test_index_query_show_delete(run: Any, folder: Path, index: Path, predictor:
         "known": 6,
         "other": 1,
         "broken": 1,
-        "first_broken": f"{folder / 'zz.png'}: the PNG file is broken (UnidentifiedImageError); save or copy it again",
+        "first_broken": f"{folder / 'zz.png'}: the PNG file is broken; save or copy it again",
     }
     shown = run("query", index, folder / "p 2.png", "--k", "2")
     assert shown.code == 0 and "1.000" in shown.out and shown.out.count(".png") + shown.out.count(".dcm") == 2

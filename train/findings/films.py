@@ -103,7 +103,7 @@ def _films_from_folder(folder: Path) -> list[list[Film]]:
             films.append(reader(folder, row))
         except (KeyError, TypeError, ValueError) as error:
             kind = {"KeyError": "is missing"}.get(type(error).__name__, "cannot be read")
-            raise InputError(f"{folder / LABELS}: line {number}: {error} {kind}", f"the reader is {reader.__name__[9:]}'s") from None
+            raise InputError(f"{folder / LABELS}: line {number}: {error} {kind}", "compare it with the lines before it") from None
     return [films]
 
 
