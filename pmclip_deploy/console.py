@@ -38,3 +38,10 @@ def progress(items: Sequence[T], what: str) -> Iterable[T]:
     from rich.progress import track
 
     return track(items, description=what, console=Console(stderr=True), transient=True)
+
+
+def stages(items: Sequence[T], what: str) -> Iterable[T]:
+    """``progress`` for work of minutes: where stderr is no terminal, one line says what begins, and of how many items."""
+    if not sys.stderr.isatty():
+        print_note(what if len(items) < 2 else f"{what} ({len(items)})")
+    return progress(items, what)

@@ -9,7 +9,7 @@ import typer
 from pmclip_deploy.cli.options import Bundle, Json, check_choice
 from pmclip_deploy.cli.output import print_json
 from pmclip_deploy.cli.train_options import SCHEMA, Name
-from pmclip_deploy.console import one_line, print_note, progress
+from pmclip_deploy.console import one_line, print_note, stages
 from pmclip_deploy.errors import GateError
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def finding(
 
     defaults = Defaults(modality, region, children)
     measured, manifest = train_finding(
-        name, images, output, asked=ask or (), bundle=bundle, called=called, defaults=defaults, replace_it=replace, progress=progress
+        name, images, output, asked=ask or (), bundle=bundle, called=called, defaults=defaults, replace_it=replace, progress=stages
     )
     if as_json:
         _print_document(measured, manifest, output)
