@@ -559,7 +559,7 @@ def test_engines_that_do_not_run_here(tmp_path: Path, command: Callable[..., Res
         pm.load(path, device="tensorrt_rtx")
     Image.fromarray(picture()).save(tmp_path / "p.png")
     done = command("infer", tmp_path / "p.png", "which plane?", "--bundle", path, "--json")
-    assert done.code == 0 and done.json["answer"] == "axial" and done.err == note.replace('device="cpu"', "--device cpu") + "\n"
+    assert done.code == 0 and done.answer["answer"] == "axial" and done.err == note.replace('device="cpu"', "--device cpu") + "\n"
 
 
 def test_the_model_names_its_manifest(predictor: pm.Predictor, bundle: Path) -> None:

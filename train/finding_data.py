@@ -139,7 +139,7 @@ def _from_folder(folder: Path) -> list[Labelled]:
     for entry in classes:
         files, unlisted = files_below(entry)
         if unlisted:
-            raise unlisted[0]
+            raise next(iter(unlisted.values()))
         rows += [Labelled(file, LABELS[entry.name.lower()]) for file in files]
     return rows
 

@@ -64,16 +64,24 @@ def picture_from_dicom(
         return _picture(where, image, frame, None if window is None else (float(window[0]), float(window[1])))
 
 
+def _is_image_class(uid: str) -> bool:
+    """Whether a SOP class is one of images, by its name in PS3.6 table A-1, such as "CT Image Storage"."""
+    from pydicom.uid import UID
+
+    return "Image Storage" in UID(uid).name
+
+
 def _picture(where: str, image: DicomImage, frame: int | None, window: Window | None) -> Picture:
     dataset, notes = image.dataset, []
     modality = text_of(dataset, "Modality")
-    for name in (modality, text_of(dataset, "SOPClassUID"), text_of(getattr(dataset, "file_meta", {}), "MediaStorageSOPClassUID")):
+    classes = text_of(dataset, "SOPClassUID"), text_of(getattr(dataset, "file_meta", {}), "MediaStorageSOPClassUID")
+    for name in (modality, *classes):
         if name in NOT_PICTURES:
             raise NoPictureError(f"{where}: is {NOT_PICTURES[name]}, not a picture", "give the image it belongs to")
     if image.vr == "float":  # (7FE0,0008) Float or (7FE0,0009) Double Float Pixel Data
         raise NoPictureError(f"{where}: has floating-point pixels, a parametric map, not a picture", "give the image it was made from")
     if image.file is None:
-        cut_short = "Rows" in dataset
+        cut_short = "Rows" in dataset or any(map(_is_image_class, classes)) or not any(classes)
         raise (InputError if cut_short else NoPictureError)(f"{where}: has no pixel data", "give a DICOM image")
     if image.syntax not in NATIVE and image.syntax not in CODECS:
         raise InputError(
