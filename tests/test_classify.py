@@ -318,7 +318,7 @@ def test_what_is_no_picture_is_no_example(there: Path, command: Any, method: str
         (there / "shots" / "dark" / name).write_text("no picture")
     code, out, err = command(*given)
     assert code == 0 and json.loads(out)["classifications"][0]["labels"] == scores
-    assert err.startswith(f"left out 2 of 6 examples, which hold no picture; the first error: {there / 'shots' / 'dark' / 'notes.txt'}: ")
+    assert err.startswith(f"left out 2 of 6 examples: no picture; the first error: {there / 'shots' / 'dark' / 'notes.txt'}: ")
     assert err.count("\n") == 1
     for path in (there / "shots" / "dark").glob("*.png"):
         path.unlink()

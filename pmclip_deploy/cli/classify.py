@@ -86,7 +86,7 @@ def classify(
             _print(made)
     next(bar, None)  # takes it from the terminal
     if skipped:
-        print_note(f"left out {len(skipped)} of {counted(len(every), 'example')}, which hold no picture; the first error: {skipped[0]}")
+        print_note(f"left out {len(skipped)} of {counted(len(every), 'example')}: no picture; the first error: {skipped[0]}")
     if rows is not None:
         rows.add_unreadable(pictures.unreadable)
     if as_json:

@@ -92,7 +92,8 @@ def _picture(where: str, image: DicomImage, frame: int | None, window: Window | 
     frames = max(whole_number(dataset, "NumberOfFrames", 1), 1)
     index = frames // 2 if frame is None else frame
     if not 0 <= index < frames:
-        raise InputError(f"{where}: frame {frame} was asked for and the file has frames 0 to {frames - 1}", "choose one of these")
+        there = "only frame 0" if frames == 1 else f"frames 0 to {frames - 1}"
+        raise InputError(f"{where}: frame {frame} was asked for and the file has {there}", "choose one of these")
 
     if text_of(dataset, "BurnedInAnnotation") == "YES":  # PS3.3 C.7.6.1
         notes.append("text is burned into the pixels (BurnedInAnnotation is YES): it may name the patient")

@@ -14,6 +14,7 @@ from typing import Generic, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from pmclip_deploy.console import counted
 from pmclip_deploy.errors import BundleError, InputError, UsageError
 from pmclip_deploy.files import files_below, is_no_picture, unreadable
 from pmclip_deploy.predictor import Predictor
@@ -52,7 +53,9 @@ class Report:
 def images_of_folder(predictor: Predictor, folder: Path, salt: bytes | None = None) -> Source[Path]:
     """Every file below ``folder``. Ids are paths relative to it or, with ``salt``, HMACs of SOP Instance UIDs, which DICOM alone has."""
     if salt is not None and len(salt) < SALT_BYTES:
-        raise UsageError(f"the salt has {len(salt)} bytes", f"give {SALT_BYTES} or more, for example `head -c 32 /dev/urandom > salt`")
+        raise UsageError(
+            f"the salt has {counted(len(salt), 'byte')}", f"give {SALT_BYTES} or more, for example `head -c 32 /dev/urandom > salt`"
+        )
     files, unlisted = files_below(folder)
     return Source(
         about=_about(predictor, "image", "path" if salt is None else "uid", salt),

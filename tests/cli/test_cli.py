@@ -464,7 +464,7 @@ def test_evaluate(run: Any, folder: Path, tmp_path: Path) -> None:
     beside = run(*command, "--json").json
     assert beside["training_rows"] == {"source": str(tmp_path / "train.jsonl"), "n": 1}
     assert beside["baselines"]["question_only"]["accuracy"] == 1
-    assert "question only: the most frequent answer among 1 questions" in run(*command).out
+    assert "question only: the most frequent answer among 1 question of" in run(*command).out
 
 
 def test_evaluate_counts_a_dataset_as_its_own_people_do(run: Any, folder: Path, tmp_path: Path) -> None:
