@@ -63,7 +63,7 @@ class Samples:
     grouped: dict[str, int]  # how the groups were made, and of how many pictures
     alike: int  # pairs of look-alikes of two groups, which were joined
     disagreeing: int  # pairs of look-alikes with different labels
-    first_broken: str | None
+    broken: tuple[str, ...]  # what is wrong with each file that cannot be read
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +123,7 @@ def samples_from_rows(predictor: Predictor, rows: Sequence[Labelled], defaults: 
         grouped=dict(Counter(read[i].by for i in kept)),
         alike=sum(by_key[i] != by_key[j] for i, j in pairs),
         disagreeing=sum(read[i].row.positive != read[j].row.positive for i, j in pairs if read[i].digest != read[j].digest),
-        first_broken=str(broken[0]) if broken else None,
+        broken=tuple(map(str, broken)),
     )
 
 

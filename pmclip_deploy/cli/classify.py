@@ -104,7 +104,7 @@ def split_arguments(arguments: list[str]) -> tuple[list[Path], list[str]]:
     """Images come first: the first argument always, the later ones as long as they exist. The rest are labels."""
     count = leading_pictures(arguments)
     if not count:
-        raise InputError(f"{arguments[0]}: no such file or folder", "check the path")
+        raise InputError(f"{arguments[0]}: no such file or folder", "check the path; the image comes before the labels")
     for label in arguments[count:]:
         if exists(label):
             raise UsageError(f"{label}: images come before labels", "put the image first, or give labels that are file names by --labels")

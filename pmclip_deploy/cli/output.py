@@ -1,12 +1,10 @@
 """What several commands print or write: a JSON document, tables, the rows of a file, the notes of a predictor."""
 
-import csv
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pmclip_deploy.atomic import write_errors
 from pmclip_deploy.console import print_note
 from pmclip_deploy.errors import UsageError
 
@@ -53,6 +51,10 @@ class RowsFile:
 
     def add(self, document: Mapping[str, Any], rows: Iterable[Mapping[str, object]]) -> None:
         """``document`` is a line of JSON lines, ``rows`` are the same for CSV: cells by column."""
+        import csv
+
+        from pmclip_deploy.atomic import write_errors
+
         with (
             write_errors(f"{self.path}:", "give another --output"),
             self.path.open("a" if self.begun else "w", encoding="utf-8", errors="backslashreplace", newline="") as file,

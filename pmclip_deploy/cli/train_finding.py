@@ -96,8 +96,8 @@ def _print(measured: "Measured", manifest: "Manifest | None", output: Path) -> N
     if s.disagreeing:
         have = counted(s.disagreeing, "pair of look-alikes has", "pairs of look-alikes have")
         print(f"{have} different labels; check these labels")
-    if s.first_broken:
-        print_note(f"the first error: {s.first_broken}")
+    for error in s.broken:
+        print_note(error)
     if not measured.contamination_checked:
         named = ", ".join(map(one_line, measured.tower_trained_on)) or "pictures that the bundle does not name"
         print(f"the image tower was trained on {named}; whether yours are among them was not checked, because the bundle has no signatures")

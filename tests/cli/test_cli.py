@@ -20,6 +20,7 @@ from pmclip_deploy import machine, opening
 from pmclip_deploy.bundle.files import verify_bundle
 from pmclip_deploy.cli import doctor, infer
 from pmclip_deploy.errors import InputError, UsageError
+from pmclip_deploy.imaging.images import picture_from_image
 from pmclip_deploy.sessions.onnxruntime import OnnxRuntime
 from tests.command import MAIN, is_one_line, process
 from tests.full_disk import files_no_longer_than
@@ -114,6 +115,17 @@ def test_infer_for_a_person(run: Any, folder: Path) -> None:
     ):
         assert said in result.out
     assert result.out.count("Research use only; not a medical device.") == 1
+
+
+def test_frames_are_told_as_a_range(folder: Path, tmp_path: Path) -> None:
+    from pydicom import dcmread
+
+    dataset = dcmread(folder / "ct.dcm")
+    dataset.NumberOfFrames, dataset.PixelData = 30, dataset.PixelData * 30
+    dataset.save_as(tmp_path / "many.dcm")
+    read = picture_from_image(tmp_path / "many.dcm").info
+    assert infer._image_line(read).startswith("DICOM, CT, 128 x 128, frame 15 (the file has frames 0 to 29), window")
+    assert "frame" not in infer._image_line(picture_from_image(folder / "ct.dcm").info)
 
 
 def test_infer_shows_questions_as_they_are(run: Any, folder: Path) -> None:
