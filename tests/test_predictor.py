@@ -361,7 +361,7 @@ def test_infer(tmp_path: Path, command: Callable[..., Result]) -> None:
     assert (code, out) == (2, "") and err.count("\n") == 1 and "has no head" in err
     for name in WORDS_HEADS:
         done = command(*ask, tmp_path / name, "--json")
-        assert done.code == 0 and [answer["answer"] for answer in done.json] == ["axial", None] and done.err == ""
+        assert done.code == 0 and [answer["answer"] for answer in done.json["answers"]] == ["axial", None] and done.err == ""
         code, out, _ = command(*ask, tmp_path / name)
         assert code == 0 and "no answer: the question is outside" in out
 

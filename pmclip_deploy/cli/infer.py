@@ -152,11 +152,19 @@ def split_arguments(arguments: list[str]) -> tuple[list[Path], list[str]]:
         raise InputError(f"{arguments[0]}: no such file or folder", "check the path")
     if not questions or not all(question.strip() for question in questions):
         raise UsageError("no question given", 'add a question, for example "is there a fracture?"')
-    words = [question for question in questions if len(question.split()) == 1]
-    if len(words) > 1 and not all(map(_is_question, words)):
+    if _is_split(questions):
         whole = " ".join(questions)[:200].strip(QUOTES)
-        raise UsageError("the question is not in quotes, so each of its words came alone", f'put it in double quotes: "{whole}"')
+        raise UsageError(f"a question is not in quotes, so {len(questions)} questions came", f'put it in double quotes: "{whole}"')
     return images, questions
+
+
+def _is_split(questions: list[str]) -> bool:
+    """Whether a shell made several questions of one: single words that ask nothing, or a beginning that asks only with what follows."""
+    words = [question for question in questions if len(question.split()) == 1]
+    if len(words) > 1:
+        return not all(map(_is_question, words))
+    begins = len(questions) > 1 and len(questions[0].split()) < 3 and not _is_question(questions[0])
+    return begins and _is_question(" ".join(questions))
 
 
 def _is_question(text: str) -> bool:

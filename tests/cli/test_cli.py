@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 import pmclip_deploy as pm
-from pmclip_deploy import machine, opening
+from pmclip_deploy import console, machine, opening
 from pmclip_deploy.bundle.files import verify_bundle
 from pmclip_deploy.cli import doctor, infer
 from pmclip_deploy.errors import InputError, UsageError
@@ -150,6 +150,14 @@ def test_a_folder_is_all_its_images_and_says_what_is_none(run: Any, folder: Path
     assert [Path(a["image"]["source"]).name for a in result.json["answers"]] == ["bright.png", "ct.dcm", "dark.jpg"]
     assert result.err == f"{folder}: 1 file is no picture\n" and result.json["no_pictures"] == [str(folder / "note.txt")]
     assert run("infer", folder, FRACTURE, "-q").err == run("--quiet", "infer", folder, FRACTURE).err == ""
+
+
+def test_quiet_has_no_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    items = [1, 2, 3]
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    assert console.progress(items, "Asking") is not items
+    monkeypatch.setattr(console, "quiet", True)
+    assert console.progress(items, "Asking") is items
 
 
 def _broken(folder: Path, whole: bytes) -> list[str]:
@@ -305,6 +313,9 @@ def test_options_reach_the_reader(run: Any, folder: Path) -> None:
         (["a.png", "q"], ["a.png"], ["q"]),
         (["a.png", "b.png", "plane", "modality?"], ["a.png", "b.png"], ["plane", "modality?"]),
         (["a.png", "is there a fracture?", "asdf"], ["a.png"], ["is there a fracture?", "asdf"]),
+        (["a.png", "which plane", "asdf"], ["a.png"], ["which plane", "asdf"]),
+        (["a.png", "fracture", "which plane"], ["a.png"], ["fracture", "which plane"]),
+        (["a.png", "what is the patient's name", "any fracture"], ["a.png"], ["what is the patient's name", "any fracture"]),
         (["dir", "is it a/b, or c?"], ["dir"], ["is it a/b, or c?"]),
         (["a.png", "q" * 5000], ["a.png"], ["q" * 5000]),
         (["a.png", "nul\0"], ["a.png"], ["nul\0"]),
@@ -335,6 +346,8 @@ def test_images_come_first_then_questions(
         (["nowhere", "is there a fracture?"], InputError),
         (["a.png", "is", "there", "a", "fracture"], UsageError),
         (["a.png", "b", "is", "there", "a", "fracture?"], UsageError),
+        (["a.png", "is", "there a fracture"], UsageError),
+        (["a.png", "is there", "a fracture?"], UsageError),
         (["is there a fracture?"], UsageError),
         (["is", "there", "a", "fracture", "a.png"], UsageError),
     ],
