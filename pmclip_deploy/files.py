@@ -47,10 +47,10 @@ def unreadable(source: object, error: InputError) -> dict[str, str]:
 
 
 def _is_file(path: Path) -> bool:
-    """No pipe and no broken link. What may not be looked at is taken for a file: who reads it gets the error."""
+    """No pipe, and a broken link only if its name is that of a picture. Whoever reads what cannot be looked at gets the error."""
     try:
         return S_ISREG(path.stat().st_mode)
     except PermissionError:
         return True
     except OSError:
-        return False
+        return path.name.lower().endswith(PICTURES)

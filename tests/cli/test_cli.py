@@ -200,6 +200,11 @@ def test_each_picture_that_cannot_be_read_is_listed_apart_from_files_that_are_no
     del report.PixelData
     report.save_as(study / "report.dcm")
     (study / "note.txt").write_text("no image")
+    if hasattr(os, "mkfifo"):  # POSIX: a link to nothing is a picture that cannot be read, and a pipe is nothing
+        (study / "link.dcm").symlink_to(study / "nowhere.dcm")
+        (study / "link.txt").symlink_to(study / "nowhere.txt")
+        os.mkfifo(study / "pipe.dcm")
+        broken = sorted([*broken, str(study / "link.dcm")])
     (study / "._a.dcm").write_bytes(b"\0\5\x16\7" + bytes(300))  # as macOS writes beside a file
     none = sorted(str(study / name) for name in ("._a.dcm", "note.txt", "report.dcm"))
     result = run("infer", study, FRACTURE, "--json")
