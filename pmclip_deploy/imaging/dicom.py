@@ -18,7 +18,7 @@ from pmclip_deploy.errors import InputError, NoPictureError
 from pmclip_deploy.header.read import header_from_dataset
 from pmclip_deploy.imaging.decoders.frame import CODECS
 from pmclip_deploy.imaging.dicom_file import NATIVE, DicomImage, image_from_dataset, image_from_file, reading
-from pmclip_deploy.imaging.elements import Window, printable_uid, text_of, whole_number
+from pmclip_deploy.imaging.elements import Window, code_string_of, printable_uid, text_of, whole_number
 from pmclip_deploy.imaging.grayscale import gray_from_stored
 from pmclip_deploy.imaging.picture import Picture
 from pmclip_deploy.imaging.stored import layout_from_dataset, stored_values
@@ -73,7 +73,7 @@ def _is_image_class(uid: str) -> bool:
 
 def _picture(where: str, image: DicomImage, frame: int | None, window: Window | None) -> Picture:
     dataset, notes = image.dataset, []
-    modality = text_of(dataset, "Modality")
+    modality = code_string_of(dataset, "Modality")
     classes = text_of(dataset, "SOPClassUID"), text_of(getattr(dataset, "file_meta", {}), "MediaStorageSOPClassUID")
     for name in (modality, *classes):
         if name in NOT_PICTURES:
@@ -95,9 +95,9 @@ def _picture(where: str, image: DicomImage, frame: int | None, window: Window | 
         there = "only frame 0" if frames == 1 else f"frames 0 to {frames - 1}"
         raise InputError(f"{where}: frame {frame} was asked for and the file has {there}", "choose one of these")
 
-    if text_of(dataset, "BurnedInAnnotation") == "YES":  # PS3.3 C.7.6.1
+    if code_string_of(dataset, "BurnedInAnnotation") == "YES":  # PS3.3 C.7.6.1
         notes.append("text is burned into the pixels (BurnedInAnnotation is YES): it may name the patient")
-    stored, photometric = stored_values(image, layout, index, frames)
+    stored, photometric = stored_values(image, layout, index, frames, notes)
     applied = None
     if photometric == "PALETTE COLOR" or layout.samples == 3:
         from pmclip_deploy.imaging.color import rgb_from_palette, rgb_from_samples
