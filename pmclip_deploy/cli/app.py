@@ -96,6 +96,8 @@ def main() -> None:
     except BrokenPipeError:  # the reader, `head` for one, has seen enough
         _write_no_more()
         code = READER_LEFT
+    finally:
+        console.quiet = False
     sys.exit(code)
 
 

@@ -125,6 +125,11 @@ def test_frames_are_told_as_a_range(folder: Path, tmp_path: Path) -> None:
     dataset.save_as(tmp_path / "many.dcm")
     read = picture_from_image(tmp_path / "many.dcm").info
     assert infer._image_line(read).startswith("DICOM, CT, 128 x 128, frame 15 (the file has frames 0 to 29), window")
+    for frames, said in ((1, "1 frame of 128 x 128 needs 32768 bytes"), (2, "2 frames of 128 x 128 need 65536 bytes")):
+        dataset.NumberOfFrames, dataset.PixelData = frames, bytes(100)
+        dataset.save_as(tmp_path / "cut.dcm")
+        with pytest.raises(InputError, match=said):
+            picture_from_image(tmp_path / "cut.dcm")
     assert "frame" not in infer._image_line(picture_from_image(folder / "ct.dcm").info)
 
 
@@ -150,6 +155,7 @@ def test_a_folder_is_all_its_images_and_says_what_is_none(run: Any, folder: Path
     assert [Path(a["image"]["source"]).name for a in result.json["answers"]] == ["bright.png", "ct.dcm", "dark.jpg"]
     assert result.err == f"{folder}: 1 file is no picture\n" and result.json["no_pictures"] == [str(folder / "note.txt")]
     assert run("infer", folder, FRACTURE, "-q").err == run("--quiet", "infer", folder, FRACTURE).err == ""
+    assert not console.quiet  # of the process: whoever calls the command line from Python goes on with notes
 
 
 def test_quiet_has_no_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
