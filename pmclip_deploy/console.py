@@ -51,6 +51,9 @@ def progress(items: Sequence[T], what: str) -> Iterable[T]:
     return track(items, description=what, console=Console(stderr=True), transient=True)
 
 
+LONG = 100  # pictures or rows from which on work takes so long that `evaluate` and `search index` say what begins
+
+
 def stages(items: Sequence[T], what: str) -> Iterable[T]:
     """``progress`` for work of minutes: where stderr is no terminal, one line says what begins, and of how many items."""
     if not sys.stderr.isatty():

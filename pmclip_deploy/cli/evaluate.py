@@ -9,7 +9,7 @@ import typer
 
 from pmclip_deploy.cli.options import DEVICES, LARGEST_SEED, Bundle, Json
 from pmclip_deploy.cli.output import print_json, print_notes
-from pmclip_deploy.console import counted, decimal, one_line, stages
+from pmclip_deploy.console import LONG, counted, decimal, one_line, progress, stages
 from pmclip_deploy.errors import InputError, UsageError
 from pmclip_deploy.extras import need_extra
 
@@ -162,7 +162,7 @@ def _asked(path: Path | None, is_checkpoint: bool, rows: "Sequence[Row]", images
 
     predictor = load(path, device)
     print_notes(predictor)
-    return bundle_answerer(predictor, rows, images, stages), about_bundle(predictor)
+    return bundle_answerer(predictor, rows, images, stages if len(rows) >= LONG else progress), about_bundle(predictor)
 
 
 def _print_figures(document: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ import typer
 from pmclip_deploy.cli.options import Bundle, Device, Frame, Json, Window, check_choice
 from pmclip_deploy.cli.output import RESEARCH_ONLY, console_for_tables, print_json, print_notes
 from pmclip_deploy.cli.pictures import exists, looks_like_a_path
-from pmclip_deploy.console import counted, decimal, one_line, print_error, print_note, stages
+from pmclip_deploy.console import LONG, counted, decimal, one_line, print_error, print_note, progress, stages
 from pmclip_deploy.errors import InputError, UsageError
 from pmclip_deploy.files import PNG_AND_JPEG
 from pmclip_deploy.spec import DELETION_SCHEMA, INDEX_SCHEMA, INDEXING_SCHEMA, SEARCH_SCHEMA
@@ -66,7 +66,7 @@ def index(
     embedded: Source[Any] = images_of_folder(predictor, source, salt) if source.is_dir() else captions_of_file(predictor, source)
     items = list(embedded.items)
     try:
-        report = build_index(output, replace(embedded, items=stages(items, "Embedding")))
+        report = build_index(output, replace(embedded, items=(stages if len(items) >= LONG else progress)(items, "Embedding")))
     except KeyboardInterrupt:
         print_note(f"{output}: stopped. Run the same command to continue.")
         raise

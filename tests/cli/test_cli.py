@@ -731,3 +731,14 @@ def test_no_patient_attribute_is_ever_printed(folder: Path, bundle: Path, tmp_pa
             result = process("infer", tmp_path / name, FRACTURE, "--bundle", bundle, *options, PYTHONWARNINGS="always")
             assert result.code == code, result.err
             assert "ZQX" not in result.out + result.err and "18990102" not in result.out + result.err
+
+
+def test_long_work_says_what_begins_where_stderr_is_no_terminal(run: Any, folder: Path, tmp_path: Path) -> None:
+    row = json.dumps({"image": "bright.png", "question": FRACTURE, "answer": "yes"})
+    for count, said in ((99, ""), (100, "Encoding images\nEncoding questions\n")):
+        (tmp_path / "d.jsonl").write_text("\n".join([row] * count))
+        result = run("evaluate", "--data", tmp_path / "d.jsonl", "--images", folder, "--json")
+        assert (result.code, result.err) == (0, said)
+    (tmp_path / "c.txt").write_text("\n".join(f"fracture {i}" for i in range(100)))
+    result = run("search", "index", tmp_path / "c.txt", "--output", tmp_path / "i.safetensors")
+    assert (result.code, result.err) == (0, "Embedding (100)\n")
