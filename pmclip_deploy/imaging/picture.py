@@ -52,6 +52,12 @@ def head_of_file(source: str) -> bytes:
     return head
 
 
+def check_size(where: str, width: int, height: int) -> None:
+    """Raises InputError if there are more than MAX_PIXELS."""
+    if width * height > MAX_PIXELS:
+        raise InputError(f"{where}: {width} x {height} is more than {MAX_PIXELS} pixels", "make it smaller")
+
+
 def automatic_window(low: float, high: float) -> tuple[float, float]:
     """The (center, width) whose LINEAR function (PS3.3 C.11.2.1.2.1) takes ``low`` to black and ``high`` to white."""
     return (low + high + 1) / 2, high - low + 1
