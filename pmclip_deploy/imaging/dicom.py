@@ -16,6 +16,7 @@ import numpy as np
 from pmclip_deploy.answer import ImageInfo
 from pmclip_deploy.errors import InputError, NoPictureError
 from pmclip_deploy.header.read import header_from_dataset
+from pmclip_deploy.header.work import allow
 from pmclip_deploy.imaging.decoders.frame import CODECS
 from pmclip_deploy.imaging.dicom_file import NATIVE, DicomImage, image_from_dataset, image_from_file, reading
 from pmclip_deploy.imaging.elements import Window, printable_uid, text_of, whole_number
@@ -88,6 +89,7 @@ def _picture(where: str, image: DicomImage, frame: int | None, window: Window | 
 
     if text_of(dataset, "BurnedInAnnotation") == "YES":  # PS3.3 C.7.6.1
         notes.append("text is burned into the pixels (BurnedInAnnotation is YES): it may name the patient")
+    allow(min(layout.pixels * layout.samples * layout.allocated * frames // 8, 8 * image.available))
     stored, photometric = stored_values(image, layout, index, frames)
     applied = None
     if photometric == "PALETTE COLOR" or layout.samples == 3:

@@ -16,6 +16,8 @@ import numpy as np
 
 from pmclip_deploy.errors import InputError, NoPictureError, PmclipError
 from pmclip_deploy.faults import is_ours
+from pmclip_deploy.header.work import limited
+from pmclip_deploy.imaging.bounded import BoundedFile, header_from_file
 from pmclip_deploy.imaging.decoders.layout import Refused
 from pmclip_deploy.imaging.elements import text_of
 from pmclip_deploy.imaging.picture import head_of_file
@@ -51,7 +53,7 @@ def patient_from_dicom(path: str | PathLike[str]) -> str:
 @contextmanager
 def reading(where: str) -> Iterator[ExitStack]:
     try:
-        with quiet(), np.errstate(all="ignore"), ExitStack() as stack:
+        with quiet(), limited(), np.errstate(all="ignore"), ExitStack() as stack:
             yield stack
     except PmclipError:
         raise
@@ -100,20 +102,6 @@ class DicomImage:
     vr: str  # of the pixel data; "float" where these are not whole numbers
 
 
-class _Clamped(io.BufferedReader):
-    """Python allocates what a read asks for before it reads: never ask for more than the file has, whatever a header says."""
-
-    def __init__(self, raw: io.FileIO) -> None:
-        super().__init__(raw)
-        self.size = raw.seek(0, io.SEEK_END)
-        raw.seek(0)
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        if size is not None and size > 65536:
-            size = max(min(size, self.size - self.tell()), 0)
-        return super().read(size)
-
-
 def image_from_file(where: str, stack: ExitStack, data: bytes | None = None) -> DicomImage:
     """Of the file at ``where``, or of what it holds, ``data``."""
     head = head_of_file(where) if data is None else data[:132]
@@ -127,11 +115,8 @@ def image_from_file(where: str, stack: ExitStack, data: bytes | None = None) -> 
     if head[128:] == b"DICM" and _syntax_of_file(where, data) == DEFLATED:
         _check_inflated(where, data)
         return image_from_dataset(dcmread(where if data is None else io.BytesIO(data)))
-    if data is None:
-        file: BinaryIO = stack.enter_context(_Clamped(io.FileIO(where)))
-    else:
-        file = io.BytesIO(data)
-    dataset = dcmread(file, stop_before_pixels=True, force=True)
+    file = stack.enter_context(BoundedFile(io.FileIO(where) if data is None else io.BytesIO(data)))
+    dataset = header_from_file(file)
     little = bool(dataset.original_encoding[1])
     order: Literal["little", "big"] = "little" if little else "big"
     tag = file.read(4)
@@ -143,8 +128,7 @@ def image_from_file(where: str, stack: ExitStack, data: bytes | None = None) -> 
     vr, field = "OW", file.read(4)
     if field[:2] in (b"OW", b"OB", b"UN"):  # explicit; seen in the bytes, since some files are implicit where they say explicit
         vr, field = field[:2].decode(), file.read(4)
-    size = file.size if isinstance(file, _Clamped) else len(data or b"")
-    return DicomImage(dataset, _syntax(dataset), little, file, size - file.tell(), int.from_bytes(field, order), vr)
+    return DicomImage(dataset, _syntax(dataset), little, file, file.size - file.tell(), int.from_bytes(field, order), vr)
 
 
 def _syntax_of_file(where: str, data: bytes | None) -> Any:

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pmclip_deploy.faults import Refused as Refused
+
 LARGE = 1 << 18  # pixels from which on loading kernels/pixels.py pays
 Samples = NDArray[Any]  # (H, W) or (H, W, 3) integers
 
@@ -33,10 +35,6 @@ class Layout:
     @property
     def dtype(self) -> np.dtype[Any]:
         return np.dtype(f"<{'i' if self.signed else 'u'}{max(self.allocated // 8, 1)}")
-
-
-class Refused(Exception):
-    """The frame cannot be decoded. The message is ours and holds no patient attribute."""
 
 
 @dataclass(frozen=True)
