@@ -69,10 +69,10 @@ def raw_of(dataset: Any, tag: int) -> Any:
         return None
 
 
-def is_long(element: Any) -> bool:
+def is_long(element: Any, most: int = 65534) -> bool:
     """Whether its value takes more bytes than an explicit VR of numbers or text has room for: a list of millions, converted, fills memory."""
     value = getattr(element, "value", None)
-    return isinstance(value, bytes) and len(value) > 65534
+    return isinstance(value, bytes) and len(value) > most
 
 
 def strings_of(dataset: Any, tag: int) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ DECLARED = ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "NumberOfFram
 class BoundedFile(io.BufferedReader):
     """Python allocates what a read asks for before it reads: never ask for more than the file has, whatever a header says.
 
-    Reads count for the header's limits until ``header_is_read``.
+    Reads count for the header's limits until ``header_is_read``. After that ``left`` bytes may be read, any number if it is None.
     """
 
     name = ""  # pydicom asks for it
@@ -30,15 +30,19 @@ class BoundedFile(io.BufferedReader):
         super().__init__(raw)
         self.size = raw.seek(0, io.SEEK_END)
         raw.seek(0)
-        self.header_left, self.header_is_read = MAX_HEADER, False
+        self.left: int | None = MAX_HEADER
+        self.header_is_read = False
 
     def read(self, size: int | None = -1, /) -> bytes:
-        left = self.size - self.tell()
-        if size is None or size > 65536:
-            size = max(left if size is None else min(size, left), 0)
+        rest = self.size - self.tell()
+        size = max(rest if size is None or size < 0 else min(size, rest), 0)
         if not self.header_is_read:
-            self.header_left -= size if size >= 0 else left
-            spend(1 if self.header_left >= 0 else MOST_READS * 2)
+            spend()
+        if self.left is not None:
+            self.left -= size
+            if self.left < 0:
+                spend(0 if self.header_is_read else MOST_READS * 2)
+                raise Refused("its pixel data is larger than its picture can be")
         return super().read(size)
 
 
@@ -52,11 +56,11 @@ def header_from_file(file: BoundedFile) -> Dataset:
     except (Refused, OSError):
         file.seek(0)
         with limited():
-            file.header_left = MAX_HEADER
+            file.left = MAX_HEADER
             pixel_bytes = min(_declared(file), 8 * file.size)
         allow(pixel_bytes)
         file.seek(0)
-        file.header_left = MAX_HEADER + pixel_bytes
+        file.left = MAX_HEADER + pixel_bytes
         return _read(file)
 
 
@@ -83,7 +87,7 @@ def _read(file: BoundedFile) -> Dataset:
             elif tag.group == 0x28 and vr in ("DS", "IS", "US", "SS"):  # to go on without it might show the picture otherwise
                 raise Refused("a list of numbers in its header is longer than such an element can be")
     file.seek(end)
-    file.header_is_read = True
+    file.header_is_read, file.left = True, None
     return dataset
 
 

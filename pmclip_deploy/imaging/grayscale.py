@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pmclip_deploy.faults import OF_ELEMENTS
+from pmclip_deploy.header.raw import is_long
 from pmclip_deploy.imaging.decoders.layout import LARGE, Layout
 from pmclip_deploy.imaging.dicom_file import DicomImage
 from pmclip_deploy.imaging.elements import Window, frame_group, items_of, numbers_of, text_of
@@ -96,8 +97,8 @@ class _Table:
     @classmethod
     def of(cls, item: Dataset, little: bool, signed: bool) -> _Table | None:
         try:
-            count, first, bits = (int(value) for value in item["LUTDescriptor"].value)
-            data: Any = item["LUTData"].value
+            count, first, bits = map(int, numbers_of(item, "LUTDescriptor") or [])
+            data: Any = None if is_long(item.get_item("LUTData"), 1 << 17) else item["LUTData"].value
             if isinstance(data, (bytes, bytearray)):
                 data = np.frombuffer(data[: len(data) // 2 * 2], "<u2" if little else ">u2")
             entries = np.atleast_1d(np.asarray(data if data is not None else [])).astype(np.int64) & 0xFFFF

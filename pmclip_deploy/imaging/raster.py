@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -14,7 +14,7 @@ from pmclip_deploy.answer import ImageInfo
 from pmclip_deploy.errors import InputError, PmclipError
 from pmclip_deploy.faults import is_ours
 from pmclip_deploy.imaging.decoders.jpeg_whole import Scans, is_cut
-from pmclip_deploy.imaging.picture import Picture, automatic_window, check_size
+from pmclip_deploy.imaging.picture import Picture, automatic_window, bands, check_size
 from pmclip_deploy.imaging.quiet import quiet, quieten
 from pmclip_deploy.imaging.raster_file import lean_jpeg, lean_png, png_is_cut
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
-BAND = 1 << 18  # pixels that are converted at a time: wide values of a whole picture take many times its memory
 MAX_SCANS = 200  # of a progressive JPEG and its thumbnails: each passes over the whole picture
 
 # Pillow's raw modes of a 16-bit PNG that it would cut to 8 bits -> those that give the bytes: all four of a pixel, or the high and the low
@@ -174,14 +173,14 @@ def _pixels_from_image(images: list[Image.Image], wide: str = "") -> tuple[NDArr
     def whole_range(part: slice) -> tuple[NDArray[Any], NDArray[Any] | None]:
         if wide == "LA;16B":
             both = np.asarray(crop(part)).view(">u2")
-            return both[:, :, 0], both[:, :, 1] / 65535
+            return both[:, :, 0], _opacity(both[:, :, 1])
         if not wide:
             values = np.asarray(crop(part))
             return values, (values != clear).astype(np.float64) if isinstance(clear, int) else None
         high, low = (np.asarray(crop(part, image)) for image in images)
         values = high.astype(np.uint16) << 8 | low
         if wide == "RGBA;16B":
-            return values[:, :, :3], values[:, :, 3] / 65535
+            return values[:, :, :3], _opacity(values[:, :, 3])
         return values, (values != clear).any(axis=2).astype(np.float64) if isinstance(clear, tuple) else None
 
     if wide or image.mode.startswith(("I", "F")):  # Pillow's own convert("L") would clip these
@@ -196,19 +195,17 @@ def _pixels_from_image(images: list[Image.Image], wide: str = "") -> tuple[NDArr
             return Image.alpha_composite(Image.new("RGBA", band.size, (0, 0, 0, 255)), band).convert("RGB")
         return band.convert("L" if image.mode in ("1", "L") else "RGB")
 
-    bands = list(_bands(image.height, image.width))
-    gray = all(_is_gray(np.asarray(shown(part))) for part in bands)  # also grayscale stored as colour
+    parts = list(bands(image.height, image.width))
+    gray = all(_is_gray(np.asarray(shown(part))) for part in parts)  # also grayscale stored as colour
     pixels = np.empty((image.height, image.width) if gray else (image.height, image.width, 3), np.uint8)
-    for part in bands:
+    for part in parts:
         band = np.asarray(shown(part))
         pixels[part] = band[:, :, 0] if gray and band.ndim == 3 else band
     return pixels, None
 
 
-def _bands(height: int, width: int) -> Iterator[slice]:
-    """Rows, about BAND pixels at a time."""
-    step = max(1, BAND // width)
-    return (slice(top, min(top + step, height)) for top in range(0, height, step))
+def _opacity(alpha: NDArray[np.uint16]) -> NDArray[Any] | None:
+    return None if (alpha == 65535).all() else alpha / 65535
 
 
 def _is_gray(pixels: NDArray[np.uint8]) -> bool:
@@ -223,23 +220,30 @@ def _spread(rows: Rows, shape: tuple[int, ...]) -> tuple[NDArray[np.uint8], Wind
     One window for all channels, so that colours keep their hue. What is not opaque lies over black.
     """
     low, high, alpha = math.inf, -math.inf, None
-    for part in _bands(*shape[:2]):
+    for part in bands(*shape[:2]):
         values, alpha = rows(part)
-        kept = np.isfinite(values := values.astype(np.float64))
-        if alpha is not None:
-            kept &= alpha > 0 if values.ndim == 2 else alpha[:, :, None] > 0
-        if kept.any():
-            low, high = min(low, float(values[kept].min())), max(high, float(values[kept].max()))
+        if values.dtype.itemsize > 2 or values.dtype.kind not in "bui":
+            values = values.astype(np.float64)
+            values = values[np.isfinite(values) if alpha is None else np.isfinite(values) & (alpha > 0)]
+        elif alpha is not None and not (alpha > 0).all():
+            values = values[alpha > 0]
+        if values.size:
+            low, high = min(low, float(values.min())), max(high, float(values.max()))
     if low > high and alpha is None:
         raise InputError("array: no finite value in it", "give numbers")
     low, high = (low, high) if low <= high else (0.0, 0.0)
-    pixels = np.empty(shape, np.uint8)
-    for part in _bands(*shape[:2]):
-        values, alpha = rows(part)
+
+    def levels(values: NDArray[Any]) -> NDArray[np.uint8]:
         with np.errstate(all="ignore"):  # halves: the range of float64 itself may overflow
             unit = np.clip((values.astype(np.float64) / 2 - low / 2) / ((high / 2 - low / 2) or 1.0), 0, 1)
-        level = np.floor(np.nan_to_num(unit) * 255 + 0.5)
+        return np.asarray(np.floor(np.nan_to_num(unit) * 255 + 0.5).astype(np.uint8))
+
+    table = levels(np.arange(1 << 16))  # of what a 16-bit file holds: the same arithmetic, done once per value
+    pixels = np.empty(shape, np.uint8)
+    for part in bands(*shape[:2]):
+        values, alpha = rows(part)
+        level = np.take(table, values) if values.dtype.kind == "u" and values.dtype.itemsize == 2 else levels(values)
         if alpha is not None:
-            level = np.floor(level * (alpha if level.ndim == 2 else alpha[:, :, None]) + 0.5)
+            level = np.floor(level * (alpha if level.ndim == 2 else alpha[:, :, None]) + 0.5).astype(np.uint8)
         pixels[part] = level
     return pixels, automatic_window(low, high)
