@@ -26,8 +26,8 @@ class BoundedFile(io.BufferedReader):
 
     name = ""  # pydicom asks for it
 
-    def __init__(self, raw: Any) -> None:
-        super().__init__(raw)
+    def __init__(self, raw: Any, buffer: int = io.DEFAULT_BUFFER_SIZE) -> None:
+        super().__init__(raw, buffer)
         self.size = raw.seek(0, io.SEEK_END)
         raw.seek(0)
         self.left: int | None = MAX_HEADER

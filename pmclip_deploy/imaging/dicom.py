@@ -20,7 +20,7 @@ from pmclip_deploy.header.work import allow
 from pmclip_deploy.imaging.bounded import MAX_HEADER, BoundedFile
 from pmclip_deploy.imaging.decoders.frame import CODECS
 from pmclip_deploy.imaging.dicom_file import NATIVE, DicomImage, image_from_dataset, image_from_file, reading
-from pmclip_deploy.imaging.elements import Window, printable_uid, text_of, whole_number
+from pmclip_deploy.imaging.elements import Window, code_string_of, printable_uid, text_of, whole_number
 from pmclip_deploy.imaging.grayscale import gray_from_stored
 from pmclip_deploy.imaging.picture import Picture
 from pmclip_deploy.imaging.stored import layout_from_dataset, stored_values
@@ -68,7 +68,7 @@ def picture_from_dicom(
 
 def _picture(where: str, image: DicomImage, frame: int | None, window: Window | None) -> Picture:
     dataset, notes = image.dataset, []
-    modality = text_of(dataset, "Modality")
+    modality = code_string_of(dataset, "Modality")
     for name in (modality, text_of(dataset, "SOPClassUID"), text_of(getattr(dataset, "file_meta", {}), "MediaStorageSOPClassUID")):
         if name in NOT_PICTURES:
             raise NoPictureError(f"{where}: is {NOT_PICTURES[name]}, not a picture", "give the image it belongs to")
@@ -88,13 +88,13 @@ def _picture(where: str, image: DicomImage, frame: int | None, window: Window | 
     if not 0 <= index < frames:
         raise InputError(f"{where}: frame {frame} was asked for and the file has frames 0 to {frames - 1}", "choose one of these")
 
-    if text_of(dataset, "BurnedInAnnotation") == "YES":  # PS3.3 C.7.6.1
+    if code_string_of(dataset, "BurnedInAnnotation") == "YES":  # PS3.3 C.7.6.1
         notes.append("text is burned into the pixels (BurnedInAnnotation is YES): it may name the patient")
     frame_bytes = layout.pixels * layout.samples * layout.allocated // 8
     allow(min(frame_bytes * frames, 8 * image.available))
     if isinstance(image.file, BoundedFile):
         image.file.left = 2 * frame_bytes + MAX_HEADER // 2
-    stored, photometric = stored_values(image, layout, index, frames)
+    stored, photometric = stored_values(image, layout, index, frames, notes)
     applied = None
     if photometric == "PALETTE COLOR" or layout.samples == 3:
         from pmclip_deploy.imaging.color import rgb_from_palette, rgb_from_samples
