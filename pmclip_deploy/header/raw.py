@@ -70,7 +70,7 @@ def raw_of(dataset: Any, tag: int) -> Any:
 
 
 def is_long(element: Any, most: int = 65534) -> bool:
-    """Whether its value takes more bytes than an explicit VR of numbers or text has room for: a list of millions, converted, fills memory."""
+    """Whether its value takes more bytes than an explicit VR of numbers or text has room for: a list of millions fills memory."""
     value = getattr(element, "value", None)
     return isinstance(value, bytes) and len(value) > most
 

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from pmclip_deploy.answer import ImageInfo
 from pmclip_deploy.errors import InputError, PmclipError
 from pmclip_deploy.faults import is_ours
-from pmclip_deploy.imaging.decoders.jpeg_whole import Scans, is_cut
+from pmclip_deploy.imaging.decoders.jpeg_whole import image_from_jpeg
+from pmclip_deploy.imaging.decoders.layout import Refused
 from pmclip_deploy.imaging.picture import Picture, automatic_window, bands, check_size
 from pmclip_deploy.imaging.quiet import quiet, quieten
 from pmclip_deploy.imaging.raster_file import lean_jpeg, lean_png, png_is_cut
@@ -141,21 +142,22 @@ def _decoded(where: str, kind: str, file: BinaryIO, notes: list[str]) -> tuple[l
             image.tile = [tile._replace(args=raw_mode) for tile in image.tile]
         return image
 
+    if kind == "jpeg":
+        try:
+            image, scans = image_from_jpeg(lean, opened)
+        except Refused as error:
+            raise InputError(f"{where}: {error}", "save or copy it again") from None
+        if scans.coarse:
+            notes.append("the JPEG lacks its last scans: fine detail is missing")
+        return [image], ""
     image = opened(BytesIO(lean))
     wide = raw_mode if (raw_mode := _raw_mode(image)) in _WIDE else ""
     images = [opened(BytesIO(lean), bytes_of) for bytes_of in _WIDE[wide]] if wide else [image]
     for image in images:
         image.load()
-    if kind == "jpeg":
-        scans = Scans.of(lean)
-        is_short = is_cut(lean, scans, image, opened)
-        if scans.coarse:
-            notes.append("the JPEG lacks its last scans: fine detail is missing")
-    else:
-        last = image.crop((0, image.height - 1, image.width, image.height))
-        is_short = not np.asarray(last).any() and png_is_cut(lean)
-    if is_short:
-        raise InputError(f"{where}: is cut short or its header lies: its data does not fill its rows", "save or copy it again")
+    last = image.crop((0, image.height - 1, image.width, image.height))
+    if not np.asarray(last).any() and png_is_cut(lean):
+        raise InputError(f"{where}: it is cut short or its header lies: its data does not fill its rows", "save or copy it again")
     return images, wide
 
 

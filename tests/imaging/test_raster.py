@@ -15,6 +15,7 @@ from pmclip_deploy.errors import InputError
 from pmclip_deploy.imaging.images import picture_from_image
 from pmclip_deploy.imaging.picture import Picture
 from tests.golden.make import pattern, pattern12
+from tests.imaging.test_budgets import dicom, encapsulated, image
 
 # the first row and column of each pass, and its step down and across
 ADAM7 = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
@@ -186,6 +187,17 @@ def test_a_jpeg_whose_restart_interval_is_missing() -> None:
             picture_from_image(broken)
 
 
+def test_a_jpeg_in_a_dicom_file_of_more_rows_than_data() -> None:
+    whole = jpeg(pattern(96, 96, 3), mode="L")
+    for broken, rows in ((whole, 96), (with_rows(whole, 200), 200), (ended(whole, 0.6), 96)):
+        data = dicom(image(rows, 8, columns=96) + encapsulated(broken), b"1.2.840.10008.1.2.4.50")
+        if broken is whole:
+            assert picture_from_image(data).pixels.shape == (96, 96)
+            continue
+        with pytest.raises(InputError, match="its data does not fill its rows"):
+            picture_from_image(data)
+
+
 def test_a_progressive_jpeg_cut_between_scans() -> None:
     whole = jpeg(pattern(96, 96, 3), progressive=True)
     starts = [at for at in range(len(whole)) if whole[at : at + 2] == b"\xff\xda"]
@@ -207,7 +219,7 @@ def test_a_png_of_more_rows_than_data(tmp_path: Path, values: NDArray[Any], inte
     whole = png(values, interlaced=interlaced)
     for broken in (png(values, interlaced=interlaced, rows=len(values) + 1), png(values, interlaced=interlaced, rows=4000), whole[:-40]):
         for form in forms(broken, tmp_path):
-            with pytest.raises(InputError, match=r": (the PNG file is broken|its pixels cannot be read|is cut short or its header lies)"):
+            with pytest.raises(InputError, match=r": (the PNG file is broken|its pixels cannot be read|it is cut short or its header lies)"):
                 picture_from_image(form)
 
 

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pmclip_deploy.imaging.decoders.jpeg_header import START_OF_FRAME
+from pmclip_deploy.imaging.decoders.layout import Refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from PIL import Image
 
+MAX_SCANNED = 1 << 28  # pixels of all scans: a plain JPEG has one, a progressive one some ten
 _MARKER = re.compile(rb"\xff+([\x01-\xfe])", re.DOTALL)
 _PADDING = bytes(step * 73 % 251 for step in range(1, 251))
 _ARITHMETIC = range(0xC9, 0xD0)  # these codes may end before their picture does (ISO/IEC 10918-1 D.1.8)
@@ -26,6 +28,7 @@ _ARITHMETIC = range(0xC9, 0xD0)  # these codes may end before their picture does
 class Scans:
     """What the markers of a codestream say of its scans."""
 
+    count: int
     ends: list[tuple[int, int]]  # of data between two markers: its place, and the restart marker that would come next, or 0
     one: bool  # one scan without restart intervals: only its end can be missing
     in_order: bool  # the restart markers (ISO/IEC 10918-1 E.2.4)
@@ -60,6 +63,7 @@ class Scans:
                 ends.append((at, 0xD0 + number if restarts else 0))
         places = [(component, place) for component in components for place in range(64)]
         return cls(
+            count=scans,
             ends=ends,
             one=scans == 1 and not restarts,
             in_order=in_order,
@@ -70,24 +74,29 @@ class Scans:
 
     def padded(self, data: bytes) -> bytes:
         """The same codestream with bytes behind all its codes. They are skipped, unless codes are missing: then they change the picture."""
-        out, kept = bytearray(), 0
+        parts, kept, view = list[bytes | memoryview](), 0, memoryview(data)
         for place, restart in self.ends:
-            out += data[kept:place] + _PADDING
-            if restart:
-                out += bytes((0xFF, restart)) + _PADDING
+            parts += view[kept:place], _PADDING, *([bytes((0xFF, restart)), _PADDING] if restart else [])
             kept = place
-        return bytes(out + data[kept:])
+        return b"".join([*parts, view[kept:]])
 
 
-def is_cut(data: bytes, scans: Scans, image: Image.Image, opened: Callable[[BytesIO], Image.Image]) -> bool:
-    """Whether ``image``, decoded of ``data``, shows more than its scans hold. ``opened`` decodes as ``image`` was."""
-    if scans.empty or not scans.in_order:
-        return True
-    corner = image.getpixel((image.width - 1, image.height - 1))
-    is_filler = all(value in (127, 128) for value in (corner if isinstance(corner, tuple) else (corner,)))
-    if scans.arithmetic or (scans.one and not is_filler):
-        return False
-    return _digest(image) != _digest(opened(BytesIO(scans.padded(data))))
+def image_from_jpeg(data: bytes, opened: Callable[[BytesIO], Image.Image]) -> tuple[Image.Image, Scans]:
+    """``opened`` of the codestream, decoded. Raises Refused if a part of the picture is missing, or if its scans are too much work."""
+    scans, image = Scans.of(data), opened(BytesIO(data))
+    if image.width * image.height * scans.count > MAX_SCANNED:
+        raise Refused("its scans pass over a picture of its size too often; save it as a baseline JPEG")
+    digest = None
+    if not scans.arithmetic and not scans.one:  # first, so that two decoded pictures are never held
+        digest = _digest(opened(BytesIO(scans.padded(data))))
+    image.load()
+    if not scans.arithmetic and scans.one:
+        corner = image.getpixel((image.width - 1, image.height - 1))
+        if all(value in (127, 128) for value in (corner if isinstance(corner, tuple) else (corner,))):  # as what libjpeg fills with
+            digest = _digest(opened(BytesIO(scans.padded(data))))
+    if scans.empty or not scans.in_order or (digest is not None and digest != _digest(image)):
+        raise Refused("it is cut short or its header lies: its data does not fill its rows")
+    return image, scans
 
 
 def _digest(image: Image.Image) -> bytes:
