@@ -17,6 +17,7 @@ import numpy as np
 
 from pmclip_deploy.errors import InputError, NoPictureError, PmclipError
 from pmclip_deploy.faults import is_ours
+from pmclip_deploy.files import UNKNOWN_FILE
 from pmclip_deploy.header.work import limited
 from pmclip_deploy.imaging.bounded import BoundedFile, header_from_file
 from pmclip_deploy.imaging.decoders.layout import Refused
@@ -109,7 +110,7 @@ def image_from_file(where: str, stack: ExitStack, data: bytes | None = None) -> 
     head = head_of_file(where) if data is None else data[:132]
     # Without the preamble (PS3.10 7.1) a file starts with group 0002 or, with no file meta, with a low group of either byte order.
     if head[128:] != b"DICM" and head[:2] not in (b"\x02\x00", b"\x08\x00", b"\x00\x08", b"\x00\x02"):
-        raise NoPictureError(f"{where}: is not a DICOM, PNG or JPEG file", "give one of these")
+        raise NoPictureError(f"{where}: {UNKNOWN_FILE}", "give one of these")
 
     from pydicom.valuerep import EXPLICIT_VR_LENGTH_32
 
@@ -127,7 +128,7 @@ def image_from_file(where: str, stack: ExitStack, data: bytes | None = None) -> 
     tag = file.read(4)
     if tag not in (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10"):
         if not len(dataset) or (head[128:] != b"DICM" and "SOPClassUID" not in dataset and "Rows" not in dataset):
-            raise NoPictureError(f"{where}: is not a DICOM, PNG or JPEG file", "give one of these")
+            raise NoPictureError(f"{where}: {UNKNOWN_FILE}", "give one of these")
         kind = "float" if tag in (b"\xe0\x7f\x08\x00", b"\xe0\x7f\x09\x00", b"\x7f\xe0\x00\x08", b"\x7f\xe0\x00\x09") else ""
         return DicomImage(dataset, _syntax(dataset), little, None, 0, 0, kind)
     vr, field = "OW", file.read(4)
