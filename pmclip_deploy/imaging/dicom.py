@@ -16,6 +16,8 @@ import numpy as np
 from pmclip_deploy.answer import ImageInfo
 from pmclip_deploy.errors import InputError, NoPictureError
 from pmclip_deploy.header.read import header_from_dataset
+from pmclip_deploy.header.work import allow
+from pmclip_deploy.imaging.bounded import MAX_HEADER, BoundedFile
 from pmclip_deploy.imaging.decoders.frame import CODECS
 from pmclip_deploy.imaging.dicom_file import NATIVE, DicomImage, image_from_dataset, image_from_file, reading
 from pmclip_deploy.imaging.elements import Window, code_string_of, printable_uid, text_of, whole_number
@@ -97,6 +99,10 @@ def _picture(where: str, image: DicomImage, frame: int | None, window: Window | 
 
     if code_string_of(dataset, "BurnedInAnnotation") == "YES":  # PS3.3 C.7.6.1
         notes.append("text is burned into the pixels (BurnedInAnnotation is YES): it may name the patient")
+    frame_bytes = layout.pixels * layout.samples * layout.allocated // 8
+    allow(min(frame_bytes * frames, 8 * image.available))
+    if isinstance(image.file, BoundedFile):
+        image.file.left = 2 * frame_bytes + MAX_HEADER // 2
     stored, photometric = stored_values(image, layout, index, frames, notes)
     applied = None
     if photometric == "PALETTE COLOR" or layout.samples == 3:

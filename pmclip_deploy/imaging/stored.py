@@ -149,8 +149,8 @@ def _codestream(image: DicomImage, index: int, frames: int) -> bytes:
             raise Refused("it is cut short: its compressed data ends before its declared length")
         file.seek(fragment.place + fragment.length)
         fragments.append(fragment)
-        if len(fragments) > MAX_FRAGMENTS + 1:
-            raise Refused(f"its compressed data is in more than {MAX_FRAGMENTS} pieces")
+        if len(fragments) > (most := min(MAX_FRAGMENTS, (1 << 16) + 16 * frames)) + 1:
+            raise Refused(f"its compressed data is in more than {most} pieces")
     table, fragments = fragments[:1], fragments[1:]
     if len(fragments) < frames:
         declared = counted(frames, "frame is declared", "frames are declared")
