@@ -299,7 +299,7 @@ Predictor.embed_image = lambda self, image: (time.sleep(0.05), embed(self, image
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs signals")
-@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_a_run_that_is_killed_goes_on(run: Any, bundle: Path, tmp_path: Path, index: Path, sent: signal.Signals) -> None:
     for seed in range(30):
         picture(tmp_path / "many" / f"{seed:02}.png", seed % 7)
@@ -311,8 +311,8 @@ def test_a_run_that_is_killed_goes_on(run: Any, bundle: Path, tmp_path: Path, in
         time.sleep(0.01)
     child.send_signal(sent)
     _, said = child.communicate(timeout=60)
-    assert not index.exists() and child.returncode == (130 if sent == signal.SIGINT else -9)
-    assert sent == signal.SIGKILL or b"Run the same command to continue." in said
+    assert not index.exists() and child.returncode == (-9 if sent == signal.SIGKILL else 128 + sent)
+    assert sent != signal.SIGINT or b"Run the same command to continue." in said
     with journal.open("ab") as file:
         file.write(b'{"id": "29.png", "embedd')  # torn
     kept = journal.read_bytes().count(b"\n") - 1
