@@ -1,4 +1,4 @@
-"""JPEG 2000 and HTJ2K, by OpenJPEG."""
+"""JPEG 2000 and HTJ2K, by OpenJPEG: Pillow's, and that of pylibjpeg-openjpeg, which is older, for what Pillow does not hand on."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from struct import unpack_from
 
 import numpy as np
 
-from pmclip_deploy.imaging.decoders.layout import LARGE, Header, Layout, Refused, Samples, as_declared
+from pmclip_deploy.imaging.decoders.layout import Header, Layout, Refused, Samples, as_declared
 from pmclip_deploy.imaging.quiet import quieten
 
 J2K_START = b"\xff\x4f\xff\x51"  # SOC, SIZ
@@ -31,7 +31,8 @@ def header_of(frame: bytes, layout: Layout) -> Header:
 
 def decode(frame: bytes, layout: Layout, header: Header | None) -> tuple[Samples, str]:
     assert header is not None
-    samples = _j2k_in_threads(frame, layout, header) if layout.pixels >= LARGE else None
+    frame = frame[frame.find(J2K_START) :]  # what boxes say counts for nothing, so nothing reads them
+    samples = _j2k_in_threads(frame, layout, header)
     if samples is None:
         from openjpeg.utils import decode_pixel_data
 
@@ -49,7 +50,7 @@ def decode(frame: bytes, layout: Layout, header: Header | None) -> tuple[Samples
 def _j2k_in_threads(frame: bytes, layout: Layout, header: Header) -> Samples | None:
     """OpenJPEG as Pillow has it, in its wheels built with threads; None where Pillow does not hand its values on, or gives up."""
     deepest = 16 if layout.samples == 1 else 8
-    if header.signed or header.precision > deepest or not frame.startswith(J2K_START):
+    if header.precision > deepest:
         return None
     from PIL import Image, ImageFile
     from PIL import Jpeg2KImagePlugin as Jpeg2KImagePlugin  # else all plugins are imported
@@ -57,9 +58,16 @@ def _j2k_in_threads(frame: bytes, layout: Layout, header: Header) -> Samples | N
     quieten()
     if ImageFile.LOAD_TRUNCATED_IMAGES:  # somebody wants broken pictures
         return None
+    half = 1 << header.precision - 1 if header.signed else 0
+    if header.signed:  # Pillow would move them by half of the range; as unsigned values they are moved by it in the standard itself (G.1)
+        unsigned = bytearray(frame)
+        for place in range(42, 42 + 3 * header.components, 3):  # Ssiz (A.5.1)
+            unsigned[place] &= 0x7F
+        frame = bytes(unsigned)
     try:
         with Image.open(BytesIO(frame), formats=("JPEG2000",)) as image:
             samples = np.asarray(image)
     except Exception:
         return None
-    return samples >> (8 * samples.dtype.itemsize - header.precision)  # Pillow's stand in the highest bits
+    samples = samples >> (8 * samples.dtype.itemsize - header.precision)  # Pillow's stand in the highest bits
+    return samples - samples.dtype.type(half)  # below 0 as two's complement, as the other decoder gives them
