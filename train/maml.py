@@ -12,6 +12,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from pmclip_deploy.bundle.checks import no_twin
+from pmclip_deploy.console import counted
 from pmclip_deploy.errors import InputError, UsageError
 from pmclip_deploy.train.autoencoder import files_under, grey_images, save_network, state_beside
 from pmclip_deploy.train.heads.vision import MAML_SIZE, WIDTH, MamlNetwork
@@ -83,7 +84,10 @@ def classes_from_images(paths: dict[str, list[Path]], limit: int, source: Path) 
         if len(images) >= 2 * SHOTS:
             classes.append(images)
     if len(classes) < WAYS:
-        raise InputError(f"{source}: {len(classes)} classes have {2 * SHOTS} images or more", f"a task needs {WAYS} such classes")
+        raise InputError(
+            f"{source}: {counted(len(classes), 'class has', 'classes have')} {2 * SHOTS} images or more",
+            f"a task needs {WAYS} such classes",
+        )
     return classes, skipped
 
 

@@ -317,7 +317,7 @@ def test_show(words_bundle: Path, tmp_path: Path, command: Callable[..., Result]
     for line in (
         "head:     mevf, sees the image's embedding, autoencoder 16 x 16, maml 12 x 12, reads 4 words",
         "answers:  5, in 1 kind of question",
-        "abstains: kind of question under 0, no word known, confidence under 0.60",
+        "abstains: if the kind of question is less likely than 0.00, if no word is known, if the best answer is less likely than 0.60",
         "graph:    image, int8, image.onnx, layers in float: 2",
         "graph:    text, fp32, text.onnx",
         "graph:    features, fp32, features.onnx",
@@ -331,7 +331,8 @@ def test_show(words_bundle: Path, tmp_path: Path, command: Callable[..., Result]
     assert "head:     mevf, sees nothing of the image, reads 4 words\n" in blind
     lite = shown(tiny_bundle(tmp_path / "lite"))
     assert "head:     lite, sees the image's embedding, reads the text's embedding\n" in lite
-    assert "abstains: kind of question under 0.5, radiograph logit under 0, confidence under 0.00 to 0.60, by kind\n" in lite
+    assert "abstains: if the kind of question is less likely than 0.50, if the logit of a radiology image is below 0.00, " in lite
+    assert ", if the best answer is less likely than 0.00 to 0.60 (depends on the kind of question)\n" in lite
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff\xfe", b"null", b"[" * 100_000, b'{"schema": NaN}'])
