@@ -11,6 +11,7 @@ from torch import Generator, Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from pmclip_deploy.bundle.checks import no_twin
 from pmclip_deploy.console import counted
 from pmclip_deploy.errors import InputError, UsageError
 from pmclip_deploy.texts import lines_of_file
@@ -62,7 +63,7 @@ def paths_by_label(data: Path) -> dict[str, list[Path]]:
         return found
     for number, line in lines_of_file(data, "give a folder of class folders or a JSONL file"):
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=no_twin)
             found[str(row["label"])].append(data.parent / row["image"])
         except (ValueError, KeyError, TypeError):
             raise InputError(f"{data}: line {number} has no image and label", "correct it or take it out") from None

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pmclip_deploy.cli.options import LARGEST_SEED
+from pmclip_deploy.cli.options import LARGEST_SEED, finite
 from pmclip_deploy.console import counted, decimal, one_line
 from pmclip_deploy.errors import UsageError
 from pmclip_deploy.extras import need_extra
@@ -31,7 +31,7 @@ Data = Annotated[
 Output = Annotated[Path, typer.Option("--output", help="Folder to write the checkpoint and the training state to.")]
 Epochs = Annotated[int, typer.Option(min=1, help=EPOCHS)]
 BatchSize = Annotated[int, typer.Option(min=2, help="Rows in a batch.")]
-Rate = Annotated[float, typer.Option("--learning-rate", min=0, help=RATE)]
+Rate = Annotated[float, typer.Option("--learning-rate", min=0, callback=finite, help=RATE)]
 Seed = Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Seed of the run.")]
 Threads = Annotated[int, typer.Option(help="Number of CPU threads. 0 uses all cores.", min=0)]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue from the state in --output.")]
