@@ -1,6 +1,7 @@
 """Options that several commands share, and the checks that belong to them."""
 
 from collections.abc import Collection
+from math import isfinite
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,14 @@ LARGEST_SEED = 2**32 - 1
 *_others, _last = devices()
 DEVICES = f"{', '.join(_others)} or {_last}"
 
+
+def finite(value: float | None) -> float | None:
+    """NaN is in every range that typer checks."""
+    if value is not None and not isfinite(value):
+        raise typer.BadParameter(f"{value} is no number.")
+    return value
+
+
 Bundle = Annotated[Path | None, typer.Option(help="Bundle folder. Default: the embedded model.", show_default=False)]
 Device = Annotated[str, typer.Option(help=f"Where the model runs: {DEVICES}.")]
 Frame = Annotated[int | None, typer.Option(min=0, help="Frame of a multi-frame file, counted from 0. Default: the middle frame.")]
@@ -21,6 +30,15 @@ Window = Annotated[
     typer.Option(metavar="CENTER WIDTH", help="Window in modality units, which are HU for CT. Default: the window of the file."),
 ]
 Images = Annotated[Path | None, typer.Option(help="Folder of the images that the lines of --data name.", show_default=False)]
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        "--output",
+        metavar="FILE",
+        help="Write a .jsonl file (JSON lines) or a .csv file, row by row, and print no tables. An existing file is replaced.",
+        show_default=False,
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 

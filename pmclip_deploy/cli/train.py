@@ -9,7 +9,7 @@ import typer
 
 from pmclip_deploy.atomic import write, write_errors
 from pmclip_deploy.bundle.names import HEADS
-from pmclip_deploy.cli.options import LARGEST_SEED, Json, check_choice
+from pmclip_deploy.cli.options import LARGEST_SEED, Json, check_choice, finite
 from pmclip_deploy.cli.report import report
 from pmclip_deploy.cli.train_finding import finding
 from pmclip_deploy.cli.train_findings import findings
@@ -36,6 +36,7 @@ from pmclip_deploy.cli.train_options import (
     need_extra_train,
     print_checkpoint,
 )
+from pmclip_deploy.console import counted, one_line
 from pmclip_deploy.errors import UsageError
 
 app = typer.Typer(
@@ -52,7 +53,7 @@ EpochsOfRecipe = Annotated[int | None, typer.Option(min=1, help=f"{EPOCHS} Defau
 BatchOfAll = Annotated[
     int | None, typer.Option(min=2, help="Rows in a batch, of all processes together. Default: 48, or the recipe's with --from.")
 ]
-RateOfRecipe = Annotated[float | None, typer.Option(min=0, help=f"{RATE} Default: 5e-4, or the recipe's with --from.")]
+RateOfRecipe = Annotated[float | None, typer.Option(min=0, callback=finite, help=f"{RATE} Default: 5e-4, or the recipe's with --from.")]
 MicroBatch = Annotated[
     int | None, typer.Option(min=0, help="With --from: encode N pairs at a time, which saves memory. 0 encodes the whole batch at once.")
 ]
@@ -61,7 +62,9 @@ LockText = Annotated[bool, typer.Option("--lock-text", help="With --from: do not
 Licences = Annotated[
     list[str] | None, typer.Option(help='With --from: use only the rows of ROCO with this licence, such as "CC BY". Repeat for more.')
 ]
-SkipShare = Annotated[float | None, typer.Option(min=0, max=1, help="With --from: largest share of unreadable images. Default: 0.01.")]
+SkipShare = Annotated[
+    float | None, typer.Option(min=0, max=1, callback=finite, help="With --from: largest share of unreadable images. Default: 0.01.")
+]
 
 
 @app.command()
@@ -166,7 +169,8 @@ Films = Annotated[
 Photographs = Annotated[Path | None, typer.Option(help="lite: folder of photographs. The model learns to refuse them.", show_default=False)]
 BatchOfHead = Annotated[int | None, typer.Option(min=2, help="Rows in a batch. Default: lite 48, mevf 32, qcr 16.", show_default=False)]
 RateOfHead = Annotated[
-    float | None, typer.Option("--learning-rate", min=0, help=f"{RATE} Default: lite 3e-4, mevf 2e-3, qcr 1e-3.", show_default=False)
+    float | None,
+    typer.Option("--learning-rate", min=0, callback=finite, help=f"{RATE} Default: lite 3e-4, mevf 2e-3, qcr 1e-3.", show_default=False),
 ]
 
 
@@ -321,7 +325,7 @@ def questions(
     with write_errors(f"{output}:", "give another --output"):
         write(output, "\n".join(lines) + "\n")
     done = {"schema": SCHEMA, "questions": len(rows), "output": str(output)}
-    typer.echo(json.dumps(done) if as_json else f"{len(rows)} questions in {output}")
+    typer.echo(json.dumps(done) if as_json else one_line(f"{counted(len(rows), 'question')} in {output}"))
 
 
 app.command()(finding)

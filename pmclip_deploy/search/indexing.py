@@ -4,9 +4,10 @@ import base64
 import hmac
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import partial
+from hashlib import sha256
 from itertools import chain
 from pathlib import Path
 from typing import Generic, TypeAlias, TypeVar
@@ -14,12 +15,16 @@ from typing import Generic, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pmclip_deploy.errors import BundleError, InputError, NoPictureError, UsageError
-from pmclip_deploy.files import files_below
+from pmclip_deploy.bundle.checks import no_twin
+from pmclip_deploy.console import counted
+from pmclip_deploy.errors import BundleError, InputError, UsageError
+from pmclip_deploy.files import files_below, is_no_picture, unreadable
 from pmclip_deploy.predictor import Predictor
 from pmclip_deploy.search.index import ROWS, About, Chunk, Halves, Index, beside, index_from_file, locked, unit, write_index
+from pmclip_deploy.texts import lines_of_file
 
-JOURNAL_SCHEMA = "pmclip-deploy/index-journal/1"
+JOURNAL_SCHEMA = "pmclip-deploy/index-journal/2"
+SALT_CHECK = b"pmclip-deploy/index-journal/1"  # never to be changed: indexes hold eight digits of its HMAC
 SALT_BYTES = 16  # at least: a short salt can be guessed, and with it the UIDs
 
 T = TypeVar("T")
@@ -35,7 +40,7 @@ class Source(Generic[T]):
     id: Callable[[T], str]
     embed: Callable[[T], NDArray[np.float32]]
     name: Callable[[T], str]
-    broken: Sequence[InputError] = ()  # what could not even be looked into
+    broken: Mapping[Path, InputError] = field(default_factory=dict)  # what could not even be looked into
 
 
 @dataclass(frozen=True)
@@ -46,13 +51,15 @@ class Report:
     known: int = 0  # their id is there already, from this run or an earlier one
     other: int = 0  # files that are no pictures
     broken: int = 0
-    first_broken: str | None = None
+    unreadable: tuple[dict[str, str], ...] = ()  # each of the broken, as ``files.unreadable`` has it
 
 
 def images_of_folder(predictor: Predictor, folder: Path, salt: bytes | None = None) -> Source[Path]:
     """Every file below ``folder``. Ids are paths relative to it or, with ``salt``, HMACs of SOP Instance UIDs, which DICOM alone has."""
     if salt is not None and len(salt) < SALT_BYTES:
-        raise UsageError(f"the salt has {len(salt)} bytes", f"give {SALT_BYTES} or more, for example `head -c 32 /dev/urandom > salt`")
+        raise UsageError(
+            f"the salt has {counted(len(salt), 'byte')}", f"give {SALT_BYTES} or more, for example `head -c 32 /dev/urandom > salt`"
+        )
     files, unlisted = files_below(folder)
     return Source(
         about=_about(predictor, "image", "path" if salt is None else "uid", salt),
@@ -66,12 +73,6 @@ def images_of_folder(predictor: Predictor, folder: Path, salt: bytes | None = No
 
 def captions_of_file(predictor: Predictor, file: Path) -> Source[Line]:
     """A caption a line or, in .jsonl, {"caption", "id"}; where there is no id, the caption is."""
-    try:
-        lines = file.read_text(encoding="utf-8-sig").split("\n")
-    except OSError as error:
-        raise InputError(f"{file}: cannot be read ({error.strerror})", "check the path") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{file}: is not UTF-8", "save it as UTF-8") from None
     name = partial(_name_of_line, file)
     caption = _caption_from_json if file.suffix.lower() == ".jsonl" else _caption_from_text
 
@@ -83,7 +84,7 @@ def captions_of_file(predictor: Predictor, file: Path) -> Source[Line]:
 
     return Source(
         about=_about(predictor, "text", "caption"),
-        items=[(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()],
+        items=[(number, line.strip()) for number, line in lines_of_file(file, "check the path")],
         id=lambda line: id_and_caption(line)[0],
         embed=lambda line: predictor.embed_text(id_and_caption(line)[1]),
         name=name,
@@ -93,8 +94,8 @@ def captions_of_file(predictor: Predictor, file: Path) -> Source[Line]:
 def build_index(path: Path, source: Source[T]) -> Report:
     """Makes the index at ``path``, or adds to it. A row whose id is there stays as it is."""
     path = path.resolve()
-    counts = {"embedded": 0, "known": 0, "other": 0, "broken": len(source.broken)}
-    first_broken = next(map(str, source.broken), None)
+    counts = {"embedded": 0, "known": 0, "other": 0}
+    broken = [unreadable(path, error) for path, error in source.broken.items()]
     with locked(path):
         index = index_from_file(path) if path.exists() else None
         if index is not None:
@@ -108,17 +109,17 @@ def build_index(path: Path, source: Source[T]) -> Report:
                         continue
                     journal.add(id, unit(source.embed(item), source.name(item)))
                     counts["embedded"] += 1
-                except NoPictureError:
-                    counts["other"] += 1
                 except InputError as error:
-                    counts["broken"] += 1
-                    first_broken = first_broken or str(error)
+                    if isinstance(item, Path) and is_no_picture(item, error):
+                        counts["other"] += 1
+                    else:
+                        broken.append(unreadable(source.name(item), error))
             if journal.ids - indexed:  # of this run, or of one that was cut off
                 kept = iter(()) if index is None else index.chunks()
                 del index  # see write_index
                 write_index(path, source.about, journal.dim, chain(kept, journal.chunks(without=indexed)))
         journal.path.unlink(missing_ok=True)
-    return Report(**counts, first_broken=first_broken)
+    return Report(**counts, broken=len(broken), unreadable=tuple(broken))
 
 
 def delete_rows(path: Path, ids: Sequence[str]) -> None:
@@ -136,12 +137,17 @@ def delete_rows(path: Path, ids: Sequence[str]) -> None:
 
 
 class Journal:
-    """INDEX.part: a line on what all rows share, then a line a row, {"id", "embedding": base64 of (D,) f16}. A torn end is cut off."""
+    """INDEX.part: a line on what all rows share, then a line a row, {"id", "embedding": base64 of (D,) f16, "sha256"}.
+
+    A row's sha256 is of JSON: a list of the sha256 before it, its id and its embedding; before the first row, of the first line's sha256.
+    A torn end is cut off, and so is everything from the first line on that was changed, moved or doubled. It is embedded again.
+    """
 
     def __init__(self, path: Path, about: About) -> None:
         self.path, self.ids, self.dim = path, set[str](), 0
         head = json.dumps({"schema": JOURNAL_SCHEMA, **asdict(about)}).encode() + b"\n"
         self._start = end = len(head)
+        self._top = self._last = sha256(head).hexdigest()
         try:
             path.touch(0o600)
             with path.open("rb") as file:
@@ -152,9 +158,9 @@ class Journal:
                         f"{path}: an unfinished run with another bundle or other settings", "finish that, or give it up and delete the file"
                     )
                 path.write_bytes(head)
-            for id, _, after in self._rows():
+            for id, _, after, digest in self._rows():
                 self.ids.add(id)
-                end = after
+                end, self._last = after, digest
             os.truncate(path, end)
             self._file = path.open("ab", buffering=0)  # a row is in the system's hands once it is written
         except OSError as error:
@@ -170,7 +176,8 @@ class Journal:
 
     def add(self, id: str, row: Halves) -> None:
         embedding = base64.b64encode(row.astype("<f2").tobytes()).decode()
-        line = json.dumps({"id": id, "embedding": embedding}).encode() + b"\n"
+        digest = _chained(self._last, id, embedding)
+        line = json.dumps({"id": id, "embedding": embedding, "sha256": digest}).encode() + b"\n"
         try:
             written = self._file.write(line)
         except OSError as error:
@@ -178,41 +185,50 @@ class Journal:
         if written != len(line):
             raise self._unwritable("no space is left")
         self.ids.add(id)
-        self.dim = len(row)
+        self.dim, self._last = len(row), digest
 
     def chunks(self, without: frozenset[str]) -> Iterator[Chunk]:
-        ids, rows = list[str](), list[Halves]()
-        for id, row, _ in self._rows():
+        ids, rows, read = list[str](), list[Halves](), set[str]()
+        for id, row, _, _ in self._rows():
+            read.add(id)
             if id not in without:
                 ids.append(id)
                 rows.append(row)
             if len(rows) == ROWS:
                 yield np.stack(rows), ids
                 ids, rows = [], []
+        if read != self.ids:
+            raise BundleError(f"{self.path}: another program changed it during this run", "run the command again")
         if rows:
             yield np.stack(rows), ids
 
-    def _rows(self) -> Iterator[tuple[str, Halves, int]]:
-        """Each id and row, and where its line ends, up to the first line that is none."""
+    def _rows(self) -> Iterator[tuple[str, Halves, int, str]]:
+        """Each id and row, where its line ends and its sha256, up to the first line that is not as it was written."""
+        digest = self._top
         with self.path.open("rb") as file:
             file.seek(end := self._start)
             for line in file:
                 try:
                     data = json.loads(line)
                     id, row = data["id"], np.frombuffer(base64.b64decode(data["embedding"], validate=True), "<f2")
+                    digest = _chained(digest, id, data["embedding"])
                 except (ValueError, KeyError, TypeError, RecursionError):
                     return
-                if not line.endswith(b"\n") or not isinstance(id, str) or not row.size or len(row) != (self.dim or len(row)):
+                if not line.endswith(b"\n") or data.get("sha256") != digest or not row.size or len(row) != (self.dim or len(row)):
                     return
                 self.dim, end = len(row), end + len(line)
-                yield id, row, end
+                yield id, row, end, digest
 
     def _unwritable(self, reason: str | None) -> BundleError:
         return BundleError(f"{self.path}: cannot be written ({reason})", "check the space left and the permissions, then run it again")
 
 
+def _chained(before: str, id: str, embedding: str) -> str:
+    return sha256(json.dumps([before, id, embedding]).encode()).hexdigest()
+
+
 def _about(predictor: Predictor, embedded: str, ids: str, salt: bytes | None = None) -> About:
-    check = "" if salt is None else hmac.digest(salt, JOURNAL_SCHEMA.encode(), "sha256").hex()[:8]
+    check = "" if salt is None else hmac.digest(salt, SALT_CHECK, "sha256").hex()[:8]
     return About(predictor.model.bundle, predictor.model.sha256, embedded, ids, check)
 
 
@@ -249,7 +265,7 @@ def _caption_from_text(line: str) -> tuple[str, str]:
 
 def _caption_from_json(line: str) -> tuple[str, str]:
     """-> id and caption. Raises ValueError or what indexing into something else raises."""
-    data = json.loads(line)
+    data = json.loads(line, object_pairs_hook=no_twin)
     caption, id = data["caption"].strip(), data.get("id", data["caption"]).strip()
     caption.encode(), id.encode()  # JSON can spell what is no Unicode
     if not caption or not id:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -117,18 +118,17 @@ def test_a_changed_byte_is_named(bundle: Path, name: str) -> None:
 
 
 def test_nothing_may_be_parsed_from_the_first_problem_on(bundle: Path) -> None:
-    told = list[str]()
-    manifest = verify_bundle(bundle, verified=told.append)
+    told, again = list[str](), list[str]()
+    manifest = verify_bundle(bundle, verified=lambda name, content: told.append(name))
     assert sorted(told) == sorted(manifest.files)
     changed = told[2]
     (bundle / changed).write_bytes(bytes(manifest.files[changed].bytes))
-    again = list[str]()
     with pytest.raises(BundleError, match=f"{changed} has changed"):
-        verify_bundle(bundle, manifest, again.append)
+        verify_bundle(bundle, manifest, lambda name, content: again.append(name))
     assert again == told[:2]
     (bundle / SEAL).unlink()
     with pytest.raises(BundleError):
-        verify_bundle(bundle, manifest, again.append)
+        verify_bundle(bundle, manifest, lambda name, content: again.append(name))
     assert again == told[:2]
 
 
@@ -196,6 +196,22 @@ CHANGES: dict[str, Any] = {
     "negative answer": lambda d: d["kinds"][0].update(answers=[-1]),
     "majority out of range": lambda d: d["kinds"][0].update(majority=99),
     "zero temperature": lambda d: d["kinds"][0].update(temperature=0),
+    "temperature of almost zero": lambda d: d["kinds"][0].update(temperature=1e-320),
+    "temperature of a million": lambda d: d["kinds"][0].update(temperature=1e6),
+    "threshold below 0": lambda d: d["kinds"][0].update(threshold=-1),
+    "threshold of 7": lambda d: d["kinds"][0].update(threshold=7),
+    "threshold just above 1": lambda d: d["kinds"][0].update(threshold=1.0000001),
+    "threshold of the kind below 0": lambda d: d["abstention"].update(kind_threshold=-1),
+    "threshold of the kind of 7": lambda d: d["abstention"].update(kind_threshold=7),
+    "threshold of radiographs that lets nothing pass": lambda d: d["abstention"].update(radiograph_threshold=1e9),
+    "threshold of radiographs that lets all pass": lambda d: d["abstention"].update(radiograph_threshold=-1e9),
+    "coverage above 1": lambda d: d["abstention"].update(curve=[[1.5, 0.5]]),
+    "std of almost zero": lambda d: d["preprocess"].update(std=[0.5, 1e-320, 0.5]),
+    "std that hides the picture": lambda d: d["preprocess"].update(std=[0.5, 1e30, 0.5]),
+    "mean far from a picture": lambda d: d["preprocess"].update(mean=[0.5, 1e30, 0.5]),
+    "logit scale of zero": lambda d: d.update(logit_scale=0),
+    "negative logit scale": lambda d: d.update(logit_scale=-10),
+    "logit scale that overflows": lambda d: d.update(logit_scale=1e300),
     "infinite threshold": lambda d: d["kinds"][0].update(threshold=float("inf")),
     "huge threshold": lambda d: d["kinds"][0].update(threshold=10**400),
     "kind without answers": lambda d: d["kinds"][0].update(answers=[]),
@@ -226,11 +242,11 @@ WORDS_CHANGES: dict[str, tuple[Any, str]] = {
         lambda d: d.update(labels=["a", "b"], graphs={**d["graphs"], "labels": d["graphs"]["head"]}),
         '"files" does not list labels.npy',
     ),
-    "labels are numbers": (lambda d: d.update(labels=[1]), "labels[0] is not a str"),
+    "labels are numbers": (lambda d: d.update(labels=[1]), "labels[0] is not a text"),
     "unknown graph": (lambda d: d["graphs"].update(tail=d["graphs"]["head"]), "graphs.tail is unknown"),
     "words.json unlisted": (lambda d: d["files"].pop("words.json"), '"files" does not list words.json'),
     "engine unlisted": (lambda d: d["files"].pop(ENGINE.file), f'"files" does not list {ENGINE.file}'),
-    "head is a list": (lambda d: d.update(head=[]), "head is not a dict"),
+    "head is a list": (lambda d: d.update(head=[]), "head is not an object"),
     "unknown head": (lambda d: d["head"].update(kind="san"), "head.kind is 'san', not one of lite, mevf, qcr"),
     "lite that reads words": (lambda d: d["head"].update(kind="lite"), "a lite head sees what the towers give alone"),
     "no words": (lambda d: d["head"].update(words=None), "head.words is missing"),
@@ -239,11 +255,11 @@ WORDS_CHANGES: dict[str, tuple[Any, str]] = {
     "length 0": (lambda d: d["head"]["words"].update(length=0), "head.words.length is 0"),
     "negative pad": (lambda d: d["head"]["words"].update(pad_id=-1), "head.words.pad_id is -1"),
     "no grey": (lambda d: d["head"].pop("grey"), "head.grey is missing"),
-    "grey is a list": (lambda d: d["head"].update(grey=["maml"]), "head.grey is not a dict"),
+    "grey is a list": (lambda d: d["head"].update(grey=["maml"]), "head.grey is not an object"),
     "huge grey": (lambda d: d["head"]["grey"].update(maml=10**6), "head.grey.maml is 1000000"),
-    "clip is a number": (lambda d: d["head"].update(clip=1), "head.clip is not a bool"),
+    "clip is a number": (lambda d: d["head"].update(clip=1), "head.clip is not true or false"),
     "float layers are a number": (lambda d: d["graphs"]["head"].update(float_layers=3), "float_layers is not a list"),
-    "independent is a number": (lambda d: d["kinds"][0].update(independent=1), "independent is not a bool"),
+    "independent is a number": (lambda d: d["kinds"][0].update(independent=1), "independent is not true or false"),
     "engines are an object": (lambda d: d.update(engines={}), "engines is not a list"),
     "engine is a string": (lambda d: d.update(engines=["x.engine"]), "engines[0] is not an object"),
     "engine of no graph": (lambda d: d["engines"][0].update(graph="tail"), "engines[0].graph is 'tail', not one of image"),
@@ -252,7 +268,7 @@ WORDS_CHANGES: dict[str, tuple[Any, str]] = {
     "engine without a version": (lambda d: d["engines"][0].pop("version"), "engines[0].version is missing"),
     "engine for nothing": (lambda d: d["engines"][0].update(compute_capabilities=[]), "compute_capabilities is not a list of"),
     "capability is a name": (lambda d: d["engines"][0].update(compute_capabilities=["sm86"]), "compute_capabilities is not a list of"),
-    "capability is a number": (lambda d: d["engines"][0].update(compute_capabilities=[8.6]), "compute_capabilities is not a str"),
+    "capability is a number": (lambda d: d["engines"][0].update(compute_capabilities=[8.6]), "compute_capabilities is not a text"),
     "engine of no model": (lambda d: d["engines"][0].update(onnx_sha256="abc"), "engines[0].onnx_sha256 is no sha256"),
     "plugin without a hash": (lambda d: d["engines"][0].update(plugin_sha256="yes"), "engines[0].plugin_sha256 is no sha256"),
     "profile of two": (lambda d: d["engines"][0].update(profile=[1, 8]), "engines[0].profile is not [least, usual, largest]"),
@@ -301,7 +317,7 @@ def test_show(words_bundle: Path, tmp_path: Path, command: Callable[..., Result]
     for line in (
         "head:     mevf, sees the image's embedding, autoencoder 16 x 16, maml 12 x 12, reads 4 words",
         "answers:  5, in 1 kind of question",
-        "abstains: kind of question under 0, no word known, confidence under 0.60",
+        "abstains: if the kind of question is less likely than 0.00, if no word is known, if the best answer is less likely than 0.60",
         "graph:    image, int8, image.onnx, layers in float: 2",
         "graph:    text, fp32, text.onnx",
         "graph:    features, fp32, features.onnx",
@@ -315,13 +331,35 @@ def test_show(words_bundle: Path, tmp_path: Path, command: Callable[..., Result]
     assert "head:     mevf, sees nothing of the image, reads 4 words\n" in blind
     lite = shown(tiny_bundle(tmp_path / "lite"))
     assert "head:     lite, sees the image's embedding, reads the text's embedding\n" in lite
-    assert "abstains: kind of question under 0.5, radiograph logit under 0, confidence under 0.00 to 0.60, by kind\n" in lite
+    assert "abstains: if the kind of question is less likely than 0.50, if the logit of a radiology image is below 0.00, " in lite
+    assert ", if the best answer is less likely than 0.00 to 0.60 (depends on the kind of question)\n" in lite
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff\xfe", b"null", b"[" * 100_000, b'{"schema": NaN}'])
 def test_a_manifest_that_is_no_json_object(bundle: Path, content: bytes) -> None:
     (bundle / MANIFEST).write_bytes(content)
     with pytest.raises(BundleError, match="not a usable manifest"):
+        manifest_from_bundle(bundle)
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e999", "true", '"0.5"', "null", "[0.5]"])
+@pytest.mark.parametrize("key", ["temperature", "threshold", "kind_threshold", "radiograph_threshold", "logit_scale"])
+def test_what_is_no_number_is_refused(bundle: Path, key: str, value: str) -> None:
+    content, found = re.subn(rf'"{key}": [-\d.e]+', f'"{key}": {value}', (bundle / MANIFEST).read_text())
+    assert found
+    (bundle / MANIFEST).write_text(content)
+    with pytest.raises(BundleError, match="not a usable manifest"):
+        manifest_from_bundle(bundle)
+
+
+@pytest.mark.parametrize("key", ["name", "threshold", "image.onnx", "sha256", "kinds", "temperature"])
+def test_a_key_that_is_there_twice_is_refused(bundle: Path, key: str) -> None:
+    """At any depth, also with one value twice."""
+    content = (bundle / MANIFEST).read_text()
+    place = content.index(f'"{key}":')
+    end = json.JSONDecoder().raw_decode(content, content.index(":", place) + 2)[1]
+    (bundle / MANIFEST).write_text(f"{content[:end]}, {content[place:]}")
+    with pytest.raises(BundleError, match=rf"the key '{re.escape(key)}' is there twice"):
         manifest_from_bundle(bundle)
 
 
