@@ -99,14 +99,14 @@ def weights_from_file(source: Path) -> Weights:
     with source.open("rb") as file:
         head = file.read(9)
     safetensors = len(head) == 9 and head[8:] == b"{" and int.from_bytes(head[:8], "little") <= source.stat().st_size
-    if not safetensors:
-        check_pickles(source)
     if head.startswith(b"PK\x03\x04"):
         scripted = _check_archive(source)
+        check_pickles(source)
         data = _tensors_from_torchscript(source) if scripted else torch.load(source, map_location="cpu", weights_only=True)
     elif safetensors:
         scripted, data = False, load_file(source)
     else:
+        check_pickles(source)
         scripted, data = False, torch.load(source, map_location="cpu", weights_only=True)
 
     kind = "OpenAI TorchScript archive" if scripted else "state dict with OpenAI's names"
