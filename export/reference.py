@@ -1,5 +1,6 @@
 """A checkpoint in fp32 PyTorch behind the runtime, and what it says to pictures and questions: what every bundle is compared with."""
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -56,6 +57,42 @@ QUESTIONS = (
     "is the study normal?",
     "what is the patient's name?",
 )
+TEXTS = (  # beside QUESTIONS: in upper case, with accents, negated, long, and what a tokenizer may trip over
+    "IS THERE A FRACTURE?",
+    "Which Organ System Is Shown In The Image?",
+    "CT or MRI?",
+    "Is this a T1-weighted MR image, or T2/FLAIR?",
+    "PNEUMOTHORAX",
+    "is there a pneumothorax, an effusion or a consolidation?",
+    "d\u00e9but of a na\u00efve caf\u00e9-au-lait l\u00e9sion?",
+    "Ist eine Fraktur des H\u00fcftgelenks zu sehen? STRA\u00dfE",
+    "\u00c9PANCHEMENT PLEURAL, FRACTURE DU F\u00c9MUR",
+    "there is no fracture",
+    "there is not a fracture",
+    "without a fracture",
+    "with a fracture",
+    "ct without contrast",
+    "ct with contrast",
+    "neither effusion nor pneumothorax, never seen, none, nothing absent",
+    "the left lung isn't clear and the right one can't be seen",
+    "left",
+    "right",
+    "yes",
+    "no",
+    "a",
+    "?",
+    "T2* gradient, 3.5 mm; 120 kV (50%) & 0.6 \u00b5Sv/h = 1,000 #1 @ [x] {y} <z> ~ ^ _ | \\ $5 'quoted' \"twice\"",
+    "electroencephalographically otorhinolaryngological hepatosplenomegaly",
+    "   leading,  inner\tand trailing   blanks \n",
+    "\u80ba\u708e\u662f\u4ec0\u4e48\uff1f",
+    "\u03b1\u03b2\u03b3 \u0440\u0435\u043d\u0442\u0433\u0435\u043d \U0001fa7b",
+    "an axial ct image of the upper abdomen after intravenous contrast shows a large mass in the right lobe of the liver",
+    "in this frontal chest radiograph of a patient in a supine position, is there any evidence of a pleural effusion on the left side, of "
+    "a pneumothorax on the right side, or of consolidation in either of the two lungs?",
+    "the heart is not enlarged, the lungs are clear without consolidation, there is no effusion and no pneumothorax, the bones show neither "
+    "fractures nor lytic lesions, the soft tissues are normal, the mediastinum is not widened, and nothing else of note is seen in the "
+    "abdomen under the diaphragm, where there is no free air at all, nor in the neck above the clavicles, which is all that is shown here",
+)
 NOT_CALIBRATED = "the probability is the head's own and was not calibrated on validation images"
 
 
@@ -101,11 +138,17 @@ class TorchSession:
     def __init__(self, contract: tuple[tuple[str, ...], tuple[str, ...]], function: Callable[..., Any]) -> None:
         self.inputs, self.outputs = contract
         self._function = function
+        self._known: dict[bytes, dict[str, NDArray[Any]]] = {}  # every bundle of an export is compared on the same inputs
 
     @torch.inference_mode()
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        out = self._function(*(torch.from_numpy(np.ascontiguousarray(inputs[name])) for name in self.inputs))
-        return {name: x.numpy() for name, x in zip(self.outputs, out if isinstance(out, tuple) else (out,), strict=True)}
+        given = [np.ascontiguousarray(inputs[name]) for name in self.inputs]
+        key = b"".join(hashlib.sha256(x).digest() + repr(x.shape).encode() for x in given)
+        if key not in self._known:
+            out = self._function(*map(torch.from_numpy, given))
+            found = out if isinstance(out, tuple) else (out,)
+            self._known[key] = {name: x.numpy() for name, x in zip(self.outputs, found, strict=True)}
+        return self._known[key]
 
 
 def predictor_from_modules(modules: Modules) -> Predictor:
