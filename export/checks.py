@@ -15,8 +15,8 @@ from pmclip_deploy.bundle.names import LABELS, QUESTION_EMBEDDINGS, SIGNATURES
 from pmclip_deploy.classify import bank_from_labels
 from pmclip_deploy.decision.heads import HeadLogits, decision_from_heads
 from pmclip_deploy.export.contents import asked_of, files_as_they_are
-from pmclip_deploy.export.onnx_from_checkpoint import Modules, onnx_from_modules
-from pmclip_deploy.export.reference import QUESTIONS, TEXTS, Floats, findings_outputs
+from pmclip_deploy.export.onnx_from_checkpoint import Modules
+from pmclip_deploy.export.reference import QUESTIONS, TEXTS, Floats, Reference, findings_outputs
 from pmclip_deploy.imaging.images import picture_from_image
 from pmclip_deploy.predictor import Predictor
 from pmclip_deploy.sessions.onnxruntime import import_onnxruntime
@@ -27,19 +27,20 @@ OF_THE_MODEL = (
 )  # fmt: skip
 LEAD = 0.25  # in probability: a decision whose best candidate leads by less may fall otherwise
 LEAST = 0.25  # of an output's root mean square: an error is relative to no less
-TEXTS_OF_EACH = 8  # that the head is asked of a view
+TEXTS_OF_EACH = 7  # that the head is asked of a view
 
 Images = Sequence[NDArray[np.uint8]]
 
 
-def checks(modules: Modules, reference: Predictor, bundle: Predictor, pictures: Images) -> dict[str, Any]:
+def checks(of: Reference, bundle: Predictor, pictures: Images) -> dict[str, Any]:
     """{"differ": [names], "outputs": {GRAPH/OUTPUT: figures}, "decisions": {"n", "crossed"} or None where there is no head}.
 
     ``pictures`` are (H, W) or (H, W, 3) u8, seen as they are and turned. Of an output's rows and columns ``row`` and ``column`` are the
     largest root mean square error, relative to that of the reference's. ``shift`` is the largest mean difference of a column.
     """
+    reference = of.predictor
     views = [np.ascontiguousarray(view) for pixels in pictures for view in (pixels, np.rot90(pixels))]
-    outputs = {**_of_image(reference, bundle, views), **_of_texts(reference, bundle), **_of_words(modules, bundle)}
+    outputs = {**_of_image(reference, bundle, views), **_of_texts(reference, bundle), **_of_words(of.graphs, bundle)}
     if bundle.manifest.labels:
         outputs |= _of_labels(reference, bundle, pictures)
     if reference.manifest.findings is not None:
@@ -48,7 +49,7 @@ def checks(modules: Modules, reference: Predictor, bundle: Predictor, pictures: 
     if reference.manifest.head is not None:
         of_head, decisions = _of_head(reference, bundle, views)
         outputs |= of_head
-    return {"differ": differences(modules, reference.manifest, bundle.manifest), "outputs": outputs, "decisions": decisions}
+    return {"differ": differences(of.modules, reference.manifest, bundle.manifest), "outputs": outputs, "decisions": decisions}
 
 
 def differences(modules: Modules, ours: Manifest, theirs: Manifest) -> list[str]:
@@ -110,13 +111,14 @@ def _of_labels(reference: Predictor, bundle: Predictor, pictures: Images) -> dic
     scores = np.zeros((len(seen), len(labels)), np.float32)
     np.put_along_axis(scores, found["index"], found["score"], 1)
     exact = scale * (seen / np.linalg.norm(seen, axis=1, keepdims=True)) @ bank.T
-    return {f"kept/{LABELS}": error_of(bank_from_labels(reference.embed_texts, labels), bank), "kept/scores of labels": error_of(exact, scores)}
+    expected = bank_from_labels(reference.embed_texts, labels)
+    return {f"kept/{LABELS}": error_of(expected, bank), "kept/scores of labels": error_of(exact, scores)}
 
 
-def _of_words(modules: Modules, bundle: Predictor) -> dict[str, Any]:
+def _of_words(graphs: Mapping[str, onnx.ModelProto], bundle: Predictor) -> dict[str, Any]:
     """Of each tensor that is looked up by token, and of its sum with the positions: all words of the table, and all positions."""
-    found = {}
-    for name, model in onnx_from_modules(modules).items():
+    found = dict[str, Any]()
+    for name, model in graphs.items():
         looked_up = [n for n in model.graph.node if n.op_type == "Gather" and n.input[1] == "tokens"]
         if not looked_up:
             continue
@@ -145,7 +147,7 @@ def _graph(bundle: Predictor, name: str) -> onnx.ModelProto:
 
 def _computed(model: onnx.ModelProto, names: Sequence[str], tokens: NDArray[np.int64]) -> Mapping[str, Floats]:
     """The inner tensors of these names, from tokens alone."""
-    model.graph.value_info.extend(onnx.ValueInfoProto(name=name) for name in names)
+    model.graph.value_info.extend(onnx.ValueInfoProto(name=name) for name in names)  # what may be cut out
     part = Extractor(model).extract_model(["tokens"], [*names])
     session = import_onnxruntime().InferenceSession(part.SerializeToString(), providers=["CPUExecutionProvider"])
     return dict(zip(names, session.run([*names], {"tokens": tokens}), strict=True))

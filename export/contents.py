@@ -29,7 +29,8 @@ from pmclip_deploy.sessions.onnxruntime import import_onnxruntime
 
 def files_of_embeddings(reference: Reference, labels: Sequence[str]) -> dict[str, bytes]:
     """Of what is asked of any picture: they are the same in every precision."""
-    return {**(_files_from_labels(reference, labels) if labels else {}), **_file_from_asked(reference.modules, asked_of(reference.predictor.manifest))}
+    asked = _file_from_asked(reference.modules, asked_of(reference.predictor.manifest))
+    return {**(_files_from_labels(reference, labels) if labels else {}), **asked}
 
 
 def files_as_they_are(modules: Modules) -> dict[str, bytes]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
@@ -20,10 +21,11 @@ from pmclip_deploy.decision.heads import Decision, decision_from_heads
 from pmclip_deploy.errors import BundleError, PmclipError
 from pmclip_deploy.evaluation.rows import Row, pictures_of
 from pmclip_deploy.export.gates import FINDINGS
-from pmclip_deploy.export.onnx_from_checkpoint import Modules, functions_of
+from pmclip_deploy.export.onnx_from_checkpoint import Modules, functions_of, onnx_from_modules
 from pmclip_deploy.imaging.preprocess import tensor_from_pixels
 from pmclip_deploy.imaging.read import picture_from_path
 from pmclip_deploy.predictor import Predictor
+from pmclip_deploy.sessions import Session
 from pmclip_deploy.tokens import tokenizer_from_text
 from pmclip_deploy.train.checkpoint import Checkpoint
 from pmclip_deploy.train.findings.net import FindingsNet
@@ -89,9 +91,10 @@ TEXTS = (  # beside QUESTIONS: in upper case, with accents, negated, long, and w
     "an axial ct image of the upper abdomen after intravenous contrast shows a large mass in the right lobe of the liver",
     "in this frontal chest radiograph of a patient in a supine position, is there any evidence of a pleural effusion on the left side, of "
     "a pneumothorax on the right side, or of consolidation in either of the two lungs?",
-    "the heart is not enlarged, the lungs are clear without consolidation, there is no effusion and no pneumothorax, the bones show neither "
-    "fractures nor lytic lesions, the soft tissues are normal, the mediastinum is not widened, and nothing else of note is seen in the "
-    "abdomen under the diaphragm, where there is no free air at all, nor in the neck above the clavicles, which is all that is shown here",
+    "the heart is not enlarged, the lungs are clear without consolidation, there is no effusion and no pneumothorax, the bones show "
+    "neither fractures nor lytic lesions, the soft tissues are normal, the mediastinum is not widened, and nothing else of note is seen "
+    "in the abdomen under the diaphragm, where there is no free air at all, nor in the neck above the clavicles, which is all that is "
+    "shown here",
 )
 NOT_CALIBRATED = "the probability is the head's own and was not calibrated on validation images"
 
@@ -109,7 +112,12 @@ class Reference:
 
     @cached_property
     def predictor(self) -> Predictor:
-        return predictor_from_modules(self.modules)
+        return computing_nothing_twice(predictor_from_modules(self.modules))
+
+    @cached_property
+    def graphs(self) -> dict[str, onnx.ModelProto]:
+        """In fp32, for the CPU."""
+        return onnx_from_modules(self.modules)
 
     @cached_property
     def row_outputs(self) -> "RowOutputs | None":
@@ -138,17 +146,33 @@ class TorchSession:
     def __init__(self, contract: tuple[tuple[str, ...], tuple[str, ...]], function: Callable[..., Any]) -> None:
         self.inputs, self.outputs = contract
         self._function = function
-        self._known: dict[bytes, dict[str, NDArray[Any]]] = {}  # every bundle of an export is compared on the same inputs
 
     @torch.inference_mode()
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        out = self._function(*(torch.from_numpy(np.ascontiguousarray(inputs[name])) for name in self.inputs))
+        return {name: x.numpy() for name, x in zip(self.outputs, out if isinstance(out, tuple) else (out,), strict=True)}
+
+
+class KnownSession:
+    """A session that computes nothing twice: a checkpoint is compared with every bundle of an export, on the same inputs."""
+
+    def __init__(self, session: Session) -> None:
+        self.inputs, self.outputs, self.backend, self.device = session.inputs, session.outputs, session.backend, session.device
+        self._session = session
+        self._known: dict[bytes, dict[str, NDArray[Any]]] = {}
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         given = [np.ascontiguousarray(inputs[name]) for name in self.inputs]
-        key = b"".join(hashlib.sha256(x).digest() + repr(x.shape).encode() for x in given)
+        key = b"".join(hashlib.sha256(x.data).digest() + repr(x.shape).encode() for x in given)
         if key not in self._known:
-            out = self._function(*map(torch.from_numpy, given))
-            found = out if isinstance(out, tuple) else (out,)
-            self._known[key] = {name: x.numpy() for name, x in zip(self.outputs, found, strict=True)}
+            self._known[key] = self._session.run(inputs)
         return self._known[key]
+
+
+def computing_nothing_twice(predictor: Predictor) -> Predictor:
+    """The same model, all of whose graphs are open."""
+    sessions = {name: KnownSession(predictor._sessions[name]) for name in contract_of(predictor.manifest)}
+    return Predictor(predictor.path, predictor.manifest, sessions, predictor._tokenizers)
 
 
 def predictor_from_modules(modules: Modules) -> Predictor:
