@@ -36,10 +36,30 @@ def test_the_shipped_bundle_passes(reference: Reference) -> None:
     assert {f"head/answers to {kind}" for kind in ("modality", "plane", "finding: fracture")} < set(outputs)
 
 
-@pytest.mark.slow("measures a bundle for each of the planted faults")
+PASSED_BEFORE = (  # without data, when the gate compared means over nine lower-case questions
+    *(f"head: {fault}, finding: fracture" for fault in ("yes and no swapped", "a dead yes", "a bias of 1.5")),
+    "head: kinds rotated",
+    "manifest: temperatures times 0.2",
+    "manifest: thresholds 0",
+    "manifest: radiograph threshold 1e+09",
+    "manifest: logit scale times 10",
+    "tokenizer: upper case stays",
+    *(f"text: {fault} in zeros" for fault in ("the row of not", "the row of without", "positions after 16")),
+    "image: a dead column of the embedding",
+    "findings: a bias of 1.5 on finding 1",
+    "asked.npy: two rows swapped",
+)
+
+
+@pytest.mark.slow("measures fifteen bundles")
+def test_planted_faults_are_caught(reference: Reference) -> None:
+    assert [name for name, said in caught(reference, PASSED_BEFORE) if said is None] == []
+
+
+@pytest.mark.nightly
 def test_every_planted_fault_is_caught(reference: Reference) -> None:
     said = dict(caught(reference))
-    assert len(said) == len(FAULTS) > 63
+    assert len(said) == len(FAULTS) > 150
     assert [name for name, what in said.items() if what is None] == []
 
 
