@@ -11,7 +11,7 @@ from onnx.utils import Extractor
 
 from pmclip_deploy.bundle.files import rows_from_bundle
 from pmclip_deploy.bundle.manifest import Manifest
-from pmclip_deploy.bundle.names import LABELS, QUESTION_EMBEDDINGS, SIGNATURES
+from pmclip_deploy.bundle.names import LABELS, QUESTION_EMBEDDINGS, SIGNATURES, TOKENIZER
 from pmclip_deploy.classify import bank_from_labels
 from pmclip_deploy.decision.heads import HeadLogits, decision_from_heads
 from pmclip_deploy.export.contents import asked_of, files_as_they_are
@@ -20,6 +20,7 @@ from pmclip_deploy.export.reference import QUESTIONS, TEXTS, Floats, Reference, 
 from pmclip_deploy.imaging.images import picture_from_image
 from pmclip_deploy.predictor import Predictor
 from pmclip_deploy.sessions.onnxruntime import import_onnxruntime
+from pmclip_deploy.tokens import tokens_from_text
 
 # What a manifest says of the model: each decides an answer, or says what an answer is worth.
 OF_THE_MODEL = (
@@ -27,6 +28,7 @@ OF_THE_MODEL = (
 )  # fmt: skip
 LEAD = 0.25  # in probability: a decision whose best candidate leads by less may fall otherwise
 LEAST = 0.25  # of an output's root mean square: an error is relative to no less
+SHORT_AND_LONG = (QUESTIONS[0], TEXTS[-1])  # in one batch, which ``infer`` never makes
 TEXTS_OF_EACH = 7  # that the head is asked of a view
 
 Images = Sequence[NDArray[np.uint8]]
@@ -96,9 +98,14 @@ def _pixels(predictor: Predictor, view: NDArray[np.uint8]) -> dict[str, dict[str
 
 
 def _of_texts(reference: Predictor, bundle: Predictor) -> dict[str, Any]:
-    found = {"text/embedding": error_of(*(p.embed_texts(TEXTS) for p in (reference, bundle)))}
+    both = (reference, bundle)
+    found = {"text/embedding": error_of(*(p.embed_texts(TEXTS) for p in both))}
+    tokens = [tokens_from_text(p._tokenizers[TOKENIZER], SHORT_AND_LONG, p.manifest.context_length, p.manifest.pad_id) for p in both]
+    found["text/embedding of padded texts"] = error_of(
+        *(p._sessions["text"].run({"tokens": x})["embedding"] for p, x in zip(both, tokens, strict=True))
+    )
     if asked := bundle.manifest.asked:
-        found[f"kept/{QUESTION_EMBEDDINGS}"] = error_of(*(p.question_features(asked) for p in (reference, bundle)))
+        found[f"kept/{QUESTION_EMBEDDINGS}"] = error_of(*(p.question_features(asked) for p in both))
     return found
 
 
