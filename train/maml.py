@@ -11,7 +11,9 @@ from torch import Generator, Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from pmclip_deploy.console import counted
 from pmclip_deploy.errors import InputError, UsageError
+from pmclip_deploy.texts import lines_of_file
 from pmclip_deploy.train.autoencoder import files_under, grey_images, save_network, state_beside
 from pmclip_deploy.train.heads.vision import MAML_SIZE, WIDTH, MamlNetwork
 from pmclip_deploy.train.loop import Settings, fit
@@ -58,11 +60,7 @@ def paths_by_label(data: Path) -> dict[str, list[Path]]:
         for folder in sorted(p for p in data.iterdir() if p.is_dir() and not p.name.startswith(".")):
             found[folder.name] = files_under(folder)
         return found
-    try:
-        lines = data.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{data}: cannot be read ({type(error).__name__})", "give a folder of class folders or a JSONL file") from None
-    for number, line in enumerate(lines, 1):
+    for number, line in lines_of_file(data, "give a folder of class folders or a JSONL file"):
         try:
             row = json.loads(line)
             found[str(row["label"])].append(data.parent / row["image"])
@@ -82,7 +80,10 @@ def classes_from_images(paths: dict[str, list[Path]], limit: int, source: Path) 
         if len(images) >= 2 * SHOTS:
             classes.append(images)
     if len(classes) < WAYS:
-        raise InputError(f"{source}: {len(classes)} classes have {2 * SHOTS} images or more", f"a task needs {WAYS} such classes")
+        raise InputError(
+            f"{source}: {counted(len(classes), 'class has', 'classes have')} {2 * SHOTS} images or more",
+            f"a task needs {WAYS} such classes",
+        )
     return classes, skipped
 
 

@@ -9,6 +9,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from pmclip_deploy.faults import OF_ELEMENTS
+from pmclip_deploy.header import raw
 from pmclip_deploy.imaging.decoders.layout import Refused
 
 if TYPE_CHECKING:
@@ -19,10 +20,11 @@ Window = tuple[float, float]  # (center, width)
 
 
 def items_of(group: Any, keyword: str) -> list[Dataset]:
-    try:
-        return list(group[keyword].value or []) if keyword in group else []
-    except OF_ELEMENTS:  # not a sequence, or a broken one
-        return []
+    from pydicom.datadict import tag_for_keyword
+
+    tag = tag_for_keyword(keyword)
+    assert tag is not None
+    return list(raw.items_of(group, tag))
 
 
 def frame_group(dataset: Dataset, index: int, keyword: str) -> Any:
@@ -36,8 +38,11 @@ def frame_group(dataset: Dataset, index: int, keyword: str) -> Any:
 
 def numbers_of(group: Any, keyword: str) -> list[float] | None:
     """The values that are numbers up to the first that is none; None where the element is missing or empty."""
+    value: Any
     try:
-        value = group[keyword].value if keyword in group else None
+        if keyword in group and raw.is_long(group.get_item(keyword)):
+            raise Refused(f"its {keyword} is longer than a list of numbers can be")
+        value = (_decimal_texts(group.get_item(keyword)) or group[keyword].value) if keyword in group else None
     except OF_ELEMENTS:  # a decimal string that is none
         return []
     if value is None or value == "":
@@ -51,6 +56,17 @@ def numbers_of(group: Any, keyword: str) -> list[float] | None:
     return numbers
 
 
+def _decimal_texts(element: Any) -> list[str] | None:
+    """The values of a decimal string that pydicom has not converted yet. A comma in one can only be the decimal mark (PS3.5 6.2)."""
+    if not isinstance(element.value, bytes) or b"," not in element.value:
+        return None
+    from pydicom.datadict import dictionary_VR
+
+    if (dictionary_VR(element.tag) if element.VR in ("UN", None) else element.VR) != "DS":
+        return None
+    return element.value.decode("ascii").replace(",", ".").strip(" \0").split("\\")
+
+
 def whole_number(dataset: Dataset, keyword: str, default: int) -> int:
     numbers = numbers_of(dataset, keyword)
     if numbers is None:
@@ -62,10 +78,15 @@ def whole_number(dataset: Dataset, keyword: str, default: int) -> int:
 
 def text_of(group: Any, keyword: str) -> str:
     try:
-        value = group.get(keyword)
+        value = group.get(keyword) if keyword in group and not raw.is_long(group.get_item(keyword)) else ""
     except OF_ELEMENTS:
         return ""
     return value.strip() if isinstance(value, str) else ""
+
+
+def code_string_of(group: Any, keyword: str) -> str:
+    """A code string, in upper case: PS3.5 6.2 allows no other, and some writers use it."""
+    return text_of(group, keyword).upper()
 
 
 def printable_uid(uid: str) -> str:

@@ -23,7 +23,7 @@ from pmclip_deploy.bundle.names import MANIFEST, WORDS
 from pmclip_deploy.errors import BundleError, InputError, ParityError
 from pmclip_deploy.evaluation.evaluate import bundle_answerer, figures
 from pmclip_deploy.evaluation.rows import Row, pictures_of
-from pmclip_deploy.export import recipes
+from pmclip_deploy.export import pack, recipes
 from pmclip_deploy.export.gates import gate
 from pmclip_deploy.export.onnx_from_checkpoint import modules_from_checkpoint, onnx_from_modules
 from pmclip_deploy.export.pack import bundle_from_checkpoint
@@ -220,12 +220,70 @@ def test_answers_are_not_measured_twice(tmp_path: Path, pictures: Path, monkeypa
 @pytest.mark.slow("ranks every layer")
 def test_the_report_is_written(tmp_path: Path, pictures: Path, command: Any) -> None:
     folder = tiny_clip.checkpoint(tmp_path / "checkpoint", "tiny", tiny_clip.lively("tiny"))
-    options = ["--calibration-images", pictures, "--report", tmp_path / "report.html", "--json"]
+    options = ["--calibration-images", pictures, "--report", tmp_path / "report.html", "--rank-layers", "--json"]
     code, out, err = command("export", folder, "--output", tmp_path / "out", *options)
     assert code == 0, err
     document, page = json.loads(out), (tmp_path / "report.html").read_text()
     assert document["parity"]["answers"] is None and document["engines"] == {}
     assert "layer.0.up" in page and "<svg" in page and "passed" in page
+
+
+def test_a_report_without_the_ranking_quantises_no_layer_alone(
+    tmp_path: Path, pictures: Path, command: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recipes, "effects_of_layers", lambda *of, **more: pytest.fail("ranked unasked"))
+    folder = tiny_clip.checkpoint(tmp_path / "checkpoint", "tiny", tiny_clip.lively("tiny"))
+    options = ["--calibration-images", pictures, "--report", tmp_path / "report.html"]
+    code, _, err = command("export", folder, "--output", tmp_path / "out", *options)
+    assert code == 0 and "passed" in (tmp_path / "report.html").read_text()
+    said = [line.partition(" (")[0] for line in err.splitlines()]  # a line a stage, since this is no terminal
+    wanted = ["Reading the checkpoint", "Writing its graphs in fp32", "Calibrating the image tower", "Comparing with fp32"]
+    wanted += ["Measuring the speed"]
+    assert [line for line in said if line in wanted] == wanted
+    for more in (["--rank-layers"], ["--precision", "fp16", "--rank-layers", "--report", tmp_path / "r.html"]):
+        code, _, err = command("export", folder, "--output", tmp_path / "out", *more)
+        assert code == 2 and "--rank-layers is for the --report of an INT8 bundle" in err
+
+
+def test_what_is_wrong_at_the_start_is_said_before_any_work(
+    tmp_path: Path, pictures: Path, command: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tiny_clip.checkpoint(tmp_path / "checkpoint", "tiny", tiny_clip.lively("tiny"))
+    (tmp_path / "none").mkdir()
+    (tmp_path / "q.jsonl").write_text('{"image": "no.png", "question": "q", "answer": "a"}')
+    monkeypatch.setattr(pack, "onnx_from_modules", lambda *of, **more: pytest.fail("worked before it looked"))
+    for code, said, *options in (
+        (2, "has no calibration.json for these weights; pass --calibration-images FOLDER"),
+        (3, "none: no images (.jpg, .png, .dcm) to calibrate on", "--calibration-images", tmp_path / "none"),
+        (2, "has no findings to calibrate", "--calibration-findings", pictures),
+        (3, "no.png is missing", "--calibration-images", pictures, "--data", tmp_path / "q.jsonl", "--images", pictures),
+        (2, "r.html: the report cannot be written", "--calibration-images", pictures, "--report", tmp_path / "nowhere" / "r.html"),
+    ):
+        made = command("export", folder, "--output", tmp_path / "out", *options)
+        assert made.code == code and said in made.err
+
+
+def test_a_finished_calibration_outlives_ctrl_c(tmp_path: Path, pictures: Path) -> None:
+    folder = tiny_clip.checkpoint(tmp_path / "checkpoint", "tiny", tiny_clip.lively("tiny"))
+
+    def cut_off(items: Any, what: str) -> Any:
+        if what.startswith("Comparing"):
+            raise KeyboardInterrupt
+        return items
+
+    with pytest.raises(KeyboardInterrupt):
+        bundle_from_checkpoint(folder, tmp_path / "cut", "int8", calibration_images=pictures, progress=cut_off)
+    assert not (tmp_path / "cut").exists() and (folder / "calibration.json").is_file()
+
+    def stages(items: Any, what: str) -> Any:
+        assert not what.startswith("Calibrating")
+        return items
+
+    made = bundle_from_checkpoint(folder, tmp_path / "again", "int8", progress=stages)
+    other = tiny_clip.checkpoint(tmp_path / "other", "tiny", tiny_clip.lively("tiny"))
+    whole = bundle_from_checkpoint(other, tmp_path / "whole", "int8", calibration_images=pictures)
+    assert made.manifest.files == whole.manifest.files
+    assert (folder / "calibration.json").read_bytes() == (other / "calibration.json").read_bytes()
 
 
 # Faults.

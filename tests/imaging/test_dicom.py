@@ -399,7 +399,8 @@ def test_the_middle_frame_is_the_default(tmp_path, frames):
         assert picture.pixels[2, 2] == frames // 2
         for frame in range(frames):
             assert picture_from_dicom(source, frame=frame).pixels[2, 2] == frame
-        refused(source, f"frame {frames} was asked for and the file has frames 0 to {frames - 1}", frame=frames)
+        there = "only frame 0" if frames == 1 else f"frames 0 to {frames - 1}"
+        refused(source, f"frame {frames} was asked for and the file has {there};", frame=frames)
         refused(source, "frame -1", frame=-1)
 
 
@@ -806,7 +807,7 @@ def test_what_a_parser_raises_is_the_files(monkeypatch, error):
     namespace = {"__name__": "pydicom.somewhere", "error": error}
     exec("def read(*_, **__):\n    raise error('NAME')", namespace)
     monkeypatch.setattr(pydicom, "dcmread", namespace["read"])
-    with pytest.raises(InputError, match=rf"the DICOM file is broken \({error.__name__}\)"):
+    with pytest.raises(InputError, match="the DICOM file is broken; export or copy it again"):
         picture_from_dicom(shipped("CT_small.dcm"))
 
 

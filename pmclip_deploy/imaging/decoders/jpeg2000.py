@@ -10,6 +10,7 @@ import numpy as np
 from pmclip_deploy.imaging.decoders.layout import LARGE, Header, Layout, Refused, Samples, as_declared
 from pmclip_deploy.imaging.quiet import quieten
 
+SPARE = 48 << 20  # bytes that may be taken beyond four times the picture
 J2K_START = b"\xff\x4f\xff\x51"  # SOC, SIZ
 
 
@@ -26,12 +27,19 @@ def header_of(frame: bytes, layout: Layout) -> Header:
     sizes = [unpack_from("3B", frame, start + 42 + 3 * index) for index in range(min(components, 4))]
     if any(size != (sizes[0][0], 1, 1) for size in sizes):
         raise Refused("its compressed data has components of different size or depth")
-    return Header(bottom - top, right - left, components, (sizes[0][0] & 0x7F) + 1, signed=bool(sizes[0][0] & 0x80))
+    tile = min(tile_width, right - left) * min(tile_height, bottom - top)
+    return Header(bottom - top, right - left, components, (sizes[0][0] & 0x7F) + 1, signed=bool(sizes[0][0] & 0x80), tile=tile)
 
 
 def decode(frame: bytes, layout: Layout, header: Header | None) -> tuple[Samples, str]:
     assert header is not None
-    samples = _j2k_in_threads(frame, layout, header) if layout.pixels >= LARGE else None
+    width = 1 if header.precision <= 8 else 2 if header.precision <= 16 else 4
+    # OpenJPEG takes four bytes a sample: Pillow one tile after the other, openjpeg all of them.
+    most = layout.pixels * layout.samples * layout.allocated // 8 * 4 + SPARE
+    tiled = header.tile * layout.samples * (4 + width) + layout.pixels * (width if layout.samples == 1 else 4)
+    samples = _j2k_in_threads(frame, layout, header) if layout.pixels >= LARGE and tiled <= most else None
+    if samples is None and layout.pixels * layout.samples * (4 + width) > most:
+        raise Refused("to decode its JPEG 2000 takes more than four times its memory; store it in tiles or uncompressed")
     if samples is None:
         from openjpeg.utils import decode_pixel_data
 
@@ -40,7 +48,6 @@ def decode(frame: bytes, layout: Layout, header: Header | None) -> tuple[Samples
             buffer = decode_pixel_data(frame, version=2)
         except Exception:
             raise Refused("its compressed data is broken") from None
-        width = 1 if header.precision <= 8 else 2 if header.precision <= 16 else 4
         samples = np.frombuffer(buffer, f"<u{width}")
     photometric = "RGB" if layout.photometric in ("YBR_RCT", "YBR_ICT") else layout.photometric  # undone by the decoder
     return as_declared(samples, layout, header), photometric
