@@ -150,8 +150,9 @@ def _loaded(source: Path) -> tuple[bool, Any]:
         raise BundleError(f"{source}: is {said[0]}", said[1])
     if len(head) == 9 and head[8:] == b"{" and int.from_bytes(head[:8], "little") <= source.stat().st_size:
         return False, load_file(source)
+    scripted = head.startswith(b"PK\x03\x04") and _check_archive(source)
     check_pickles(source)
-    if head.startswith(b"PK\x03\x04") and _check_archive(source):
+    if scripted:
         return True, _tensors_from_torchscript(source)
     return False, torch.load(source, map_location="cpu", weights_only=True)
 
