@@ -23,6 +23,7 @@ import numpy as np
 from pmclip_deploy.questions import KINDS, LANGUAGE, OUT_OF_SCOPE, UNKNOWN, Intent, understood
 from pmclip_deploy.questions.lexicon import WORDS
 from pmclip_deploy.questions.spelling import slips_between, targets
+from pmclip_deploy.texts import lines_of_file
 
 ASKED_BACK = "asked back"
 REFUSED = {ASKED_BACK, OUT_OF_SCOPE, LANGUAGE}
@@ -200,8 +201,8 @@ def of_datasets(data: Path) -> str:
 def _questions(folder: Path) -> Iterable[tuple[str, str]]:
     """(category, question), training and validation together, SLAKE's in English."""
     for path in sorted(folder.glob("*.json*")):
-        text = path.read_text(encoding="utf-8")
-        for row in json.loads(text) if path.suffix == ".json" else map(json.loads, text.splitlines()):
+        lines = (line for _, line in lines_of_file(path, "give the dataset's folder"))
+        for row in json.loads(path.read_bytes()) if path.suffix == ".json" else map(json.loads, lines):
             if row.get("q_lang", "en") == "en":
                 yield row.get("category") or row["content_type"], row["question"]
 

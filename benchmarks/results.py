@@ -88,8 +88,8 @@ def read(path: Path) -> list[Row]:
     """The rows of a file. Raises InputError with the number of the first line that is none."""
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({type(error).__name__})", "give a file that `bench --output` wrote") from None
+    except (OSError, UnicodeDecodeError):
+        raise InputError(f"{path}: cannot be read", "give a file that `bench --output` wrote") from None
     named: dict[str, Row] = {}  # the first row of each run
     return [_row(line, f"{path}, line {number}", named) for number, line in enumerate(lines, 1) if line.strip()]
 

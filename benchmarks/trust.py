@@ -36,6 +36,7 @@ from pmclip_deploy.evaluation.evaluate import tower_trained_on
 from pmclip_deploy.machine import versions
 from pmclip_deploy.models import DEFAULT_BUNDLE
 from pmclip_deploy.spec import ANSWER_SCHEMA
+from pmclip_deploy.texts import lines_of_file
 
 SECTIONS: dict[str, Callable[[Bench], Iterator[Found]]] = {
     "findings": findings,
@@ -74,10 +75,7 @@ def _rounded(figure: Figure) -> Figure:
 
 def groups_from_file(path: Path) -> Groups:
     """{(set, group)} of lines "SET GROUP"."""
-    try:
-        lines = [line.split(None, 1) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({type(error).__name__})", 'give a text file of lines "SET GROUP"') from None
+    lines = [line.split(None, 1) for _, line in lines_of_file(path, 'give a text file of lines "SET GROUP"')]
     if wrong := [line for line in lines if len(line) != 2 or line[0] not in SETS]:
         raise InputError(f'{path}: "{" ".join(wrong[0])[:60]}" is no line "SET GROUP" with a set among {", ".join(SETS)}')
     return {(name, group.strip()) for name, group in lines}

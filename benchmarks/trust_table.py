@@ -63,8 +63,8 @@ def render(rows: Iterable[Row], page: Path | None) -> None:
         return
     try:
         text = page.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{page}: cannot be read ({type(error).__name__})", f"give a Markdown file with the line {START}") from None
+    except (OSError, UnicodeDecodeError):
+        raise InputError(f"{page}: cannot be read", f"give a Markdown file with the line {START}") from None
     mark, made = (GLANCE_START, at_a_glance) if GLANCE_START in text else (START, markdown)
     before, start, rest = text.partition(mark)
     _, end, after = rest.partition(END)

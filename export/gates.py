@@ -4,11 +4,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pmclip_deploy.errors import ParityError
-from pmclip_deploy.export.precisions import TENSOR_GATES
+from pmclip_deploy.export.precisions import PRECISIONS, TENSOR_GATES
 from pmclip_deploy.spec import ACCURACY_LOSS, AGREEMENT, CANDIDATE_AGREEMENT
 
 PIXELS = 1e-5  # largest difference of a normalised pixel, every precision; tokens must be equal
 LABELLED = 100  # pictures, fewer of which cannot tell. Like candidates, labels are given however near the second is
+KEPT = 1e-3  # of embeddings that a bundle stores
+CROSSED = 0.02  # of a head's decisions may differ that are no near-ties
 DECIDED = 100  # of fewer decisions about findings all must agree, but for near-ties
 PARTS = ANSWERS, FINDINGS = "answers", "findings"  # of a bundle: each says something by itself, and has its own gates
 
@@ -33,6 +35,11 @@ def misses(precision: str, parity: Mapping[str, Any], gates: Mapping[str, Mappin
         answering.append(f"labels agree on {labels['agreement']:.2%} of {labels['n']} pictures (limit {CANDIDATE_AGREEMENT:.0%})")
     if findings := parity.get("findings"):
         looking += _of_findings(findings)
+    if checked := parity.get("checks"):
+        answering += _of_model(checked)
+        for output, figures in checked["outputs"].items():
+            of = looking if part_of(output) == FINDINGS else answering
+            of += _of_output(output, figures, PRECISIONS[precision].stray)
     return {ANSWERS: answering, FINDINGS: looking}
 
 
@@ -66,6 +73,30 @@ def _of_findings(findings: Mapping[str, Any]) -> Iterator[str]:
         yield f"findings agree on {findings['agreement']:.2%} of {findings['decisions']} decisions (limit {AGREEMENT:.0%})"
     if findings["decisions"] < DECIDED and findings["crossed"]:
         yield f"{findings['crossed']} decisions about findings differ that are no near-ties (limit 0)"
+
+
+def _of_model(checked: Mapping[str, Any]) -> Iterator[str]:
+    if checked["differ"]:
+        yield f"{', '.join(checked['differ'])} of the bundle are not the checkpoint's"
+    if (decisions := checked["decisions"]) and decisions["crossed"] > CROSSED * decisions["n"]:
+        yield f"{decisions['crossed']} of {decisions['n']} decisions differ that are no near-ties (limit {CROSSED:.0%})"
+
+
+def _of_output(output: str, figures: Mapping[str, Any], stray: float) -> Iterator[str]:
+    graph = output.partition("/")[0]
+    if graph == "kept":  # fp32 whatever the precision
+        limits = {"row": KEPT, "column": KEPT}
+    elif graph == "words":  # tables alone, in which no error adds up
+        limits = {"row": stray / 5, "column": stray / 5}
+    elif graph in ("head", FINDINGS) and output != "findings/places":  # logits, from the reference's inputs or nearly so
+        limits = {"column": stray / 2, "shift": stray}
+    else:
+        limits = {"row": stray, "column": stray}
+    for name, limit in limits.items():
+        figure = figures[name]
+        if figure is None or figure > limit:
+            said = {"row": "a row is off by", "column": "a column is off by", "shift": "a column is shifted by"}[name]
+            yield f"{output}: {said} {'no number' if figure is None else f'{figure:.3g}'} (limit {limit:g})"
 
 
 def part_of(graph: str) -> str:

@@ -61,8 +61,8 @@ def modules_from_checkpoint(folder: Path) -> Modules:
     backbone = BACKBONES[meta["backbone"]]
     try:
         tokenizer = backbone.without_spare_words(clip, (folder / TOKENIZER).read_text(encoding="utf-8"))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise BundleError(f"{folder / TOKENIZER}: no usable tokenizer ({type(error).__name__})", "make the checkpoint again") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
+        raise BundleError(f"{folder / TOKENIZER}: no usable tokenizer", "make the checkpoint again") from None
     return Modules(folder, meta, backbone, clip, tokenizer, head, findings)
 
 

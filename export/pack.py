@@ -17,11 +17,11 @@ from pmclip_deploy.export.engine_from_onnx import Step
 from pmclip_deploy.export.engines import EngineOptions, Engines, engines_of_bundle
 from pmclip_deploy.export.fp16_from_onnx import rounded_from_half
 from pmclip_deploy.export.gates import ANSWERS, FINDINGS, PARTS, gate, misses
-from pmclip_deploy.export.onnx_from_checkpoint import Modules, modules_from_checkpoint, onnx_from_modules
+from pmclip_deploy.export.onnx_from_checkpoint import modules_from_checkpoint, onnx_from_modules
 from pmclip_deploy.export.parity import parity_of
 from pmclip_deploy.export.precisions import PRECISIONS, TENSOR_GATES
 from pmclip_deploy.export.precisions.base import Recipe
-from pmclip_deploy.export.recipes import ExportOptions, Work
+from pmclip_deploy.export.recipes import ExportOptions, Work, tables_for
 from pmclip_deploy.export.records import parity_known, record_calibration, record_parity
 from pmclip_deploy.export.reference import Progress, Reference
 from pmclip_deploy.export.samples import images_of
@@ -88,16 +88,28 @@ def bundle_from_checkpoint(
     if labels:
         check_labels(labels)
     options = ExportOptions(precision, target, method, calibration_images, calibration_findings, labels)
+    # What is wrong with the arguments is said before work of minutes begins.
+    rows = rows_from_jsonl(data, images) if data and images else None
+    looked_at = images_of(calibration_findings)[1] if calibration_findings else ()
+    if calibration_images is not None:
+        images_of([calibration_images])
+    progress([checkpoint], "Reading the checkpoint")
     modules = modules_from_checkpoint(checkpoint)
+    if calibration_findings and modules.findings is None:
+        raise UsageError(f"{modules.folder} has no findings to calibrate", "leave out --calibration-findings")
+    if PRECISIONS[precision].calibrated:
+        tables_for(modules, options)
     if name is not None:
         modules = replace(modules, meta={**modules.meta, "name": name_of_output(output, name)})
+    progress([checkpoint], "Writing its graphs in fp32")
     graphs = onnx_from_modules(modules, dense=target != "cpu")
-    reference = _reference(modules, options, data, images, progress)
+    reference = Reference(modules, rows, images, progress=progress, looked_at=looked_at)
     embedded = files_of_embeddings(reference, labels)
     with tempfile.TemporaryDirectory(prefix="pmclip-export-") as scratch:
         work = Work(reference, graphs, options, Path(scratch), progress)
         trial, parity = _first_that_passes(work, embedded, gates)
         histograms = _histograms(work, trial.recipe) if ranked else []
+        progress([output], "Measuring the speed")
         speed = speed_against_fp32(graphs, trial.folder, reference.predictor) if target == "cpu" else None
         _record(reference, trial, parity)
         manifest, made = _write(trial, parity, output, engines, steps)
@@ -110,18 +122,11 @@ def name_of_checkpoint(checkpoint: Path) -> str:
     return name
 
 
-def _reference(modules: Modules, options: ExportOptions, data: Path | None, images: Path | None, progress: Progress) -> Reference:
-    rows = rows_from_jsonl(data, images) if data and images else None
-    if options.calibration_findings and modules.findings is None:
-        raise UsageError(f"{modules.folder} has no findings to calibrate", "leave out --calibration-findings")
-    looked_at = images_of(options.calibration_findings)[1] if options.calibration_findings else ()
-    return Reference(modules, rows, images, progress=progress, looked_at=looked_at)
-
-
 def _first_that_passes(work: Work, embedded: Mapping[str, bytes], gates: Gates) -> tuple[_Trial, dict[str, Any]]:
     """(the trial, its parity). Raises the last recipe's ParityError where none passes."""
     precision, missed = work.options.precision, ParityError("")
     for recipe in PRECISIONS[precision].recipes(work):
+        work.progress([recipe], f"Comparing with fp32 ({len(recipe.kept)} layers above {precision})")
         trial = _write_trial(work, recipe, embedded)
         work.missed = {*PARTS}  # where one computes no numbers
         try:
@@ -176,7 +181,8 @@ def _record(reference: Reference, trial: _Trial, parity: dict[str, Any]) -> None
 def _write(
     trial: _Trial, parity: dict[str, Any], output: Path, engines: EngineOptions | None, steps: Callable[[str], Step | None]
 ) -> tuple[Manifest, Engines | None]:
-    manifest, files = replace(trial.manifest, parity=parity), trial.files
+    figures = {name: of for name, of in parity.items() if name != "checks"}  # that is for the gate, and long
+    manifest, files = replace(trial.manifest, parity=figures), trial.files
     made = None if engines is None else engines_of_bundle(trial.folder, manifest, output, engines, steps)
     if made is not None:
         manifest, files = replace(manifest, engines=made.rows), {**files, **made.plans}

@@ -15,8 +15,9 @@ from pmclip_deploy.export.calibration import Calibration, Measured, histograms_f
 from pmclip_deploy.export.fp16_from_onnx import half_from_onnx
 from pmclip_deploy.export.gates import ANSWERS, FINDINGS, PARTS, part_of
 from pmclip_deploy.export.int8_from_onnx import Graphs, int8_from_graphs, int8_layers
+from pmclip_deploy.export.onnx_from_checkpoint import Modules
 from pmclip_deploy.export.precisions.base import STORED, Recipe
-from pmclip_deploy.export.records import CALIBRATION, tables_of, weights_sha256
+from pmclip_deploy.export.records import CALIBRATION, record_calibration, tables_of, weights_sha256
 from pmclip_deploy.export.reference import QUESTIONS, Progress, Reference, sample_pictures, tokenizers_of
 from pmclip_deploy.export.samples import FEW, IMAGES, feeds_of, images_of, questions_of, spread
 from pmclip_deploy.export.sensitivity import Effect, effects_of_layers, said, said_of_findings
@@ -136,15 +137,18 @@ class Work:
         return effects + [Effect(x, 0.0) for x in unread]
 
     def _calibrated(self) -> Calibration:
-        """The tables beside the checkpoint where they are of these weights and, if any are given, of these images; else new ones."""
-        modules, known = self.reference.modules, dict(zip(PARTS, tables_of(self.reference.modules), strict=True))
-        looks = FINDINGS in self.graphs
-        for part, option in ((ANSWERS, "--calibration-images"), (FINDINGS, "--calibration-findings"))[: 1 + looks]:
-            if known[part] is None and not self._calibrated_on(part):
-                raise UsageError(f"{modules.folder} has no {CALIBRATION} for these weights", f"pass {option} FOLDER with training images")
-        weights = weights_sha256(modules)
-        made = self._table(ANSWERS, known[ANSWERS], weights[0])
-        return replace(made, findings=self._table(FINDINGS, known[FINDINGS], weights[1])) if looks else made
+        """The tables beside the checkpoint where they are of these weights and, if any are given, of these images; else new ones.
+
+        A new one is recorded at once: it took minutes, and what follows may be cut off.
+        """
+        modules = self.reference.modules
+        known, weights = tables_for(modules, self.options), weights_sha256(modules)
+        made = replace(self._table(ANSWERS, known[ANSWERS], weights[0]), findings=known[FINDINGS])
+        record_calibration(modules, made)
+        if FINDINGS in self.graphs:
+            made = replace(made, findings=self._table(FINDINGS, known[FINDINGS], weights[1]))
+            record_calibration(modules, made)
+        return made
 
     def _table(self, part: str, before: Calibration | None, weights: str) -> Calibration:
         images = self._calibrated_on(part)
@@ -177,12 +181,25 @@ class Work:
         return spread(images_of(images)[1] if images else sample_pictures(), FEW)
 
     def _calibrated_on(self, part: str) -> list[Path]:
-        images = [self.options.calibration_images] if self.options.calibration_images is not None else []
-        return [*self.options.calibration_findings] or images if part == FINDINGS else images
+        return calibrated_on(self.options, part)
 
     def _measured(self, names: Sequence[str], paths: Sequence[Path], questions: Sequence[str]) -> dict[str, Mapping[str, Measured]]:
         feeds = feeds_of(self.reference.predictor, paths, questions, self.progress)
         return {name: measured_from_feeds(self.graphs[name], feeds[name]) for name in names}
+
+
+def calibrated_on(options: ExportOptions, part: str) -> list[Path]:
+    images = [options.calibration_images] if options.calibration_images is not None else []
+    return [*options.calibration_findings] or images if part == FINDINGS else images
+
+
+def tables_for(modules: Modules, options: ExportOptions) -> dict[str, Calibration | None]:
+    """By part, the table beside the checkpoint. Raises UsageError if there is none and no images are given to make it."""
+    known = dict(zip(PARTS, tables_of(modules), strict=True))
+    for part, option in ((ANSWERS, "--calibration-images"), (FINDINGS, "--calibration-findings"))[: 1 + (modules.findings is not None)]:
+        if known[part] is None and not calibrated_on(options, part):
+            raise UsageError(f"{modules.folder} has no {CALIBRATION} for these weights", f"pass {option} FOLDER with training images")
+    return known
 
 
 def without_islands(graphs: Graphs, kept: Sequence[str]) -> list[str]:

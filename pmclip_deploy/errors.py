@@ -28,7 +28,7 @@ class PmclipError(Exception):
     ...     print({"code": error.code, "message": error.message})
     ...     print(error)
     {'code': 'bundle', 'message': 'no-such-folder: no such bundle folder'}
-    no-such-folder: no such bundle folder; pass bundle="FOLDER", or build one with `pmclip-deploy export`
+    no-such-folder: no such bundle folder; check the path, or build one with `pmclip-deploy export`
     """
 
     exit_code = 1

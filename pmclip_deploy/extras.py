@@ -8,10 +8,9 @@ from pmclip_deploy.errors import UsageError
 def step_to_install(extra: str) -> str:
     """What to do if a package of the extra is missing, in one line.
 
-    pip takes the pmclip-deploy that is installed already, from a checkout or from a wheel. It adds the packages of the extra, and no index
-    needs to hold pmclip-deploy.
+    No index holds pmclip-deploy, so the extra is installed from a clone.
     """
-    return f"install the extra `{extra}` with `pip install 'pmclip-deploy[{extra}]'`"
+    return f"install the extra `{extra}`: in a clone of the repository run `pip install '.[{extra}]'`"
 
 
 def need_extra(extra: str, what: str, *modules: str) -> None:

@@ -277,9 +277,9 @@ class Predictor:
         >>> pm.load().classify("scan.dcm", ["ct", "mri"]).labels[0].label
         'ct'
         """
-        from pmclip_deploy.classify import classification
+        from pmclip_deploy.classify import Classifier
 
-        return classification(self, image, labels, examples, method, templates, frame, window)
+        return Classifier(self, labels, examples, method, templates)(image, frame, window)
 
     def similarity(self, image: Floats, bank: Floats) -> dict[str, NDArray[Any]]:
         """(B, D) f32, (N, D) f32 -> score, index and log_sum_exp of the bundle's graph "labels", whose bank this is."""
@@ -418,7 +418,8 @@ class Predictor:
         if self.manifest.head is None:
             raise UsageError(
                 f"bundle {self.manifest.name} has no head, so it embeds images and texts and answers no question",
-                "use embed_image and embed_text, or export a checkpoint with a head from `pmclip-deploy train vqa`",
+                "compare labels with `pmclip-deploy classify`, find images with `search`, or export a checkpoint that has a head from "
+                "`pmclip-deploy train vqa`",
             )
         return self.manifest.head
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pmclip_deploy.atomic import write_errors, written, written_into
 from pmclip_deploy.bundle.checks import no_constant, no_twin
 from pmclip_deploy.bundle.files import sha256_of_file
-from pmclip_deploy.bundle.names import SIGNATURES
+from pmclip_deploy.bundle.names import MANIFEST, SIGNATURES
 from pmclip_deploy.errors import BundleError
 from pmclip_deploy.spec import CHECKPOINT_SCHEMA
 from pmclip_deploy.train.backbones import BACKBONES
@@ -154,7 +154,9 @@ def read_checkpoint(folder: Path) -> tuple[Checkpoint, dict[str, Tensor]]:
         meta = json.loads(text, parse_constant=no_constant, object_pairs_hook=no_twin)
         tensors = rounded_tensors(folder)
     except FileNotFoundError as error:
-        raise BundleError(f"{error.filename or folder}: not found", "a checkpoint is a folder made by `pmclip-deploy train`") from None
+        raise BundleError(f"{error.filename or folder}: not found", step_to_checkpoint(folder)) from None
+    except NotADirectoryError:
+        raise BundleError(f"{folder}: a file, not the folder of a checkpoint", step_to_checkpoint(folder)) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError):
         raise BundleError(f"{folder}: not a readable checkpoint", "make it again with `pmclip-deploy train`") from None
     if not isinstance(meta, dict) or meta.get("schema") != CHECKPOINT_SCHEMA or str(meta.get("backbone")) not in BACKBONES:
@@ -162,6 +164,15 @@ def read_checkpoint(folder: Path) -> tuple[Checkpoint, dict[str, Tensor]]:
     if wrong := [key for key, kind in ALWAYS.items() if not isinstance(meta.get(key), kind)]:
         raise BundleError(f"{folder / 'checkpoint.json'}: {wrong[0]} is missing or wrong", "make it again with `pmclip-deploy train`")
     return cast(Checkpoint, meta), {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
+
+
+def step_to_checkpoint(path: Path) -> str:
+    """What to do with a file or folder that is no checkpoint."""
+    if path.is_file() or any((path / name).is_file() for name in ("config.json", "open_clip_config.json")):
+        return f"if these are published weights, `pmclip-deploy import {path} --output CHECKPOINT` makes a checkpoint of them"
+    if (path / MANIFEST).is_file():
+        return "it is a bundle; give the checkpoint that it was exported from"
+    return "a checkpoint is a folder made by `pmclip-deploy train` or `import`"
 
 
 def rounded_tensors(folder: Path) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ No patient attribute is kept: groups are numbers, the Patient ID that makes them
 import csv
 import hashlib
 import hmac
+import io
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,12 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pmclip_deploy.bundle.names import SIGNATURES
+from pmclip_deploy.console import counted
 from pmclip_deploy.errors import InputError, NoPictureError
 from pmclip_deploy.files import files_below
 from pmclip_deploy.imaging.dicom_file import patient_from_dicom
 from pmclip_deploy.imaging.picture import Picture
 from pmclip_deploy.imaging.read import picture_from_path
 from pmclip_deploy.predictor import Predictor
+from pmclip_deploy.texts import text_of_file
 from pmclip_deploy.train.lookalikes import are_in, chained, joined, pairs_alike, read_signatures, signature
 
 LABELS = {**dict.fromkeys(("positive", "yes", "1", "true"), True), **dict.fromkeys(("negative", "no", "0", "false"), False)}
@@ -62,7 +65,7 @@ class Samples:
     grouped: dict[str, int]  # how the groups were made, and of how many pictures
     alike: int  # pairs of look-alikes of two groups, which were joined
     disagreeing: int  # pairs of look-alikes with different labels
-    first_broken: str | None
+    broken: tuple[str, ...]  # what is wrong with each file that cannot be read
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +91,7 @@ def labelled_from_path(images: Path) -> list[Labelled]:
     for positive, what in ((True, "with the finding"), (False, "without it")):
         count = sum(row.positive is positive for row in rows)
         if count < LEAST:
-            raise InputError(f"{images}: {count} pictures {what}", f"{LEAST} of each are needed, so {LEAST - count} are missing")
+            raise InputError(f"{images}: {counted(count, 'picture')} {what}", f"{LEAST} of each are needed, so {LEAST - count} are missing")
     return rows
 
 
@@ -100,7 +103,7 @@ def samples_from_rows(predictor: Predictor, rows: Sequence[Labelled], defaults: 
         raise InputError(f"{broken[0]} ({len(broken)} of {len(rows)} files cannot be read, more than {BROKEN_SHARE:.0%})")
     if not read:
         raise InputError(
-            f"none of {len(rows)} files can be used: {_said(left)}",
+            f"none of {counted(len(rows), 'file')} can be used: {_said(left)}",
             "where files do not say modality and body region, --modality and --region do",
         )
     pairs = pairs_alike(np.stack([one.signature for one in read]))
@@ -122,7 +125,7 @@ def samples_from_rows(predictor: Predictor, rows: Sequence[Labelled], defaults: 
         grouped=dict(Counter(read[i].by for i in kept)),
         alike=sum(by_key[i] != by_key[j] for i, j in pairs),
         disagreeing=sum(read[i].row.positive != read[j].row.positive for i, j in pairs if read[i].digest != read[j].digest),
-        first_broken=str(broken[0]) if broken else None,
+        broken=tuple(map(str, broken)),
     )
 
 
@@ -139,26 +142,24 @@ def _from_folder(folder: Path) -> list[Labelled]:
     for entry in classes:
         files, unlisted = files_below(entry)
         if unlisted:
-            raise unlisted[0]
+            raise next(iter(unlisted.values()))
         rows += [Labelled(file, LABELS[entry.name.lower()]) for file in files]
     return rows
 
 
 def _from_table(path: Path) -> list[Labelled]:
     """Only the three columns are read; what else stands in the table is not looked at, and no cell is quoted in a message."""
+    file = io.StringIO(text_of_file(path, "give a folder, or a table path,label,group"), newline="")
+    delimiter = max(",;\t", key=file.readline().count)
+    file.seek(0)
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            first = file.readline()
-            file.seek(0)
-            table = csv.DictReader(file, delimiter=";" if first.count(";") > first.count(",") else ",", strict=True)
-            names = {name.strip().lower(): name for name in table.fieldnames or () if name}
-            if not {"path", "label"} <= set(names):
-                raise InputError(f"{path}: its first line does not name the columns path and label (and, if there are any, group)")
-            return [_labelled(path, table.line_num, {key: row.get(name) for key, name in names.items()}) for row in table]
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})", "give a folder, or a table path,label,group") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: not a table in CSV and UTF-8 ({type(error).__name__})", "save it as that") from None
+        table = csv.DictReader(file, delimiter=delimiter, strict=True)
+        names = {name.strip().lower(): name for name in table.fieldnames or () if name}
+        if not {"path", "label"} <= set(names):
+            raise InputError(f"{path}: its first line does not name the columns path and label (and, if there are any, group)")
+        return [_labelled(path, table.line_num, {key: row.get(name) for key, name in names.items()}) for row in table]
+    except csv.Error as error:
+        raise InputError(f"{path}: not a table in CSV ({error})", "save it as CSV") from None
 
 
 def _labelled(path: Path, line: int, row: dict[str, str | None]) -> Labelled:

@@ -20,13 +20,20 @@ from pmclip_deploy.atomic import write_errors, written_folder
 from pmclip_deploy.bundle.files import name_of_output, sha256_of_file
 from pmclip_deploy.errors import BundleError, PmclipError, UsageError
 from pmclip_deploy.train.backbones import BACKBONES, backbone_named
-from pmclip_deploy.train.backbones.base import Backbone, Tensors
+from pmclip_deploy.train.backbones.base import ACTIVATIONS, Backbone, Tensors
 from pmclip_deploy.train.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
 from pmclip_deploy.train.contrastive import scale_of
+from pmclip_deploy.train.foreign import kind_of_file, kind_of_tensors
 from pmclip_deploy.train.pickles import Costly, check_pickles
 
 FILES = {"model.safetensors", "checkpoint.json", "tokenizer.json"}  # of a checkpoint
 HUGGING_FACE_FILES = ("model.safetensors", "pytorch_model.bin")
+SHARDS = tuple(f"{name}.index.json" for name in HUGGING_FACE_FILES)  # which names them
+OPEN_CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+CONFIGS = {"config.json": HUGGING_FACE_FILES + SHARDS, "open_clip_config.json": OPEN_CLIP_FILES}  # and the weights that each is about
+WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "net", "weights")  # keys of training checkpoints
+ANCHORS = ("visual.conv1.weight", "vision_model.embeddings.patch_embedding.weight")  # what stands before one is before all
+ADDED = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")  # by torch, anywhere in a name
 NAMED = 3  # tensors that a message names
 
 Shapes = dict[str, tuple[int, ...]]
@@ -40,16 +47,31 @@ class Weights:
     kind: str
     file: Path
     tensors: Tensors
-    config: Config | None  # what stands beside them, in a Hugging Face folder
+    config: Config | None  # the config.json or open_clip_config.json beside them
+    config_file: Path = Path("config.json")
+    shards: tuple[Path, ...] = ()  # if ``file`` only names them
 
 
-def import_weights(source: Path, output: Path, backbone: str | None = None, name: str | None = None) -> Checkpoint:
+@dataclass(frozen=True)
+class Chosen:
+    """An activation, and who says so."""
+
+    activation: str
+    by: str
+
+
+def import_weights(
+    source: Path, output: Path, backbone: str | None = None, name: str | None = None, activation: str | None = None
+) -> Checkpoint:
     """Writes ``source`` as a checkpoint to ``output``, all of it or nothing; returns what checkpoint.json says.
 
     ``source`` is OpenAI's TorchScript archive or state dict, PubMedCLIP's training checkpoint, open_clip's state dict, or a
-    Hugging Face ``CLIPModel`` (file or folder); its content tells which. Floats of any width are stored in fp16. Raises
-    BundleError where the file is unreadable, would run code, or does not hold the backbone; UsageError for bad arguments.
+    Hugging Face ``CLIPModel`` (file or folder, in shards too); its content tells which. Floats of any width are stored in fp16.
+    ``activation`` is "quick_gelu" or "gelu"; by default what config.json or open_clip_config.json says, or else OpenAI's quick_gelu.
+    Raises BundleError where the file is unreadable, would run code, or does not hold the backbone; UsageError for bad arguments.
     """
+    if activation is not None and activation not in ACTIVATIONS:
+        raise UsageError(f"activation {activation[:60]!r} is unknown", f"choose one of {', '.join(ACTIVATIONS)}")
     wanted = backbone_named(backbone) if backbone else None
     if wanted and not wanted.importable:
         raise UsageError(f"backbone {wanted.name} has no published weights to import", f"choose one of {_names()}")
@@ -67,6 +89,7 @@ def import_weights(source: Path, output: Path, backbone: str | None = None, name
     except Exception as error:  # whatever a damaged or hostile file makes its reader raise
         raise _unreadable(source, error) from error
     spec, tensors = fitted(weights, wanted)
+    spec, chosen = _activated(spec, weights, activation)
     meta: Checkpoint = {
         "name": name,
         "version": "0.1.0",
@@ -78,6 +101,8 @@ def import_weights(source: Path, output: Path, backbone: str | None = None, name
                 "kind": weights.kind,
                 "source": weights.file.name,
                 "sha256": sha256_of_file(weights.file),
+                **({"shards": {path.name: sha256_of_file(path) for path in weights.shards}} if weights.shards else {}),
+                **({"activation": chosen.activation, "activation_from": chosen.by} if chosen else {}),
                 "licence": "the user's: these weights were brought by whoever imported them, under their own terms",
             }
         },
@@ -91,55 +116,134 @@ def import_weights(source: Path, output: Path, backbone: str | None = None, name
 
 def weights_from_file(source: Path) -> Weights:
     """Reads without running anything: safetensors, a pickle of tensors alone, or the data of a TorchScript archive."""
-    config = None
-    if source.is_dir():
-        source, config = _file_of_folder(source)
+    source = _file_of_folder(source) if source.is_dir() else source
     if not source.is_file():
         raise BundleError(f"{source}: not found", "pass the weights' file, or a Hugging Face folder with config.json")
-    with source.open("rb") as file:
-        head = file.read(9)
-    safetensors = len(head) == 9 and head[8:] == b"{" and int.from_bytes(head[:8], "little") <= source.stat().st_size
-    if not safetensors:
-        check_pickles(source)
-    if head.startswith(b"PK\x03\x04"):
-        scripted = _check_archive(source)
-        data = _tensors_from_torchscript(source) if scripted else torch.load(source, map_location="cpu", weights_only=True)
-    elif safetensors:
-        scripted, data = False, load_file(source)
-    else:
-        scripted, data = False, torch.load(source, map_location="cpu", weights_only=True)
+    shards = _shards(source) if source.name in SHARDS else ()
+    scripted, data = _loaded(source) if not shards else (False, {k: v for shard in shards for k, v in _loaded(shard)[1].items()})
 
     kind = "OpenAI TorchScript archive" if scripted else "state dict with OpenAI's names"
-    if isinstance(data, Mapping) and isinstance(data.get("state_dict"), Mapping):
-        kind = "PubMedCLIP training checkpoint" if "optimizer_state_dict" in data else "training checkpoint with OpenAI's names"
-        data = data["state_dict"]
+    while isinstance(data, Mapping) and (inside := [data[key] for key in WRAPPERS if isinstance(data.get(key), Mapping)]):
+        kind = "training checkpoint with OpenAI's names"
+        if "optimizer_state_dict" in data and "state_dict" in data:
+            kind = "PubMedCLIP training checkpoint"
+        elif "pytorch-lightning_version" in data:
+            kind = "PyTorch Lightning checkpoint"
+        data = inside[0]
     tensors = {k: v for k, v in data.items() if isinstance(k, str) and isinstance(v, Tensor)} if isinstance(data, Mapping) else {}
     if not tensors:
         raise BundleError(f"{source}: holds no named tensors", "pass a state dict, a training checkpoint or a safetensors file")
     if all(k.startswith("module.") for k in tensors):  # of torch's DataParallel, as open_clip saves it
-        kind, tensors = "open_clip state dict", {k.removeprefix("module."): v for k, v in tensors.items()}
+        kind = "open_clip state dict"
+    tensors = _without_prefix(tensors, source)
     families = {type(b): b for b in _importable()}.values()
     renamed = [named for family in families if (named := family.from_published(tensors)) is not None]
     made_by, tensors = max(renamed, key=lambda named: max(_likeness(named[1]).values()), default=(None, tensors))
-    return Weights(made_by or kind, source, tensors, config)
+    return Weights(made_by or kind, source, tensors, *_config_beside(source, made_by is not None), shards)
 
 
-def _file_of_folder(folder: Path) -> tuple[Path, Config]:
-    """(the weights in a Hugging Face folder, its config.json), once that is one backbone's at least."""
+def _loaded(source: Path) -> tuple[bool, Any]:
+    """(whether it is a TorchScript archive, what it holds)"""
+    with source.open("rb") as file:
+        head = file.read(9)
+    if said := kind_of_file(head):
+        raise BundleError(f"{source}: is {said[0]}", said[1])
+    if len(head) == 9 and head[8:] == b"{" and int.from_bytes(head[:8], "little") <= source.stat().st_size:
+        return False, load_file(source)
+    scripted = head.startswith(b"PK\x03\x04") and _check_archive(source)
+    check_pickles(source)
+    if scripted:
+        return True, _tensors_from_torchscript(source)
+    return False, torch.load(source, map_location="cpu", weights_only=True)
+
+
+def _without_prefix(tensors: Tensors, source: Path) -> Tensors:
+    """Without what wrappers put before or into names: ``module.``, ``model.``, ``clip.``, ``_orig_mod.`` and their like, in any order."""
+    for added in ADDED:
+        tensors = {k.replace(added, ""): v for k, v in tensors.items()}
+    before = sorted({k[: -len(anchor)] for k in tensors for anchor in ANCHORS if k == anchor or k.endswith(f".{anchor}")})
+    if len(before) > 1:
+        named = _first([of or "(nothing)" for of in before])
+        raise BundleError(f"{source}: holds several models, named {named}", "save the tensors of one alone")
+    if not before:
+        return {k.removeprefix("module."): v for k, v in tensors.items()}
+    return {k.removeprefix(before[0]): v for k, v in tensors.items()}
+
+
+def _file_of_folder(folder: Path) -> Path:
+    """The weights in a Hugging Face folder, once its config.json is one backbone's at least."""
     if (folder / "checkpoint.json").is_file():
         raise BundleError(f"{folder}: is a checkpoint already", "use it as it is")
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BundleError(f"{folder}: has no config.json, so it is no Hugging Face folder", "pass the weights' file") from None
+    if (folder / "adapter_config.json").is_file():
+        raise BundleError(f"{folder}: is a LoRA adapter", "merge it into its base model, and save that")
+    for config, files in CONFIGS.items():
+        if there := [name for name in files if (folder / name).is_file() and (folder / config).is_file()]:
+            _refuse_misfit(folder / config, _config(folder / config))  # before gigabytes are read
+            return folder / there[0]
+    for config, files in CONFIGS.items():
+        if (folder / config).is_file():
+            _refuse_misfit(folder / config, _config(folder / config))
+            raise BundleError(f"{folder}: has none of {', '.join(files)}", "pass the weights' file")
+    raise BundleError(f"{folder}: has no config.json, so it is no Hugging Face folder", "pass the weights' file")
+
+
+def _config_beside(file: Path, of_hugging_face: bool) -> tuple[Config | None, Path]:
+    """(what the config.json of Hugging Face or open_clip says that stands beside a file, its path)"""
+    named = [name for name, files in CONFIGS.items() if file.name in files]
+    for name in named or (["config.json"] if of_hugging_face else reversed(list(CONFIGS))):
+        if not (path := file.with_name(name)).is_file():
+            continue
+        config = _config(path)
+        if not named and not of_hugging_face and "model_cfg" not in config and config.get("model_type") != "clip":
+            continue  # of something else in a folder of all kinds
+        _refuse_misfit(path, config)
+        beside = file.with_name("preprocessor_config.json")
+        pixels = _config(beside) if name == "config.json" and beside.is_file() else {}
+        return {"preprocess_cfg": {key: pixels[f"image_{key}"] for key in ("mean", "std") if f"image_{key}" in pixels}, **config}, path
+    return None, Path("config.json")
+
+
+def _config(path: Path) -> Config:
+    config = json.loads(path.read_bytes())
     config = config if isinstance(config, dict) else {}
-    misfits = [b.misfit(config) for b in _importable()]
+    return {"model_cfg": config} if "vision_cfg" in config else config  # as open_clip's own model_configs have it
+
+
+def _refuse_misfit(path: Path, config: Config) -> None:
+    misfits = [b.misfit(config) for b in _importable() if b.activation in (None, ACTIVATIONS[0])]
     if all(misfits):
-        raise BundleError(f"{folder / 'config.json'}: fits none of {_names()}: {', '.join(dict.fromkeys(filter(None, misfits)))}")
-    for name in HUGGING_FACE_FILES:
-        if (folder / name).is_file():
-            return folder / name, config
-    raise BundleError(f"{folder}: has none of {', '.join(HUGGING_FACE_FILES)}", "pass the weights' file")
+        raise BundleError(f"{path}: fits none of {_names()}: {', '.join(dict.fromkeys(filter(None, misfits)))}")
+
+
+def _shards(index: Path) -> tuple[Path, ...]:
+    """The files that a Hugging Face index names, in its folder. Raises BundleError if one is missing."""
+    names = sorted({str(name) for name in json.loads(index.read_bytes())["weight_map"].values()})
+    if wrong := [name or '""' for name in names if not name or Path(name).name != name]:
+        raise BundleError(f"{index}: names {_first(wrong)}, which is no file beside it", "get the folder again")
+    if missing := [name for name in names if not index.with_name(name).is_file()]:
+        raise BundleError(f"{index}: {len(missing)} of its {len(names)} files are missing: {_first(missing)}", "get the folder again")
+    return tuple(index.with_name(name) for name in names)
+
+
+def _activated(spec: Backbone, weights: Weights, wanted: str | None) -> tuple[Backbone, Chosen | None]:
+    """(the backbone with the activation that was trained, who says which that is)"""
+    if spec.activation is None:
+        if wanted is not None:
+            raise UsageError(f"backbone {spec.name} has one activation only", "leave out --activation")
+        return spec, None
+    try:
+        told = None if weights.config is None else spec.activation_of(weights.config)
+    except ValueError as error:
+        if wanted is None:
+            raise BundleError(f"{weights.config_file}: {error}") from None
+        told = None
+    if wanted is not None:
+        chosen = Chosen(wanted, "--activation")
+    elif told is not None:
+        chosen = Chosen(told, weights.config_file.name)
+    else:
+        chosen = Chosen(spec.activation, "assumed" if spec.activation == ACTIVATIONS[0] else "--backbone")
+    return spec.with_activation(chosen.activation), chosen
 
 
 def _check_archive(path: Path) -> bool:
@@ -234,7 +338,7 @@ def _importable() -> list[Backbone]:
 
 
 def _names() -> str:
-    return ", ".join(b.name for b in _importable())
+    return ", ".join(b.name for b in _importable() if b.activation in (None, ACTIVATIONS[0]))
 
 
 @cache
@@ -255,6 +359,8 @@ def fitted(weights: Weights, wanted: Backbone | None) -> tuple[Backbone, Tensors
     likeness = _likeness(weights.tensors)
     nearest = BACKBONES[max(likeness, key=lambda name: likeness[name])]
     spec = wanted or nearest
+    if likeness[nearest.name] < 0.9 and (said := kind_of_tensors(found)):
+        raise BundleError(f"{weights.file}: is {said[0]}; it fits none of {_names()}", said[1])
     if likeness[nearest.name] < 0.1:
         raise BundleError(
             f"{weights.file}: fits none of {_names()} ({len(found)} tensors, first {_first(sorted(found))})", "give one's published weights"
@@ -264,7 +370,7 @@ def fitted(weights: Weights, wanted: Backbone | None) -> tuple[Backbone, Tensors
             f"{weights.file}: these are weights of {nearest.name}, not of {spec.name}", "leave --backbone out or give that one"
         )
     if weights.config is not None and (misfit := spec.misfit(weights.config)):
-        raise BundleError(f"{weights.file.with_name('config.json')}: {misfit}")
+        raise BundleError(f"{weights.config_file}: {misfit}")
 
     expected = _shapes(spec)
     # Counts of batches that torch's batch norm only counts; older files lack them.
@@ -314,7 +420,7 @@ def _unreadable(source: Path, error: Exception) -> BundleError:
             f"{source}: names {refused[1]}, which no file of tensors needs and which could run code, so it is refused",
             "get the weights as safetensors or as a state dict",
         )
-    return BundleError(f"{source}: no weights that can be read, or a damaged file ({type(error).__name__})", "get it again")
+    return BundleError(f"{source}: no weights that can be read, or a damaged file", "get it again")
 
 
 # Writing.

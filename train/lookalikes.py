@@ -69,7 +69,7 @@ def read_signatures(folder: Path) -> NDArray[np.uint8]:
     try:
         rows: NDArray[Any] = np.load(folder / SIGNATURES, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise BundleError(f"{folder / SIGNATURES}: cannot be read ({type(error).__name__})", "copy the bundle again") from error
+        raise BundleError(f"{folder / SIGNATURES}: cannot be read", "copy the bundle again") from error
     if rows.ndim != 2 or rows.shape[1] != SIDE * SIDE // 8 or rows.dtype != np.uint8:
         raise BundleError(f"{folder / SIGNATURES}: holds no signatures of pictures", "export the bundle again")
     return rows

@@ -52,7 +52,7 @@ def check_pickle(file: IO[bytes]) -> None:
         name, size = opcode.name, 1
         try:
             if name in GETS:
-                size = memo[int(argument)]
+                size = memo[int(str(argument))]
             elif name == "DUP":
                 size = stack[-1]
             elif name in PUTS or name == "MEMOIZE":
@@ -64,7 +64,8 @@ def check_pickle(file: IO[bytes]) -> None:
             elif name in TUPLES or name == "TUPLE":
                 size = 1 + sum(_taken(stack) if name == "TUPLE" else [stack.pop() for _ in range(TUPLES[name])])
             elif name in ("LONG1", "LONG4"):
-                size = 1 + int(argument).bit_length() // 64 * KEY  # wider ones can be chosen to have one hash
+                bits = argument.bit_length() if isinstance(argument, int) else 0
+                size = 1 + bits // 64 * KEY  # wide ones can be chosen to have one hash
             else:
                 before = [str(kind) for kind in opcode.stack_before]
                 many = _taken(stack) if "mark" in before else []

@@ -16,8 +16,9 @@ from tokenizers import Tokenizer
 from pmclip_deploy.atomic import write_errors
 from pmclip_deploy.bundle.names import SIGNATURES, TOKENIZER
 from pmclip_deploy.console import print_error
-from pmclip_deploy.errors import InputError, PmclipError, UsageError
+from pmclip_deploy.errors import PmclipError, UsageError
 from pmclip_deploy.questions import lexicon
+from pmclip_deploy.texts import lines_of_file, text_of_file
 from pmclip_deploy.train.checkpoint import read_checkpoint, save_checkpoint
 from pmclip_deploy.train.datasets import questions_from_folder
 from pmclip_deploy.train.kinds import PHRASES
@@ -52,21 +53,14 @@ def texts_of(datasets: Sequence[Path], files: Sequence[Path] = ()) -> list[str]:
     """Questions and answers of the datasets' training splits, the lines of text files, and every word that we know by name."""
     rows = [row for folder in datasets for row in questions_from_folder(folder, "train")]
     files = [*files, Path(lexicon.__file__).with_name("lexicon.txt"), *sorted(PHRASES.glob("*.*"))]
-    known = [line for file in files for line in _text_of(file).splitlines()]
+    known = [line for file in files for _, line in lines_of_file(file, "give a text file in UTF-8")]
     return [*(text for row in rows for text in (row.question, row.answer)), *known]
-
-
-def _text_of(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{file}: cannot be read ({type(error).__name__})", "give a text file in UTF-8") from None
 
 
 def rewrite(checkpoint: Path, data: Sequence[Path], text: Sequence[Path], pieces: int, output: Path) -> dict[str, int]:
     """Writes the checkpoint to ``output`` with a smaller tokenizer. Raises InputError, UsageError and BundleError."""
     meta, tensors = read_checkpoint(checkpoint)
-    before = _text_of(checkpoint / TOKENIZER)
+    before = text_of_file(checkpoint / TOKENIZER, "give a checkpoint")
     after = fewer_pieces(before, [*texts_of(data, text), *meta.get("answers", ())], pieces)
     meta["provenance"]["wordpieces"] = {"data": [path.name for path in (*data, *text)], "pieces": pieces}
     with write_errors(f"{output}: the checkpoint", "make room, or give another --output"), TemporaryDirectory() as scratch:

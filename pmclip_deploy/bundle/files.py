@@ -39,10 +39,10 @@ def manifest_from_bundle(path: Path) -> Manifest:
     """Reads and checks manifest.json; the other files are not opened."""
     file = Path(path) / MANIFEST
     if not Path(path).is_dir():
-        raise BundleError(f"{path}: no such bundle folder", 'pass bundle="FOLDER", or build one with `pmclip-deploy export`')
+        raise BundleError(f"{path}: no such bundle folder", "check the path, or build one with `pmclip-deploy export`")
     try:
         if not file.is_file():  # a device or a pipe is not read
-            raise BundleError(f"{file}: missing, so this folder is no bundle", NEXT_STEP)
+            raise BundleError(f"{file}: missing, so this folder is no bundle", _step_to_bundle(path))
         if file.stat().st_size > MAX_MANIFEST_BYTES:
             raise BundleError(f"{file}: larger than a manifest can be", NEXT_STEP)
         manifest = Manifest.from_json(json.loads(file.read_bytes(), parse_constant=no_constant, object_pairs_hook=no_twin))
@@ -56,6 +56,15 @@ def manifest_from_bundle(path: Path) -> Manifest:
     except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
         raise BundleError(f"{file}: not a usable manifest, {_line(error)}", NEXT_STEP) from error
     return manifest
+
+
+def _step_to_bundle(folder: Path) -> str:
+    """What to do with a folder that holds something else."""
+    if (folder / "checkpoint.json").is_file():
+        return f"it is a checkpoint; `pmclip-deploy export {folder}` makes a bundle of it"
+    if (folder / "config.json").is_file():
+        return f"published weights need `pmclip-deploy import {folder} --output CHECKPOINT`, then `pmclip-deploy export CHECKPOINT`"
+    return NEXT_STEP
 
 
 def verify_bundle(
@@ -128,7 +137,7 @@ def rows_from_bundle(path: Path | None, manifest: Manifest, name: str, count: in
     try:
         rows = np.load(io.BytesIO(content_of_file(path, manifest, name)), allow_pickle=False)
     except (ValueError, EOFError) as error:
-        raise BundleError(f"{path}: {name} cannot be read ({type(error).__name__})", "copy the bundle again") from error
+        raise BundleError(f"{path}: {name} cannot be read", "copy the bundle again") from error
     if rows.shape != (count, width) or rows.dtype != np.float32 or not np.isfinite(rows).all():
         raise BundleError(f"{path}: {name} is not {count} x {width} numbers", "export the bundle again")
     return np.asarray(rows)

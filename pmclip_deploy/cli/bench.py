@@ -11,7 +11,7 @@ import typer
 from pmclip_deploy.atomic import write, write_errors
 from pmclip_deploy.cli.options import Bundle, Device, Images, Json, check_choice, check_data_and_images, finite
 from pmclip_deploy.cli.output import print_json, print_notes
-from pmclip_deploy.console import one_line
+from pmclip_deploy.console import counted, one_line
 from pmclip_deploy.errors import ParityError, UsageError
 
 if TYPE_CHECKING:
@@ -166,7 +166,8 @@ def _print_stamp(environment: Any) -> None:
     jetson = environment["jetson"]
     lines = [
         f"machine  {environment['platform']}, Python {environment['python']}",
-        f"cpu      {cpu['name']}, {cpu['usable']} of {cpu['logical']} usable, {environment['threads']} threads, {' '.join(cpu['flags'])}",
+        f"cpu      {cpu['name']}, {cpu['usable']} of {cpu['logical']} usable, {counted(environment['threads'], 'thread')}, "
+        f"{' '.join(cpu['flags'])}",
         *(f"gpu      {gpu}" for gpu in gpus or ["nvidia-smi lists none"]),
         *([f"jetson   {', '.join(f'{name} {value}' for name, value in jetson.items() if value)}"] if jetson else []),
         f"versions {', '.join(f'{name} {version}' for name, version in environment['packages'].items())}",

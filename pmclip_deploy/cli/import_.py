@@ -22,6 +22,14 @@ def import_(
             help="Name of the backbone, such as ViT-B/32. Default: the backbone that fits the shapes of the weights.", show_default=False
         ),
     ] = None,
+    activation: Annotated[
+        str | None,
+        typer.Option(
+            help="quick_gelu (OpenAI, PubMedCLIP) or gelu (LAION, DataComp). Default: the one that config.json beside the weights names, "
+            "or else quick_gelu.",
+            show_default=False,
+        ),
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the model. Default: the name of the output folder.", show_default=False)] = None,
     as_json: Json = False,
 ) -> None:
@@ -29,7 +37,7 @@ def import_(
     need_extra("train", "this command", "torch", "open_clip", "safetensors")
     from pmclip_deploy.train.importing import import_weights
 
-    meta = import_weights(weights, output, backbone, name)
+    meta = import_weights(weights, output, backbone, name, activation)
     made = meta["provenance"]["import"]
     if as_json:
         print_json(
@@ -37,3 +45,8 @@ def import_(
         )
     else:
         print(f"{meta['backbone']} from a {made['kind']}, checkpoint in {one_line(str(output))}")
+        if made.get("activation_from") == "assumed":
+            said = "assumed, since no config.json says it. If the model was trained with GELU, give --activation gelu"
+            print(f"activation: {made['activation']}, {said}")
+        elif "activation" in made:
+            print(f"activation: {made['activation']}, as {made['activation_from']} says")

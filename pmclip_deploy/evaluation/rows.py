@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from pmclip_deploy.bundle.checks import no_twin
 from pmclip_deploy.errors import InputError
+from pmclip_deploy.texts import lines_of_file
 
 Array = NDArray[Any]
 
@@ -40,15 +41,10 @@ def pictures_of(rows: Sequence[Row]) -> tuple[list[str], Array]:
 
 def rows_from_jsonl(path: Path, images: Path | None = None) -> list[Row]:
     """One row per line; with ``images``, every picture named must be there."""
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # not splitlines: JSON may hold U+2028
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})", "check the path") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: no UTF-8 text", "pass a file of JSON lines") from error
-    if path.suffix == ".json" and lines[0].lstrip().startswith("["):
+    lines = list(lines_of_file(path, "pass a file of JSON lines {image, question, answer}"))
+    if path.suffix == ".json" and lines and lines[0][1].lstrip().startswith("["):
         raise InputError(f"{path}: one JSON list, not JSON lines", f'of a dataset pass the folder, data="{path.parent}", and its split')
-    rows = [_row(line, f"{path}, line {number}", images) for number, line in enumerate(lines, 1) if line.strip()]
+    rows = [_row(line, f"{path}, line {number}", images) for number, line in lines]
     if not rows:
         raise InputError(f"{path}: holds no rows", "pass a file of JSON lines {image, question, answer}")
     return rows

@@ -101,8 +101,8 @@ def _bytes_from_file(file: BinaryFile) -> bytes:
         raise InputError(f"{where}: holds more than {MAX_BYTES >> 20} MiB", "save it, and give its path")
     except PmclipError:
         raise
-    except Exception as error:  # a file object's class raises what it likes
-        raise InputError(f"{where}: cannot be read ({type(error).__name__})", "give one that is open for reading, in binary mode") from None
+    except Exception:  # a file object's class raises what it likes
+        raise InputError(f"{where}: cannot be read", "give one that is open for reading, in binary mode") from None
     finally:
         if place is not None:
             with suppress(Exception):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pmclip_deploy.console import counted
 from pmclip_deploy.imaging.decoders.frame import CODECS, samples_from_codestream
 from pmclip_deploy.imaging.decoders.layout import Layout, Refused, native_samples
 from pmclip_deploy.imaging.dicom_file import DicomImage
@@ -122,7 +123,8 @@ def _layout_of_length(layout: Layout, frames: int, present: int, notes: list[str
         notes.append("the pixel data is as long as YBR_FULL is, not YBR_FULL_422, and is read as YBR_FULL")
         return full
     if needed > present:
-        need = f"{frames} frame(s) of {layout.rows} x {layout.columns} need {needed} bytes of pixels"
+        size = f"of {layout.rows} x {layout.columns}"
+        need = f"{counted(frames, f'frame {size} needs', f'frames {size} need')} {needed} bytes of pixels"
         raise Refused(f"it is cut short or its header lies: {need}, {present} are there")
     if any((present - padding) % (layout.pixels * frames) == 0 for padding in (0, 1, 2)):
         raise Refused(f"its header lies: it says {needed} bytes of pixels, and {present} are there, another number for each pixel")
@@ -147,11 +149,12 @@ def _codestream(image: DicomImage, index: int, frames: int) -> bytes:
             raise Refused("it is cut short: its compressed data ends before its declared length")
         file.seek(fragment.place + fragment.length)
         fragments.append(fragment)
-        if len(fragments) > MAX_FRAGMENTS + 1:
-            raise Refused(f"its compressed data is in more than {MAX_FRAGMENTS} pieces")
+        if len(fragments) > (most := min(MAX_FRAGMENTS, (1 << 16) + 16 * frames)) + 1:
+            raise Refused(f"its compressed data is in more than {most} pieces")
     table, fragments = fragments[:1], fragments[1:]
     if len(fragments) < frames:
-        raise Refused(f"it is cut short or its header lies: {frames} frame(s) are declared, {len(fragments)} compressed ones are there")
+        declared = counted(frames, "frame is declared", "frames are declared")
+        raise Refused(f"it is cut short or its header lies: {declared}, {len(fragments)} compressed ones are there")
     firsts = [*_first_fragments(image, frames, table[0], fragments), len(fragments)]
     parts = fragments[firsts[index] : firsts[index + 1]]
     frame = b"".join(_read(file, part) for part in parts)

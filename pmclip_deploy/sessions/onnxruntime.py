@@ -85,7 +85,7 @@ class OnnxRuntime(Backend):
         try:
             import_onnxruntime()
         except Exception as error:  # a broken shared library raises what it likes
-            here = f"onnxruntime cannot be imported ({type(error).__name__})"
+            here = f"onnxruntime cannot be imported ({_line(error)})"
             raise DeviceError(here, "install it with `pip install onnxruntime`") from error
 
     def version(self) -> str | None:

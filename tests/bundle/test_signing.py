@@ -322,7 +322,7 @@ def test_without_cryptography_the_error_says_what_to_install(
     monkeypatch.setitem(sys.modules, "cryptography", None)  # Python's own way to say that it is not there
     for command, key in zip(("sign", "verify"), keys, strict=True):
         code, out, err = run(command, bundle, "--key", key)
-        assert code == 2 and out == "" and is_one_line(err) and "pip install 'pmclip-deploy[sign]'" in err
+        assert code == 2 and out == "" and is_one_line(err) and "pip install '.[sign]'" in err
     assert run("verify", bundle)[0] == 0
     with pytest.raises(UsageError):
         public_key_from_pem(keys[1])

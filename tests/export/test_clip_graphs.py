@@ -93,9 +93,13 @@ def test_a_real_backbone_equals_pytorch(name: str) -> None:
     check_backbone(lively(name))
 
 
-def test_a_large_backbone_with_two_layers_equals_pytorch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(BACKBONES, "ViT-L/14", tiny_clip.shallow("ViT-L/14", tmp_path))
-    check_backbone(lively("ViT-L/14"))
+@pytest.mark.parametrize(("name", "gelu"), [("ViT-L/14", False), ("ViT-L/14-gelu", True)])
+def test_a_large_backbone_with_two_layers_equals_pytorch(name: str, gelu: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(BACKBONES, name, tiny_clip.shallow(name, tmp_path))
+    model = lively(name)
+    check_backbone(model)
+    for part in GRAPHS:
+        assert ("Gelu" in {node.op_type for node in graph(model, part).graph.node}) is gelu
 
 
 def check_backbone(model: Model) -> None:

@@ -23,7 +23,7 @@ from pmclip_deploy.bundle.names import MANIFEST, WORDS
 from pmclip_deploy.errors import BundleError, InputError, ParityError
 from pmclip_deploy.evaluation.evaluate import bundle_answerer, figures
 from pmclip_deploy.evaluation.rows import Row, pictures_of
-from pmclip_deploy.export import recipes
+from pmclip_deploy.export import pack, recipes
 from pmclip_deploy.export.gates import gate
 from pmclip_deploy.export.onnx_from_checkpoint import modules_from_checkpoint, onnx_from_modules
 from pmclip_deploy.export.pack import bundle_from_checkpoint
@@ -220,12 +220,70 @@ def test_answers_are_not_measured_twice(tmp_path: Path, pictures: Path, monkeypa
 @pytest.mark.slow("ranks every layer")
 def test_the_report_is_written(tmp_path: Path, pictures: Path, command: Any) -> None:
     folder = tiny_clip.checkpoint(tmp_path / "checkpoint", "tiny", tiny_clip.lively("tiny"))
-    options = ["--calibration-images", pictures, "--report", tmp_path / "report.html", "--json"]
+    options = ["--calibration-images", pictures, "--report", tmp_path / "report.html", "--rank-layers", "--json"]
     code, out, err = command("export", folder, "--output", tmp_path / "out", *options)
     assert code == 0, err
     document, page = json.loads(out), (tmp_path / "report.html").read_text()
     assert document["parity"]["answers"] is None and document["engines"] == {}
     assert "layer.0.up" in page and "<svg" in page and "passed" in page
+
+
+def test_a_report_without_the_ranking_quantises_no_layer_alone(
+    tmp_path: Path, pictures: Path, command: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recipes, "effects_of_layers", lambda *of, **more: pytest.fail("ranked unasked"))
+    folder = tiny_clip.checkpoint(tmp_path / "checkpoint", "tiny", tiny_clip.lively("tiny"))
+    options = ["--calibration-images", pictures, "--report", tmp_path / "report.html"]
+    code, _, err = command("export", folder, "--output", tmp_path / "out", *options)
+    assert code == 0 and "passed" in (tmp_path / "report.html").read_text()
+    said = [line.partition(" (")[0] for line in err.splitlines()]  # a line a stage, since this is no terminal
+    wanted = ["Reading the checkpoint", "Writing its graphs in fp32", "Calibrating the image tower", "Comparing with fp32"]
+    wanted += ["Measuring the speed"]
+    assert [line for line in said if line in wanted] == wanted
+    for more in (["--rank-layers"], ["--precision", "fp16", "--rank-layers", "--report", tmp_path / "r.html"]):
+        code, _, err = command("export", folder, "--output", tmp_path / "out", *more)
+        assert code == 2 and "--rank-layers is for the --report of an INT8 bundle" in err
+
+
+def test_what_is_wrong_at_the_start_is_said_before_any_work(
+    tmp_path: Path, pictures: Path, command: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tiny_clip.checkpoint(tmp_path / "checkpoint", "tiny", tiny_clip.lively("tiny"))
+    (tmp_path / "none").mkdir()
+    (tmp_path / "q.jsonl").write_text('{"image": "no.png", "question": "q", "answer": "a"}')
+    monkeypatch.setattr(pack, "onnx_from_modules", lambda *of, **more: pytest.fail("worked before it looked"))
+    for code, said, *options in (
+        (2, "has no calibration.json for these weights; pass --calibration-images FOLDER"),
+        (3, "none: no images (.jpg, .png, .dcm) to calibrate on", "--calibration-images", tmp_path / "none"),
+        (2, "has no findings to calibrate", "--calibration-findings", pictures),
+        (3, "no.png is missing", "--calibration-images", pictures, "--data", tmp_path / "q.jsonl", "--images", pictures),
+        (2, "r.html: the report cannot be written", "--calibration-images", pictures, "--report", tmp_path / "nowhere" / "r.html"),
+    ):
+        made = command("export", folder, "--output", tmp_path / "out", *options)
+        assert made.code == code and said in made.err
+
+
+def test_a_finished_calibration_outlives_ctrl_c(tmp_path: Path, pictures: Path) -> None:
+    folder = tiny_clip.checkpoint(tmp_path / "checkpoint", "tiny", tiny_clip.lively("tiny"))
+
+    def cut_off(items: Any, what: str) -> Any:
+        if what.startswith("Comparing"):
+            raise KeyboardInterrupt
+        return items
+
+    with pytest.raises(KeyboardInterrupt):
+        bundle_from_checkpoint(folder, tmp_path / "cut", "int8", calibration_images=pictures, progress=cut_off)
+    assert not (tmp_path / "cut").exists() and (folder / "calibration.json").is_file()
+
+    def stages(items: Any, what: str) -> Any:
+        assert not what.startswith("Calibrating")
+        return items
+
+    made = bundle_from_checkpoint(folder, tmp_path / "again", "int8", progress=stages)
+    other = tiny_clip.checkpoint(tmp_path / "other", "tiny", tiny_clip.lively("tiny"))
+    whole = bundle_from_checkpoint(other, tmp_path / "whole", "int8", calibration_images=pictures)
+    assert made.manifest.files == whole.manifest.files
+    assert (folder / "calibration.json").read_bytes() == (other / "calibration.json").read_bytes()
 
 
 # Faults.
@@ -301,9 +359,59 @@ def no_numbers(fault: Fault) -> None:
     fault.put("head", model)
 
 
+def answers_swapped(fault: Fault) -> None:
+    model = fault.graph("head")
+    next(n for n in model.graph.node if "answer" in n.output).output[0] = "answer.right"
+    model.graph.initializer.append(numpy_helper.from_array(np.array([1, 0, *range(2, 7)]), "order"))
+    model.graph.node.append(onnx.helper.make_node("Gather", ["answer.right", "order"], ["answer"], axis=1))
+    fault.put("head", model)
+
+
+def row_in_zeros(graph: str, table: str, row: int) -> Callable[[Fault], None]:
+    def plant(fault: Fault) -> None:
+        model = fault.graph(graph)
+        for weight in model.graph.initializer:
+            if weight.name == table:
+                rows = numpy_helper.to_array(weight).copy()
+                rows[row] = 0
+                weight.CopyFrom(numpy_helper.from_array(rows, table))
+        fault.put(graph, model)
+
+    return plant
+
+
+def another_case(fault: Fault) -> None:
+    data = json.loads(fault.files["tokenizer.json"])  # type: ignore[arg-type]
+    parts = data["normalizer"]["normalizers"]
+    data["normalizer"]["normalizers"] = [part for part in parts if part["type"] != "Lowercase"]
+    assert len(parts) > len(data["normalizer"]["normalizers"])
+    fault.files["tokenizer.json"] = json.dumps(data).encode()
+
+
+def other_scale(fault: Fault) -> None:
+    fault.manifest = replace(fault.manifest, logit_scale=10 * fault.manifest.logit_scale)
+
+
+def labels_swapped(fault: Fault) -> None:
+    a, b, *others = fault.manifest.labels
+    fault.manifest = replace(fault.manifest, labels=(b, a, *others))
+
+
+LABELS = ("ct", "mri", "plain film")
+position_lost, word_lost = row_in_zeros("text", "places.weight", 60), row_in_zeros("text", "words.weight", 40000)
+own_word_lost = row_in_zeros("head", "question.words.weight", 5)
+
+
 @pytest.mark.parametrize(
     ("fault", "precision", "said"),
     [
+        (answers_swapped, "fp32", "head/answers to answer: a column is off"),
+        (own_word_lost, "fp32", "words/head.question.words: a row is off"),
+        (word_lost, "fp32", "words/text.words: a row is off"),
+        (position_lost, "fp32", "words/text.embeddings: a row is off"),
+        (another_case, "fp32", "tokenizer.json of the bundle"),
+        (other_scale, "fp32", "logit_scale of the bundle"),
+        (labels_swapped, "fp32", "kept/labels.npy: a row is off"),
         (wrong_mean, "fp32", "pixels differ by up to"),
         (other_resize, "fp32", "pixels differ"),
         (swapped_channels, "fp32", "image cosine"),
@@ -318,11 +426,11 @@ def test_a_planted_fault_fails_the_gate(fault: Callable[[Fault], None], precisio
     name = "tiny-resnet" if precision == "int8" else "tiny"
     model = tiny_clip.lively(name)
     folder = tmp_path / "checkpoint"
-    if fault in (words_in_another_order, no_numbers):
+    if fault in (words_in_another_order, no_numbers, answers_swapped, own_word_lost):
         tiny_clip.head_checkpoint(folder, name, "mevf", model=model)
     else:
         tiny_clip.checkpoint(folder, name, model)
-    exported(folder, tmp_path / "bundle", precision, "cpu", pictures)
+    exported(folder, tmp_path / "bundle", precision, "cpu", pictures, labels=LABELS if fault is labels_swapped else ())
     planted = Fault(folder, tmp_path / "bundle")
     planted.measured(tmp_path / "as it was")
     fault(planted)

@@ -262,7 +262,7 @@ def test_roco_keeps_the_licences_that_are_asked_for(tmp_path: Path) -> None:
         pairs_from_folder(tmp_path, "val", ["CC0"])
     (home / "licences.txt").unlink()
     assert len(pairs_from_folder(tmp_path, "val")) == 3
-    with pytest.raises(InputError, match=r"licences.txt: not found"):
+    with pytest.raises(InputError, match=r"licences.txt: cannot be read \(No such file"):
         pairs_from_folder(tmp_path, "val", ["CC BY"])
 
 

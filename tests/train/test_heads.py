@@ -208,11 +208,32 @@ def test_real_questions_find_their_words_in_glove(shared: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "content",
+    [
+        "heart 0.1 0.2\nlung 0.3 0.4\n",
+        "2 2\nheart 0.1 0.2 \nlung 0.3 0.4 \n",  # word2vec's program: a header, and a blank at each end
+        "heart\t0.1\t0.2\r\nlung\t0.3\t0.4\r\n",
+        ". . . 5 6\nheart 0.1 0.2\nat name@domain.com 7 8\nlung 0.3 0.4\n\n",  # glove.840B has such
+        "\x85 5 6\n\xa0 5 6\n  5 6\nheart 0.1 0.2\nlung 0.3 0.4",  # fastText's words are blanks of all kinds
+        "4 2\n1 2 5 6\n2 7 8\nheart 0.1 0.2\nlung 0.3 0.4",
+    ],
+)
+def test_word_vectors_in_every_form(content: str, tmp_path: Path) -> None:
+    (tmp_path / "vectors.txt").write_bytes(content.encode())
+    vectors = vectors_from_glove(tmp_path / "vectors.txt", Dictionary(("lung", "heart", "liver")))
+    assert vectors.tolist() == torch.tensor([[0.3, 0.4], [0.1, 0.2], [0, 0]]).tolist()
+
+
+@pytest.mark.parametrize(
     ("content", "says"),
     [
         (b"heart 0.1 0.2\nlung 0.3\n", "line 2 has 1 numbers"),
         (b"heart 0.1 0.2\nheart 0.1 x\n", "not in GloVe's text format"),
-        (b"\xff\xfe\x00heart", "not in GloVe's text format"),
+        (b"\xff\xfe\x00heart", "is UTF-16"),
+        (b"heart 0.1 nan\n", "line 1 is not in GloVe's text format"),
+        (b"cat 0.1 0.2\nheart 0.1 nan\n", "line 2 is not in GloVe's text format"),
+        (b"2 300\nheart 0.1 0.2\n", "line 2 has 2 numbers in place of 300"),
+        (b"3000000 300\nheart \x01\x80\x9a\xbf", "line 2: not UTF-8"),
         (b"", "no word of the questions"),
         (b"cat 0.1 0.2\n", "no word of the questions"),
         (None, "cannot be read"),

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-torch = pytest.importorskip("torch", reason="needs torch: pip install 'pmclip-deploy[train]'")
-pytest.importorskip("open_clip", reason="needs open_clip: pip install 'pmclip-deploy[train]'")
-pytest.importorskip("skimage", reason="needs scikit-image's photographs: pip install 'pmclip-deploy[train]'")
+torch = pytest.importorskip("torch", reason="needs torch: pip install '.[train]'")
+pytest.importorskip("open_clip", reason="needs open_clip: pip install '.[train]'")
+pytest.importorskip("skimage", reason="needs scikit-image's photographs: pip install '.[train]'")
 
 from pmclip_deploy.errors import InputError
 from pmclip_deploy.spec import Preprocess

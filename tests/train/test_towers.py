@@ -1,8 +1,10 @@
 """CLIP's towers and tokens against open_clip: every row of the spec, texts of their own length, the same pixels and the same ids."""
 
 import json
+import random
 import shutil
 import sys
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="training needs the extra `train`")
 open_clip = pytest.importorskip("open_clip", reason="training needs the extra `train`")
 
+from ftfy.chardata import LIGATURES, WIDTH_MAP
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.transform import PreprocessCfg, image_transform
 from PIL import Image
@@ -42,7 +45,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @row
 def test_the_row_is_what_open_clip_says(backbone: Backbone) -> None:
     config = open_clip.get_model_config(backbone.open_clip_name)
-    assert config["quick_gelu"] is True
+    assert config.get("quick_gelu", False) is (backbone.activation == "quick_gelu")
     assert (config["embed_dim"], config["text_cfg"]["context_length"]) == (backbone.embed_dim, backbone.context_length)
     size, published = config["vision_cfg"]["image_size"], PreprocessCfg()
     assert (backbone.preprocess.size, backbone.preprocess.resize) == (size, published.resize_mode)
@@ -105,6 +108,30 @@ def test_tokens_equal_open_clips(tokenizer: Path, text: str) -> None:
     (ids,) = tokens_from_text(tokenizer, [text], 77, 0)
     assert ids.tolist() == wanted[: len(ids)].tolist() and not wanted[len(ids) :].any()
     assert ids.max() == ids[-1] == open_clip.tokenizer._tokenizer.eot_token_id
+
+
+def test_every_character_that_ftfy_replaces_is_replaced(tokenizer: Path) -> None:
+    ours, theirs = tokenizer_from_file(tokenizer), open_clip.tokenizer._tokenizer
+    assert len(WIDTH_MAP) > 200
+    for code in [*range(0x80, 0x100), *LIGATURES, *WIDTH_MAP, *range(0xFF00, 0xFFF0), 0x17F, 0x345]:
+        for text in (chr(code), f"a{chr(code)}B {chr(code)}?", f"{chr(code)}\u0301x", f"a'{chr(code)} 1"):
+            assert ours.encode(text).ids[1:-1] == theirs.encode(text), ascii(text)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_tokens_of_all_of_unicode_equal_open_clips(tokenizer: Path, seed: int) -> None:
+    """Texts of every script, but of one combining mark in a row: NFC orders several by a table of Unicode's that grows every year."""
+    ours, theirs, rng = tokenizer_from_file(tokenizer), open_clip.tokenizer._tokenizer, random.Random(seed)
+    every = [chr(code) for code in range(0x110000) if unicodedata.category(chr(code)) not in ("Cn", "Co", "Cs")]
+    marks = [c for c in every if unicodedata.category(c)[0] == "M"]
+    alone = [c for c in every if unicodedata.category(c)[0] != "M" and not unicodedata.combining(unicodedata.normalize("NFKD", c)[-1])]
+    width, plain = [chr(code) for code in range(0xFF01, 0xFF5F)], "abc XYZ 019 .,?'-;()"
+    for _ in range(1000):
+        text = ""
+        for _ in range(rng.randint(1, 20)):
+            text += rng.choice(plain if (pick := rng.random()) < 0.5 else width if pick < 0.75 else alone)
+            text += rng.choice(marks) if rng.random() < 0.1 else ""
+        assert ours.encode(text).ids[1:-1] == theirs.encode(text), ascii(text)
 
 
 def test_tokens_of_real_questions_equal_open_clips(tokenizer: Path, shared: Path) -> None:

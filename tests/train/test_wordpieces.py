@@ -57,10 +57,11 @@ def test_a_tokenizer_without_wordpieces_is_refused() -> None:
 
 def test_text_that_is_no_text_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "x.txt").write_bytes(b"\xff\xfe")
-    for file, why in ((tmp_path / "x.txt", "UnicodeDecodeError"), (tmp_path / "none.txt", "FileNotFoundError")):
+    none = "cannot be read (No such file or directory); give a text file in UTF-8"
+    for file, why in ((tmp_path / "x.txt", "is UTF-16; save the file as UTF-8"), (tmp_path / "none.txt", none)):
         given = ["--checkpoint", DEFAULT_CHECKPOINT, "--data", vqa_data(tmp_path), "--text", file, "--output", tmp_path / "out"]
         assert main([str(word) for word in given]) == 3
-        assert capsys.readouterr().err == f"error: {file}: cannot be read ({why}); give a text file in UTF-8\n"
+        assert capsys.readouterr().err == f"error: {file}: {why}\n"
     assert not (tmp_path / "out").exists()
 
 

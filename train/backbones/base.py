@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # a machine that trains needs no onnx
     from onnx import ModelProto
 
 Tensors = dict[str, Tensor]
+ACTIVATIONS = ("quick_gelu", "gelu")  # as config.json names them
 
 
 class Towers(nn.Module):
@@ -108,6 +109,7 @@ class Backbone(ABC):
     pad_id: int
     importable: ClassVar[bool] = False  # whether there are published weights of it
     open_clip_name: str | None = None  # by which users of open_clip load it
+    activation: str | None = None  # in ACTIVATIONS, if weights of the same shapes are published with another
 
     # Training.
 
@@ -148,8 +150,16 @@ class Backbone(ABC):
         return None
 
     def misfit(self, config: Mapping[str, Any]) -> str | None:
-        """What in the config.json beside published weights is not this backbone's; None where all is."""
+        """What in the config.json beside published weights is not this backbone's; None where all is. The activation is not looked at."""
         return f"{self.name} is not read from a folder"
+
+    def activation_of(self, config: Mapping[str, Any]) -> str | None:
+        """The activation that such a config.json names. Raises ValueError if that is none of ACTIVATIONS, or not one for both towers."""
+        return None
+
+    def with_activation(self, activation: str) -> "Backbone":
+        """The backbone of the same shapes with this activation. Raises UsageError if there is none."""
+        raise UsageError(f"backbone {self.name} has one activation only", "leave out --activation")
 
     # Graphs, in fp32 and written straight from the weights, so that their bytes depend on the weights alone.
 

@@ -1,4 +1,7 @@
-"""OpenAI's CLIP (Radford et al. 2021), with QuickGELU: what PubMedCLIP fine-tuned. ViT and ResNet image towers, and a causal text tower.
+"""OpenAI's CLIP (Radford et al. 2021): what PubMedCLIP fine-tuned. ViT and ResNet image towers, and a causal text tower.
+
+OpenAI's own weights compute with QuickGELU. Those that open_clip trained on LAION and DataComp compute with GELU (Hendrycks and
+Gimpel 2016).
 
 In the graphs, integers are only token ids, positions and shapes, int64 as ONNX asks: "tokens" goes into a Gather and an ArgMax, the end
 mark's position into a GatherND and a Gather; Shape gives T, to cut two constants. None enters arithmetic, so TensorRT may hold them in 32
@@ -10,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from open_clip import CLIP, get_model_config
 from open_clip.modified_resnet import AttentionPool2d, Bottleneck, ModifiedResNet
@@ -18,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pmclip_deploy.spec import Preprocess
-from pmclip_deploy.train.backbones.base import Backbone, Tensors, Towers
+from pmclip_deploy.train.backbones.base import ACTIVATIONS, Backbone, Tensors, Towers
 from pmclip_deploy.train.bpe import clip_tokenizer_json
 
 if TYPE_CHECKING:
@@ -56,6 +60,7 @@ class OpenAIClip(Backbone):
 
     importable = True
     open_clip_name: str = ""
+    activation: str = ACTIVATIONS[0]
 
     def build(self) -> ClipTowers:
         return ClipTowers(**get_model_config(self.open_clip_name))
@@ -65,6 +70,8 @@ class OpenAIClip(Backbone):
 
     def from_published(self, tensors: Tensors) -> tuple[str | None, Tensors] | None:
         """OpenAI's own names, which open_clip and PubMedCLIP keep, or Hugging Face's."""
+        if "text.token_embedding.weight" in tensors:  # open_clip's CustomTextCLIP
+            tensors = {k.removeprefix("text."): v for k, v in tensors.items()}
         if not any(k.startswith(("visual.", "transformer.", "token_embedding.", "vision_model.", "text_model.")) for k in tensors):
             return None
         kind = None
@@ -73,21 +80,46 @@ class OpenAIClip(Backbone):
         return kind, {k: v for k, v in tensors.items() if not _is_constant(k)}
 
     def misfit(self, config: Mapping[str, Any]) -> str | None:
-        """Of a ``CLIPModel``: heads and activation, the facts that no tensor's shape tells."""
-        if config.get("model_type") != "clip":
-            return "its model_type is not clip; only CLIPModel is read"
+        """Of a ``CLIPModel``, or of open_clip's open_clip_config.json: heads, which no tensor's shape tells, and normalisation."""
         ours = get_model_config(self.open_clip_name)
         vision = ours["vision_cfg"]
-        if "patch_size" not in vision:
-            return f"a CLIPModel sees by a vision transformer, {self.name} by a ResNet"
+        is_vit = "patch_size" in vision
         heads = {"text_config": ours["text_cfg"]["heads"], "vision_config": vision["width"] // vision.get("head_width", 64)}
-        for tower, usual in (("text_config", 8), ("vision_config", 12)):  # CLIPConfig's defaults
-            part = config.get(tower)
-            part = part if isinstance(part, dict) else {}
-            told = part.get("hidden_act", "quick_gelu"), part.get("num_attention_heads", usual)
-            if told != ("quick_gelu", heads[tower]):
-                return f"{tower} has {told[0]} and {told[1]} heads, OpenAI's {self.name} quick_gelu and {heads[tower]}"
+        if isinstance(model := config.get("model_cfg"), dict):
+            text, seen = _part(model, "text_cfg"), _part(model, "vision_cfg")
+            if foreign := text.get("hf_model_name") or seen.get("timm_model_name"):
+                return f"it has the tower {_short(foreign)}, which is none of CLIP's own"
+            told = {"text_config": text.get("heads", 8)}
+            if is_vit:
+                told["vision_config"] = heads["vision_config"] if seen.get("head_width", 64) == 64 else "other"
+        elif config.get("model_type") != "clip":
+            return f"its model_type is not clip but {_short(config.get('model_type'))}; only CLIPModel is read"
+        elif not is_vit:
+            return f"a CLIPModel sees by a vision transformer, {self.name} by a ResNet"
+        else:  # CLIPConfig's defaults
+            told = {tower: _part(config, tower).get("num_attention_heads", of) for tower, of in (("text_config", 8), ("vision_config", 12))}
+        for tower, count in told.items():
+            if count != heads[tower]:
+                return f"{tower} has {_short(count)} heads, OpenAI's {self.name} {heads[tower]}"
+        for key, mine in (("mean", self.preprocess.mean), ("std", self.preprocess.std)):
+            if (theirs := _part(config, "preprocess_cfg").get(key)) is not None and not np.allclose(theirs, mine, atol=1e-3):
+                return f"it normalises pictures by a {key} of {_short(theirs)}, OpenAI's {self.name} by {_short(mine)}"
         return None
+
+    def activation_of(self, config: Mapping[str, Any]) -> str | None:
+        """``hidden_act`` of a ``CLIPModel``, ``quick_gelu`` of open_clip's open_clip_config.json; each has a default."""
+        if isinstance(model := config.get("model_cfg"), dict):
+            return "quick_gelu" if model.get("quick_gelu") else "gelu"
+        told = {tower: str(_part(config, tower).get("hidden_act", "quick_gelu")) for tower in ("text_config", "vision_config")}
+        if len(set(told.values())) > 1 or not set(told.values()) <= set(ACTIVATIONS):
+            named = " and ".join(f"{tower} has {_short(of)}" for tower, of in told.items())
+            raise ValueError(f"{named}; both towers must have {' or '.join(ACTIVATIONS)}")
+        return told["text_config"]
+
+    def with_activation(self, activation: str) -> Backbone:
+        if activation == self.activation:
+            return self
+        return next(b for b in BACKBONES if b.activation == activation and b.name.removesuffix("-gelu") == self.name.removesuffix("-gelu"))
 
     def image_graph(self, towers: Towers, details: int = 0) -> "ModelProto":
         """Radford et al. 2021, section 2.4."""
@@ -164,8 +196,11 @@ def _transformer(
         )
         up, down = block.mlp.c_fc, block.mlp.c_proj
         y = g.linear(f"{name}.up", g.norm(f"{name}.norm.mlp", x, block.ln_2), up.weight, up.bias)
-        gate = g.node("Sigmoid", f"{name}.sigmoid", g.node("Mul", f"{name}.steeper", y, g.floats("quick", 1.702)))
-        y = g.node("Mul", f"{name}.gelu", y, gate)  # QuickGELU
+        if isinstance(block.mlp.gelu, nn.GELU):
+            y = g.node("Gelu", f"{name}.gelu", y)
+        else:  # QuickGELU
+            gate = g.node("Sigmoid", f"{name}.sigmoid", g.node("Mul", f"{name}.steeper", y, g.floats("quick", 1.702)))
+            y = g.node("Mul", f"{name}.gelu", y, gate)
         x = g.node("Add", name, x, g.linear(f"{name}.down", y, down.weight, down.bias))
     return x
 
@@ -292,15 +327,22 @@ def openai_from_hugging_face(tensors: Tensors) -> Tensors:
     return out
 
 
-def _openai(name: str, open_clip_name: str, size: int, embed_dim: int) -> OpenAIClip:
+def _short(value: object) -> str:
+    return " ".join(str(value).split())[:60]
+
+
+def _part(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A part of a config.json; in older ones NAME_dict stands beside it, and counts (transformers' CLIPConfig)."""
+    parts = [part for key in (name, f"{name}_dict") if isinstance(part := config.get(key), dict)]
+    return {key: value for part in parts for key, value in part.items()}
+
+
+def _openai(name: str, size: int, embed_dim: int, activation: str) -> OpenAIClip:
     mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-    return OpenAIClip(name, Preprocess(size, "shortest", mean, std), embed_dim, context_length=77, pad_id=0, open_clip_name=open_clip_name)
+    preprocess, quick = Preprocess(size, "shortest", mean, std), activation == "quick_gelu"
+    of_open_clip = name.replace("/", "-") + ("-quickgelu" if quick else "")
+    return OpenAIClip(name if quick else f"{name}-gelu", preprocess, embed_dim, 77, 0, of_open_clip, activation)
 
 
-BACKBONES = [
-    _openai("ViT-B/32", "ViT-B-32-quickgelu", 224, 512),
-    _openai("ViT-B/16", "ViT-B-16-quickgelu", 224, 512),
-    _openai("ViT-L/14", "ViT-L-14-quickgelu", 224, 768),
-    _openai("RN50", "RN50-quickgelu", 224, 1024),
-    _openai("RN50x4", "RN50x4-quickgelu", 288, 640),
-]
+SIZES = {"ViT-B/32": (224, 512), "ViT-B/16": (224, 512), "ViT-L/14": (224, 768), "RN50": (224, 1024), "RN50x4": (288, 640)}
+BACKBONES = [_openai(name, *sizes, activation) for activation in ACTIVATIONS for name, sizes in SIZES.items()]

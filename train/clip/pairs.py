@@ -14,7 +14,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from pmclip_deploy.bundle.files import name_of_output, sha256_of_file
-from pmclip_deploy.console import print_note
+from pmclip_deploy.console import counted, print_note
 from pmclip_deploy.errors import InputError, UsageError
 from pmclip_deploy.tokens import tokens_from_text
 from pmclip_deploy.train.backbones import BACKBONES
@@ -41,12 +41,12 @@ def pairs_for_training(folders: list[Path], licences: Collection[str], share: fl
             validation += pairs_from_folder(folder, "val", licences, skipped)
     for reason, count in skipped.items():
         if count and rank() == 0:
-            print_note(f"{count} captions are left out: {reason}")
+            print_note(f"{counted(count, 'caption is', 'captions are')} left out: {reason}")
     whole = readable((p.image for p in training + validation), share)
     training, validation = ([p for p in pairs if p.image in whole] for pairs in (training, validation))
     copies = copies_of({p.image for p in training}, {p.image for p in validation})
     if copies and rank() == 0:
-        print_note(f"{len(copies)} training images are left out: files of the validation split")
+        print_note(f"{counted(len(copies), 'training image is', 'training images are')} left out: files of the validation split")
     training = [p for p in training if p.image not in copies]
     if not training:
         raise InputError(f"{folders[0]}: no training pairs", "give a folder whose captions have their images")
@@ -84,11 +84,11 @@ class Step:
 
     def embedded(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """pixels (B, 3, S, S), tokens (B, T) -> (image, text), both (B, D) f32."""
-        pixels, tokens = (x.to(self.device, non_blocking=True) for x in batch)
-        longest = int((tokens != self.spec.pad_id).any(0).nonzero().max()) + 1
-        with autocast(self.device, self.recipe.mixed):
+        longest = int((batch[1] != self.spec.pad_id).any(0).nonzero().max()) + 1  # before the move: a GPU would have to be waited for
+        pixels, tokens = (x.to(self.device, non_blocking=True) for x in (batch[0], batch[1][:, :longest]))
+        with autocast(self.device, self.recipe.is_mixed(self.recipe.mixed)):
             image = in_pieces(self.model.encode_image, pixels, self.recipe.micro_batch)
-            text = in_pieces(self.model.encode_text, tokens[:, :longest], self.recipe.micro_batch)
+            text = in_pieces(self.model.encode_text, tokens, self.recipe.micro_batch)
         return image.float(), text.float()
 
     @torch.no_grad()
@@ -165,7 +165,7 @@ def train_clip_on_pairs(
     """
     name = name_of_output(output, name)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # else each process that reads images warns of it
-    with device_of_process() as device:
+    with device_of_process(recipe.device) as device:
         recipe.start()
         return _train_on(device, data, source, output, recipe, licences, share, name)
 
@@ -213,7 +213,7 @@ def _train_on(
     title, state = f"train clip {spec.name}", output / "state.pt"
     seconds = fit(title, model, step, len(training), groups, recipe, made_with, state, read, measure, history)
     last = {k: v for k, v in history[-1].items() if k != "loss"} if validation else {}
-    description = written.write(output, last, seconds=round(seconds))
+    description = written.write(output, last, seconds=round(seconds), device=device.type)
     if rank() == 0:
         write_signatures(output, (p.image for p in training))
     return description

@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar
 from pmclip_deploy.bundle.checks import no_twin
 from pmclip_deploy.errors import InputError
 from pmclip_deploy.evaluation.rows import normalised
+from pmclip_deploy.texts import lines_of_file
 
 SPLITS = ("train", "val", "test")
 BROKEN_SHARE = 0.01  # of a caption file's rows: more than that is not a slip but another format
@@ -72,19 +73,8 @@ def images_there(rows: Collection[Row]) -> tuple[list[Row], int]:
 
 
 def lines_from_text(path: Path) -> Iterator[tuple[int, str]]:
-    """(number from 1, line) of a UTF-8 file, blank lines left out. Raises InputError."""
-    number = 0
-    try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                if text := line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n"):
-                    yield number, text
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: line {number}: not UTF-8", "save the file as UTF-8") from None
-    except FileNotFoundError:
-        raise InputError(f"{path}: not found", "give the dataset's folder") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})", "give the dataset's folder") from None
+    """(number from 1, line) of a dataset's UTF-8 file, blank lines left out. Raises InputError."""
+    return lines_of_file(path, "give the dataset's folder")
 
 
 def row_from_object(row: Any, required: tuple[str, ...]) -> dict[str, str]:

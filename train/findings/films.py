@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pmclip_deploy.bundle.checks import no_twin
+from pmclip_deploy.console import counted
 from pmclip_deploy.errors import InputError, UsageError
 from pmclip_deploy.imaging.read import picture_from_path
 from pmclip_deploy.spec import Preprocess
@@ -80,7 +81,9 @@ def folds_of_films(films: Sequence[Film], count: int) -> NDArray[np.int64]:
         own = [i for i, film in enumerate(films) if film.part == "folds" and film.source == source]
         of = stratified_folds([films[i].group for i in own], [any(films[i].findings) for i in own], count)
         if len(of) < count:
-            raise UsageError(f"{source}: {len(of)} groups of films cannot be parted into {count} folds", "lower --folds, or raise --limit")
+            raise UsageError(
+                f"{source}: {counted(len(of), 'group')} of films cannot be parted into {count} folds", "lower --folds, or raise --limit"
+            )
         folds[own] = [of[films[i].group] for i in own]
     return folds
 
@@ -104,7 +107,7 @@ def _films_from_folder(folder: Path) -> list[list[Film]]:
             films.append(reader(folder, row))
         except (KeyError, TypeError, ValueError) as error:
             kind = {"KeyError": "is missing"}.get(type(error).__name__, "cannot be read")
-            raise InputError(f"{folder / LABELS}: line {number}: {error} {kind}", f"the reader is {reader.__name__[9:]}'s") from None
+            raise InputError(f"{folder / LABELS}: line {number}: {error} {kind}", "compare it with the lines before it") from None
     return [films]
 
 

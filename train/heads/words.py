@@ -1,10 +1,12 @@
 """Questions to vectors as MEVF and QCR do: dictionary, GloVe vectors, their co-occurrence average, and a recurrent network over them."""
 
+import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import permutations
+from itertools import permutations, takewhile
 from pathlib import Path
 
 import torch
@@ -12,6 +14,7 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from torch import Tensor, nn
 
 from pmclip_deploy.errors import InputError
+from pmclip_deploy.texts import lines_of_file
 
 LENGTH = 12  # words of a question that are read
 
@@ -75,27 +78,39 @@ def words_tokenizer_json(dictionary: Dictionary) -> str:
 
 
 def vectors_from_glove(path: Path, dictionary: Dictionary) -> Tensor:
-    """(W, D) f32 from a file in GloVe's text format (Pennington et al. 2014); zeros for words that it lacks. Raises InputError."""
-    vectors, line_number = None, 0
-    try:
-        with path.open(encoding="utf-8") as file:
-            for line_number, line in enumerate(file, 1):
-                word, *values = line.rstrip("\n").split(" ")
-                if vectors is None:
-                    vectors = torch.zeros(len(dictionary.words), len(values))
-                if len(values) != vectors.shape[1] or not values:
-                    raise InputError(
-                        f"{path}: line {line_number} has {len(values)} numbers, the first {vectors.shape[1]}", "download it again"
-                    )
-                if word in dictionary.number:
-                    vectors[dictionary.number[word]] = torch.tensor([float(v) for v in values])
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})", "give GloVe's text file, glove.6B.300d.txt") from None
-    except ValueError:  # UnicodeDecodeError is one
-        raise InputError(f"{path}: not in GloVe's text format after line {line_number}", "give glove.6B.300d.txt") from None
-    if vectors is None or not vectors.any():
-        raise InputError(f"{path}: has no word of the questions", "give GloVe's text file, glove.6B.300d.txt")
+    """(W, D) f32 from a file in GloVe's text format (Pennington et al. 2014) or word2vec's, which has a header line.
+
+    Words that the file lacks have zeros. Raises InputError.
+    """
+    hint = "give a text file of word vectors, such as glove.6B.300d.txt"
+    vectors, width = torch.zeros(len(dictionary.words), 0), 0
+    for number, line in lines_of_file(path, hint):
+        fields = re.split("[ \t]+", line.rstrip(" \t"))  # no other blank: words hold those
+        if number == 1 and len(fields) == 2 and all(re.fullmatch(r"\d{1,9}", field, re.ASCII) for field in fields):
+            width = int(fields[1])  # word2vec's header: how many words, of how many numbers
+            continue
+        width = width or sum(1 for _ in takewhile(_is_number, reversed(fields[1:])))
+        if not width:
+            raise InputError(f"{path}: line {number} is not in GloVe's text format", hint)
+        if len(fields) <= width:
+            raise InputError(f"{path}: line {number} has {len(fields) - 1} numbers in place of {width}", hint)
+        if not vectors.shape[1]:
+            vectors = torch.zeros(len(dictionary.words), width)
+        if (place := dictionary.number.get(" ".join(fields[:-width]))) is None:  # glove.840B has words with blanks, such as ". . ."
+            continue
+        if not all(_is_number(field) for field in fields[-width:]):
+            raise InputError(f"{path}: line {number} is not in GloVe's text format", hint)
+        vectors[place] = torch.tensor([float(field) for field in fields[-width:]])
+    if not vectors.any():
+        raise InputError(f"{path}: has no word of the questions", hint)
     return vectors
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def neighbours_from_questions(questions: Iterable[str], dictionary: Dictionary) -> Tensor:

@@ -1,0 +1,48 @@
+"""Weights that `import` does not read: what they are, by the names of their tensors and by the first bytes of the file."""
+
+from collections.abc import Collection
+
+MAGIC = {
+    b"\x89HDF": ("an HDF5 file, as TensorFlow writes it", "give the same model as safetensors or PyTorch's state dict"),
+    b"GGUF": ("a GGUF file", "give the same model as safetensors or PyTorch's state dict"),
+    b"version ": ("a pointer of Git LFS, without the weights", "run `git lfs pull` where it was cloned"),
+    b"<!DOCTYP": ("a web page, without the weights", "download the file itself"),
+    b"<!doctyp": ("a web page, without the weights", "download the file itself"),
+    b"<html": ("a web page, without the weights", "download the file itself"),
+    b"\x1f\x8b": ("compressed with gzip", "unpack it, and pass the weights' file"),
+}
+
+WHOLE = "give the weights of the whole model, with both towers"
+NAMED = {  # parts of tensors' names, all of which must be there; the first row that fits is taken
+    (".lora_",): ("a LoRA adapter", "merge it into its base model, and save that"),
+    ("lora_A",): ("a LoRA adapter", "merge it into its base model, and save that"),
+    ("lora_up",): ("a LoRA adapter", "merge it into its base model, and save that"),
+    ("lora_te",): ("a LoRA adapter", "merge it into its base model, and save that"),
+    ("logit_bias",): ("a SigLIP model, which has other towers and another loss than CLIP", ""),
+    ("vision_model.head.",): ("a SigLIP model, which has other towers and another loss than CLIP", ""),
+    ("visual.trunk.", "text.transformer."): ("a model of a timm image tower and a BERT, such as BiomedCLIP", ""),
+    ("text.transformer.embeddings.",): ("a model whose text tower is a BERT", ""),
+    ("visual.trunk.",): ("a model whose image tower is one of timm", ""),
+    ("optimizer",): ("an optimizer's state", WHOLE),
+}
+IMAGE = ("visual.", "vision_model.", "visual_projection.")
+TEXT = ("transformer.", "token_embedding.", "ln_final.", "text_model.", "text_projection")
+HEAD = ("classifier", "head", "fc", "linear", "probe", "weight", "bias")  # one of them is in every name
+
+
+def kind_of_file(head: bytes) -> tuple[str, str] | None:
+    """(what a file that begins so is, what to do), if it holds no tensors that can be read."""
+    return next((said for magic, said in MAGIC.items() if head.startswith(magic)), None)
+
+
+def kind_of_tensors(names: Collection[str]) -> tuple[str, str] | None:
+    """(what tensors of these names are, what to do), if they are no CLIP model with both towers."""
+    for parts, said in NAMED.items():
+        if all(any(part in name for name in names) for part in parts):
+            return said
+    image, text = (any(name.startswith(of) for name in names) for of in (IMAGE, TEXT))
+    if image != text:
+        return f"the {'image' if image else 'text'} tower alone", WHOLE
+    if not image and all(any(part in name for part in HEAD) for name in names):
+        return "a head alone, without towers", WHOLE
+    return None
