@@ -1,4 +1,4 @@
-"""Stage "training" of `benchmarks.gpu`: the contrastive loss beside open_clip's, steps of `train clip --from`, and steps of QCR.
+"""Stage "training" of `benchmarks.gpu`: the contrastive loss beside open_clip's, and steps of every training that moves to a GPU.
 
 Pictures are synthetic and weights random; nothing here says how well anything is learned.
 """
@@ -23,6 +23,7 @@ BATCHES, BLOCKS = (32_768, 4096, 1024, 16_384, 65_536), (1024, 4096, 8192)  # wh
 TINY = 48  # rows of a batch in a rehearsal, and a third of it a block
 PICTURES, TIMES, SIDE = 512, 8, 288  # JPEGs, how often each is read in an epoch, and their pixels a side
 STEPS = 3  # of the loss curve on two devices
+LITE_CLIP = ", train clip"
 HUGE = 32_768, 256  # a batch, and how much of it is encoded at a time
 ANSWERS = 460, 60  # QCR's open and closed ones on VQA-RAD, about
 WORDS, VECTOR = 1200, 300  # of the questions' dictionary and of a GloVe vector
@@ -40,7 +41,9 @@ def measure(stage: Stage) -> None:
     for rows in BLOCKS[1:] if not stage.is_rehearsal else ():
         stage.measure(f"{loss_part(BATCHES[0])}, {rows} rows a block", OURS, partial(loss_figures, stage, ours, BATCHES[0], rows))
     name = LITE if stage.is_rehearsal else VIT
-    stage.measure(f"loss curve of {STEPS} steps, to a CPU's", OURS, partial(curve, stage, name), model=name)
+    for about, make in curves(stage, name).items():
+        part = f"loss curve of {STEPS} steps, to a CPU's{about}"
+        stage.measure(part, OURS, partial(curve, stage, make), model=LITE if about == LITE_CLIP else name)
     with tempfile.TemporaryDirectory() as folder:
         paths = Late(partial(pictures, Path(folder), 4 if stage.is_rehearsal else PICTURES))
         for recipe in ("paper", "modern"):
@@ -49,9 +52,15 @@ def measure(stage: Stage) -> None:
         stage.measure(f"step of 512 pairs, {micro} at a time", OURS, partial(steps, stage, name, 512, micro), model=name)
     if not stage.is_rehearsal:
         stage.measure(f"step of {HUGE[0]:,} pairs, {HUGE[1]} at a time", OURS, partial(steps, stage, name, *HUGE), model=name)
-    for frozen in (True, False):
-        about = f"train vqa --head qcr, auto-encoder {'frozen' if frozen else 'trained'}"
-        stage.measure(about, OURS, partial(qcr, stage, frozen))
+    for mixed, precision in ((False, ""), (True, ", bf16")):
+        for frozen in (True, False):
+            about = f"train vqa --head qcr, auto-encoder {'frozen' if frozen else 'trained'}{precision}"
+            stage.measure(about, OURS, partial(figures_of, stage, partial(Qcr, stage, frozen, mixed)))
+        about, tuned = f"train vqa --head qcr --fine-tune, auto-encoder frozen{precision}", partial(Qcr, stage, True, mixed, name)
+        stage.measure(about, OURS, partial(figures_of, stage, tuned), model=name)
+        for about, small in (("autoencoder", AutoEncoding), ("maml", Maml)):
+            stage.measure(f"train {about}{precision}", OURS, partial(figures_of, stage, partial(small, stage, mixed)))
+        stage.measure(f"train clip{precision}", OURS, partial(figures_of, stage, partial(LiteClip, stage, mixed)), model=LITE)
 
 
 class Late:
@@ -175,22 +184,40 @@ class Trainee:
         return made
 
 
-def curve(stage: Stage, name: str) -> Figures:
-    """The largest difference of the losses of the same steps, in fp32 without TF32, on this device and on a CPU."""
+Make = Callable[..., Callable[[], float]]  # given a device, with the same weights on each: a step, which returns its loss
+
+
+def curves(stage: Stage, name: str) -> dict[str, Make]:
+    def clip(device: str) -> Callable[[], float]:
+        trainee = Trainee(stage, name, "paper", device)
+        return partial(trainee, trainee.batch(2 if stage.is_rehearsal else 16))
+
+    return {
+        "": clip,
+        LITE_CLIP: partial(LiteClip, stage, False),
+        ", qcr": partial(Qcr, stage, False, False),
+        ", qcr --fine-tune": partial(Qcr, stage, True, False, name),
+        ", autoencoder": partial(AutoEncoding, stage, False),
+        ", maml": partial(Maml, stage, False),
+    }
+
+
+def curve(stage: Stage, make: Make) -> Figures:
+    """The largest difference of the losses of the same steps, in fp32 without TF32 and without dropout, on this device and on a CPU."""
     import torch
 
-    batch = 2 if stage.is_rehearsal else 16
-    before = torch.backends.cudnn.allow_tf32
+    before, dropout = torch.backends.cudnn.allow_tf32, torch.nn.Dropout.forward
     torch.backends.cudnn.allow_tf32 = False
+    torch.nn.Dropout.forward = lambda self, input: input  # type: ignore[method-assign]  # another device draws other numbers
     try:
         losses = []
         for device in (stage.device, "cpu"):
-            trainee = Trainee(stage, name, "paper", device)
-            given = trainee.batch(batch)
+            step = make(device=device)
             torch.manual_seed(0)
-            losses.append([trainee(given) for _ in range(STEPS)])
+            losses.append([step() for _ in range(STEPS)])
     finally:
         torch.backends.cudnn.allow_tf32 = before
+        torch.nn.Dropout.forward = dropout  # type: ignore[method-assign]
     off = max(abs(a - b) for a, b in zip(*losses, strict=True))
     return {"largest_difference": off, "first_loss": losses[0][0], "last_loss": losses[0][-1], "samples": STEPS}
 
@@ -261,50 +288,132 @@ def steps(stage: Stage, name: str, pairs: int, micro: int) -> Figures:
     return {**found, "samples_per_s": 1e3 * pairs / found["p50_ms"], "peak_mib": peak}
 
 
-# --- QCR ------------------------------------------------------------------------------------------------------------------------
+# --- the other trainings ----------------------------------------------------------------------------------------------------------
 
 
-def qcr(stage: Stage, frozen: bool) -> Figures:
-    """Steps of QCR's recipe at the paper's size, with pictures and questions of random numbers; a smaller head in a rehearsal."""
-    import torch
+class Small:
+    """Steps of a training on random numbers: a subclass sets ``step``, ``batch``, ``trained`` and ``settings``."""
 
-    from pmclip_deploy.train.heads import qcr as heads
-    from pmclip_deploy.train.heads.answering import Inputs
-    from pmclip_deploy.train.heads.mevf import HIDDEN
-    from pmclip_deploy.train.heads.plan import settings_of_head
-    from pmclip_deploy.train.heads.training import Encoded, Step
-    from pmclip_deploy.train.heads.vision import AUTOENCODER_SIZE, CODE, AutoEncoder, ImageFeatures
-    from pmclip_deploy.train.heads.words import LENGTH
+    step: Any
+    batch: Any
+    trained: list[Any]
+    settings: Any
+    optimiser: Any = None
 
-    settings = settings_of_head("qcr", **({"batch_size": 4} if stage.is_rehearsal else {}))
-    glimpses, hidden, images = (1, 32, 4) if stage.is_rehearsal else (heads.GLIMPSES, HIDDEN, 256)
-    generator = torch.Generator().manual_seed(0)
-    torch.manual_seed(0)
-    table = torch.cat([torch.randn(WORDS, VECTOR, generator=generator), torch.zeros(1, VECTOR)])  # the last is the padding's
-    opened, closed = ANSWERS
-    model = heads.QCR(ImageFeatures(WIDTH, AutoEncoder()), [table, table], opened, closed, glimpses, hidden)
-    grey = (images, CODE, AUTOENCODER_SIZE // 4, AUTOENCODER_SIZE // 4) if frozen else (images, 1, AUTOENCODER_SIZE, AUTOENCODER_SIZE)
-    inputs = Inputs(torch.randn(images, WIDTH, generator=generator), torch.rand(grey, generator=generator), None)
-    model.kind.requires_grad_(False)
-    if frozen:
-        model.features.autoencoder.requires_grad_(False)  # type: ignore[union-attr]
-    asked = 8 * images
-    is_open = torch.arange(asked) % 2 == 0
-    labels = torch.where(is_open, closed, 0) + torch.randint(0, closed, (asked,), generator=generator)
-    tokens = torch.randint(0, WORDS, (asked, LENGTH), generator=generator)
-    questions = Encoded(torch.arange(asked) % images, tokens, labels, is_open)
-    device = torch.device(stage.device)
-    step = Step(model.to(device), inputs.to(device), questions.to(device), opened + closed, closed)
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimiser = settings.optimiser.of([(trained, settings.learning_rate)])
+    def __call__(self) -> float:
+        import torch
 
-    def call() -> None:
-        chosen = torch.randint(0, asked, (settings.batch_size,), generator=generator)
-        optimiser.zero_grad(set_to_none=True)
-        step(chosen, generator, 0).backward()
-        torch.nn.utils.clip_grad_norm_(trained, settings.optimiser.longest or float("inf"))
-        optimiser.step()
+        self.optimiser = self.optimiser or self.settings.optimiser.of([(self.trained, self.settings.learning_rate)])
+        self.optimiser.zero_grad(set_to_none=True)
+        loss = self.step(self.batch, torch.Generator().manual_seed(0), 0)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.trained, self.settings.optimiser.longest or float("inf"))
+        self.optimiser.step()
+        return float(loss.detach())
 
+
+class Qcr(Small):
+    """QCR's recipe at the paper's size, with pictures and questions of random numbers; a smaller head in a rehearsal.
+
+    ``tower`` names the backbone that is trained with it.
+    """
+
+    def __init__(self, stage: Stage, frozen: bool, mixed: bool, tower: str | None = None, device: str | None = None) -> None:
+        import torch
+
+        from pmclip_deploy.train.heads import qcr as heads
+        from pmclip_deploy.train.heads.answering import Inputs
+        from pmclip_deploy.train.heads.mevf import HIDDEN
+        from pmclip_deploy.train.heads.plan import settings_of_head
+        from pmclip_deploy.train.heads.training import Encoded, Step
+        from pmclip_deploy.train.heads.vision import AUTOENCODER_SIZE, CODE, AutoEncoder, ImageFeatures
+        from pmclip_deploy.train.heads.words import LENGTH
+
+        where = torch.device(device or stage.device)
+        self.settings = settings_of_head("qcr", **({"batch_size": 4} if stage.is_rehearsal else {}))
+        glimpses, hidden, images = (1, 32, 4) if stage.is_rehearsal else (heads.GLIMPSES, HIDDEN, 256)
+        generator = torch.Generator().manual_seed(0)
+        torch.manual_seed(0)
+        table = torch.cat([torch.randn(WORDS, VECTOR, generator=generator), torch.zeros(1, VECTOR)])  # the last is the padding's
+        opened, closed = ANSWERS
+        spec = None if tower is None else backbone_of(stage, tower)
+        towers = None if spec is None else spec.build().to(where)
+        width = WIDTH if spec is None else spec.embed_dim
+        self.model = heads.QCR(ImageFeatures(width, AutoEncoder()), [table, table], opened, closed, glimpses, hidden)
+        grey = (images, CODE, AUTOENCODER_SIZE // 4, AUTOENCODER_SIZE // 4) if frozen else (images, 1, AUTOENCODER_SIZE, AUTOENCODER_SIZE)
+        seen = (images, width) if spec is None else (images, 3, spec.preprocess.size, spec.preprocess.size)
+        inputs = Inputs(torch.randn(seen, generator=generator), torch.rand(grey, generator=generator), None, towers)
+        self.model.kind.requires_grad_(False)
+        if frozen:
+            self.model.features.autoencoder.requires_grad_(False)  # type: ignore[union-attr]
+        asked = 8 * images
+        is_open = torch.arange(asked) % 2 == 0
+        labels = torch.where(is_open, closed, 0) + torch.randint(0, closed, (asked,), generator=generator)
+        tokens = torch.randint(0, WORDS, (asked, LENGTH), generator=generator)
+        questions = Encoded(torch.arange(asked) % images, tokens, labels, is_open)
+        self.step = Step(self.model.to(where), inputs.to(where), questions.to(where), opened + closed, closed, mixed)
+        self.batch = torch.randperm(asked, generator=generator)[: self.settings.batch_size]
+        self.trained = [p for p in self.model.parameters() if p.requires_grad] + ([] if towers is None else [*towers.visual.parameters()])
+
+
+class AutoEncoding(Small):
+    def __init__(self, stage: Stage, mixed: bool, device: str | None = None) -> None:
+        import torch
+
+        from pmclip_deploy.train.autoencoder import Step
+        from pmclip_deploy.train.heads.vision import AUTOENCODER_SIZE, AutoEncoder
+        from pmclip_deploy.train.loop import Settings
+
+        torch.manual_seed(0)
+        where, count = torch.device(device or stage.device), 2 if stage.is_rehearsal else 32
+        self.settings, self.batch, model = Settings(1, 1e-3, count), torch.arange(count), AutoEncoder().to(where)
+        pixels = torch.randint(0, 255, (count, 1, AUTOENCODER_SIZE, AUTOENCODER_SIZE), dtype=torch.uint8)
+        self.step, self.trained = Step(model, pixels, where, mixed), [*model.parameters()]
+
+
+class Maml(Small):
+    def __init__(self, stage: Stage, mixed: bool, device: str | None = None) -> None:
+        import torch
+
+        from pmclip_deploy.train import maml
+        from pmclip_deploy.train.heads.vision import MAML_SIZE, MamlNetwork
+        from pmclip_deploy.train.heads.vision import WIDTH as OUT
+        from pmclip_deploy.train.loop import Settings
+
+        torch.manual_seed(0)
+        where, tasks = torch.device(device or stage.device), 1 if stage.is_rehearsal else 5
+        model = torch.nn.Sequential(MamlNetwork(), torch.nn.Linear(OUT, maml.WAYS)).to(where)
+        classes = [torch.randint(0, 255, (20, 1, MAML_SIZE, MAML_SIZE), dtype=torch.uint8) for _ in range(maml.WAYS)]
+        self.settings, self.batch = Settings(1, 1e-3, tasks), torch.arange(tasks)
+        self.step, self.trained = maml.Step(model, classes, where, mixed), [*model.parameters()]
+
+
+class LiteClip(Small):
+    """`train clip` without --from, on pictures of noise that were read before."""
+
+    def __init__(self, stage: Stage, mixed: bool, device: str | None = None) -> None:
+        import torch
+
+        from pmclip_deploy.train.clip.embeddings import VARIANTS, Captions
+        from pmclip_deploy.train.clip.questions import Step, locked_and_fast
+        from pmclip_deploy.train.images import Images
+        from pmclip_deploy.train.loop import Settings
+
+        torch.manual_seed(0)
+        where, count, spec = torch.device(device or stage.device), 2 if stage.is_rehearsal else 48, backbone_of(stage, LITE)
+        model = spec.lite(spec.build())
+        locked = locked_and_fast(model)
+        with tempfile.TemporaryDirectory() as folder:
+            images = Images(pictures(Path(folder), count), spec.preprocess)
+        text = model.pooled_text(torch.ones(1, 4, dtype=torch.int64)).shape[1]
+        captions = Captions(torch.randn(count, VARIANTS, text)).to(where)
+        self.settings, self.batch = Settings(1, 5e-4, count), torch.arange(count)
+        self.step = Step(model.to(where), locked, images, captions, where, mixed)
+        self.trained = [*model.projections(), *model.trunk()]
+
+
+def figures_of(stage: Stage, make: Callable[[], Small]) -> Figures:
+    call = make()
     peak = stage.peak_mib(call)
     found = stage.timed(call, 3.0)
-    return {**found, "peak_mib": peak, "parameters": sum(p.numel() for p in model.parameters()), "batch": settings.batch_size}
+    return {**found, "peak_mib": peak, "parameters": sum(p.numel() for p in call.trained), "batch": call.settings.batch_size}

@@ -112,7 +112,7 @@ def _of_texts(reference: Predictor, bundle: Predictor) -> dict[str, Any]:
 def _of_labels(reference: Predictor, bundle: Predictor, pictures: Images) -> dict[str, Any]:
     """Of the labels' embeddings, and of what the graph makes of them."""
     labels, scale = bundle.manifest.labels, reference.manifest.logit_scale
-    bank = rows_from_bundle(bundle.path, LABELS, len(labels), bundle.manifest.embed_dim)
+    bank = rows_from_bundle(bundle.path, bundle.manifest, LABELS, len(labels), bundle.manifest.embed_dim)
     seen = np.stack([reference.embed_image(x) for x in pictures])
     found = bundle.similarity(seen, bank)
     scores = np.zeros((len(seen), len(labels)), np.float32)

@@ -40,7 +40,7 @@ def files_as_they_are(modules: Modules) -> dict[str, bytes]:
 
 
 def files_from_graphs(graphs: Graphs) -> dict[str, bytes]:
-    """NAME.onnx and NAME.onnx.data: a session maps the weights instead of copying them twice.
+    """NAME.onnx and NAME.onnx.data: weights outside are copied once when a session opens, and weights inside twice.
 
     Not by onnx.save_model, which refuses to where a file of that name lies in the current folder.
     """

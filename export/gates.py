@@ -31,7 +31,7 @@ def misses(precision: str, parity: Mapping[str, Any], gates: Mapping[str, Mappin
         of += _of_tensor(graph, figures, gates[precision])
     if answers := parity["answers"]:
         answering += _of_answers(answers)
-    if (labels := parity.get("labels")) and labels["n"] >= LABELLED and labels["agreement"] < CANDIDATE_AGREEMENT:
+    if (labels := parity.get("labels")) and labels["n"] >= LABELLED and not labels["agreement"] >= CANDIDATE_AGREEMENT:
         answering.append(f"labels agree on {labels['agreement']:.2%} of {labels['n']} pictures (limit {CANDIDATE_AGREEMENT:.0%})")
     if findings := parity.get("findings"):
         looking += _of_findings(findings)
@@ -46,9 +46,9 @@ def misses(precision: str, parity: Mapping[str, Any], gates: Mapping[str, Mappin
 def _of_stages(stages: Mapping[str, Any]) -> Iterator[str]:
     for stage, figures in stages.items():
         furthest = figures.get("max_abs", 0.0)
-        if furthest is None or furthest > PIXELS:
+        if furthest is None or not furthest <= PIXELS:
             yield f"{stage} differ {'in size' if furthest is None else f'by up to {furthest:.3g} (limit {PIXELS:g})'}"
-        if figures.get("equal", 1.0) < 1:
+        if not figures.get("equal", 1.0) >= 1:
             yield f"{stage} are equal in {figures['equal']:.0%} of the questions (limit 100%)"
 
 
@@ -60,16 +60,16 @@ def _of_tensor(graph: str, figures: Mapping[str, Any], limits: Mapping[str, floa
 
 
 def _of_answers(answers: Mapping[str, Any]) -> Iterator[str]:
-    if answers["agreement"] is not None and answers["agreement"] < AGREEMENT:
+    if answers["agreement"] is not None and not answers["agreement"] >= AGREEMENT:
         yield f"answers agree on {answers['agreement']:.2%} (limit {AGREEMENT:.0%})"
-    if answers["candidate_agreement"] < CANDIDATE_AGREEMENT:
+    if not answers["candidate_agreement"] >= CANDIDATE_AGREEMENT:
         yield f"best candidates agree on {answers['candidate_agreement']:.2%} (limit {CANDIDATE_AGREEMENT:.0%})"
-    if answers["difference"] < -ACCURACY_LOSS:
+    if not answers["difference"] >= -ACCURACY_LOSS:
         yield f"accuracy changes by {100 * answers['difference']:.2f} points (limit -{100 * ACCURACY_LOSS:g})"
 
 
 def _of_findings(findings: Mapping[str, Any]) -> Iterator[str]:
-    if findings["decisions"] >= DECIDED and findings["agreement"] < AGREEMENT:
+    if findings["decisions"] >= DECIDED and not findings["agreement"] >= AGREEMENT:
         yield f"findings agree on {findings['agreement']:.2%} of {findings['decisions']} decisions (limit {AGREEMENT:.0%})"
     if findings["decisions"] < DECIDED and findings["crossed"]:
         yield f"{findings['crossed']} decisions about findings differ that are no near-ties (limit 0)"

@@ -113,7 +113,7 @@ def tensor_parity(reference: Predictor, predictor: Predictor, pictures: Sequence
 def _pixel_difference(reference: Sequence[Floats], other: Sequence[Floats]) -> dict[str, Any]:
     same_shape = [a.shape == b.shape for a, b in zip(reference, other, strict=True)]
     differences = (float(np.abs(a - b).max()) for a, b, same in zip(reference, other, same_shape, strict=True) if same)
-    furthest = max(differences, default=0.0)
+    furthest = float(np.max([0.0, *differences]))  # Python's max may lose NaN
     return {"n": len(reference), "max_abs": furthest if all(same_shape) else None}
 
 

@@ -385,7 +385,7 @@ class Predictor:
         """The embeddings that the bundle keeps of questions, (D,) each."""
         if not self.manifest.asked or self.path is None:
             return {}
-        rows = rows_from_bundle(self.path, QUESTION_EMBEDDINGS, len(self.manifest.asked), self.manifest.embed_dim)
+        rows = rows_from_bundle(self.path, self.manifest, QUESTION_EMBEDDINGS, len(self.manifest.asked), self.manifest.embed_dim)
         return dict(zip(self.manifest.asked, rows, strict=True))
 
     def head_logits(self, image: Floats, question: NDArray[Any]) -> HeadLogits:

@@ -24,6 +24,7 @@ from pmclip_deploy.train.backbones.base import ACTIVATIONS, Backbone, Tensors
 from pmclip_deploy.train.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
 from pmclip_deploy.train.contrastive import scale_of
 from pmclip_deploy.train.foreign import kind_of_file, kind_of_tensors
+from pmclip_deploy.train.pickles import Costly, check_pickles
 
 FILES = {"model.safetensors", "checkpoint.json", "tokenizer.json"}  # of a checkpoint
 HUGGING_FACE_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -83,6 +84,8 @@ def import_weights(
         weights = weights_from_file(source)
     except PmclipError:
         raise
+    except Costly as error:
+        raise BundleError(f"{source}: {error}, so it is refused", "get the weights as safetensors or as a state dict") from None
     except Exception as error:  # whatever a damaged or hostile file makes its reader raise
         raise _unreadable(source, error) from error
     spec, tensors = fitted(weights, wanted)
@@ -145,10 +148,12 @@ def _loaded(source: Path) -> tuple[bool, Any]:
         head = file.read(9)
     if said := kind_of_file(head):
         raise BundleError(f"{source}: is {said[0]}", said[1])
-    if head.startswith(b"PK\x03\x04") and _check_archive(source):
-        return True, _tensors_from_torchscript(source)
     if len(head) == 9 and head[8:] == b"{" and int.from_bytes(head[:8], "little") <= source.stat().st_size:
         return False, load_file(source)
+    scripted = head.startswith(b"PK\x03\x04") and _check_archive(source)
+    check_pickles(source)
+    if scripted:
+        return True, _tensors_from_torchscript(source)
     return False, torch.load(source, map_location="cpu", weights_only=True)
 
 

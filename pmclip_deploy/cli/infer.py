@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pmclip_deploy.cli.options import Bundle, Device, Frame, Json, Output, Window
+from pmclip_deploy.cli.options import Bundle, Device, Frame, Json, Output, Window, finite
 from pmclip_deploy.cli.output import RESEARCH_ONLY, RowsFile, console_for_tables, print_json, print_notes
 from pmclip_deploy.cli.pictures import Pictures, exists, leading_pictures, looks_like_a_path
 from pmclip_deploy.console import counted, one_line
@@ -32,6 +32,7 @@ Prevalence = Annotated[
     typer.Option(
         min=0,
         max=1,
+        callback=finite,
         help="Share of your pictures that have the finding, 0.05 for 5%. The output says how often such an answer is then right.",
     ),
 ]

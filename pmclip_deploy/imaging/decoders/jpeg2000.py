@@ -1,4 +1,4 @@
-"""JPEG 2000 and HTJ2K, by OpenJPEG."""
+"""JPEG 2000 and HTJ2K, by OpenJPEG: Pillow's, and that of pylibjpeg-openjpeg, which is older, for what Pillow does not hand on."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from struct import unpack_from
 
 import numpy as np
 
-from pmclip_deploy.imaging.decoders.layout import LARGE, Header, Layout, Refused, Samples, as_declared
+from pmclip_deploy.imaging.decoders.layout import Header, Layout, Refused, Samples, as_declared
 from pmclip_deploy.imaging.quiet import quieten
 
 SPARE = 48 << 20  # bytes that may be taken beyond four times the picture
@@ -33,11 +33,12 @@ def header_of(frame: bytes, layout: Layout) -> Header:
 
 def decode(frame: bytes, layout: Layout, header: Header | None) -> tuple[Samples, str]:
     assert header is not None
+    frame = frame[frame.find(J2K_START) :]  # what boxes say counts for nothing, so nothing reads them
     width = 1 if header.precision <= 8 else 2 if header.precision <= 16 else 4
     # OpenJPEG takes four bytes a sample: Pillow one tile after the other, openjpeg all of them.
     most = layout.pixels * layout.samples * layout.allocated // 8 * 4 + SPARE
     tiled = header.tile * layout.samples * (4 + width) + layout.pixels * (width if layout.samples == 1 else 4)
-    samples = _j2k_in_threads(frame, layout, header) if layout.pixels >= LARGE and tiled <= most else None
+    samples = _j2k_in_threads(frame, layout, header) if tiled <= most else None
     if samples is None and layout.pixels * layout.samples * (4 + width) > most:
         raise Refused("to decode its JPEG 2000 takes more than four times its memory; store it in tiles or uncompressed")
     if samples is None:
@@ -56,7 +57,7 @@ def decode(frame: bytes, layout: Layout, header: Header | None) -> tuple[Samples
 def _j2k_in_threads(frame: bytes, layout: Layout, header: Header) -> Samples | None:
     """OpenJPEG as Pillow has it, in its wheels built with threads; None where Pillow does not hand its values on, or gives up."""
     deepest = 16 if layout.samples == 1 else 8
-    if header.signed or header.precision > deepest or not frame.startswith(J2K_START):
+    if header.precision > deepest:
         return None
     from PIL import Image, ImageFile
     from PIL import Jpeg2KImagePlugin as Jpeg2KImagePlugin  # else all plugins are imported
@@ -64,9 +65,16 @@ def _j2k_in_threads(frame: bytes, layout: Layout, header: Header) -> Samples | N
     quieten()
     if ImageFile.LOAD_TRUNCATED_IMAGES:  # somebody wants broken pictures
         return None
+    half = 1 << header.precision - 1 if header.signed else 0
+    if header.signed:  # Pillow would move them by half of the range; as unsigned values they are moved by it in the standard itself (G.1)
+        unsigned = bytearray(frame)
+        for place in range(42, 42 + 3 * header.components, 3):  # Ssiz (A.5.1)
+            unsigned[place] &= 0x7F
+        frame = bytes(unsigned)
     try:
         with Image.open(BytesIO(frame), formats=("JPEG2000",)) as image:
             samples = np.asarray(image)
     except Exception:
         return None
-    return samples >> (8 * samples.dtype.itemsize - header.precision)  # Pillow's stand in the highest bits
+    samples = samples >> (8 * samples.dtype.itemsize - header.precision)  # Pillow's stand in the highest bits
+    return samples - samples.dtype.type(half)  # below 0 as two's complement, as the other decoder gives them
