@@ -123,13 +123,15 @@ def weights_from_file(source: Path) -> Weights:
     scripted, data = _loaded(source) if not shards else (False, {k: v for shard in shards for k, v in _loaded(shard)[1].items()})
 
     kind = "OpenAI TorchScript archive" if scripted else "state dict with OpenAI's names"
-    while isinstance(data, Mapping) and (inside := [data[key] for key in WRAPPERS if isinstance(data.get(key), Mapping)]):
+    for _ in WRAPPERS:  # and no deeper: a pickle's mapping may hold itself
+        if (inside := _unwrapped(data)) is None:
+            break
         kind = "training checkpoint with OpenAI's names"
         if "optimizer_state_dict" in data and "state_dict" in data:
             kind = "PubMedCLIP training checkpoint"
         elif "pytorch-lightning_version" in data:
             kind = "PyTorch Lightning checkpoint"
-        data = inside[0]
+        data = inside
     tensors = {k: v for k, v in data.items() if isinstance(k, str) and isinstance(v, Tensor)} if isinstance(data, Mapping) else {}
     if not tensors:
         raise BundleError(f"{source}: holds no named tensors", "pass a state dict, a training checkpoint or a safetensors file")
@@ -140,6 +142,16 @@ def weights_from_file(source: Path) -> Weights:
     renamed = [named for family in families if (named := family.from_published(tensors)) is not None]
     made_by, tensors = max(renamed, key=lambda named: max(_likeness(named[1]).values()), default=(None, tensors))
     return Weights(made_by or kind, source, tensors, *_config_beside(source, made_by is not None), shards)
+
+
+def _unwrapped(data: Any) -> Any:
+    """What a training checkpoint has under a usual key, or else the only mapping in it that has tensors; None if there is none."""
+    if not isinstance(data, Mapping):
+        return None
+    if usual := [data[key] for key in WRAPPERS if isinstance(data.get(key), Mapping)]:
+        return usual[0]
+    full = [of for of in data.values() if isinstance(of, Mapping) and any(isinstance(x, Tensor) for x in of.values())]
+    return full[0] if len(full) == 1 else None
 
 
 def _loaded(source: Path) -> tuple[bool, Any]:

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, get_args
 
@@ -25,8 +26,8 @@ def no_twin(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object, for json.loads: whoever checks a file may read the first of two values and whoever uses it the last."""
     data = dict(pairs)
     if len(data) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)[:60]!r} is there twice")
+        name, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+        raise ValueError(f"the key {name[:60]!r} is there twice")
     return data
 
 

@@ -60,7 +60,7 @@ def picture_from_dicom(
     is_path = isinstance(source, (str, PathLike))
     where = fspath(source) if is_path else "dataset"
     if window is not None and not (len(window) == 2 and all(map(math.isfinite, window)) and window[1] > 0):
-        raise InputError(f"{where}: the window asked for has no positive width", "give a center and a width above 0")
+        raise InputError(f"{where}: the window asked for is no center with a positive width", "give two numbers, the width above 0")
     with reading(where) as stack:
         image = image_from_file(where, stack, data) if is_path else image_from_dataset(source)
         return _picture(where, image, frame, None if window is None else (float(window[0]), float(window[1])))
@@ -94,8 +94,8 @@ def _picture(where: str, image: DicomImage, frame: int | None, window: Window | 
     frames = max(whole_number(dataset, "NumberOfFrames", 1), 1)
     index = frames // 2 if frame is None else frame
     if not 0 <= index < frames:
-        there = "only frame 0" if frames == 1 else f"frames 0 to {frames - 1}"
-        raise InputError(f"{where}: frame {frame} was asked for and the file has {there}", "choose one of these")
+        there, step = ("only frame 0", "leave the frame out") if frames == 1 else (f"frames 0 to {frames - 1}", "choose one of these")
+        raise InputError(f"{where}: frame {frame} was asked for and the file has {there}", step)
 
     if code_string_of(dataset, "BurnedInAnnotation") == "YES":  # PS3.3 C.7.6.1
         notes.append("text is burned into the pixels (BurnedInAnnotation is YES): it may name the patient")

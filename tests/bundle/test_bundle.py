@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from pmclip_deploy.bundle.checks import no_twin
 from pmclip_deploy.bundle.files import manifest_from_bundle, verify_bundle, write_bundle
 from pmclip_deploy.bundle.manifest import Manifest
 from pmclip_deploy.bundle.names import MANIFEST, SEAL
@@ -361,6 +362,24 @@ def test_a_key_that_is_there_twice_is_refused(bundle: Path, key: str) -> None:
     (bundle / MANIFEST).write_text(f"{content[:end]}, {content[place:]}")
     with pytest.raises(BundleError, match=rf"the key '{re.escape(key)}' is there twice"):
         manifest_from_bundle(bundle)
+
+
+def test_a_key_that_is_there_twice_is_found_in_one_pass() -> None:
+    """Names are compared a few times each, not each with all: 16 MB of keys would take an hour."""
+    compared = 0
+
+    class Name(str):
+        __hash__ = str.__hash__
+
+        def __eq__(self, other: object) -> bool:
+            nonlocal compared
+            compared += 1
+            return str.__eq__(self, other)
+
+    pairs = [(Name(f"key {i}"), i) for i in range(2000)]
+    with pytest.raises(ValueError, match="'key 1999' is there twice"):
+        no_twin([*pairs, (Name("key 1999"), 0)])
+    assert compared < 10 * len(pairs)
 
 
 def test_no_folder_and_no_manifest(tmp_path: Path) -> None:

@@ -527,6 +527,7 @@ def test_exit_codes(run: Any, folder: Path, index: Path, tmp_path: Path) -> None
     (tmp_path / "useless" / "a.txt").write_text("x")
     (tmp_path / "useless" / "b.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     (tmp_path / "cut.index").write_bytes(index.read_bytes()[:-1])
+    assert run("query", index, " ").err == 'error: the text is empty; give one, for example "chest x-ray"\n'
     cases = [
         (3, ["index", tmp_path / "empty", "--output", tmp_path / "e"]),
         (3, ["index", tmp_path / "useless", "--output", tmp_path / "e"]),

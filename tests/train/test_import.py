@@ -278,6 +278,7 @@ def test_hugging_face_bin_and_file_and_open_clip_safetensors(vit: Any, vit_folde
         (lambda s: {"model_state_dict": s, "epoch": 3}, "training checkpoint with OpenAI's names"),
         (lambda s: {"model": {"state_dict": {f"module.{k}": v for k, v in s.items()}}}, "open_clip state dict"),
         (lambda s: {"module": s, "step": torch.tensor(3)}, "training checkpoint with OpenAI's names"),  # DeepSpeed
+        (lambda s: {"ema": s, "step": torch.tensor(3), "optim": {"lr": 1e-3}}, "training checkpoint with OpenAI's names"),  # of any name
         (
             lambda s: {"pytorch-lightning_version": "2.4.0", "state_dict": {f"model.{k}": v for k, v in s.items()}, "hyper_parameters": {}},
             "PyTorch Lightning checkpoint",
@@ -287,6 +288,14 @@ def test_hugging_face_bin_and_file_and_open_clip_safetensors(vit: Any, vit_folde
 def test_wrapped_and_prefixed_checkpoints(made: Callable[[Tensors], Any], kind: str, tmp_path: Path) -> None:
     state = light("ViT-B/32")
     check_same(saved(tmp_path / "w.ckpt", made(state)), state, kind)
+
+
+def test_a_checkpoint_that_holds_itself_is_refused(tmp_path: Path) -> None:
+    """Under a usual key or another; unwrapping it would never end."""
+    for key in ("model", "clip"):
+        loop: dict[str, Any] = {"step": torch.tensor(3)}
+        loop[key] = loop
+        check_refused(saved(tmp_path / "w.pt", loop), tmp_path, "fits none of")
 
 
 def test_wrapped_hugging_face_names(vit: Any, vit_checkpoint: Path, tmp_path: Path) -> None:
