@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pmclip_deploy.header.work import MOST_READS
+from pmclip_deploy.imaging.read import picture_from_bytes
 from tests.golden.make import pattern
 
 MIB = 1 << 20
@@ -278,6 +279,16 @@ def test_a_small_picture(name: str, tmp_path: Path, whole: Path) -> None:
     print(name, found)
     assert found["bytes"] <= 4 * 64 * 64 * 2 + 64 * MIB and found["reads"] <= MOST_READS
     assert found["outcome"] == [64, 64] or isinstance(found["outcome"], str)
+
+
+def test_frames_of_64_by_64_may_have_24_groups_of_undefined_length() -> None:
+    """As an enhanced MR image of 1,000 frames has: a frame of 8 KiB brings as many elements as one of 512 x 512."""
+    start, end = b"SQ\0\0" + UNDEFINED + b"\xfe\xff\x00\xe0" + UNDEFINED, END_OF_ITEM + END_OF_SEQUENCE
+    body = element(0x00180081, b"DS", b"3 ") + element(0x00180082, b"DS", b"4 ")
+    groups = b"".join(struct.pack("<2H", 0x0018, 0x9100 + place) + start + body + end for place in range(24))
+    frames = (b"\xfe\xff\x00\xe0" + UNDEFINED + groups + END_OF_ITEM) * 1000
+    data = dicom(image(frames=1000) + PER_FRAME + UNDEFINED + frames + END_OF_SEQUENCE + element(0x7FE00010, b"OW", PIXELS * 1000))
+    assert picture_from_bytes("x", data).pixels.shape == (64, 64)
 
 
 # --- files that are larger than memory --------------------------------------------------------------------------------------------
