@@ -249,7 +249,7 @@ def _of_manifest() -> None:
     _add("manifest: temperatures times 0.2", lambda c: c.kinds(lambda k: replace(k, temperature=0.2 * k.temperature)))
     _add("manifest: thresholds 0", lambda c: c.kinds(lambda k: replace(k, threshold=0.0)))
     _add("manifest: thresholds 1", lambda c: c.kinds(lambda k: replace(k, threshold=1.0)))
-    _add("manifest: reasons left out", lambda c: c.kinds(lambda k: replace(k, reason=None) if k.answers else k))
+    _add("manifest: refused kinds are answered", lambda c: c.kinds(lambda k: replace(k, reason=None, answers=(0, 1)) if k.reason else k))
     _add("manifest: a kind refused", lambda c: c.kinds(lambda k: replace(k, reason="no") if k.name == "organ" else k))
     _add("manifest: kinds rotated", lambda c: c.says(kinds=(*c.manifest.kinds[1:], c.manifest.kinds[0])))
     _add("manifest: yes and no swapped", lambda c: c.kinds(lambda k: replace(k, answers=k.answers[::-1]) if len(k.answers) == 2 else k))

@@ -11,8 +11,8 @@ Every head is trained as `pmclip-deploy train vqa` trains it and measured as `ev
 - pmclip-lite: the checkpoint in the repository, which has learned nothing of SLAKE;
 - pmclip-lite, fine-tuned: the same, trained with the head.
 
-At full size a row takes minutes on a GPU and hours on a CPU. --reduced trains small heads on 100 images, for two cores in about ten
-minutes: its rows say nothing about the paper's. --head and --tower measure some rows. A row that stands in --output is not trained again.
+The full size is for a GPU. --reduced trains small heads on 100 images, in 16 minutes of processor time: its rows say nothing about the
+paper's. --head and --tower measure some rows. A row that stands in --output is not trained again.
 The paper's row is Eslami et al. 2023, QCR with PubMedCLIP's ViT-B/32. It is theirs, not measured here, and by their own count.
 """
 

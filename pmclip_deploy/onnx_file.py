@@ -4,8 +4,12 @@ Read from the protobuf itself (onnx.proto; protobuf's "Encoding"), since the run
 weights. Every occurrence of a field counts, also where protobuf would take the last one or merge them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from math import prod
+from pathlib import Path
 from typing import NamedTuple
+
+from pmclip_deploy.errors import BundleError
 
 SIMILARITY = ("ai.pmclip", "ContrastiveSimilarity")  # the one model-local function, of `export --labels`
 # What `export` writes, what quantising makes of it, and others of ONNX that end by themselves. Not If, Loop, Scan and SequenceMap: a Loop
@@ -30,7 +34,10 @@ OP_TYPE, ATTRIBUTE, DOMAIN = 4, 5, 7  # NodeProto
 IN_ATTRIBUTE = {5: "tensor", 10: "tensor", 6: "graph", 11: "graph", 22: "sparse tensor", 23: "sparse tensor"}  # AttributeProto
 FUNCTION_NAME, FUNCTION_NODE, FUNCTION_DOMAIN = 1, 7, 10  # FunctionProto
 DIMS, DATA_TYPE, NAME, EXTERNAL_DATA, DATA_LOCATION = 1, 2, 8, 13, 14  # TensorProto
+RAW_DATA = 9  # of a TensorProto too
 BYTES, VARINT, FIXED = 2, 0, {1: 8, 5: 4}  # wire types, and how long the last are
+# numpy's name of each type that a weight outside its graph may have, by the number in TensorProto.DataType. Its end is the type's bytes.
+NUMPY = {1: "<f4", 2: "u1", 3: "i1", 4: "<u2", 5: "<i2", 6: "<i4", 7: "<i8", 9: "b1", 10: "<f2", 11: "<f8", 12: "<u4", 13: "<u8"}
 
 
 class Outside(NamedTuple):
@@ -41,6 +48,62 @@ class Outside(NamedTuple):
     dims: tuple[int, ...]
     offset: int
     length: int
+
+
+def model_from_file(path: Path, read: Callable[[Path], bytes] = Path.read_bytes) -> tuple[bytes, list[Outside], bytes]:
+    """A graph, checked, its weights in FILE.data, and the bytes of FILE.data: all in memory that is this process's alone.
+
+    No library that runs a graph opens a file of it. Such a library would map FILE.data, so that somebody who overwrites the file ends this
+    process or changes its answers; and older ones follow a path in the graph to anywhere. Raises BundleError.
+    """
+    data = path.with_name(f"{path.name}.data")
+    try:
+        content = read(path)
+        outside = weights_outside(content, data.name)
+        raw = read(data) if outside else b""
+        for weight in outside:
+            if weight.data_type not in NUMPY or weight.length != int(NUMPY[weight.data_type][-1]) * prod(weight.dims):
+                raise ValueError(f"its weight {weight.name[:60]!r} has another size than its shape")
+            if weight.offset + weight.length > len(raw):
+                raise ValueError(f"its weight {weight.name[:60]!r} lies beyond the end of {data.name}")
+    except FileNotFoundError as error:
+        raise BundleError(f"{error.filename}: missing", "copy the bundle again") from None
+    except OSError as error:
+        raise BundleError(f"{error.filename}: cannot be read ({error.strerror})", "check its permissions") from error
+    except ValueError as error:
+        raise BundleError(f"{path}: refused, {error}", "export it again with `pmclip-deploy export`") from None
+    return content, outside, raw
+
+
+def with_weights_inside(content: bytes, data_name: str, data: bytes) -> bytes:
+    """The same model without FILE.data, for a library that takes a model as one piece. ``model_from_file`` has checked it."""
+    parts, place = list[bytes](), 0
+    for number, first, last in _fields(content, 0, len(content)):
+        after = abs(last)
+        parts.append(_field(GRAPH, b"".join(_inside(content, first, last, data_name, data))) if number == GRAPH else content[place:after])
+        place = after
+    return b"".join(parts)
+
+
+def _inside(content: bytes, start: int, end: int, data_name: str, data: bytes) -> Iterator[bytes]:
+    """The fields of a GraphProto. Of a scalar field that occurs twice the last one counts, so what a weight says of FILE.data may stay."""
+    place = start
+    for number, first, last in _fields(content, start, end):
+        weight = _outside(content, first, last, data_name) if number == INITIALIZER else None
+        if weight is None:
+            yield content[place : abs(last)]
+        else:
+            raw = _field(RAW_DATA, data[weight.offset : weight.offset + weight.length])
+            yield _field(INITIALIZER, content[first:last] + bytes([DATA_LOCATION << 3 | VARINT, 0]) + raw)
+        place = abs(last)
+
+
+def _field(number: int, content: bytes) -> bytes:
+    length, left = bytearray(), len(content)
+    while left > 127:
+        length.append(left & 127 | 128)
+        left >>= 7
+    return bytes([number << 3 | BYTES, *length, left]) + content
 
 
 def weights_outside(content: bytes, data_name: str) -> list[Outside]:
@@ -147,7 +210,7 @@ def _varint(content: bytes, place: int) -> tuple[int, int]:
 
 
 def _fields(content: bytes, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """The number of each field, and where its bytes begin and end; of an integer its value and -1.
+    """The number of each field, and where its bytes begin and end; of an integer its value, and its end as a negative number.
 
     Most tags and lengths are one byte long, and calls are most of what this costs.
     """
@@ -161,7 +224,7 @@ def _fields(content: bytes, start: int, end: int) -> Iterator[tuple[int, int, in
             value, start = (content[start], start + 1) if content[start] < 128 else _varint(content, start)
             if start > end:
                 break
-            yield tag >> 3, value, -1
+            yield tag >> 3, value, -start
             continue
         elif kind in FIXED:
             last = start + FIXED[kind]

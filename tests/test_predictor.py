@@ -383,7 +383,7 @@ def test_a_graph_is_parsed_only_when_it_is_verified(bundle: Path, tmp_path: Path
     manifest, opened = manifest_from_bundle(bundle), list[Any]()
     for name in manifest.files:  # of the right size, and no graph or tokenizer
         (tmp_path / "b" / name).write_bytes(bytes(manifest.files[name].bytes))
-    monkeypatch.setattr("pmclip_deploy.sessions.onnxruntime.weights_outside", lambda *names: opened.append(names))
+    monkeypatch.setattr("pmclip_deploy.onnx_file.weights_outside", lambda *names: opened.append(names))
     monkeypatch.setattr("pmclip_deploy.tokens.tokenizer_from_text", lambda *names: opened.append(names))
     with pytest.raises(pm.BundleError, match="has changed"):
         pm.load(tmp_path / "b")

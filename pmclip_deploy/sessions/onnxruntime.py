@@ -9,15 +9,13 @@ from math import prod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pmclip_deploy.errors import BundleError, DeviceError
-from pmclip_deploy.onnx_file import weights_outside
+from pmclip_deploy.onnx_file import NUMPY, model_from_file
 from pmclip_deploy.sessions import Backend, Device, GraphFile, SessionOptions, cache_folder
 from pmclip_deploy.threads import cpu_threads
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-# numpy's name of each type that a weight outside its graph may have, by the number in onnx.proto's TensorProto.DataType.
-NUMPY = {1: "<f4", 2: "u1", 3: "i1", 4: "<u2", 5: "<i2", 6: "<i4", 7: "<i8", 9: "?", 10: "<f2", 11: "<f8", 12: "<u4", 13: "<u8"}
 SILENT = "ORT_DISABLE_TELEMETRY"
 ERROR = 3  # onnxruntime's severity; below it, it writes about things a user cannot change
 # The two packages share one folder: side by side they overwrite each other, and removing one breaks the other.
@@ -39,7 +37,7 @@ PROVIDERS = {
         Provider(Device("cpu", "CPU", "nothing to do: it comes with pmclip-deploy"), CPU),
         Provider(Device("cuda", "CUDA", f"with an NVIDIA driver, {GPU_STEPS}", nvidia=True), CUDA),
         Provider(
-            Device("openvino", "OpenVINO", "`pip uninstall -y onnxruntime`, then `pip install onnxruntime-openvino`"),
+            Device("ort-openvino", "OpenVINO", "`pip uninstall -y onnxruntime`, then `pip install onnxruntime-openvino`"),
             "OpenVINOExecutionProvider",
             caches=("cache_dir",),
         ),
@@ -120,7 +118,10 @@ class OnnxRuntimeSession:
         if wanted.name not in available:
             here = f"onnxruntime {ort.__version__} has no {name} here (it has {', '.join(available)})"
             raise DeviceError(here, f'{wanted.device.install}, or pass device="cpu"')
-        content, weights = _model(graph)
+        import numpy as np
+
+        content, outside, raw = model_from_file(graph.path, graph.read)
+        weights = {w.name: np.frombuffer(raw, NUMPY[w.data_type], prod(w.dims), w.offset).reshape(w.dims) for w in outside}
         if wanted.device.nvidia and hasattr(ort, "preload_dlls"):
             ort.preload_dlls()  # CUDA and cuDNN from the NVIDIA wheels
         others = [other for other in (*wanted.behind, CPU) if other in available and other != wanted.name]
@@ -146,33 +147,6 @@ class OnnxRuntimeSession:
             return dict(zip(self.outputs, self._session.run(list(self.outputs), dict(inputs)), strict=True))
         except Exception as error:
             raise BundleError(f"{self._path}: onnxruntime cannot run it ({_line(error)})", "copy the bundle again") from error
-
-
-def _model(graph: GraphFile) -> "tuple[bytes, dict[str, NDArray[Any]]]":
-    """What a session is made of: the graph, checked, and its weights in memory that is ours alone.
-
-    onnxruntime opens no file itself. It would map FILE.data, so that somebody who overwrites the file ends this process or changes its
-    answers; and older versions follow a path in the graph to anywhere.
-    """
-    import numpy as np
-
-    data, types = graph.path.with_name(f"{graph.path.name}.data"), {number: np.dtype(name) for number, name in NUMPY.items()}
-    try:
-        content = graph.read(graph.path)
-        outside = weights_outside(content, data.name)
-        raw = graph.read(data) if outside else b""
-        for weight in outside:
-            if weight.data_type not in types or weight.length != types[weight.data_type].itemsize * prod(weight.dims):
-                raise ValueError(f"its weight {weight.name[:60]!r} has another size than its shape")
-            if weight.offset + weight.length > len(raw):
-                raise ValueError(f"its weight {weight.name[:60]!r} lies beyond the end of {data.name}")
-    except FileNotFoundError as error:
-        raise BundleError(f"{error.filename}: missing", "copy the bundle again") from None
-    except OSError as error:
-        raise BundleError(f"{error.filename}: cannot be read ({error.strerror})", "check its permissions") from error
-    except ValueError as error:
-        raise BundleError(f"{graph.path}: refused, {error}", "export it again with `pmclip-deploy export`") from None
-    return content, {w.name: np.frombuffer(raw, types[w.data_type], prod(w.dims), w.offset).reshape(w.dims) for w in outside}
 
 
 def _provider_options(provider: Provider, key: str | None) -> dict[str, str]:

@@ -1,9 +1,11 @@
 """What a bundle's graphs may hold, and files that change while they are in use. Every bundle here has right hashes."""
 
+import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ import pmclip_deploy as pm
 from pmclip_deploy.bundle.files import write_bundle
 from pmclip_deploy.kernels.onnx_function import similarity_graph
 from pmclip_deploy.models import DEFAULT_BUNDLE
-from pmclip_deploy.onnx_file import weights_outside
+from pmclip_deploy.onnx_file import weights_outside, with_weights_inside
 from pmclip_deploy.sessions import SessionOptions, open_session
 from tests.sources import ROOT
 from tests.tiny.bundle import SIZE, facets_bundle, tiny_bundle, tiny_files, tiny_manifest
@@ -201,6 +203,15 @@ def test_every_graph_of_the_embedded_bundle_passes() -> None:
         there = [weight for weight in model.graph.initializer if weight.data_location == TensorProto.EXTERNAL]
         found = weights_outside(path.read_bytes(), f"{path.name}.data")
         assert [(x.name, x.data_type, list(x.dims)) for x in found] == [(x.name, x.data_type, list(x.dims)) for x in there]
+        data = path.with_name(f"{path.name}.data")
+        inside = onnx.load_from_string(with_weights_inside(path.read_bytes(), data.name, data.read_bytes()))
+        for weight in inside.graph.initializer:
+            del weight.external_data[:]  # of no effect where data_location says that the weight is inside
+            weight.ClearField("data_location")
+        whole = onnx.load(path)
+        for weight in whole.graph.initializer:
+            weight.ClearField("data_location")
+        assert inside == whole
     assert weights_outside(similarity_graph(3, 4, 2).SerializeToString(), "labels.onnx.data") == []
 
 
@@ -228,7 +239,7 @@ import numpy as np
 import pmclip_deploy as pm
 
 folder, how = Path(sys.argv[1]), sys.argv[2]
-predictor, picture = pm.load(folder, "cpu"), np.arange(96 * 96, dtype=np.uint16).reshape(96, 96)
+predictor, picture = pm.load(folder, sys.argv[3]), np.arange(96 * 96, dtype=np.uint16).reshape(96, 96)
 before = predictor.ask(picture, "is there a fracture?", ignore_header=True).candidates, predictor.embed_image(picture).tolist()
 for file in folder.iterdir():
     with file.open("r+b") as opened:
@@ -243,10 +254,15 @@ else:
 """
 
 
+@pytest.mark.parametrize("device", ["cpu", "openvino"])
 @pytest.mark.parametrize("how", ["truncate", "overwrite"])
-def test_a_bundle_that_is_overwritten_in_place_while_in_use(tmp_path: Path, how: str) -> None:
+def test_a_bundle_that_is_overwritten_in_place_while_in_use(tmp_path: Path, how: str, device: str) -> None:
+    if device == "openvino" and not find_spec("openvino"):
+        pytest.skip("needs the extra `openvino`")
     shutil.copytree(DEFAULT_BUNDLE, tmp_path / "b")
-    done = subprocess.run([sys.executable, "-c", IN_USE, tmp_path / "b", how], cwd=ROOT, capture_output=True, text=True)
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    command = [sys.executable, "-c", IN_USE, tmp_path / "b", how, device]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
     assert (done.returncode, done.stderr) == (0, "")
 
 

@@ -23,7 +23,10 @@ def test_an_export_that_is_told_to_end_leaves_nothing(tmp_path: Path, sent: sign
     scratch.mkdir()
     command = ["export", DEFAULT_BUNDLE.parent / "checkpoint", "--output", tmp_path / "bundle", "--precision", "fp32"]
     child = subprocess.Popen(
-        [sys.executable, "-c", MAIN, *map(str, command)], env={**os.environ, "TMPDIR": str(scratch)}, stderr=subprocess.PIPE
+        [sys.executable, "-c", MAIN, *map(str, command)],
+        env={**os.environ, "TMPDIR": str(scratch)},
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(sent, signal.SIG_DFL),  # the tests may run under nohup, which ignores SIGHUP
     )
     deadline = time.monotonic() + 300
     while not list(scratch.glob("pmclip-export-*/*")):
