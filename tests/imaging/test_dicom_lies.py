@@ -206,7 +206,7 @@ def test_frames_of_several_fragments_begin_at_their_codestreams(syntax, lie):
 
 
 def test_frames_of_several_fragments_that_only_a_table_can_tell():
-    """Where no fragment has a whole start, a table is believed if its entries rise, are where fragments begin, and are as many as the frames."""
+    """Where no fragment has a whole start, a table is believed that rises, fits the fragments and has an entry for each frame."""
     pieces = [part for frame in FRAMES for part in (codestream(frame, RLE)[:4], codestream(frame, RLE)[4:])]
     at = places(pieces)[::2]
     extended = {"ExtendedOffsetTable": struct.pack("<3Q", *at[:3]), "ExtendedOffsetTableLengths": struct.pack("<3Q", 322, 322, 322)}
