@@ -13,7 +13,7 @@ from typing import Any
 
 from pmclip_deploy.faults import Refused
 
-READS = 3 << 15  # of a file without a picture: 25 MiB
+READS = 5 << 15  # of a file without a picture: 40 MiB
 MOST_READS = 3 << 18  # of any file: seconds
 PICTURE = 64  # bytes of pixels that pay for one more read: a frame brings its own functional groups
 

@@ -14,6 +14,7 @@ from PIL import Image
 from pmclip_deploy.errors import InputError
 from pmclip_deploy.imaging.images import picture_from_image
 from pmclip_deploy.imaging.picture import Picture
+from pmclip_deploy.imaging.read import picture_from_bytes
 from tests.golden.make import pattern, pattern12
 from tests.imaging.test_budgets import dicom, encapsulated, image
 
@@ -196,6 +197,12 @@ def test_a_jpeg_in_a_dicom_file_of_more_rows_than_data() -> None:
             continue
         with pytest.raises(InputError, match="its data does not fill its rows"):
             picture_from_image(data)
+
+
+def test_a_progressive_jpeg_of_a_camera_is_read() -> None:
+    buffer = io.BytesIO()
+    Image.new("L", (8688, 5792), 90).save(buffer, "JPEG", progressive=True)
+    assert picture_from_bytes("x", buffer.getvalue()).pixels.shape == (5792, 8688)
 
 
 def test_a_progressive_jpeg_cut_between_scans() -> None:

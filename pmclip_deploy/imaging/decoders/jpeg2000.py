@@ -10,7 +10,10 @@ import numpy as np
 from pmclip_deploy.imaging.decoders.layout import Header, Layout, Refused, Samples, as_declared
 from pmclip_deploy.imaging.quiet import quieten
 
-SPARE = 48 << 20  # bytes that may be taken beyond four times the picture
+SPARE = 48 << 20  # bytes that may be taken beyond MOST times the picture
+MOST = 8  # OpenJPEG takes four bytes a sample, and Pillow as many again: a picture of 8 bits takes six times its size
+BLOCK_BYTES = 640  # that OpenJPEG takes for a code block or precinct before it reads one
+MAX_PARTS = 1 << 18  # tile-parts: each costs time
 J2K_START = b"\xff\x4f\xff\x51"  # SOC, SIZ
 
 
@@ -28,19 +31,52 @@ def header_of(frame: bytes, layout: Layout) -> Header:
     if any(size != (sizes[0][0], 1, 1) for size in sizes):
         raise Refused("its compressed data has components of different size or depth")
     tile = min(tile_width, right - left) * min(tile_height, bottom - top)
-    return Header(bottom - top, right - left, components, (sizes[0][0] & 0x7F) + 1, signed=bool(sizes[0][0] & 0x80), tile=tile)
+    blocks = _blocks(frame[start:], components)
+    precision, signed = (sizes[0][0] & 0x7F) + 1, bool(sizes[0][0] & 0x80)
+    return Header(bottom - top, right - left, components, precision, signed, tile, blocks)
+
+
+def _blocks(codestream: bytes, components: int) -> int:
+    """The most code blocks that a tile has, by the coding styles in all headers (ISO/IEC 15444-1 A.6.1, A.6.2, B.6 to B.8).
+
+    A kilobyte may say that its code blocks have one sample each.
+    """
+    right, bottom, left, top, width, height = unpack_from(">6L", codestream, 8)
+    width, height = min(width, right - left), min(height, bottom - top)
+    most, at, end = 0, 2, 0  # ``end`` is that of a tile-part
+    for _ in range(MAX_PARTS):
+        marker, length = unpack_from(">2H", codestream, at) if at + 4 <= len(codestream) else (0xFFD9, 0)
+        if marker in (0xFF52, 0xFF53):  # COD, COC
+            body = codestream[at + 4 : at + 2 + length]
+            style, rest = (body[0], body[5:]) if marker == 0xFF52 else (body[1 + (components > 256)], body[2 + (components > 256) :])
+            levels, blocks = min(rest[0], 32), 0
+            for level in range(levels + 1):  # of resolution, from the smallest
+                precinct, number = rest[5 + level] if style & 1 else 0xFF, 3 if level else 1  # of subbands
+                for side, block, bits in ((width, rest[1], precinct & 15), (height, rest[2], precinct >> 4)):
+                    log = min((block & 15) + 2, max(bits - (level > 0), 0))
+                    number *= (side >> (levels - level + (level > 0)) >> log) + 2
+                blocks += number
+            most = max(most, blocks * components)
+        elif marker == 0xFF90:  # SOT
+            size = unpack_from(">L", codestream, at + 6)[0]
+            end = at + size if size > 0 else len(codestream)
+        if marker == 0xFFD9:
+            return most
+        at = end if marker == 0xFF93 else at + 2 + length  # SOD
+        if at <= 0 or (marker == 0xFF93 and not end):
+            return most
+    raise Refused(f"its compressed data is in more than {MAX_PARTS} pieces")
 
 
 def decode(frame: bytes, layout: Layout, header: Header | None) -> tuple[Samples, str]:
     assert header is not None
     frame = frame[frame.find(J2K_START) :]  # what boxes say counts for nothing, so nothing reads them
     width = 1 if header.precision <= 8 else 2 if header.precision <= 16 else 4
-    # OpenJPEG takes four bytes a sample: Pillow one tile after the other, openjpeg all of them.
-    most = layout.pixels * layout.samples * layout.allocated // 8 * 4 + SPARE
-    tiled = header.tile * layout.samples * (4 + width) + layout.pixels * (width if layout.samples == 1 else 4)
-    samples = _j2k_in_threads(frame, layout, header) if tiled <= most else None
-    if samples is None and layout.pixels * layout.samples * (4 + width) > most:
-        raise Refused("to decode its JPEG 2000 takes more than four times its memory; store it in tiles or uncompressed")
+    # Pillow decodes one tile after the other.
+    need = header.tile * layout.samples * (4 + width) + layout.pixels * (width if layout.samples == 1 else 4)
+    if need + header.blocks * BLOCK_BYTES > layout.pixels * layout.samples * layout.allocated // 8 * MOST + SPARE:
+        raise Refused("its JPEG 2000 has so many code blocks that it takes too much memory; store it uncompressed")
+    samples = _j2k_in_threads(frame, layout, header)
     if samples is None:
         from openjpeg.utils import decode_pixel_data
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from PIL import Image
 
-MAX_SCANNED = 1 << 28  # pixels of all scans: a plain JPEG has one, a progressive one some ten
+MAX_SCANNED = 1 << 29  # pixels of all scans: a plain JPEG has one, a progressive one some ten, so that 50 M pixels are read
 _MARKER = re.compile(rb"\xff+([\x01-\xfe])", re.DOTALL)
 _PADDING = bytes(step * 73 % 251 for step in range(1, 251))
 _ARITHMETIC = range(0xC9, 0xD0)  # these codes may end before their picture does (ISO/IEC 10918-1 D.1.8)

@@ -57,6 +57,7 @@ class Header:
     precision: int
     signed: bool = False
     tile: int = 0  # JPEG 2000: the pixels of one
+    blocks: int = 0  # JPEG 2000: the code blocks of one tile, at most
     process: int = 0  # JPEG: the SOF marker, 0xC0 baseline ... 0xC3 lossless
     color: str = ""  # JPEG: "RGB", "YBR", or "" where the codestream does not tell
     lossless: bool = False  # by the transfer syntax
