@@ -137,6 +137,9 @@ def reason(error: BaseException) -> str:
     """One line, without any path of this machine."""
     if isinstance(error, ImportError) and error.name:
         return f"needs {error.name.partition('.')[0]}, which cannot be imported here"
-    said = " ".join(str(error).split())
-    said = re.sub(r"(?<![\w.])(?:[A-Za-z]:)?(?:[/\\][\w.+@~-]+){2,}[/\\]?", "PATH", said)[:200]
+    said = without_paths(str(error))
     return said if isinstance(error, NotMeasuredError) else f"{type(error).__name__}: {said}" if said else type(error).__name__
+
+
+def without_paths(text: str) -> str:
+    return re.sub(r"(?<![\w.])(?:[A-Za-z]:)?(?:[/\\][\w.+@~-]+){2,}[/\\]?", "PATH", " ".join(text.split()))[:200]

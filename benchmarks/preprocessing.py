@@ -216,7 +216,7 @@ def stored_from_dicom(path: Path) -> Array:
     with reading(str(path)) as stack:
         image = image_from_file(str(path), stack)
         layout = layout_from_dataset(image.dataset)
-        stored, _ = stored_values(image, layout, 0, 1)
+        stored, _ = stored_values(image, layout, 0, 1, [])
     assert stored.ndim == 2 and stored.dtype.itemsize == 2 and int(stored.min()) >= 0, (
         "give a grey picture of 16 bits without negative values"
     )

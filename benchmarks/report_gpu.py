@@ -1,4 +1,4 @@
-"""The part of the benchmark report that `benchmarks.gpu` fills: one table for each of its stages, and the aims for a GPU."""
+"""The report's part about GPUs: the steps of `bench --gpu-proof`, a table for each stage of `benchmarks.gpu`, and the aims."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from pmclip_deploy.benchmarks.report_writing import Block, Heading, Table
 from pmclip_deploy.benchmarks.results import Row
 from pmclip_deploy.export.page import NOT_MEASURED, finite, number
 
-GPU = "gpu"  # the last word of the command's program
+GPU, PROOF = "gpu", "gpu-proof"  # program() of their rows
 SYSTEM, PRODUCT, LOSS, THEIR_LOSS = "CudaSimilarity", "torch, product and topk", "pmclip-deploy", "open_clip.ClipLoss"  # systems in rows
 SHARES = {"f16": 0.8, "f32": 0.75, "i8": 0.75}  # of the bandwidth that was measured, for one image and a million rows
 HOST_US, MEMORY, TIME = 30.0, 0.25, 1.3  # of a call; of the loss, to open_clip's
 
-UNITS = (("_ms", "ms"), ("_us", "µs"), ("_mib", "MiB"), ("_gib", "GiB"), ("_per_s", "a second"))  # that end a figure's name
+UNITS = (  # that end a figure's name
+    ("_ms", "ms"), ("_us", "µs"), ("_mib", "MiB"), ("_gib", "GiB"), ("_per_s", "a second"), ("_bytes", "bytes"),
+)  # fmt: skip
 
 
 class GpuAim(NamedTuple):
@@ -55,12 +57,15 @@ def on_a_gpu(rows: Rows) -> list[list[Row]]:
 
 
 def is_gpu(row: Row) -> bool:
-    return program(row) == GPU
+    return program(row) in (GPU, PROOF)
 
 
 def gpu_stages(rows: Rows, about: Any) -> list[Block]:
     """Each run with a table for each stage; ``about`` heads a run."""
     out: list[Block] = []
+    for run in runs(rows, PROOF):
+        table = [[row["part"], row["not_measured"] or "done", _rest(row["figures"])] for row in run]
+        out += [*about(run), "The steps of `pmclip-deploy bench --gpu-proof`:", Table(["step", "outcome", "figures"], table, left=3)]
     for run in runs(rows, GPU):
         packages = run[0]["environment"].get("packages") or {}
         shown = [f"{name} {packages[name]}" for name in ("torch", "triton", "cuda-core", "cupy-cuda13x") if name in packages]

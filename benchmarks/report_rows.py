@@ -36,7 +36,9 @@ def _kind(row: Row) -> tuple[Any, ...]:
 
 
 def program(row: Row) -> str:
-    """The last word of the command: "bench", "compare", "cold_start", ..."""
+    """The last word of the command: "bench", "compare", "cold_start", ...; of `bench --gpu-proof` its option."""
+    if " --gpu-proof" in row["command"]:
+        return "gpu-proof"
     words = row["command"].partition(" -")[0] if row["command"].startswith("pmclip-deploy") else row["command"].partition(" -m ")[2]
     return str(re.split(r"[ .]", words.partition(" -")[0].strip())[-1])
 

@@ -1,4 +1,7 @@
-"""Results as JSON lines: one row per run, model, system, part and scenario. Rows of one run compare as ratios, those of two never do."""
+"""Results as JSON lines: one row per run, model, system, part and scenario. Rows of one run compare as ratios, those of two never do.
+
+The first row of a run names its command and its environment. Later rows of that run in the same file may leave them out.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,7 @@ KEYS: dict[str, type | tuple[type, ...]] = {  # of what every row has
     **dict.fromkeys(("run", "time", "command", "model", "system", "part", "scenario"), str),
     **dict.fromkeys(("environment", "figures"), dict), "samples": int, "not_measured": (str, type(None)), "threads": (int, type(None)),
 }  # fmt: skip
+ONCE = ("command", "environment")  # a later row of the run has those of its first row
 PATHS = ("--bundle", "--data", "--images", "--output", "--picture", "--submit-file")  # options that name one
 
 Row = dict[str, Any]
@@ -71,8 +75,13 @@ def command_line(program: str, arguments: Sequence[str] | None = None) -> str:
 
 def append(path: Path, rows: Iterable[Row]) -> None:
     """Adds lines to the file, whole or not at all. Raises UsageError."""
+    lines, named = [], set[str]()
+    for row in rows:
+        short = {key: value for key, value in row.items() if key not in ONCE} if row["run"] in named else row
+        lines.append(json.dumps(short, ensure_ascii=False, allow_nan=False) + "\n")
+        named.add(row["run"])
     with write_errors(f"{path}: the results", "give another --output"):
-        atomic.append(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
+        atomic.append(path, "".join(lines))
 
 
 def read(path: Path) -> list[Row]:
@@ -81,14 +90,18 @@ def read(path: Path) -> list[Row]:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError):
         raise InputError(f"{path}: cannot be read", "give a file that `bench --output` wrote") from None
-    return [_row(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
+    named: dict[str, Row] = {}  # the first row of each run
+    return [_row(line, f"{path}, line {number}", named) for number, line in enumerate(lines, 1) if line.strip()]
 
 
-def _row(line: str, where: str) -> Row:
+def _row(line: str, where: str, named: dict[str, Row]) -> Row:
     try:
         row = json.loads(line)
     except ValueError:
         row = None
+    if isinstance(row, dict) and isinstance(row.get("run"), str):
+        row = {**{key: value for key, value in named.get(row["run"], {}).items() if key in ONCE}, **row}
+        named.setdefault(row["run"], row)
     if not isinstance(row, dict) or row.get("schema") != BENCH_SCHEMA or not all(isinstance(row.get(key), of) for key, of in KEYS.items()):
         raise InputError(f"{where}: no row of {BENCH_SCHEMA}", "give a file that `bench --output` wrote")
     return row

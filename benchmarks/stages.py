@@ -203,7 +203,7 @@ def decoding(path: Path, stack: ExitStack) -> tuple[Callable[[], Any], dict[str,
     def job() -> NDArray[Any]:
         assert image.file
         image.file.seek(start)
-        return stored_values(image, layout, frames // 2, frames)[0]
+        return stored_values(image, layout, frames // 2, frames, [])[0]
 
     return job, {"pixels": layout.pixels}
 
@@ -218,7 +218,7 @@ def rendering(source: Any, preprocess: Any) -> tuple[Callable[[], Any], dict[str
     with ExitStack() as stack:
         image = image_from_file(str(source), stack) if isinstance(source, Path) else image_from_dataset(source)
         layout = layout_from_dataset(image.dataset)
-        stored = np.array(stored_values(image, layout, 0, 1)[0])
+        stored = np.array(stored_values(image, layout, 0, 1, [])[0])
 
     def job() -> NDArray[np.float32]:
         return tensor_from_pixels(gray_from_stored(image, layout, stored, 0, None, [])[0], preprocess)

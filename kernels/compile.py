@@ -36,7 +36,7 @@ def compiled(folder: Path, capability: int, k: int) -> Iterator[Kernel]:
         tiles = dict.fromkeys(Tile.of(bank, capability, images) for images in (FEW, FEW + 1))
         for tile, aligned in product(tiles, (True, False)):
             types = {"image": "*fp32", "bank": f"*{TYPES[bank]}", "scales": "*fp32" if scaled else None, "logit_scale": "*fp32"}
-            types |= {"images": "i32", "rows": "i32", "width": "i32", "keys": "*i64", "sums": "*fp32"}
+            types |= {"images": "i32", "rows": "i32", "width": "i32", "step": "i32", "keys": "*i64", "sums": "*fp32"}
             constants = {"K": size, "IMAGES": tile.images, "ROWS": tile.rows, "COLUMNS": tile.columns}
             known = {"image", "bank", "width"} if aligned else set[str]()
             file = f"slices-{bank}{'-few' * (tile.images == FEW)}{'-scaled' * scaled}{'' if aligned else '-any'}-sm_{capability}"

@@ -61,7 +61,7 @@ class Call:
         slices = chosen(kernels, "similarity_slices", capability, k, bank, scaled, aligned, images)
         plan = plan_for(images, rows, slices.size, slices.tile, PROGRAMS * multiprocessors)
         same = [kernel for kernel in kernels if kernel.size == slices.size]
-        counts = {"images": images, "rows": rows, "width": width, "slices": plan.slices, "k": k}
+        counts = {"images": images, "rows": rows, "width": width, "step": plan.step, "slices": plan.slices, "k": k}
         launches = list[Launch]()
         for entry, grid in plan.grids.items():
             kernel = slices if entry == slices.entry else chosen(same, entry, capability, k)

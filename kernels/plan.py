@@ -1,7 +1,7 @@
 """How the GPU's kernels share the work: tiles, slices, grids, what lies between them, and the bytes that move."""
 
 from itertools import accumulate
-from math import prod
+from math import gcd, prod
 from typing import NamedTuple
 
 BYTES = {"f32": 4, "f16": 2, "i8": 1}  # what a bank can be of
@@ -38,6 +38,7 @@ class Plan(NamedTuple):
     groups: int  # of images
     slices: int
     folded: int  # what the fold makes of the slices; 0 if the merge takes them as they are
+    step: int  # of a program from tile to tile
 
     @property
     def grids(self) -> dict[str, tuple[int, int, int]]:
@@ -67,11 +68,21 @@ def _bytes(named: tuple[str, tuple[int, ...]]) -> int:
     return -(-prod(shape) * (8 if name.endswith("keys") else 4) // 16) * 16  # what follows is aligned as well
 
 
+def step_for(rows: int, tile: Tile, slices: int) -> int:
+    """How far a program leaps to its next tile, from the last ones on to the first: it meets a bank that is sorted in mixed order.
+
+    Near the golden section of its tiles, and without a common divisor with their number, which is one less for some programs.
+    """
+    tiles = -(-rows // tile.rows // slices)
+    return next((step for step in range(round(0.618 * tiles), 1, -1) if gcd(step, tiles) == gcd(step, tiles - 1) == 1), 1)
+
+
 def plan_for(images: int, rows: int, size: int, tile: Tile, programs: int) -> Plan:
     """As many slices as make ``programs`` programs, but none without a tile; they are folded where the merge would take three rounds."""
     groups = max(1, -(-images // tile.images))
     slices = max(1, min(-(-programs // groups), -(-rows // tile.rows)))
-    return Plan(images, size, groups, slices, -(-slices // tile.slices) if slices > 2 * tile.slices else 0)
+    folded = -(-slices // tile.slices) if slices > 2 * tile.slices else 0
+    return Plan(images, size, groups, slices, folded, step_for(rows, tile, slices))
 
 
 class Traffic(NamedTuple):

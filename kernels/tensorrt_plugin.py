@@ -1,6 +1,6 @@
-"""ContrastiveSimilarity in a TensorRT network, as two plugins whose compiled kernels lie in the engine: it needs no Python then.
+"""ContrastiveSimilarity in a TensorRT network, as three plugins whose compiled kernels lie in the engine: it needs no Python then.
 
-Two, since such a plugin is one kernel. TensorRT 10.9 and later; importing this registers them.
+Three, since such a plugin is one kernel. TensorRT 10.9 and later; importing this registers them.
 Not run anywhere yet: docs/reference/gpu-kernel.md.
 """
 
@@ -11,8 +11,10 @@ import tensorrt as trt
 import tensorrt.plugin as trtp
 
 from pmclip_deploy.kernels.manifest import ALIGNED, Kernel, chosen, code, kernels_from_manifest
+from pmclip_deploy.kernels.plan import Tile, step_for
 
 SLICES = 256  # the rows may be known only when the engine runs; slices beyond the tiles of rows find nothing to do
+FOLDED = SLICES // Tile().slices
 BANKS = {trt.float32: "f32", trt.float16: "f16", trt.int8: "i8"}
 
 
@@ -24,7 +26,8 @@ def add_similarity(network: Any, image: Any, bank: Any, logit_scale: Any, k: int
     """
     given = {"k": k, "kernels": str(kernels), "capability": capability}
     slices = network.add_plugin(trtp.op.pmclip.similarity_slices(image, bank, logit_scale, **given))
-    merge = network.add_plugin(trtp.op.pmclip.similarity_merge(slices.get_output(0), slices.get_output(1), **given))
+    fold = network.add_plugin(trtp.op.pmclip.similarity_fold(slices.get_output(0), slices.get_output(1), **given))
+    merge = network.add_plugin(trtp.op.pmclip.similarity_merge(fold.get_output(0), fold.get_output(1), **given))
     return merge.get_output(0), merge.get_output(1), merge.get_output(2)
 
 
@@ -50,7 +53,26 @@ def slices_launch(
 ) -> tuple[str, str, trtp.KernelLaunchParams, trtp.SymIntExprs]:
     kernel = _slices(image, bank, k, kernels, capability, aligned=bank.shape[1] % ALIGNED == 0)  # a width that is not known is -1
     images, (rows, width) = image.shape_expr[0], bank.shape_expr
-    return _launch(kernel, kernels, (trtp.cdiv(images, kernel.tile.images), SLICES), {"images": images, "rows": rows, "width": width})
+    step = step_for(bank.shape[0], kernel.tile, SLICES) if bank.shape[0] > 0 else 1
+    counts = {"images": images, "rows": rows, "width": width, "step": trtp.SymInt32(step)}
+    return _launch(kernel, kernels, (trtp.cdiv(images, kernel.tile.images), SLICES), counts)
+
+
+@trtp.register("pmclip::similarity_fold")
+def fold_outputs(
+    keys: trtp.TensorDesc, sums: trtp.TensorDesc, k: int, kernels: str, capability: int
+) -> tuple[trtp.TensorDesc, trtp.TensorDesc]:
+    images, size, of = keys.shape_expr[1], keys.shape[2], trtp.from_shape_expr
+    return of((FOLDED, images, size), trt.int64), of((FOLDED, images, 2), trt.float32)
+
+
+@trtp.aot_impl("pmclip::similarity_fold")
+def fold_launch(
+    keys: trtp.TensorDesc, sums: trtp.TensorDesc, k: int, kernels: str, capability: int, outputs: tuple[trtp.TensorDesc], tactic: int
+) -> tuple[str, str, trtp.KernelLaunchParams, trtp.SymIntExprs]:
+    images = keys.shape_expr[1]
+    counts = {"images": images, "slices": trtp.SymInt32(SLICES)}
+    return _launch(_of_size("similarity_fold", keys, k, kernels, capability), kernels, (images, FOLDED), counts)
 
 
 @trtp.register("pmclip::similarity_merge")
@@ -65,10 +87,14 @@ def merge_outputs(
 def merge_launch(
     keys: trtp.TensorDesc, sums: trtp.TensorDesc, k: int, kernels: str, capability: int, outputs: tuple[trtp.TensorDesc], tactic: int
 ) -> tuple[str, str, trtp.KernelLaunchParams, trtp.SymIntExprs]:
-    fitting = [kernel for kernel in kernels_from_manifest(Path(kernels)) if kernel.size == keys.shape[2]]
     images = keys.shape_expr[1]
-    counts = {"images": images, "slices": trtp.SymInt32(SLICES), "k": trtp.SymInt32(k)}
-    return _launch(chosen(fitting, "similarity_merge", capability, k), kernels, (images, 1), counts)
+    counts = {"images": images, "slices": trtp.SymInt32(FOLDED), "k": trtp.SymInt32(k)}
+    return _launch(_of_size("similarity_merge", keys, k, kernels, capability), kernels, (images, 1), counts)
+
+
+def _of_size(entry: str, keys: trtp.TensorDesc, k: int, kernels: str, capability: int) -> Kernel:
+    """The kernel whose K is that of the one before it."""
+    return chosen([kernel for kernel in kernels_from_manifest(Path(kernels)) if kernel.size == keys.shape[2]], entry, capability, k)
 
 
 def _slices(image: trtp.TensorDesc, bank: trtp.TensorDesc, k: int, kernels: str, capability: int, aligned: bool) -> Kernel:

@@ -26,6 +26,7 @@ def similarity_slices(
     images,  # B
     rows,  # N
     width,  # D
+    step,  # from one of a program's tiles to the next: it has no divisor with their number
     keys,  # (slices, B, K) i64
     sums,  # (slices, B, 2) f32: the largest score, and the sum of exp(score - largest)
     K: tl.constexpr,  # a power of two, at least k
@@ -33,7 +34,10 @@ def similarity_slices(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Grid (B / IMAGES, slices): programs that run at the same time read the same rows, so the bank crosses the bus once for all images."""
+    """Grid (B / IMAGES, slices): programs that run at the same time read the same rows, so the bank crosses the bus once for all images.
+
+    A program takes its tiles in leaps. One after the other, each tile of a bank that is sorted by similarity would be better than the last.
+    """
     b = tl.program_id(0) * IMAGES + tl.arange(0, IMAGES)
     d = tl.arange(0, COLUMNS)
     mine = image + b[:, None].to(tl.int64) * width + d
@@ -46,8 +50,10 @@ def similarity_slices(
 
     best = tl.zeros([IMAGES, K], tl.int64) + (tl.arange(0, K).to(tl.int64) + NONE)
     top, total = tl.full([IMAGES], float("-inf"), tl.float32), tl.zeros([IMAGES], tl.float32)
-    for tile in range(tl.program_id(1), tl.cdiv(rows, ROWS), tl.num_programs(1)):
-        n = tile * ROWS + tl.arange(0, ROWS)
+    tiles, place = tl.cdiv(tl.cdiv(rows, ROWS) - tl.program_id(1), tl.num_programs(1)), 0
+    for _ in range(0, tiles):
+        n = (tl.program_id(1) + place * tl.num_programs(1)) * ROWS + tl.arange(0, ROWS)
+        place = tl.where(place + step < tiles, place + step, place + step - tiles)
         theirs = bank + n[:, None].to(tl.int64) * width + d
         squares, powers = tl.zeros([ROWS], tl.float32), tl.full([ROWS], UP, tl.float32)
         if IMAGES < 16:  # fewer than a matrix unit takes: each thread adds up its own products, and all threads once at the end
@@ -202,7 +208,8 @@ def contrastive_similarity(
     keys, sums, *folded = (image.new_empty(shape, dtype=i64 if name.endswith("keys") else f32) for name, shape in plan.between.items())
     score, index, log_sum_exp = image.new_empty((images, k), dtype=f32), image.new_empty((images, k), dtype=i64), image.new_empty(images)
     grids, slices = plan.grids, plan.slices
-    similarity_slices[grids["similarity_slices"]](image, bank, scales, logit_scale, images, rows, width, keys, sums, size, *tile[:3])
+    counts = images, rows, width, plan.step
+    similarity_slices[grids["similarity_slices"]](image, bank, scales, logit_scale, *counts, keys, sums, size, *tile[:3])
     if plan.folded:
         similarity_fold[grids["similarity_fold"]](keys, sums, images, slices, *folded, size, tile.slices, num_warps=1)
         (keys, sums), slices = folded, plan.folded

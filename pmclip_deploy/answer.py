@@ -168,7 +168,7 @@ class Answer:
         return f"Answer({self.answer!r}, probability={sure}, source={self.source!r})"
 
     def to_json(self) -> dict[str, Any]:
-        """The document that ``infer --json`` prints, of the schema pmclip-deploy/answer/1."""
+        """One of the answers that ``infer --json`` prints, of the schema pmclip-deploy/answer/1."""
         return {"schema": ANSWER_SCHEMA, **asdict(self)}
 
 
@@ -213,5 +213,5 @@ class Classification:
         return f"Classification({self.labels[0] if self.labels else None!r} first of {len(self.labels)}, method={self.method!r})"
 
     def to_json(self) -> dict[str, Any]:
-        """The document that ``classify --json`` prints, of the schema pmclip-deploy/classification/1."""
+        """One of the classifications that ``classify --json`` prints, of the schema pmclip-deploy/classification/1."""
         return {"schema": CLASSIFICATION_SCHEMA, **asdict(self), "labels": [label.to_json() for label in self.labels]}

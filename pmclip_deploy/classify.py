@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -38,70 +39,82 @@ class Embedder(Protocol):
     def similarity(self, image: Floats, bank: Floats) -> dict[str, NDArray[Any]]: ...
 
 
-def classification(
-    predictor: Embedder,
-    image: Image,
-    labels: Sequence[str] = (),
-    examples: Mapping[str, Iterable[Image]] | None = None,
-    method: str | None = None,
-    templates: Sequence[str] | None = None,
-    frame: int | None = None,
-    window: tuple[float, float] | None = None,
-) -> Classification:
-    """Predictor.classify."""
-    if any(isinstance(given, str) for given in (labels, templates, *(examples or {}).values())):
-        raise UsageError("labels, templates and the examples of a label are lists, not a text", "put the text in a list")
-    method = method or ("cache" if examples else "zero-shot")
-    if method not in METHODS or (method == "zero-shot") == bool(examples):
-        fits = "cache or probe with examples" if examples else "zero-shot without examples"
-        raise UsageError(f"method {method[:60]!r} does not fit", f"choose {fits}")
-    if examples and labels:
-        raise UsageError("the examples name the labels", "leave out the list of labels")
-    names = tuple(examples or labels or predictor.manifest.labels)
-    if not names:
-        raise UsageError("no labels given", "pass two or more, or export the bundle with `pmclip-deploy export --labels FILE`")
-    check_labels(names)
-    if templates is not None and method == "probe":
-        raise UsageError("the probe reads no words", "leave out the templates")
-    if templates is not None and not labels and not examples:
-        raise UsageError(
-            "the bundle's labels were embedded at export, so they take no templates", "leave out the templates, or pass the labels"
+class Classifier:
+    """Predictor.classify, for any number of images: labels and examples are embedded once, when the first image needs them."""
+
+    def __init__(
+        self,
+        predictor: Embedder,
+        labels: Sequence[str] = (),
+        examples: Mapping[str, Iterable[Image]] | None = None,
+        method: str | None = None,
+        templates: Sequence[str] | None = None,
+    ) -> None:
+        if any(isinstance(given, str) for given in (labels, templates, *(examples or {}).values())):
+            raise UsageError("labels, templates and the examples of a label are lists, not a text", "put the text in a list")
+        self.method = method or ("cache" if examples else "zero-shot")
+        if self.method not in METHODS or (self.method == "zero-shot") == bool(examples):
+            fits = "cache or probe with examples" if examples else "zero-shot without examples"
+            raise UsageError(f"method {self.method[:60]!r} does not fit", f"choose {fits}")
+        if examples and labels:
+            raise UsageError("the examples name the labels", "leave out the list of labels")
+        self.names = tuple(examples or labels or predictor.manifest.labels)
+        if not self.names:
+            raise UsageError("no labels given", "pass two or more, or export the bundle with `pmclip-deploy export --labels FILE`")
+        check_labels(self.names)
+        if templates is not None and self.method == "probe":
+            raise UsageError("the probe reads no words", "leave out the templates")
+        if templates is not None and not labels and not examples:
+            raise UsageError(
+                "the bundle's labels were embedded at export, so they take no templates", "leave out the templates, or pass the labels"
+            )
+        self.predictor, self.labels, self.examples = predictor, labels, examples
+        self.prompts = TEMPLATES if templates is None else templates
+
+    @cached_property
+    def scores(self) -> Callable[[Floats], Floats]:
+        """From an image's embedding, (D,), to the scores of the labels, (N,)."""
+        predictor = self.predictor
+        if not self.labels and not self.examples:
+            return partial(scores_from_bundle, predictor)
+        if self.examples:
+            return _few_shot(predictor, self.examples, self.method, self.prompts)
+        bank = bank_from_labels(predictor.embed_texts, self.names, self.prompts)
+        return lambda seen: zero_shot_scores(seen, bank, predictor.manifest.logit_scale)
+
+    def __call__(self, image: Image, frame: int | None = None, window: tuple[float, float] | None = None) -> Classification:
+        start = time.perf_counter()
+        picture = picture_from_image(image, frame, window)
+        read = time.perf_counter()
+        seen = _numbers(self.predictor.embed_image(picture))  # (D,)
+        encoded = time.perf_counter()
+        scores = self.scores(seen)
+        shares = softmax(scores)
+        best = np.argsort(-scores, kind="stable")
+        done = time.perf_counter()
+        timings = {"read": read - start, "encode": encoded - read, "classify": done - encoded, "total": done - start}
+        return Classification(
+            method=self.method,
+            labels=tuple(Label(self.names[i], float(shares[i]), float(scores[i])) for i in best),
+            image=picture.info,
+            model=self.predictor.model,
+            timings_ms={name: round(1e3 * seconds, 2) for name, seconds in timings.items()},
         )
-    prompts = TEMPLATES if templates is None else templates
-    start = time.perf_counter()
-    picture = picture_from_image(image, frame, window)
-    read = time.perf_counter()
-    seen = _numbers(predictor.embed_image(picture))  # (D,)
-    encoded = time.perf_counter()
-    if not labels and not examples:
-        scores = scores_from_bundle(predictor, seen)
-    elif examples:
-        scores = _few_shot(predictor, seen, examples, method, prompts)
-    else:
-        scores = zero_shot_scores(seen, bank_from_labels(predictor.embed_texts, names, prompts), predictor.manifest.logit_scale)
-    shares = softmax(scores)
-    best = np.argsort(-scores, kind="stable")
-    done = time.perf_counter()
-    timings = {"read": read - start, "encode": encoded - read, "classify": done - encoded, "total": done - start}
-    return Classification(
-        method=method,
-        labels=tuple(Label(names[i], float(shares[i]), float(scores[i])) for i in best),
-        image=picture.info,
-        model=predictor.model,
-        timings_ms={name: round(1e3 * seconds, 2) for name, seconds in timings.items()},
-    )
 
 
-def _few_shot(predictor: Embedder, seen: Floats, examples: Mapping[str, Iterable[Image]], method: str, templates: Sequence[str]) -> Floats:
+def _few_shot(
+    predictor: Embedder, examples: Mapping[str, Iterable[Image]], method: str, templates: Sequence[str]
+) -> Callable[[Floats], Floats]:
     rows = {name: [predictor.embed_image(image) for image in images] for name, images in examples.items()}
     if (empty := next((name for name in rows if not rows[name]), None)) is not None:
         raise UsageError(f"the label {empty[:60]!r} has no examples", "give one image or more of each label")
     x = _numbers(np.concatenate(list(rows.values())))
     of = np.repeat(np.arange(len(rows)), [len(each) for each in rows.values()])
     if method == "probe":
-        return scores_from_probe(seen, probe_from_examples(x, of, len(examples)))
-    bank = bank_from_labels(predictor.embed_texts, list(examples), templates)
-    return scores_from_cache(seen, x, of, zero_shot_scores(seen, bank, predictor.manifest.logit_scale))
+        probe = probe_from_examples(x, of, len(examples))
+        return lambda seen: scores_from_probe(seen, probe)
+    bank, scale = bank_from_labels(predictor.embed_texts, list(examples), templates), predictor.manifest.logit_scale
+    return lambda seen: scores_from_cache(seen, x, of, zero_shot_scores(seen, bank, scale))
 
 
 def bank_from_labels(embed: Callable[[Sequence[str]], Floats], labels: Sequence[str], templates: Sequence[str] = TEMPLATES) -> Floats:

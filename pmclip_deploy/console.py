@@ -6,11 +6,17 @@ from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 T = TypeVar("T")
+quiet = False  # --quiet: neither notes nor progress bars
 
 
 def one_line(text: str) -> str:
     """For a terminal: no line breaks, and no control characters that a file's name might smuggle in."""
     return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
+
+
+def counted(number: int, noun: str, nouns: str = "") -> str:
+    """A count with its noun: "1 file", "1,200 files"."""
+    return f"{number:,} {noun if number == 1 else nouns or f'{noun}s'}"
 
 
 def decimal(value: float, form: str) -> str:
@@ -20,10 +26,15 @@ def decimal(value: float, form: str) -> str:
 
 
 def print_error(message: str) -> None:
-    print_note(f"error: {message}")
+    _print(f"error: {message}")
 
 
 def print_note(message: str) -> None:
+    if not quiet:
+        _print(message)
+
+
+def _print(message: str) -> None:
     print(one_line(_PARAMETER.sub(r"--\1 \2", message)), file=sys.stderr)
 
 
@@ -32,12 +43,15 @@ _PARAMETER = re.compile(r'\b(bundle|data|device)="([^"]*)"')  # of a hint, as Py
 
 def progress(items: Sequence[T], what: str) -> Iterable[T]:
     """``items``, with a bar on stderr where that is a terminal."""
-    if len(items) < 2 or not sys.stderr.isatty():
+    if len(items) < 2 or quiet or not sys.stderr.isatty():
         return items
     from rich.console import Console
     from rich.progress import track
 
     return track(items, description=what, console=Console(stderr=True), transient=True)
+
+
+LONG = 100  # pictures or rows from which on work takes so long that `evaluate` and `search index` say what begins
 
 
 def stages(items: Sequence[T], what: str) -> Iterable[T]:

@@ -277,9 +277,9 @@ class Predictor:
         >>> pm.load().classify("scan.dcm", ["ct", "mri"]).labels[0].label
         'ct'
         """
-        from pmclip_deploy.classify import classification
+        from pmclip_deploy.classify import Classifier
 
-        return classification(self, image, labels, examples, method, templates, frame, window)
+        return Classifier(self, labels, examples, method, templates)(image, frame, window)
 
     def similarity(self, image: Floats, bank: Floats) -> dict[str, NDArray[Any]]:
         """(B, D) f32, (N, D) f32 -> score, index and log_sum_exp of the bundle's graph "labels", whose bank this is."""

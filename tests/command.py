@@ -19,6 +19,12 @@ class Result(NamedTuple):
     def json(self) -> Any:
         return json.loads(self.out)
 
+    @property
+    def answer(self) -> Any:
+        """The only answer of `infer --json`, or the only classification of `classify --json`."""
+        ((only,),) = (rows for key, rows in self.json.items() if key in ("answers", "classifications"))
+        return only
+
 
 def process(*arguments: str | Path, **environment: str) -> Result:
     """The command in a process of its own, with these variables."""

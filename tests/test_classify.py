@@ -1,5 +1,6 @@
 """classify: zero-shot from words, few-shot from examples, the bundle's own labels, and the command."""
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -264,25 +265,60 @@ def test_the_command(there: Path, command: Any) -> None:
     code, out, err = command("classify", there / "scan.png", "fracture", "plane", "--bundle", there / "bundle")
     assert code == 0 and not err and "fracture" in out and "Research use only" in out and "not probabilities" in out
     code, out, err = command("classify", there / "scan.png", "--labels", there / "labels.txt", "--bundle", there / "bundle", "--json")
-    document = json.loads(out)
+    (document,) = json.loads(out)["classifications"]
     assert code == 0 and {x["label"] for x in document["labels"]} == {"fracture", "plane"} and document["image"]["format"] == "png"
     for method in ("cache", "probe"):
         code, out, err = command(
             "classify", there / "scan.png", "--examples", there / "shots", "--method", method, "--bundle", there / "bundle", "--json"
         )
-        assert code == 0 and {x["label"] for x in json.loads(out)["labels"]} == {"dark", "bright"}
+        assert code == 0 and {x["label"] for x in json.loads(out)["classifications"][0]["labels"]} == {"dark", "bright"}
+
+
+@pytest.mark.parametrize("few_shot", [False, True])
+def test_many_files_are_classified_and_labels_are_embedded_once(
+    there: Path, command: Any, monkeypatch: pytest.MonkeyPatch, few_shot: bool
+) -> None:
+    Image.fromarray(picture(210)).save(there / "b.png")
+    (there / "more").mkdir()
+    Image.fromarray(picture(90)).save(there / "more" / "c.png")
+    (there / "more" / "cut.png").write_bytes((there / "b.png").read_bytes()[:60])
+    (there / "more" / "note.txt").write_text("no picture")
+    labels = ["--examples", there / "shots"] if few_shot else ["fracture", "plane"]
+    given = (*labels, "--bundle", there / "bundle", "--json")
+    alone = [command("classify", there / name, *given).answer for name in ("scan.png", "b.png", "more/c.png")]
+    embedded: list[int] = []
+    real = pm.Predictor.embed_texts
+    monkeypatch.setattr(pm.Predictor, "embed_texts", lambda self, texts: embedded.append(len(texts)) or real(self, texts))
+    done = command("classify", there / "scan.png", there / "b.png", there / "more", *given)
+    assert done.code == 3 and done.json["schema"] == "pmclip-deploy/classifications/2" and len(embedded) == 1
+    assert [(x["image"], x["labels"]) for x in done.json["classifications"]] == [(x["image"], x["labels"]) for x in alone]
+    (cut,) = done.json["unreadable"]
+    assert cut["source"] == str(there / "more" / "cut.png") and done.json["no_pictures"] == [str(there / "more" / "note.txt")]
+    assert done.err.splitlines() == [f"error: {cut['message']}; {cut['hint']}", f"{there / 'more'}: 1 file is no picture"]
+
+
+def test_classifications_are_written_to_a_file(there: Path, command: Any, tmp_path: Path) -> None:
+    given = (there / "scan.png", there / "shots", "fracture", "plane", "--bundle", there / "bundle")
+    for suffix in (".csv", ".jsonl"):
+        done = command("classify", *given, "--output", tmp_path / f"x{suffix}")
+        assert done.code == 0 and "┃" not in done.out and f"x{suffix}: labels for 5 pictures\n" in done.out
+    rows = list(csv.DictReader((tmp_path / "x.csv").open(newline="", encoding="utf-8")))
+    lines = [json.loads(line) for line in (tmp_path / "x.jsonl").read_text("utf-8").splitlines()]
+    assert len(rows) == 10 and {line["schema"] for line in lines} == {"pmclip-deploy/classification/1"}
+    shown = [(line["image"]["source"], x["label"], x["share"]) for line in lines for x in line["labels"]]
+    assert [(row["image"], row["label"], float(row["share"])) for row in rows] == shown
 
 
 @pytest.mark.parametrize("method", ["cache", "probe"])
 def test_what_is_no_picture_is_no_example(there: Path, command: Any, method: str) -> None:
     given = ("classify", there / "scan.png", "--examples", there / "shots", "--method", method, "--bundle", there / "bundle", "--json")
-    scores = json.loads(command(*given)[1])["labels"]
+    scores = json.loads(command(*given)[1])["classifications"][0]["labels"]
     (there / "shots" / ".git").mkdir()
     for name in (".DS_Store", "notes.txt", "read me"):
         (there / "shots" / "dark" / name).write_text("no picture")
     code, out, err = command(*given)
-    assert code == 0 and json.loads(out)["labels"] == scores
-    assert err.startswith(f"left out 2 of 6 examples, which hold no picture; the first error: {there / 'shots' / 'dark' / 'notes.txt'}: ")
+    assert code == 0 and json.loads(out)["classifications"][0]["labels"] == scores
+    assert err.startswith(f"left out 2 of 6 examples: no picture; the first error: {there / 'shots' / 'dark' / 'notes.txt'}: ")
     assert err.count("\n") == 1
     for path in (there / "shots" / "dark").glob("*.png"):
         path.unlink()
@@ -315,6 +351,11 @@ def test_labels_are_lines_and_a_byte_order_mark_is_none(tmp_path: Path) -> None:
         (["scan.png", "--examples", "bundle"], 3, "two folders or more"),
         (["scan.png", "--examples", "nowhere"], 3, "cannot be read"),
         (["labels.txt", "a", "b"], 3, "labels.txt"),
+        (["scan.png", "a", "b", "nowhere.dcm"], 3, "nowhere.dcm: no such file"),
+        (["scan.png", "a", "scan.png", "b"], 2, "images come before labels"),
+        (["scan.png", "a", "b", "--output", "x.txt"], 2, ".jsonl or .csv"),
+        (["scan.png", "a", "b", "--output", "nowhere/x.csv"], 2, "its folder does not exist"),
+        (["scan.png", "scan.png"], 2, "no labels given"),
     ],
 )
 def test_what_goes_wrong_is_one_line(

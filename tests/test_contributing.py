@@ -180,7 +180,8 @@ def test_a_precision(tree: Tree, checkpoint: Path, tmp_path: Path) -> None:
     code, said = tree.fails(*export, "toy", "--output", tmp_path / "calibrated", "--calibration-images", tmp_path)
     assert code == 2 and "are for --precision int8" in said
     picture(tmp_path / "bar.png", 1, bar=True)
-    labels = json.loads(tree.runs("classify", tmp_path / "bar.png", "white", "black", "--bundle", tmp_path / "toy", "--json"))
+    done = json.loads(tree.runs("classify", tmp_path / "bar.png", "white", "black", "--bundle", tmp_path / "toy", "--json"))
+    (labels,) = done["classifications"]
     assert labels["model"]["precision"] == "toy" and len(labels["labels"]) == 2
 
 
@@ -210,7 +211,7 @@ def test_a_finding_is_asked_for(with_finding: Tree, tmp_path: Path) -> None:
     assert "is there a toyoma?" in with_finding.runs("questions", "--bundle", bundle)
     Image.fromarray(np.random.default_rng(0).integers(200, 256, (40, 30)).astype(np.uint8)).save(tmp_path / "bright.png")
     for question, said in (("is there a toyoma?", "yes"), ("is there no toy shadow?", "no")):
-        answer = json.loads(with_finding.runs("infer", tmp_path / "bright.png", question, "--bundle", bundle, "--json"))
+        (answer,) = json.loads(with_finding.runs("infer", tmp_path / "bright.png", question, "--bundle", bundle, "--json"))["answers"]
         assert answer["understood_as"]["finding"] == "toyoma" and answer["answer"] == said, answer
 
 

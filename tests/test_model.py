@@ -38,7 +38,7 @@ def test_flagship_question_on_every_real_file(shared: Path) -> None:
             assert done.returncode == 3 and not done.stdout and done.stderr.count("\n") == 1, path.name
             continue
         assert done.returncode == 0, (path.name, done.stderr)
-        answer = json.loads(done.stdout)
+        (answer,) = json.loads(done.stdout)["answers"]
         assert answer["schema"] == "pmclip-deploy/answer/1" and answer["image"]["format"] == "dicom"
         assert answer["abstained"] == (answer["answer"] is None) == (answer["reason"] is not None)
         assert answer["answer"] in ("yes", "no", None)

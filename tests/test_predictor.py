@@ -361,7 +361,7 @@ def test_infer(tmp_path: Path, command: Callable[..., Result]) -> None:
     assert (code, out) == (2, "") and err.count("\n") == 1 and "has no head" in err
     for name in WORDS_HEADS:
         done = command(*ask, tmp_path / name, "--json")
-        assert done.code == 0 and [answer["answer"] for answer in done.json] == ["axial", None] and done.err == ""
+        assert done.code == 0 and [answer["answer"] for answer in done.json["answers"]] == ["axial", None] and done.err == ""
         code, out, _ = command(*ask, tmp_path / name)
         assert code == 0 and "no answer: the question is outside" in out
 
@@ -559,7 +559,7 @@ def test_engines_that_do_not_run_here(tmp_path: Path, command: Callable[..., Res
         pm.load(path, device="tensorrt_rtx")
     Image.fromarray(picture()).save(tmp_path / "p.png")
     done = command("infer", tmp_path / "p.png", "which plane?", "--bundle", path, "--json")
-    assert done.code == 0 and done.json["answer"] == "axial" and done.err == note.replace('device="cpu"', "--device cpu") + "\n"
+    assert done.code == 0 and done.answer["answer"] == "axial" and done.err == note.replace('device="cpu"', "--device cpu") + "\n"
 
 
 def test_the_model_names_its_manifest(predictor: pm.Predictor, bundle: Path) -> None:

@@ -13,6 +13,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from pmclip_deploy.atomic import write_errors, written
+from pmclip_deploy.console import counted
 from pmclip_deploy.errors import InputError, UsageError
 from pmclip_deploy.train.heads.vision import AUTOENCODER_SIZE, AutoEncoder, grey_from_path
 from pmclip_deploy.train.loop import Settings, fit
@@ -32,7 +33,7 @@ def train_autoencoder(folders: list[Path], output: Path, settings: Settings) -> 
     held = torch.arange(len(pixels)) % HELD_OUT == HELD_OUT - 1
     training, validation = pixels[~held], pixels[held] if held.any() else pixels
     if len(training) < settings.batch_size:
-        raise UsageError(f"{len(training)} training images are fewer than one batch of {settings.batch_size}", "lower --batch-size")
+        raise UsageError(f"{counted(len(training), 'training image')}: fewer than one batch of {settings.batch_size}", "lower --batch-size")
     model = AutoEncoder()
 
     def loss_of(indices: Tensor, generator: Generator, epoch: int) -> Tensor:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pmclip_deploy.bundle.names import SIGNATURES
+from pmclip_deploy.console import counted
 from pmclip_deploy.errors import InputError, NoPictureError
 from pmclip_deploy.files import files_below
 from pmclip_deploy.imaging.dicom_file import patient_from_dicom
@@ -64,7 +65,7 @@ class Samples:
     grouped: dict[str, int]  # how the groups were made, and of how many pictures
     alike: int  # pairs of look-alikes of two groups, which were joined
     disagreeing: int  # pairs of look-alikes with different labels
-    first_broken: str | None
+    broken: tuple[str, ...]  # what is wrong with each file that cannot be read
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +91,7 @@ def labelled_from_path(images: Path) -> list[Labelled]:
     for positive, what in ((True, "with the finding"), (False, "without it")):
         count = sum(row.positive is positive for row in rows)
         if count < LEAST:
-            raise InputError(f"{images}: {count} pictures {what}", f"{LEAST} of each are needed, so {LEAST - count} are missing")
+            raise InputError(f"{images}: {counted(count, 'picture')} {what}", f"{LEAST} of each are needed, so {LEAST - count} are missing")
     return rows
 
 
@@ -102,7 +103,7 @@ def samples_from_rows(predictor: Predictor, rows: Sequence[Labelled], defaults: 
         raise InputError(f"{broken[0]} ({len(broken)} of {len(rows)} files cannot be read, more than {BROKEN_SHARE:.0%})")
     if not read:
         raise InputError(
-            f"none of {len(rows)} files can be used: {_said(left)}",
+            f"none of {counted(len(rows), 'file')} can be used: {_said(left)}",
             "where files do not say modality and body region, --modality and --region do",
         )
     pairs = pairs_alike(np.stack([one.signature for one in read]))
@@ -124,7 +125,7 @@ def samples_from_rows(predictor: Predictor, rows: Sequence[Labelled], defaults: 
         grouped=dict(Counter(read[i].by for i in kept)),
         alike=sum(by_key[i] != by_key[j] for i, j in pairs),
         disagreeing=sum(read[i].row.positive != read[j].row.positive for i, j in pairs if read[i].digest != read[j].digest),
-        first_broken=str(broken[0]) if broken else None,
+        broken=tuple(map(str, broken)),
     )
 
 
@@ -141,7 +142,7 @@ def _from_folder(folder: Path) -> list[Labelled]:
     for entry in classes:
         files, unlisted = files_below(entry)
         if unlisted:
-            raise unlisted[0]
+            raise next(iter(unlisted.values()))
         rows += [Labelled(file, LABELS[entry.name.lower()]) for file in files]
     return rows
 

@@ -174,6 +174,7 @@ def _file_of_folder(folder: Path) -> Path:
         raise BundleError(f"{folder}: is a LoRA adapter", "merge it into its base model, and save that")
     for config, files in CONFIGS.items():
         if there := [name for name in files if (folder / name).is_file() and (folder / config).is_file()]:
+            _refuse_misfit(folder / config, _config(folder / config))  # before gigabytes are read
             return folder / there[0]
     for config, files in CONFIGS.items():
         if (folder / config).is_file():

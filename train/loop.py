@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Generator, Tensor, nn
 
+from pmclip_deploy.console import counted
 from pmclip_deploy.errors import BundleError, TrainingError, UsageError
 from pmclip_deploy.train.cpu import keep_freed_memory
 from pmclip_deploy.train.processes import copy_statistics_of_the_first_process, processes, rank, sum_over_processes
@@ -86,7 +87,7 @@ class Settings:
         """Those to train on. Raises UsageError where they do not fill a batch, or the processes cannot share one."""
         images = images[: self.limit] if self.limit else images
         if len(images) < self.batch_size:
-            raise UsageError(f"{len(images)} training images are fewer than one batch of {self.batch_size}", "lower --batch-size")
+            raise UsageError(f"{counted(len(images), 'training image')}: fewer than one batch of {self.batch_size}", "lower --batch-size")
         if self.batch_size % processes():
             raise UsageError(f"a batch of {self.batch_size} cannot be shared by {processes()} processes", "make --batch-size a multiple")
         return images

@@ -11,6 +11,7 @@ from torch import Generator, Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from pmclip_deploy.console import counted
 from pmclip_deploy.errors import InputError, UsageError
 from pmclip_deploy.texts import lines_of_file
 from pmclip_deploy.train.autoencoder import files_under, grey_images, save_network, state_beside
@@ -79,7 +80,10 @@ def classes_from_images(paths: dict[str, list[Path]], limit: int, source: Path) 
         if len(images) >= 2 * SHOTS:
             classes.append(images)
     if len(classes) < WAYS:
-        raise InputError(f"{source}: {len(classes)} classes have {2 * SHOTS} images or more", f"a task needs {WAYS} such classes")
+        raise InputError(
+            f"{source}: {counted(len(classes), 'class has', 'classes have')} {2 * SHOTS} images or more",
+            f"a task needs {WAYS} such classes",
+        )
     return classes, skipped
 
 

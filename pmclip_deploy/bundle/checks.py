@@ -18,13 +18,16 @@ def no_constant(name: str) -> float:
     raise ValueError(f"{name} is no number in JSON")
 
 
+IN_JSON = {dict: "an object", list: "a list", str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
+
+
 def of_type(value: Any, kind: type[T], where: str) -> T:
     if kind is float and type(value) is int and abs(value) < 1 << 53:
         value = float(value)
     if kind is list and type(value) is tuple:
         value = list(value)
     if type(value) is not kind or (isinstance(value, float) and not math.isfinite(value)):
-        raise ValueError(f"{where} is not {'an' if kind is int else 'a'} {kind.__name__}")
+        raise ValueError(f"{where} is not {IN_JSON.get(kind, kind.__name__)}")
     return value
 
 

@@ -1,17 +1,19 @@
 """`pmclip-deploy`: the commands. An error is printed as one line, and sets the exit code of the process."""
 
 import atexit
+import errno
 import os
 import sys
 import traceback
 import warnings
-from collections.abc import Iterable
+from collections.abc import Collection
 from contextlib import suppress
 from importlib import import_module
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 
+from pmclip_deploy import console
 from pmclip_deploy.console import print_error
 from pmclip_deploy.errors import PmclipError
 from pmclip_deploy.process import take_over
@@ -32,6 +34,10 @@ COMMANDS = {  # of each command, the module in pmclip_deploy.cli and its functio
     "parity": "export.parity",
 }
 END_AT_ONCE = ("infer", "classify")
+QUIET = {"--quiet", "-q"}
+ANYWHERE = {"--debug", *QUIET}  # options that also work after a command
+FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
+READER_LEFT = 128 + 13  # as a shell reports a process that SIGPIPE ended
 
 
 def _print_version(wanted: bool) -> None:
@@ -42,13 +48,14 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit()
 
 
-def app_of(names: Iterable[str]) -> typer.Typer:
+def app_of(names: Collection[str]) -> typer.Typer:
     """The command line with these commands only. To import and build all of them takes 40 ms."""
     app = typer.Typer(
         name="pmclip-deploy",
         help="Ask radiology images questions, offline. Research use only; not a medical device.",
         no_args_is_help=True,
-        add_completion=False,
+        add_completion=len(names) > 1,
+        context_settings={"help_option_names": ["-h", "--help"]},
         pretty_exceptions_enable=False,
     )
     app.callback()(options)
@@ -67,6 +74,12 @@ def options(
     debug: Annotated[
         bool, typer.Option("--debug", help="If there is an error, print where it was raised. The option also works after a command.")
     ] = False,
+    quiet: Annotated[
+        bool,
+        typer.Option(
+            "--quiet", "-q", help="Print results and errors only, no notes and no progress. The option also works after a command."
+        ),
+    ] = False,
 ) -> None:
     pass
 
@@ -77,25 +90,46 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a terminal without Unicode still gets its answer
-    debug = "--debug" in sys.argv
+    console.quiet = not QUIET.isdisjoint(sys.argv)
     try:
-        code = _run([argument for argument in sys.argv[1:] if argument != "--debug"])
+        code = _code_of([argument for argument in sys.argv[1:] if argument not in ANYWHERE], "--debug" in sys.argv)
+    except BrokenPipeError:  # the reader, `head` for one, has seen enough
+        _write_no_more()
+        code = READER_LEFT
+    finally:
+        console.quiet = False
+    sys.exit(code)
+
+
+def _code_of(arguments: list[str], debug: bool) -> int:
+    try:
+        code = _run(arguments)
         if sys.stdout:  # None where it was closed from the start
             sys.stdout.flush()
-    except BrokenPipeError:  # the reader, `head` for one, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 1
+        return code
     except KeyboardInterrupt:
-        code = 130
+        return 130
+    except BrokenPipeError:
+        raise
     except Exception as error:
         if debug:
             _print_trace(error)
-        known = isinstance(error, PmclipError)
-        print_error(
-            str(error) if known else f"internal: {type(error).__name__}; run the command again with --debug and report what it prints"
-        )
-        code = error.exit_code if isinstance(error, PmclipError) else 1
-    sys.exit(code)
+        if isinstance(error, PmclipError):
+            print_error(str(error))
+            return error.exit_code
+        if isinstance(error, OSError) and error.errno in FULL:
+            _write_no_more(sys.stdout)
+            print_error(f"the output cannot be written ({error.strerror}); free some space, or write to another disk")
+        else:
+            print_error(f"internal: {type(error).__name__}; run the command again with --debug and report what it prints")
+        return 1
+
+
+def _write_no_more(*streams: TextIO) -> None:
+    """What is still buffered goes nowhere, so that the interpreter can end without an error of its own."""
+    for stream in streams or (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):  # no file, or None where it was closed from the start
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def program() -> None:
@@ -124,6 +158,10 @@ def _run(arguments: list[str]) -> int:
         return int(command.main(arguments, prog_name="pmclip-deploy", standalone_mode=False) or 0)
     except typer.Abort:
         return 130
+    except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # click and rich end the process when they meet one
+            raise end.__context__ from None
+        raise
     except Exception as error:
         if hasattr(error, "format_message"):  # click's own errors: an unknown option, a missing argument
             return _usage_error(error)

@@ -1,6 +1,7 @@
 """`pmclip-deploy bench`: measures a bundle on this machine, and checks its answers."""
 
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,7 +11,7 @@ import typer
 from pmclip_deploy.atomic import write, write_errors
 from pmclip_deploy.cli.options import Bundle, Device, Images, Json, check_choice, check_data_and_images
 from pmclip_deploy.cli.output import print_json, print_notes
-from pmclip_deploy.console import one_line
+from pmclip_deploy.console import counted, one_line
 from pmclip_deploy.errors import ParityError, UsageError
 
 if TYPE_CHECKING:
@@ -30,6 +31,14 @@ Output = Annotated[Path | None, typer.Option(help="File of JSON lines. The rows 
 SubmitFile = Annotated[
     Path | None, typer.Option(help="JSON file to write. It names no host, user, path or patient, so you can share it.", show_default=False)
 ]
+GpuProof = Annotated[
+    bool,
+    typer.Option(
+        "--gpu-proof",
+        help="Build TensorRT engines of the embedded model, or open those of --bundle, and measure everything on the GPU. "
+        "--submit-file gets JSON lines. --device cpu rehearses it.",
+    ),
+]
 
 
 def bench(
@@ -42,13 +51,20 @@ def bench(
     images: Images = None,
     output: Output = None,
     submit_file: SubmitFile = None,
+    gpu_proof: GpuProof = False,
     as_json: Json = False,
 ) -> int:
     """Measure latency, throughput, cold start, memory and energy on this machine, and check the answers. A failed check exits with 5.
 
     pmclip-deploy bench --device cuda --submit-file bench.json
+
+    pmclip-deploy bench --gpu-proof --submit-file proof.jsonl
     """
     chosen = _check(scenario, data, images, output, submit_file)
+    if gpu_proof:
+        if submit_file is None or scenario or data or output or as_json:
+            raise UsageError("--gpu-proof needs --submit-file, and takes only --bundle, --device and --seconds beside it")
+        return _prove(bundle, device, seconds, submit_file)
     from pmclip_deploy.benchmarks.results import append
     from pmclip_deploy.bundle.files import verify_bundle
     from pmclip_deploy.models import DEFAULT_BUNDLE
@@ -81,6 +97,16 @@ def bench(
             "run `pmclip-deploy bundle verify` and `pmclip-deploy doctor`",
         )
     return 0
+
+
+def _prove(bundle: Path | None, device: str, seconds: float, file: Path) -> int:
+    from pmclip_deploy.benchmarks.gpu_proof import prove
+
+    failed = prove(bundle, device, seconds, file)
+    for name, code in failed:
+        print(f"failed: {name}, with status {code}; {one_line(str(file))} says why", file=sys.stderr)
+    print(f"wrote {one_line(str(file))}")
+    return failed[0][1] if failed else 0
 
 
 def _check(scenarios: list[str] | None, data: Path | None, images: Path | None, output: Path | None, submit_file: Path | None) -> list[str]:
@@ -138,7 +164,8 @@ def _print_stamp(environment: Any) -> None:
     jetson = environment["jetson"]
     lines = [
         f"machine  {environment['platform']}, Python {environment['python']}",
-        f"cpu      {cpu['name']}, {cpu['usable']} of {cpu['logical']} usable, {environment['threads']} threads, {' '.join(cpu['flags'])}",
+        f"cpu      {cpu['name']}, {cpu['usable']} of {cpu['logical']} usable, {counted(environment['threads'], 'thread')}, "
+        f"{' '.join(cpu['flags'])}",
         *(f"gpu      {gpu}" for gpu in gpus or ["nvidia-smi lists none"]),
         *([f"jetson   {', '.join(f'{name} {value}' for name, value in jetson.items() if value)}"] if jetson else []),
         f"versions {', '.join(f'{name} {version}' for name, version in environment['packages'].items())}",

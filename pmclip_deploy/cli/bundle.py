@@ -1,6 +1,5 @@
 """`pmclip-deploy bundle show | verify | sign`: print a bundle's manifest, check its files and its signature, sign it."""
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,7 +7,7 @@ import typer
 
 from pmclip_deploy.cli.options import Json
 from pmclip_deploy.cli.output import print_json
-from pmclip_deploy.console import one_line
+from pmclip_deploy.console import counted, one_line
 
 if TYPE_CHECKING:
     from pmclip_deploy.bundle.manifest import Manifest
@@ -35,7 +34,10 @@ def show(folder: Folder = None, as_json: Json = False) -> None:
         f"text:     up to {manifest.context_length} tokens",
         *_lines_of_head(manifest),
         *([f"labels:   {', '.join(manifest.labels)}"] if manifest.labels else []),
-        *(f"taught:   {probe.finding.name}, measured on {sum(s.n for s in probe.finding.strata)} pictures" for probe in manifest.probes),
+        *(
+            f"taught:   {probe.finding.name}, measured on {counted(sum(s.n for s in probe.finding.strata), 'picture')}"
+            for probe in manifest.probes
+        ),
         *(
             f"graph:    {name}, {graph.precision}, {graph.file}"
             + (f", layers in float: {len(kept)}" if (kept := graph.float_layers) else "")
@@ -43,7 +45,7 @@ def show(folder: Folder = None, as_json: Json = False) -> None:
         ),
         *(
             f"engine:   {e.graph}, {e.backend} {e.version}, compute capability {', '.join(e.compute_capabilities)}, {e.platform}, "
-            f"batch {e.profile[0]} to {e.profile[2]}, {e.file}"
+            f"batch {_span(e.profile[0], e.profile[2], 'd')}, {e.file}"
             for e in manifest.engines
         ),
         *(f"file:     {file.sha256}  {file.bytes:>10,} bytes  {name}" for name, file in manifest.files.items()),
@@ -118,18 +120,19 @@ def _lines_of_head(manifest: "Manifest") -> list[str]:
     sees = [*(["the image's embedding"] if head.clip else []), *(f"{name} {side} x {side}" for name, side in head.grey.items())]
     reads = "the text's embedding" if head.words is None else f"{head.words.length} words"
     answerable = [kind for kind in manifest.kinds if kind.reason is None]
+    thresholds = [kind.threshold for kind in answerable] or [0.0]
+    low, high = min(thresholds), max(thresholds)
     abstains = [
-        f"kind of question under {limits.kind_threshold:g}",
-        f"radiograph logit under {limits.radiograph_threshold:g}" if head.words is None else "no word known",
-        f"confidence under {_span(kind.threshold for kind in answerable)}",
+        f"if the kind of question is less likely than {limits.kind_threshold:.2f}",
+        f"if the logit of a radiology image is below {limits.radiograph_threshold:.2f}" if head.words is None else "if no word is known",
+        f"if the best answer is less likely than {_span(low, high, '.2f')}{'' if low == high else ' (depends on the kind of question)'}",
     ]
     return [
         f"head:     {head.kind}, sees {', '.join(sees) or 'nothing of the image'}, reads {reads}",
-        f"answers:  {len(manifest.answers)}, in {len(answerable)} kind{'s' if len(answerable) != 1 else ''} of question",
+        f"answers:  {len(manifest.answers)}, in {counted(len(answerable), 'kind of question', 'kinds of question')}",
         f"abstains: {', '.join(abstains)}",
     ]
 
 
-def _span(values: Iterable[float]) -> str:
-    low, high = min(ordered := sorted(values) or [0.0]), max(ordered)
-    return f"{low:.2f}" if low == high else f"{low:.2f} to {high:.2f}, by kind"
+def _span(low: float, high: float, form: str) -> str:
+    return f"{low:{form}}" if low == high else f"{low:{form}} to {high:{form}}"

@@ -1,29 +1,37 @@
-"""`pmclip-deploy classify`: ranks labels for an image, by their words or by a few example images."""
+"""`pmclip-deploy classify`: ranks labels for images, by their words or by a few example images."""
 
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pmclip_deploy.cli.options import Bundle, Device, Frame, Json, Window
-from pmclip_deploy.cli.output import RESEARCH_ONLY, console_for_tables, print_json, print_notes
-from pmclip_deploy.console import decimal, one_line, print_note, progress
+from pmclip_deploy.cli.options import Bundle, Device, Frame, Json, Output, Window
+from pmclip_deploy.cli.output import RESEARCH_ONLY, RowsFile, console_for_tables, print_json, print_notes
+from pmclip_deploy.cli.pictures import Pictures, exists, is_named_as_file, leading_pictures
+from pmclip_deploy.console import counted, decimal, one_line, print_note, progress
 from pmclip_deploy.errors import InputError, NoPictureError, UsageError
+from pmclip_deploy.spec import CLASSIFICATIONS_SCHEMA
 from pmclip_deploy.texts import lines_of_file
 
 if TYPE_CHECKING:
     from pmclip_deploy.answer import Classification
     from pmclip_deploy.imaging.picture import Picture
 
+COLUMNS = ("image", "frame", "label", "share", "score", "method", "model", "error")  # of --output
+
 
 def classify(
-    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="DICOM, PNG or JPEG file.", show_default=False)],
-    labels: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[LABEL]...", help="Labels to choose from. Default: the labels of the bundle.", show_default=False),
-    ] = None,
+    arguments: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IMAGE... [LABEL]...",
+            help="One or more image files or folders, then the labels to choose from. What exists is an image. "
+            "Default: the labels of the bundle.",
+            show_default=False,
+        ),
+    ],
     labels_file: Annotated[
         Path | None, typer.Option("--labels", help="File with one label per line, instead of LABEL arguments.", show_default=False)
     ] = None,
@@ -43,35 +51,67 @@ def classify(
     window: Window = None,
     bundle: Bundle = None,
     device: Device = "auto",
+    output: Output = None,
     as_json: Json = False,
-) -> None:
-    """Rank labels by how well they describe an image.
+) -> int:
+    """Rank labels by how well they describe one or more images.
 
     pmclip-deploy classify scan.dcm "chest x-ray" "brain MRI" "abdominal CT"
     """
-    if not image.exists():
-        raise InputError(f"{image}: no such file", "check the path")
+    images, labels = split_arguments(arguments)
     if sum((bool(labels), labels_file is not None, examples is not None)) > 1:
         raise UsageError("LABEL, --labels and --examples exclude each other", "choose one of them")
-    names = labels_from_file(labels_file) if labels_file is not None else labels or []
+    names = labels_from_file(labels_file) if labels_file is not None else labels
     files = {} if examples is None else examples_from_folder(examples)
-    every = [file for of in files.values() for file in of]
-    skipped: list[NoPictureError] = []
+    pictures, rows = Pictures(images), None if output is None else RowsFile(output, COLUMNS)
 
+    from pmclip_deploy.classify import Classifier
     from pmclip_deploy.opening import load
 
-    predictor = load(bundle, device, single_use=not files)
+    predictor = load(bundle, device, single_use=pictures.alone and not files)
+    print_notes(predictor)
+    every, skipped = [file for of in files.values() for file in of], list[NoPictureError]()
     bar = iter(progress(every, "Embedding"))
     shots = {of.name: pictures_of_label(of, islice(bar, len(those)), skipped) for of, those in files.items()}
-    made = predictor.classify(image, names, examples=shots or None, method=method, templates=template or None, frame=frame, window=window)
+    ranked = Classifier(predictor, names, shots or None, method, template or None)
+    if not pictures.alone:
+        ranked.scores  # noqa: B018 - what is wrong with an example is said once, and not of each picture
+    documents, made, count = list[dict[str, Any]](), None, 0
+    for made in pictures.each(lambda path: ranked(path, frame, window), "Classifying" if as_json or rows is not None else None):
+        count += 1
+        if rows is not None:
+            rows.add(made.to_json(), _rows(made))
+        if as_json:
+            documents.append(made.to_json())
+        elif rows is None:
+            _print(made)
     next(bar, None)  # takes it from the terminal
-    print_notes(predictor)
     if skipped:
-        print_note(f"left out {len(skipped)} of {len(every)} examples, which hold no picture; the first error: {skipped[0]}")
+        print_note(f"left out {len(skipped)} of {counted(len(every), 'example')}: no picture; the first error: {skipped[0]}")
+    if rows is not None:
+        rows.add_unreadable(pictures.unreadable)
     if as_json:
-        print_json(made.to_json())
-    else:
-        _print(made)
+        print_json({"schema": CLASSIFICATIONS_SCHEMA, "classifications": documents, **pictures.to_json()})
+    elif made is not None:
+        if rows is not None:
+            print(one_line(f"{output}: labels for {counted(count, 'picture')}"))
+        print(one_line(f"model: {made.model}, {made.method}"))
+        print("note:  shares compare these labels with each other. They are not probabilities that a label is right.")
+        print(RESEARCH_ONLY)
+    return pictures.exit_code
+
+
+def split_arguments(arguments: list[str]) -> tuple[list[Path], list[str]]:
+    """Images come first: the first argument always, the later ones as long as they exist. The rest are labels."""
+    count = leading_pictures(arguments)
+    if not count:
+        raise InputError(f"{arguments[0]}: no such file or folder", "check the path; the image comes before the labels")
+    for label in arguments[count:]:
+        if exists(label):
+            raise UsageError(f"{label}: images come before labels", "put the image first, or give labels that are file names by --labels")
+        if is_named_as_file(label):
+            raise InputError(f"{label}: no such file", "check the path, or give labels that look like files by --labels")
+    return [Path(image) for image in arguments[:count]], arguments[count:]
 
 
 def labels_from_file(path: Path) -> list[str]:
@@ -113,6 +153,12 @@ def pictures_of_label(folder: Path, files: Iterator[Path], skipped: list[NoPictu
         raise InputError(f"{folder}: holds no picture", "put DICOM, PNG or JPEG files of this label into it")
 
 
+def _rows(made: "Classification") -> list[dict[str, object]]:
+    """Of ``COLUMNS``, the likeliest label first."""
+    same = {"image": made.image.source, "frame": made.image.frame, "method": made.method, "model": str(made.model)}
+    return [{**same, **label.to_json()} for label in made.labels]
+
+
 def _print(made: "Classification") -> None:
     from rich.table import Table
     from rich.text import Text
@@ -120,9 +166,4 @@ def _print(made: "Classification") -> None:
     table = Table("Label", "Share", "Score", title=Text(one_line(made.image.source)), title_justify="left")
     for label in made.labels:
         table.add_row(Text(one_line(label.label)), f"{label.share:.0%}", decimal(label.score, ".2f"))
-    console = console_for_tables()
-    console.print(table)
-    model = made.model
-    console.print(Text(f"model: {model.bundle} {model.version}, {model.precision}, {model.backend} on {model.device}, {made.method}"))
-    console.print(Text("note:  shares compare these labels with each other. They are not probabilities that a label is right."))
-    print(RESEARCH_ONLY)
+    console_for_tables().print(table)

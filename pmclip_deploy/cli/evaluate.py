@@ -9,7 +9,7 @@ import typer
 
 from pmclip_deploy.cli.options import DEVICES, LARGEST_SEED, Bundle, Json
 from pmclip_deploy.cli.output import print_json, print_notes
-from pmclip_deploy.console import decimal, one_line, stages
+from pmclip_deploy.console import LONG, counted, decimal, one_line, progress, stages
 from pmclip_deploy.errors import InputError, UsageError
 from pmclip_deploy.extras import need_extra
 
@@ -136,7 +136,7 @@ def _rows_of_folder(folder: Path, split: str, seed: int) -> "tuple[list[Row], li
     images = {q.image for q in asked}
     if missing := sorted(image for image in images if not is_there(image)):
         raise InputError(
-            f"{missing[0]}: not found; {len(missing)} of {len(images)} images are missing", "get them from the source of the dataset"
+            f"{missing[0]}: not found; missing images: {len(missing)} of {len(images)}", "get them from the source of the dataset"
         )
     return rows_from_questions(asked), rows_from_questions(known) if known and split != "train" else None
 
@@ -162,7 +162,7 @@ def _asked(path: Path | None, is_checkpoint: bool, rows: "Sequence[Row]", images
 
     predictor = load(path, device)
     print_notes(predictor)
-    return bundle_answerer(predictor, rows, images, stages), about_bundle(predictor)
+    return bundle_answerer(predictor, rows, images, stages if len(rows) >= LONG else progress), about_bundle(predictor)
 
 
 def _print_figures(document: dict[str, Any]) -> None:
@@ -186,11 +186,11 @@ def _print_figures(document: dict[str, Any]) -> None:
     console.print(f"accuracy of the answered questions: {'not measured' if answered is None else f'{answered:.3f}'}")
     console.print(f"expected calibration error: {'not measured' if document['ece'] is None else format(document['ece'], '.3f')}")
     for name, figure in document["binary"].items():
-        low, high = figure["ci95"] or (float("nan"), float("nan"))
-        said = f"AUROC of {name}: {figure['auroc']:.3f} ({low:.3f} to {high:.3f}), {figure['positives']} of {figure['n']} positive"
+        interval = " ({:.3f} to {:.3f})".format(*figure["ci95"]) if figure["ci95"] else ""
+        said = f"AUROC of {name}: {figure['auroc']:.3f}{interval}, {figure['positives']} of {figure['n']} positive"
         console.print(Text(one_line(said)))
     for reason, count in document["abstentions"].items():
-        console.print(Text(one_line(f"not answered, {count} times: {reason}")))
+        console.print(Text(one_line(f"not answered ({counted(count, 'question')}): {reason}")))
     for line in _training_lines(document):
         console.print(Text(one_line(line)))
 
@@ -212,7 +212,9 @@ def _print_counts(console: Any, document: dict[str, Any]) -> None:
         console.print(f"{name}: {count['definition']}")
     learned = document["training_rows"]
     if learned is not None:
-        console.print(Text(one_line(f"question only: the most frequent answer among {learned['n']:,} questions of {learned['source']}")))
+        console.print(
+            Text(one_line(f"question only: the most frequent answer among {counted(learned['n'], 'question')} of {learned['source']}"))
+        )
 
 
 def _training_lines(document: dict[str, Any]) -> list[str]:

@@ -11,7 +11,7 @@ from pmclip_deploy.atomic import write, write_errors
 from pmclip_deploy.cli.classify import labels_from_file
 from pmclip_deploy.cli.options import Images, Json, check_choice, check_data_and_images
 from pmclip_deploy.cli.output import print_json
-from pmclip_deploy.console import decimal, one_line, print_note, stages
+from pmclip_deploy.console import counted, decimal, one_line, print_note, stages
 from pmclip_deploy.errors import UsageError
 from pmclip_deploy.export.precisions import PRECISIONS
 from pmclip_deploy.extras import need_extra
@@ -200,7 +200,7 @@ def _print_exported(made: "Exported") -> None:
             f"differs from the shipped bundle in {', '.join(changed)}: {why}" if changed else "every file equals that of the shipped bundle"
         )
     total = sum(file.bytes for file in manifest.files.values())
-    print(f"wrote {one_line(str(made.output))}: {total:,} bytes in {len(manifest.files)} files")
+    print(f"wrote {one_line(str(made.output))}: {total:,} bytes in {counted(len(manifest.files), 'file')}")
 
 
 def _print_graphs(made: "Exported") -> None:
@@ -217,7 +217,7 @@ def _print_graphs(made: "Exported") -> None:
         size = sum(file.bytes for file_name, file in made.manifest.files.items() if file_name.startswith(graph.file))
         kept = len(graph.float_layers)
         speed = "not measured" if made.speed is None else f"{made.speed[name]:.2f}" if name in made.speed else "1"
-        said = graph.precision + (f", {kept} layers above it" if kept else "")
+        said = graph.precision + (f", {counted(kept, 'layer')} above it" if kept else "")
         table.add_row(name, said, f"{size:,}", f"{figures['cosine']:.5f}", f"{figures['max_abs']:g}", speed)
     Console(highlight=False, soft_wrap=True).print(table)
 
@@ -277,17 +277,19 @@ def parity(
 
 def _print_answers(measured: Mapping[str, Any], has_head: bool) -> None:
     if labels := measured.get("labels"):
-        print(f"labels: {labels['agreement']:.2%} of {labels['n']} pictures get the same label as in fp32")
+        print(f"labels: {labels['agreement']:.2%} of {counted(labels['n'], 'picture')} get the same label as in fp32")
     if findings := measured.get("findings"):
         agree = "none of their regions is seen" if findings["agreement"] is None else f"{findings['agreement']:.2%} agree with fp32"
-        where = f"{findings['decisions']} decisions on {findings['n']} pictures"
+        where = f"{counted(findings['decisions'], 'decision')} on {counted(findings['n'], 'picture')}"
         print(f"findings: {where}, {agree}; {findings['crossed']} differ and are not near-ties")
     if (answers := measured["answers"]) is None:
         print(f"answers: not measured ({'give --data and --images' if has_head else 'there is no head'})")
         return
     low, high = (100 * x for x in answers["difference_ci95"])
     agree = (
-        "no question is answered" if answers["agreement"] is None else f"{answers['agreement']:.2%} of {answers['answered']} answers agree"
+        "no question is answered"
+        if answers["agreement"] is None
+        else f"{answers['agreement']:.2%} of {counted(answers['answered'], 'answer')} agree"
     )
     print(
         f"answers: {agree}, and so do best candidates on {answers['candidate_agreement']:.2%} of {answers['n']}; "

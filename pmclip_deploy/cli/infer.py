@@ -1,24 +1,23 @@
 """`pmclip-deploy infer`: answers questions about images."""
 
-import os
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pmclip_deploy.cli.options import Bundle, Device, Frame, Json, Window
-from pmclip_deploy.cli.output import RESEARCH_ONLY, console_for_tables, print_json, print_notes
-from pmclip_deploy.console import one_line, print_error, print_note, progress
+from pmclip_deploy.cli.options import Bundle, Device, Frame, Json, Output, Window
+from pmclip_deploy.cli.output import RESEARCH_ONLY, RowsFile, console_for_tables, print_json, print_notes
+from pmclip_deploy.cli.pictures import Pictures, exists, leading_pictures, looks_like_a_path
+from pmclip_deploy.console import counted, one_line
 from pmclip_deploy.errors import InputError, UsageError
+from pmclip_deploy.files import PNG_AND_JPEG
+from pmclip_deploy.spec import ANSWERS_SCHEMA
 
 if TYPE_CHECKING:
     from pmclip_deploy.answer import Answer, ImageInfo
 
-PNG_AND_JPEG = (".png", ".jpg", ".jpeg")
-SUFFIXES = (*PNG_AND_JPEG, ".dcm", ".dicom", ".ima", ".tif", ".tiff", ".bmp", ".gif", ".nii", ".gz", ".zip")
-
-Ask = Callable[[Path], "list[Answer]"]
+QUOTES = "\"'“”„‘’`"
+COLUMNS = ("image", "frame", "question", "answer", "probability", "source", "reason", "worth", "note", "model", "error")  # of --output
 
 Arguments = Annotated[
     list[str], typer.Argument(metavar="IMAGE... QUESTION...", help="One or more image files or folders, then one or more questions.")
@@ -53,6 +52,7 @@ def infer(
     age: Age = None,
     prevalence: Prevalence = None,
     save_picture: SavePicture = None,
+    output: Output = None,
     as_json: Json = False,
 ) -> int:
     """Ask one or more questions about one or more images.
@@ -60,42 +60,48 @@ def infer(
     pmclip-deploy infer scan.dcm "is there a fracture?" "in which plane is it?"
     """
     images, questions = split_arguments(arguments)
-    _check_picture(save_picture, images)
+    pictures = Pictures(images)
+    _check_picture(save_picture, pictures.alone)
+    rows = None if output is None else RowsFile(output, COLUMNS)
 
     from pmclip_deploy.header.read import ADULT
     from pmclip_deploy.opening import load_while
 
-    predictor = load_while(lambda: _import_reader(images[0]), bundle, device, single_use=len(images) == 1 and not images[0].is_dir())
+    predictor = load_while(lambda: _import_reader(images[0]), bundle, device, single_use=pictures.alone)
     print_notes(predictor)
 
     def ask(path: Path) -> "list[Answer]":
         child = None if age is None else age < ADULT
         return predictor.ask_many(path, questions, frame=frame, window=window, top=top, ignore_header=ignore_header, child=child)
 
-    documents, failed = list[dict[str, Any]](), False
-    for image, answers in _answers_of_all(ask, images, as_json):
-        if isinstance(answers, InputError):
-            print_error(str(answers))
-            failed = True
-            continue
+    documents, count = list[dict[str, Any]](), 0
+    for answers in pictures.each(ask, "Asking" if as_json or rows is not None else None):
+        count += 1
         if save_picture is not None:
             from pmclip_deploy.imaging.overlay import save_png
 
-            save_png(predictor.model_view(image, first_finding(answers), frame=frame, window=window), save_picture)
-        if as_json:
-            documents += [_document(answer, prevalence) for answer in answers]
-        else:
+            save_png(predictor.model_view(images[0], first_finding(answers), frame=frame, window=window), save_picture)
+        for answer in answers if as_json or rows is not None else ():
+            document = _document(answer, prevalence)
+            if rows is not None:
+                rows.add(document, [_row(answer, prevalence)])
+            if as_json:
+                documents.append(document)
+        if not as_json and rows is None:
             _print_answers(answers, prevalence)
+    if rows is not None:
+        rows.add_unreadable(pictures.unreadable)
     if as_json:
-        one = len(images) == len(questions) == 1 and not images[0].is_dir()
-        print_json(documents[0] if one else documents)
-    else:
+        print_json({"schema": ANSWERS_SCHEMA, "answers": documents, **pictures.to_json()})
+    elif count:
+        if rows is not None:
+            print(one_line(f"{output}: {counted(count * len(questions), 'answer')} about {counted(count, 'picture')}"))
         print(RESEARCH_ONLY)
-    return InputError.exit_code if failed else 0
+    return pictures.exit_code
 
 
-def _check_picture(save_picture: Path | None, images: list[Path]) -> None:
-    if save_picture is not None and (len(images) > 1 or images[0].is_dir()):
+def _check_picture(save_picture: Path | None, alone: bool) -> None:
+    if save_picture is not None and not alone:
         raise UsageError("--save-picture writes one picture", "ask about one image")
     if save_picture is not None and save_picture.suffix.lower() != ".png":
         raise UsageError(f"{save_picture}: --save-picture writes PNG", "give the file a name that ends in .png")
@@ -113,6 +119,13 @@ def _document(answer: "Answer", prevalence: float | None) -> dict[str, Any]:
     return document
 
 
+def _row(answer: "Answer", prevalence: float | None) -> dict[str, object]:
+    """Of ``COLUMNS``."""
+    cells = {name: getattr(answer, name) for name in ("question", "answer", "probability", "source", "reason", "note")}
+    worth = None if answer.worth is None else _worth(answer, prevalence)
+    return {"image": answer.image.source, "frame": answer.image.frame, **cells, "worth": worth, "model": str(answer.model)}
+
+
 def _import_reader(image: Path) -> None:
     if image.suffix.lower() not in PNG_AND_JPEG:
         from pmclip_deploy.imaging.dicom_file import import_pydicom_lean
@@ -124,9 +137,7 @@ def _import_reader(image: Path) -> None:
 
 def split_arguments(arguments: list[str]) -> tuple[list[Path], list[str]]:
     """Images come first: the first argument always, the later ones as long as they exist. The rest are questions."""
-    count = 1
-    while count < len(arguments) and exists(arguments[count]):
-        count += 1
+    count = max(leading_pictures(arguments), 1)
     images, questions = [Path(a) for a in arguments[:count]], arguments[count:]
     for question in questions:
         if looks_like_a_path(question):
@@ -134,53 +145,32 @@ def split_arguments(arguments: list[str]) -> tuple[list[Path], list[str]]:
                 raise UsageError(f"{question}: images come before questions", "put the image first")
             raise InputError(f"{question}: no such file", "check the path")
     if not exists(arguments[0]):
+        whole = " ".join(arguments) if len(arguments) > 2 and not any(" " in argument for argument in arguments) else arguments[0]
+        if not looks_like_a_path(arguments[0]) and _is_question(whole):
+            example = 'for example pmclip-deploy infer scan.dcm "is there a fracture?"'
+            raise UsageError("no image given, only questions", f"put the image before the question, {example}")
         raise InputError(f"{arguments[0]}: no such file or folder", "check the path")
     if not questions or not all(question.strip() for question in questions):
         raise UsageError("no question given", 'add a question, for example "is there a fracture?"')
+    if _is_split(questions):
+        whole = " ".join(questions)[:200].strip(QUOTES)
+        raise UsageError(f"a question is not in quotes, so {len(questions)} questions came", f'put it in double quotes: "{whole}"')
     return images, questions
 
 
-def exists(argument: str) -> bool:
-    try:
-        return bool(argument.strip()) and Path(argument).exists()
-    except (OSError, ValueError):  # a question may be too long for a file's name
-        return False
+def _is_split(questions: list[str]) -> bool:
+    """Whether a shell made several questions of one: single words that ask nothing, or a beginning that asks only with what follows."""
+    words = [question for question in questions if len(question.split()) == 1]
+    if len(words) > 1:
+        return not all(map(_is_question, words))
+    begins = len(questions) > 1 and len(questions[0].split()) < 3 and not _is_question(questions[0])
+    return begins and _is_question(" ".join(questions))
 
 
-def looks_like_a_path(argument: str) -> bool:
-    return argument.lower().endswith(SUFFIXES) or (("/" in argument or os.sep in argument) and " " not in argument)
+def _is_question(text: str) -> bool:
+    from pmclip_deploy.questions import understood
 
-
-def _answers_of_all(ask: Ask, images: list[Path], bar: bool) -> "Iterator[tuple[Path, list[Answer] | InputError]]":
-    """Each image with its answers, or with the error if it has none. The error of a single image is raised."""
-    for image in images:
-        try:
-            for answers in _answers(ask, image, bar):
-                yield image, answers
-        except InputError as error:
-            if len(images) == 1:
-                raise
-            yield image, error
-
-
-def _answers(ask: Ask, image: Path, bar: bool) -> "Iterator[list[Answer]]":
-    if not image.is_dir():
-        yield ask(image)
-        return
-    from pmclip_deploy.files import files_below
-
-    files, skipped = files_below(image)
-    count = len(files) + len(skipped)
-    for file in progress(files, "Asking") if bar else files:
-        try:
-            yield ask(file)
-        except InputError as error:
-            skipped.append(error)
-    if len(skipped) == count:
-        first = f"; the first error: {skipped[0]}" if skipped else ""
-        raise InputError(f"{image}: a folder without readable images ({count} files{first})", "give DICOM, PNG or JPEG files")
-    if skipped:
-        print_note(f"skipped {len(skipped)} of {count} files in {image} that hold no readable image; the first error: {skipped[0]}")
+    return text.rstrip().endswith("?") or understood(text).answerable
 
 
 def _print_answers(answers: "list[Answer]", prevalence: float | None) -> None:
@@ -229,7 +219,7 @@ def _worth(answer: "Answer", prevalence: float | None) -> str:
 def _image_line(image: "ImageInfo") -> str:
     parts = [image.format.upper(), image.modality, f"{image.columns} x {image.rows}"]
     if image.frames > 1:
-        parts.append(f"frame {image.frame} of 0 to {image.frames - 1}")
+        parts.append(f"frame {image.frame} (the file has frames 0 to {image.frames - 1})")
     if image.window:
         parts.append(f"window center {image.window[0]:g} width {image.window[1]:g}")
     return ", ".join(one_line(part) for part in parts if part)

@@ -21,6 +21,15 @@ Window = Annotated[
     typer.Option(metavar="CENTER WIDTH", help="Window in modality units, which are HU for CT. Default: the window of the file."),
 ]
 Images = Annotated[Path | None, typer.Option(help="Folder of the images that the lines of --data name.", show_default=False)]
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        "--output",
+        metavar="FILE",
+        help="Write a .jsonl file (JSON lines) or a .csv file, row by row, and print no tables. An existing file is replaced.",
+        show_default=False,
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 

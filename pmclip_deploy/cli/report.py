@@ -106,7 +106,8 @@ def _cell(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(f"{item['answer']} {item['count']}" for item in value)
     if isinstance(value, dict) and "median" in value:
-        return f"{value['min']} to {value['max']}, median {value['median']:g}"
+        span = f"{value['min']} to {value['max']}" if value["min"] != value["max"] else f"{value['min']}"
+        return f"{span}, median {value['median']:g}"
     if isinstance(value, dict):
         return ", ".join(f"{key} {count}" for key, count in value.items())
     return decimal(value, ".3f") if isinstance(value, float) else str(value)

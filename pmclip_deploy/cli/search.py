@@ -1,6 +1,5 @@
 """`pmclip-deploy search index | query | delete | show`: embeds images or captions into one file, and finds the nearest ones."""
 
-import os
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -8,18 +7,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pmclip_deploy.cli.infer import PNG_AND_JPEG, looks_like_a_path
 from pmclip_deploy.cli.options import Bundle, Device, Frame, Json, Window, check_choice
 from pmclip_deploy.cli.output import RESEARCH_ONLY, console_for_tables, print_json, print_notes
-from pmclip_deploy.console import decimal, one_line, print_note, stages
+from pmclip_deploy.cli.pictures import exists, looks_like_a_path
+from pmclip_deploy.console import LONG, counted, decimal, one_line, print_error, print_note, progress, stages
 from pmclip_deploy.errors import InputError, UsageError
+from pmclip_deploy.files import PNG_AND_JPEG
 from pmclip_deploy.spec import DELETION_SCHEMA, INDEX_SCHEMA, INDEXING_SCHEMA, SEARCH_SCHEMA
 
 if TYPE_CHECKING:
     from pmclip_deploy.answer import Match
     from pmclip_deploy.predictor import Predictor
     from pmclip_deploy.search.index import Index
-    from pmclip_deploy.search.indexing import Source
+    from pmclip_deploy.search.indexing import Report, Source
 
 app = typer.Typer(help="Find similar images and captions.", no_args_is_help=True)
 
@@ -43,7 +43,7 @@ def index(
         Path | None, typer.Option(help="For --ids uid: file with a salt of 16 bytes or more. Keep the file.", show_default=False)
     ] = None,
     as_json: Json = False,
-) -> None:
+) -> int:
     """Embed a folder of images, or captions. An interrupted run continues from where it stopped. A later run adds new files.
 
     pmclip-deploy search index archive/ --output archive.index
@@ -66,30 +66,40 @@ def index(
     embedded: Source[Any] = images_of_folder(predictor, source, salt) if source.is_dir() else captions_of_file(predictor, source)
     items = list(embedded.items)
     try:
-        report = build_index(output, replace(embedded, items=stages(items, "Embedding")))
+        report = build_index(output, replace(embedded, items=(stages if len(items) >= LONG else progress)(items, "Embedding")))
     except KeyboardInterrupt:
         print_note(f"{output}: stopped. Run the same command to continue.")
         raise
-    broken = f"; the first error: {report.first_broken}" if report.first_broken else ""
-    if not report.embedded and not report.known:
-        raise InputError(
-            f"{source}: no file or caption in it could be read ({len(items)} tried{broken})", "give DICOM, PNG or JPEG files, or captions"
-        )
-    if report.broken:
-        print_note(f"left out {report.broken} that could not be read{broken}")
+    for each in report.unreadable:
+        print_error(f"{each['message']}; {each['hint']}")
+    if not report.embedded and not report.known and not report.broken:
+        if not source.is_dir():
+            raise InputError(f"{source}: holds no caption", "write one caption per line")
+        raise InputError(f"{source}: holds no picture ({counted(len(items), 'file')})", "give DICOM, PNG or JPEG files")
     if as_json:
         print_json({"schema": INDEXING_SCHEMA, "index": str(output), **asdict(report)})
-    else:
-        kind = "pictures" if salt is None else "DICOM pictures"
-        others = f", {report.other} left out (no {kind})" if source.is_dir() else ""
-        print(f"{one_line(str(output))}: {report.embedded} embedded, {report.known} already in the index{others}")
+    elif report.embedded or report.known:
+        print(one_line(f"{output}: {_said(report, salt is not None)}"))
+    return InputError.exit_code if report.broken else 0
+
+
+def _said(report: "Report", of_dicom: bool) -> str:
+    """What became of the items, without counts of 0 behind the first."""
+    picture = "DICOM picture" if of_dicom else "picture"
+    parts = [
+        f"{report.embedded:,} embedded",
+        *([f"{report.known:,} skipped because the index has {'its id' if report.known == 1 else 'their ids'}"] if report.known else []),
+        *([f"{counted(report.other, f'file is no {picture}', f'files are no {picture}s')}"] if report.other else []),
+        *([f"{report.broken:,} could not be read"] if report.broken else []),
+    ]
+    return ", ".join(parts)
 
 
 @app.command()
 def query(
     index: IndexFile,
-    wanted: Annotated[
-        str, typer.Argument(metavar="TEXT|IMAGE", help="Text, or an image file. An existing file is an image.", show_default=False)
+    words: Annotated[
+        list[str], typer.Argument(metavar="TEXT|IMAGE", help="Text, or an image file. An existing file is an image.", show_default=False)
     ],
     text: Annotated[bool, typer.Option("--text", help="Take TEXT as text, even if it looks like a path.")] = False,
     k: Annotated[int, typer.Option("--k", min=1, help="Number of matches.")] = 10,
@@ -103,7 +113,12 @@ def query(
 
     pmclip-deploy search query archive.index scan.dcm
     """
-    is_image = not text and os.path.isfile(wanted)  # noqa: PTH113  # Path's raises if a text is too long for a name
+    if len(words) > 1:
+        raise UsageError(f"{len(words)} texts or images given", f'give one image, or one text in double quotes: "{" ".join(words)[:200]}"')
+    wanted = words[0]
+    is_image = not text and exists(wanted)
+    if is_image and Path(wanted).is_dir():
+        raise InputError(f"{wanted}: is a folder, not an image", "give one image of it, or add --text if this is a text")
     if not text and not is_image and looks_like_a_path(wanted):
         raise InputError(f"{wanted}: no such file", "check the path, or add --text if this is a text")
     if not is_image and (frame is not None or window is not None):
@@ -152,7 +167,7 @@ def delete(
     if as_json:
         print_json({"schema": DELETION_SCHEMA, "index": str(index), "deleted": len(set(ids))})
     else:
-        print(f"{one_line(str(index))}: {len(set(ids))} deleted")
+        print(f"{one_line(str(index))}: {counted(len(set(ids)), 'row')} deleted")
 
 
 @app.command()
@@ -165,7 +180,7 @@ def show(index: IndexFile, as_json: Json = False) -> None:
         print_json({"schema": INDEX_SCHEMA, **_document(opened)})
         return
     about = opened.about
-    print(f"{one_line(str(index))}: {len(opened):,} {about.embedded}s, {opened.dim} numbers each, {opened.bytes:,} bytes, verified")
+    print(f"{one_line(str(index))}: {counted(len(opened), about.embedded)}, {opened.dim} numbers each, {opened.bytes:,} bytes, verified")
     print(f"bundle: {one_line(about.bundle)}, sha256 {about.bundle_sha256}")
     print(f"ids:    {about.ids}")
     print(f"checksum: {opened.checksum}")

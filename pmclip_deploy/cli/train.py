@@ -32,6 +32,7 @@ from pmclip_deploy.cli.train_options import (
     need_extra_train,
     print_checkpoint,
 )
+from pmclip_deploy.console import counted, one_line
 from pmclip_deploy.errors import UsageError
 
 app = typer.Typer(
@@ -292,7 +293,7 @@ def questions(
     with write_errors(f"{output}:", "give another --output"):
         write(output, "\n".join(lines) + "\n")
     done = {"schema": SCHEMA, "questions": len(rows), "output": str(output)}
-    typer.echo(json.dumps(done) if as_json else f"{len(rows)} questions in {output}")
+    typer.echo(json.dumps(done) if as_json else one_line(f"{counted(len(rows), 'question')} in {output}"))
 
 
 app.command()(finding)

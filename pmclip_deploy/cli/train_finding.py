@@ -9,7 +9,7 @@ import typer
 from pmclip_deploy.cli.options import Bundle, Json, check_choice
 from pmclip_deploy.cli.output import print_json
 from pmclip_deploy.cli.train_options import SCHEMA, Name
-from pmclip_deploy.console import one_line, print_note, stages
+from pmclip_deploy.console import counted, one_line, print_note, stages
 from pmclip_deploy.errors import GateError
 
 if TYPE_CHECKING:
@@ -86,15 +86,18 @@ def _print(measured: "Measured", manifest: "Manifest | None", output: Path) -> N
     from pmclip_deploy.train.finding import label_of
 
     of, s = measured.to_json(), measured.samples
-    print(f"{of['pictures']} pictures, {of['positives']} with {measured.name}, in {of['groups']} groups ({_counted(s.grouped)})")
+    counts = f"{counted(of['pictures'], 'picture')}, {of['positives']} with {measured.name}, in {counted(of['groups'], 'group')}"
+    print(f"{counts}: {_listed(s.grouped)}")
     if s.left_out:
-        print(f"left out: {_counted(s.left_out)}")
+        print(f"left out: {_listed(s.left_out)}")
     if s.alike:
-        print(f"{s.alike} pairs of look-alikes were in two groups; these groups were joined")
+        were = counted(s.alike, "pair of look-alikes was", "pairs of look-alikes were")
+        print(f"{were} in two groups; these groups were joined")
     if s.disagreeing:
-        print(f"{s.disagreeing} pairs of look-alikes have different labels; check these labels")
-    if s.first_broken:
-        print_note(f"the first error: {s.first_broken}")
+        have = counted(s.disagreeing, "pair of look-alikes has", "pairs of look-alikes have")
+        print(f"{have} different labels; check these labels")
+    for error in s.broken:
+        print_note(error)
     if not measured.contamination_checked:
         named = ", ".join(map(one_line, measured.tower_trained_on)) or "pictures that the bundle does not name"
         print(f"the image tower was trained on {named}; whether yours are among them was not checked, because the bundle has no signatures")
@@ -112,7 +115,9 @@ def _print_stratum(name: str, stratum: "Stratum") -> None:
     from pmclip_deploy.train.finding import advice
 
     low, high = math.floor(100 * stratum.auroc_ci95[0]) / 100, stratum.auroc_ci95[1]  # rounded as the gate says it
-    print(f"{worth_of(name, stratum, True).stratum}: AUROC {stratum.auroc:.2f} (95% {low:.2f} to {high:.2f}), {stratum.n} pictures")
+    print(
+        f"{worth_of(name, stratum, True).stratum}: AUROC {stratum.auroc:.2f} (95% {low:.2f} to {high:.2f}), {counted(stratum.n, 'picture')}"
+    )
     if stratum.reason:
         print(f"  not answered: {stratum.reason}; {advice(stratum)}")
         return
@@ -120,5 +125,5 @@ def _print_stratum(name: str, stratum: "Stratum") -> None:
         print(f"  {word} - {worth_of(name, stratum, found).sentence()}")
 
 
-def _counted(counts: dict[str, int]) -> str:
-    return ", ".join(f"{count}: {what}" for what, count in counts.items())
+def _listed(counts: dict[str, int]) -> str:
+    return "; ".join(f"{what} ({count:,})" for what, count in counts.items())

@@ -1,13 +1,14 @@
 """What the commands of `pmclip-deploy train` share: options, the check of the extra, the output folder, and the final output."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from pmclip_deploy.cli.options import LARGEST_SEED
+from pmclip_deploy.console import counted, decimal, one_line
 from pmclip_deploy.errors import UsageError
 from pmclip_deploy.extras import need_extra
 
@@ -60,9 +61,46 @@ def make_folder_of(output: Path) -> None:
     make_folder(output.parent)
 
 
-def print_checkpoint(meta: Mapping[str, object], output: Path, as_json: bool) -> None:
+def lines_of_figures(of: Any, path: tuple[str, ...] = ()) -> Iterator[str]:
+    """Nested figures as text: a line for what stands together, below the names that lead there.
+
+    ``ci95`` or ``NAME_ci95`` is the interval of the figure before it. Of rows, such as the epochs of a history, the last is shown.
+    """
+    if isinstance(of, list):
+        yield from lines_of_figures(of[-1] if of else {}, (*path[:-1], f"last of {counted(len(of), 'row')} of {path[-1]}"))
+        return
+    figures, below = list[str](), dict[str, Any]()
+    for key, value in of.items():
+        if key.endswith("ci95") and figures:
+            figures[-1] += "" if value is None else " (95% {} to {})".format(*map(_figure, value))
+        elif isinstance(value, dict) and "value" in value:
+            figures.append(f"{_words(key)} {_figure(value['value'])}")
+            if value.get("ci95"):
+                figures[-1] += " (95% {} to {})".format(*map(_figure, value["ci95"]))
+        elif isinstance(value, dict) or (isinstance(value, list) and value and isinstance(value[0], dict)):
+            below[key] = value
+        else:
+            figures.append(f"{_words(key)} {_figure(value)}")
+    if figures:
+        yield ": ".join(filter(None, (", ".join(map(_words, path)), ", ".join(figures))))
+    for key, value in below.items():
+        yield from lines_of_figures(value, (*path, key))
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _figure(value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(map(_figure, value)) or "none"
+    return "not measured" if value is None else decimal(value, ".3f") if isinstance(value, float) else str(value)
+
+
+def print_checkpoint(meta: Mapping[str, Any], output: Path, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps({"schema": SCHEMA, "checkpoint": str(output), "metrics": meta["metrics"], "provenance": meta["provenance"]}))
     else:
-        typer.echo(f"checkpoint in {output}")
-        typer.echo(json.dumps(meta["metrics"], indent=1))
+        print(one_line(f"checkpoint in {output}"))
+        for line in lines_of_figures(meta["metrics"]):
+            print(one_line(line))

@@ -97,7 +97,7 @@ def numbers_of(dataset: Any, tag: int) -> tuple[float, ...]:
     try:
         if len(value) > MAX_LENGTH:
             return ()
-        texts = value.decode("ascii").split("\\") if isinstance(value, bytes) else value
+        texts = value.decode("ascii").replace(",", ".").split("\\") if isinstance(value, bytes) else value  # PS3.5 6.2: no other comma
         numbers = tuple(float(text.strip(" \0") if isinstance(text, str) else text) for text in texts)
     except OF_ELEMENTS:
         return ()

@@ -18,7 +18,7 @@ from pmclip_deploy.errors import InputError, NoPictureError
 from pmclip_deploy.header.read import header_from_dataset
 from pmclip_deploy.imaging.decoders.frame import CODECS
 from pmclip_deploy.imaging.dicom_file import NATIVE, DicomImage, image_from_dataset, image_from_file, reading
-from pmclip_deploy.imaging.elements import Window, printable_uid, text_of, whole_number
+from pmclip_deploy.imaging.elements import Window, code_string_of, printable_uid, text_of, whole_number
 from pmclip_deploy.imaging.grayscale import gray_from_stored
 from pmclip_deploy.imaging.picture import Picture
 from pmclip_deploy.imaging.stored import layout_from_dataset, stored_values
@@ -64,16 +64,24 @@ def picture_from_dicom(
         return _picture(where, image, frame, None if window is None else (float(window[0]), float(window[1])))
 
 
+def _is_image_class(uid: str) -> bool:
+    """Whether a SOP class is one of images, by its name in PS3.6 table A-1, such as "CT Image Storage"."""
+    from pydicom.uid import UID
+
+    return "Image Storage" in UID(uid).name
+
+
 def _picture(where: str, image: DicomImage, frame: int | None, window: Window | None) -> Picture:
     dataset, notes = image.dataset, []
-    modality = text_of(dataset, "Modality")
-    for name in (modality, text_of(dataset, "SOPClassUID"), text_of(getattr(dataset, "file_meta", {}), "MediaStorageSOPClassUID")):
+    modality = code_string_of(dataset, "Modality")
+    classes = text_of(dataset, "SOPClassUID"), text_of(getattr(dataset, "file_meta", {}), "MediaStorageSOPClassUID")
+    for name in (modality, *classes):
         if name in NOT_PICTURES:
             raise NoPictureError(f"{where}: is {NOT_PICTURES[name]}, not a picture", "give the image it belongs to")
     if image.vr == "float":  # (7FE0,0008) Float or (7FE0,0009) Double Float Pixel Data
         raise NoPictureError(f"{where}: has floating-point pixels, a parametric map, not a picture", "give the image it was made from")
     if image.file is None:
-        cut_short = "Rows" in dataset
+        cut_short = "Rows" in dataset or any(map(_is_image_class, classes)) or not any(classes)
         raise (InputError if cut_short else NoPictureError)(f"{where}: has no pixel data", "give a DICOM image")
     if image.syntax not in NATIVE and image.syntax not in CODECS:
         raise InputError(
@@ -84,11 +92,12 @@ def _picture(where: str, image: DicomImage, frame: int | None, window: Window | 
     frames = max(whole_number(dataset, "NumberOfFrames", 1), 1)
     index = frames // 2 if frame is None else frame
     if not 0 <= index < frames:
-        raise InputError(f"{where}: frame {frame} was asked for and the file has frames 0 to {frames - 1}", "choose one of these")
+        there = "only frame 0" if frames == 1 else f"frames 0 to {frames - 1}"
+        raise InputError(f"{where}: frame {frame} was asked for and the file has {there}", "choose one of these")
 
-    if text_of(dataset, "BurnedInAnnotation") == "YES":  # PS3.3 C.7.6.1
+    if code_string_of(dataset, "BurnedInAnnotation") == "YES":  # PS3.3 C.7.6.1
         notes.append("text is burned into the pixels (BurnedInAnnotation is YES): it may name the patient")
-    stored, photometric = stored_values(image, layout, index, frames)
+    stored, photometric = stored_values(image, layout, index, frames, notes)
     applied = None
     if photometric == "PALETTE COLOR" or layout.samples == 3:
         from pmclip_deploy.imaging.color import rgb_from_palette, rgb_from_samples

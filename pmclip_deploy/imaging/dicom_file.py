@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableSequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import wraps
 from os import PathLike, fspath
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
@@ -16,13 +17,15 @@ import numpy as np
 
 from pmclip_deploy.errors import InputError, NoPictureError, PmclipError
 from pmclip_deploy.faults import is_ours
+from pmclip_deploy.files import UNKNOWN_FILE
 from pmclip_deploy.imaging.decoders.layout import Refused
 from pmclip_deploy.imaging.elements import text_of
 from pmclip_deploy.imaging.picture import head_of_file
 from pmclip_deploy.imaging.quiet import quiet, quieten
 
 if TYPE_CHECKING:
-    from pydicom import Dataset
+    from pydicom import Dataset, Sequence
+    from pydicom.dataset import FileMetaDataset
 
 
 MAX_INFLATED = 1 << 28  # bytes that a deflated file may grow to: 256 MiB
@@ -119,61 +122,100 @@ def image_from_file(where: str, stack: ExitStack, data: bytes | None = None) -> 
     head = head_of_file(where) if data is None else data[:132]
     # Without the preamble (PS3.10 7.1) a file starts with group 0002 or, with no file meta, with a low group of either byte order.
     if head[128:] != b"DICM" and head[:2] not in (b"\x02\x00", b"\x08\x00", b"\x00\x08", b"\x00\x02"):
-        raise NoPictureError(f"{where}: is not a DICOM, PNG or JPEG file", "give one of these")
+        raise NoPictureError(f"{where}: {UNKNOWN_FILE}", "give one of these")
 
     from pydicom import dcmread
+    from pydicom.valuerep import EXPLICIT_VR_LENGTH_32
 
     quieten()
-    if head[128:] == b"DICM" and _syntax_of_file(where, data) == DEFLATED:
-        _check_inflated(where, data)
-        return image_from_dataset(dcmread(where if data is None else io.BytesIO(data)))
-    if data is None:
-        file: BinaryIO = stack.enter_context(_Clamped(io.FileIO(where)))
-    else:
-        file = io.BytesIO(data)
+    _read_unknown_sequences()
+    file: BinaryIO = stack.enter_context(_Clamped(io.FileIO(where))) if data is None else io.BytesIO(data)
+    meta = _deflated_meta(file) if head[128:] == b"DICM" or head[:2] == b"\x02\x00" else None
+    if meta is not None:
+        file = io.BytesIO(_inflated(where, file))
     dataset = dcmread(file, stop_before_pixels=True, force=True)
+    if meta is not None:
+        dataset.file_meta = meta
     little = bool(dataset.original_encoding[1])
     order: Literal["little", "big"] = "little" if little else "big"
     tag = file.read(4)
     if tag not in (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10"):
         if not len(dataset) or (head[128:] != b"DICM" and "SOPClassUID" not in dataset and "Rows" not in dataset):
-            raise NoPictureError(f"{where}: is not a DICOM, PNG or JPEG file", "give one of these")
+            raise NoPictureError(f"{where}: {UNKNOWN_FILE}", "give one of these")
         kind = "float" if tag in (b"\xe0\x7f\x08\x00", b"\xe0\x7f\x09\x00", b"\x7f\xe0\x00\x08", b"\x7f\xe0\x00\x09") else ""
         return DicomImage(dataset, _syntax(dataset), little, None, 0, 0, kind)
     vr, field = "OW", file.read(4)
-    if field[:2] in (b"OW", b"OB", b"UN"):  # explicit; seen in the bytes, since some files are implicit where they say explicit
-        vr, field = field[:2].decode(), file.read(4)
-    size = file.size if isinstance(file, _Clamped) else len(data or b"")
-    return DicomImage(dataset, _syntax(dataset), little, file, size - file.tell(), int.from_bytes(field, order), vr)
+    # A VR is seen in the bytes, since some files are implicit where they say explicit. No even length begins with these letters.
+    if field[:1] in (b"O", b"S", b"U") and field[:2].isalpha() and field[:2].isupper():
+        vr = field[:2].decode()
+        short = vr not in EXPLICIT_VR_LENGTH_32 and any(field[2:])
+        field = field[2:] if short else file.read(4)
+    place = file.tell()
+    available = file.seek(0, io.SEEK_END) - file.seek(place)
+    return DicomImage(dataset, _syntax(dataset), little, file, available, int.from_bytes(field, order), _vr_of_bytes(vr))
 
 
-def _syntax_of_file(where: str, data: bytes | None) -> Any:
-    """The transfer syntax (0002,0010), by the file meta alone: the rest may be deflated."""
+def _vr_of_bytes(vr: str) -> str:
+    """Pixel Data is OB or OW (PS3.5 A): what writers call OF, OD, OL, OV or US are words too."""
+    return vr if vr in ("OB", "UN") else "OW"
+
+
+def _read_unknown_sequences() -> None:
+    """Have pydicom read a big-endian file's sequences of VR UN as implicit little endian (PS3.5 6.2.2, CP-246).
+
+    pydicom takes their items for big-endian ones, and then reads nonsense. Nothing changes for files that it reads well: the tags of
+    little-endian items are none in big-endian.
+    """
+    from pydicom import filereader
+
+    if hasattr(filereader.read_sequence, "__wrapped__"):
+        return
+    as_declared = filereader.read_sequence
+
+    @wraps(as_declared)
+    def read_sequence(
+        fp: BinaryIO,
+        is_implicit_VR: bool,
+        is_little_endian: bool,
+        bytelength: int,
+        encoding: str | MutableSequence[str],
+        offset: int = 0,
+    ) -> Sequence:
+        if not is_little_endian and bytelength == 0xFFFFFFFF:
+            head = fp.read(4)
+            fp.seek(-len(head), io.SEEK_CUR)
+            if head in (b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"):
+                is_implicit_VR = is_little_endian = True
+        return as_declared(fp, is_implicit_VR, is_little_endian, bytelength, encoding, offset)
+
+    filereader.read_sequence = read_sequence
+
+
+def _deflated_meta(file: BinaryIO) -> FileMetaDataset | None:
+    """The file meta if it says that the rest is deflated, which is where ``file`` stands then; None, at the file's first byte, if not."""
     from pydicom.filereader import _read_file_meta_info, read_preamble
 
-    with _opened(where, data) as file:
-        read_preamble(file, False)
-        return _read_file_meta_info(file).get("TransferSyntaxUID")
+    read_preamble(file, True)
+    meta = _read_file_meta_info(file)
+    if meta.get("TransferSyntaxUID") == DEFLATED:
+        return meta
+    file.seek(0)
+    return None
 
 
-def _opened(where: str, data: bytes | None) -> BinaryIO:
-    return open(where, "rb") if data is None else io.BytesIO(data)  # noqa: PTH123 - the name comes as a str; callers close it
-
-
-def _check_inflated(where: str, content: bytes | None) -> None:
-    """Inflate to nowhere first: a thousandth of the size is enough for a bomb."""
-    inflater, total = zlib.decompressobj(-zlib.MAX_WBITS), 0
-    with _opened(where, content) as file:
-        file.seek(140)
-        file.seek(144 + int.from_bytes(file.read(4), "little"))  # (0002,0000), the file meta's length, is its first element
-        data = file.read(65536)
-        while data and not inflater.eof:
-            total += len(inflater.decompress(data, 1 << 20))
-            if total > MAX_INFLATED:
-                raise InputError(f"{where}: inflates to more than {MAX_INFLATED >> 20} MiB", "store it in another transfer syntax")
-            data = inflater.unconsumed_tail or file.read(65536)
+def _inflated(where: str, file: BinaryIO) -> bytes:
+    """The rest of the file. It is inflated to nowhere first: a thousandth of the size is enough for a bomb."""
+    inflater, total, begin = zlib.decompressobj(-zlib.MAX_WBITS), 0, file.tell()
+    data = file.read(65536)
+    while data and not inflater.eof:
+        total += len(inflater.decompress(data, 1 << 20))
+        if total > MAX_INFLATED:
+            raise InputError(f"{where}: inflates to more than {MAX_INFLATED >> 20} MiB", "store it in another transfer syntax")
+        data = inflater.unconsumed_tail or file.read(65536)
     if not inflater.eof:
         raise InputError(f"{where}: its deflated data is cut short", "copy the file again")
+    file.seek(begin)
+    return zlib.decompress(file.read(), -zlib.MAX_WBITS)
 
 
 def image_from_dataset(dataset: Any) -> DicomImage:
@@ -187,7 +229,8 @@ def image_from_dataset(dataset: Any) -> DicomImage:
     if "PixelData" not in dataset or "FloatPixelData" in dataset or "DoubleFloatPixelData" in dataset:
         kind = "float" if "FloatPixelData" in dataset or "DoubleFloatPixelData" in dataset else ""
         return DicomImage(dataset, syntax, little, None, 0, 0, kind)
-    element = dataset["PixelData"]
+    raw = dataset.get_item("PixelData")
+    element = raw if isinstance(raw.value, bytes) else dataset["PixelData"]
     value = element.value
     if isinstance(value, (bytes, bytearray, memoryview)):
         file: BinaryIO = io.BytesIO(value)
@@ -198,7 +241,9 @@ def image_from_dataset(dataset: Any) -> DicomImage:
         raise Refused("its pixel data is empty")
     available = file.seek(0, io.SEEK_END)
     file.seek(0)
-    return DicomImage(dataset, syntax, little, file, available, 0xFFFFFFFF if syntax not in NATIVE else available, str(element.VR))
+    return DicomImage(
+        dataset, syntax, little, file, available, 0xFFFFFFFF if syntax not in NATIVE else available, _vr_of_bytes(str(element.VR))
+    )
 
 
 def _syntax(dataset: Dataset) -> str:

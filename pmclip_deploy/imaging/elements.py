@@ -36,8 +36,9 @@ def frame_group(dataset: Dataset, index: int, keyword: str) -> Any:
 
 def numbers_of(group: Any, keyword: str) -> list[float] | None:
     """The values that are numbers up to the first that is none; None where the element is missing or empty."""
+    value: Any
     try:
-        value = group[keyword].value if keyword in group else None
+        value = (_decimal_texts(group.get_item(keyword)) or group[keyword].value) if keyword in group else None
     except OF_ELEMENTS:  # a decimal string that is none
         return []
     if value is None or value == "":
@@ -49,6 +50,17 @@ def numbers_of(group: Any, keyword: str) -> list[float] | None:
     except (TypeError, ValueError, OverflowError):
         pass
     return numbers
+
+
+def _decimal_texts(element: Any) -> list[str] | None:
+    """The values of a decimal string that pydicom has not converted yet. A comma in one can only be the decimal mark (PS3.5 6.2)."""
+    if not isinstance(element.value, bytes) or b"," not in element.value:
+        return None
+    from pydicom.datadict import dictionary_VR
+
+    if (dictionary_VR(element.tag) if element.VR in ("UN", None) else element.VR) != "DS":
+        return None
+    return element.value.decode("ascii").replace(",", ".").strip(" \0").split("\\")
 
 
 def whole_number(dataset: Dataset, keyword: str, default: int) -> int:
@@ -66,6 +78,11 @@ def text_of(group: Any, keyword: str) -> str:
     except OF_ELEMENTS:
         return ""
     return value.strip() if isinstance(value, str) else ""
+
+
+def code_string_of(group: Any, keyword: str) -> str:
+    """A code string, in upper case: PS3.5 6.2 allows no other, and some writers use it."""
+    return text_of(group, keyword).upper()
 
 
 def printable_uid(uid: str) -> str:

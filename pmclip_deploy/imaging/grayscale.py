@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pmclip_deploy.faults import OF_ELEMENTS
-from pmclip_deploy.imaging.decoders.layout import LARGE, Layout
+from pmclip_deploy.imaging.decoders.layout import LARGE, Layout, Refused
 from pmclip_deploy.imaging.dicom_file import DicomImage
-from pmclip_deploy.imaging.elements import Window, frame_group, items_of, numbers_of, text_of
+from pmclip_deploy.imaging.elements import Window, code_string_of, frame_group, items_of, numbers_of, text_of
 from pmclip_deploy.imaging.picture import automatic_window
 
 if TYPE_CHECKING:
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 
 Gray = NDArray[np.uint8]
+
+# X-ray angiography and radiofluoroscopy, the retired biplane and the enhanced ones too: their modality transformation leads back to the
+# intensity of the X-rays, and their windows are for stored values (C.8.7.1.1.2).
+SHOWN_AS_STORED = {f"1.2.840.10008.5.1.4.1.1.12.{tail}" for tail in ("1", "1.1", "2", "2.1", "3")}
 
 
 def gray_from_stored(
@@ -32,9 +36,14 @@ def gray_from_stored(
     ends = int(stored.min()), int(stored.max())
     low, high = modality.extent(stored, kept, ends)
     # C.7.6.3.1.2 and C.11.6: a MONOCHROME1 image says INVERSE as well, and is inverted once.
-    inverse = layout.photometric == "MONOCHROME1" or text_of(dataset, "PresentationLUTShape") == "INVERSE"
+    inverse = layout.photometric == "MONOCHROME1" or code_string_of(dataset, "PresentationLUTShape") == "INVERSE"
 
-    voi = _Voi.asked(image, index, window) if window is not None else _Voi.of(image, index, low, notes)
+    if window is not None and modality.is_lost:
+        raise Refused("a window cannot be applied, because its modality transformation cannot be used")
+    voi = _Voi.asked(image, index, window) if window is not None else _Voi.of(image, index, modality.lowest(layout), notes)
+    if voi is not None and modality.is_lost:
+        notes.append("the file's own window is for rescaled values and is not applied; an automatic window is used")
+        voi = None
     if voi is not None:
         pixels = _through(stored, modality, voi, inverse, ends)
         if window is not None or low == high or not _is_flat(pixels):
@@ -94,11 +103,13 @@ class _Table:
         return out
 
     @classmethod
-    def of(cls, item: Dataset, little: bool, signed: bool) -> _Table | None:
+    def of(cls, item: Dataset, little: bool, low: float) -> _Table | None:
+        """``low`` is the smallest value that the table may be asked for, by the header and not by the pixels of one frame."""
         try:
             count, first, bits = (int(value) for value in item["LUTDescriptor"].value)
             data: Any = item["LUTData"].value
             if isinstance(data, (bytes, bytearray)):
+                little = little if item.original_encoding[1] is None else item.original_encoding[1]
                 data = np.frombuffer(data[: len(data) // 2 * 2], "<u2" if little else ">u2")
             entries = np.atleast_1d(np.asarray(data if data is not None else [])).astype(np.int64) & 0xFFFF
         except OF_ELEMENTS:  # missing, not three numbers, or entries that are no numbers
@@ -109,8 +120,10 @@ class _Table:
         entries = entries[:count]
         if not entries.size or not 1 <= bits <= 16:
             return None
-        first = first % 65536  # US or SS, and writers take the wrong one
-        return cls(first - 65536 if signed and first > 32767 else first, entries, bits)
+        # US or SS as the values before the table are unsigned or signed, and writers take the wrong one (C.11.2.1.1).
+        unsigned, negative = first % 65536, first % 65536 - 65536
+        is_negative = unsigned > 32767 and (first < 0 or low < 0) and negative + count > low
+        return cls(negative if is_negative else unsigned, entries, bits)
 
 
 @dataclass(frozen=True)
@@ -120,6 +133,7 @@ class _Modality:
     table: _Table | None
     slope: float = 1.0
     intercept: float = 0.0
+    is_lost: bool = False  # the file has a transformation and it cannot be used: a window has no meaning
 
     def __call__(self, values: NDArray[Any]) -> NDArray[np.float64]:
         if self.table is not None:
@@ -137,22 +151,36 @@ class _Modality:
             values = self(np.array([stored.min(where=kept, initial=limits.max), stored.max(where=kept, initial=limits.min)]))
         return float(values.min()), float(values.max())
 
+    def lowest(self, layout: Layout) -> float:
+        """The smallest modality value that the header allows. A Modality LUT has unsigned entries."""
+        return 0 if self.table is not None else float(self(np.array([layout.low, layout.high])).min())
+
     @classmethod
     def of(cls, image: DicomImage, layout: Layout, index: int, notes: list[str]) -> _Modality:
         dataset = image.dataset
+        if _is_shown_as_stored(dataset):
+            return cls(None)
+        is_lost = False
         if items := items_of(dataset, "ModalityLUTSequence"):
-            if (table := _Table.of(items[0], image.little, layout.signed)) is not None:
+            if (table := _Table.of(items[0], image.little, layout.low)) is not None:
                 return cls(table)
             notes.append("the Modality LUT cannot be read and is not applied")
+            is_lost = True
         group = frame_group(dataset, index, "PixelValueTransformationSequence")  # C.7.6.16.2.9
         slope, intercept = numbers_of(group, "RescaleSlope"), numbers_of(group, "RescaleIntercept")
         if slope is None and intercept is None:
-            return cls(None)
+            return cls(None, is_lost=is_lost)
         pair = [*([1.0] if slope is None else slope[:1]), *([0.0] if intercept is None else intercept[:1])]
         if len(pair) < 2 or pair[0] == 0 or not all(math.isfinite(number) and abs(number) < 1e30 for number in pair):
             notes.append("Rescale Slope and Rescale Intercept cannot be used and are not applied")
-            return cls(None)
-        return cls(None, *pair)
+            return cls(None, is_lost=True)
+        return cls(None, pair[0], pair[1])
+
+
+def _is_shown_as_stored(dataset: Dataset) -> bool:
+    """By the SOP class, or by the modality if the file does not name one."""
+    sop_class = text_of(dataset, "SOPClassUID") or text_of(getattr(dataset, "file_meta", None) or {}, "MediaStorageSOPClassUID")
+    return sop_class in SHOWN_AS_STORED if sop_class else code_string_of(dataset, "Modality") in ("XA", "RF")
 
 
 @dataclass(frozen=True)
@@ -189,7 +217,7 @@ class _Voi:
         """A table comes before windows, and the first usable window is taken: several are alternatives (C.11.2.1.2)."""
         group = frame_group(image.dataset, index, "FrameVOILUTSequence")  # C.7.6.16.2.10
         for item in items_of(group, "VOILUTSequence") or items_of(image.dataset, "VOILUTSequence"):
-            if (table := _Table.of(item, image.little, signed=low < 0)) is not None:
+            if (table := _Table.of(item, image.little, low)) is not None:
                 return cls("TABLE", None, table)
             notes.append("a VOI LUT cannot be read and is left out")
         centers, widths = numbers_of(group, "WindowCenter"), numbers_of(group, "WindowWidth")
@@ -207,7 +235,7 @@ class _Voi:
 
 
 def _function(group: Any) -> str:
-    function = text_of(group, "VOILUTFunction")
+    function = code_string_of(group, "VOILUTFunction")
     return function if function in ("LINEAR_EXACT", "SIGMOID") else "LINEAR"
 
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 from os import PathLike, fspath
 
 from pmclip_deploy.errors import InputError
+from pmclip_deploy.files import JPEG, PNG
 from pmclip_deploy.imaging.picture import Picture, head_of_file
-
-PNG = b"\x89PNG\r\n\x1a\n"
-JPEG = b"\xff\xd8\xff"
 
 
 def picture_from_path(path: str | PathLike[str], frame: int | None = None, window: tuple[float, float] | None = None) -> Picture:

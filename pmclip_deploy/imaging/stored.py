@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING, Any
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pmclip_deploy.console import counted
 from pmclip_deploy.imaging.decoders.frame import CODECS, samples_from_codestream
 from pmclip_deploy.imaging.decoders.layout import Layout, Refused, native_samples
 from pmclip_deploy.imaging.dicom_file import DicomImage
-from pmclip_deploy.imaging.elements import text_of, whole_number
+from pmclip_deploy.imaging.elements import code_string_of, whole_number
 from pmclip_deploy.imaging.picture import MAX_PIXELS
 
 if TYPE_CHECKING:
@@ -19,7 +24,9 @@ if TYPE_CHECKING:
 
 
 MAX_FRAGMENTS = 1 << 18  # pieces of compressed data: each costs time
-
+RLE = "1.2.840.10008.1.2.5"
+CODESTREAM_STARTS = (b"\xff\xd8\xff", b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP")  # JPEG and JPEG-LS, JPEG 2000, a JP2 file around it
+NEXT_CODESTREAM = re.compile(rb"\xff\xd9\0*(?:\xff\xd8\xff|\xff\x4f\xff\x51)")  # behind the end of one; never within one
 
 PHOTOMETRIC = {  # (0028,0004), PS3.3 C.7.6.3.1.2 -> samples per pixel
     "MONOCHROME1": 1,
@@ -34,8 +41,9 @@ PHOTOMETRIC = {  # (0028,0004), PS3.3 C.7.6.3.1.2 -> samples per pixel
 
 
 def layout_from_dataset(dataset: Dataset) -> Layout:
-    photometric = text_of(dataset, "PhotometricInterpretation")
-    if photometric not in PHOTOMETRIC:
+    said = "".join(filter(str.isalnum, code_string_of(dataset, "PhotometricInterpretation")))
+    photometric = next((name for name in PHOTOMETRIC if "".join(filter(str.isalnum, name)) == said), "")
+    if not photometric:
         raise Refused("its photometric interpretation (0028,0004) is missing or not supported")
     stored = whole_number(dataset, "BitsStored", whole_number(dataset, "BitsAllocated", 0))
     layout = Layout(
@@ -61,23 +69,15 @@ def layout_from_dataset(dataset: Dataset) -> Layout:
     return layout
 
 
-def stored_values(image: DicomImage, layout: Layout, index: int, frames: int) -> tuple[NDArray[Any], str]:
-    """Decode the one frame that is wanted. -> (H, W) or (H, W, 3) integers"""
+def stored_values(image: DicomImage, layout: Layout, index: int, frames: int, notes: list[str]) -> tuple[NDArray[Any], str]:
+    """Decode the one frame that is wanted. -> (H, W) or (H, W, 3) integers, and the photometric interpretation they have"""
     assert image.file is not None
     if image.syntax in CODECS:
         codestream = _codestream(image, index, frames)
         return samples_from_codestream(image.syntax, codestream, layout)
     if image.length == 0xFFFFFFFF:
         raise Refused("its pixel data is compressed and no transfer syntax says how")
-    bits = layout.pixels * layout.samples * layout.allocated * frames
-    declared = (bits + 7) // 8
-    if layout.photometric == "YBR_FULL_422":  # C.7.6.3.1.2: two pixels share their chroma
-        declared = layout.pixels * frames * 2 * layout.allocated // 8
-    present = min(image.available, image.length)
-    if declared > present:
-        need = f"{frames} frame(s) of {layout.rows} x {layout.columns} need {declared} bytes of pixels"
-        raise Refused(f"it is cut short or its header lies: {need}, {present} are there")
-
+    layout = _layout_of_length(layout, frames, min(image.available, image.length), notes)
     if layout.allocated == 1:
         return _bits(image, layout, index), layout.photometric
 
@@ -114,27 +114,81 @@ def _bits(image: DicomImage, layout: Layout, index: int) -> NDArray[np.uint8]:
     return bits.reshape(layout.rows, layout.columns)
 
 
+def _layout_of_length(layout: Layout, frames: int, present: int, notes: list[str]) -> Layout:
+    """The layout that native pixel data of ``present`` bytes has. Writers pad to an even length, some of them twice."""
+    needed = _native_bytes(layout, frames)
+    if 0 <= present - needed <= 2:
+        return layout
+    if layout.photometric == "YBR_FULL_422" and 0 <= present - _native_bytes(full := replace(layout, photometric="YBR_FULL"), frames) <= 2:
+        notes.append("the pixel data is as long as YBR_FULL is, not YBR_FULL_422, and is read as YBR_FULL")
+        return full
+    if needed > present:
+        size = f"of {layout.rows} x {layout.columns}"
+        need = f"{counted(frames, f'frame {size} needs', f'frames {size} need')} {needed} bytes of pixels"
+        raise Refused(f"it is cut short or its header lies: {need}, {present} are there")
+    if any((present - padding) % (layout.pixels * frames) == 0 for padding in (0, 1, 2)):
+        raise Refused(f"its header lies: it says {needed} bytes of pixels, and {present} are there, another number for each pixel")
+    return layout
+
+
+def _native_bytes(layout: Layout, frames: int) -> int:
+    samples = 2 if layout.photometric == "YBR_FULL_422" else layout.samples  # C.7.6.3.1.2: two pixels share their chroma
+    return (layout.pixels * samples * layout.allocated * frames + 7) // 8
+
+
 def _codestream(image: DicomImage, index: int, frames: int) -> bytes:
     """The fragments of one frame (PS3.5 A.4), after a walk over all item headers: their lengths may lie, and so may the frame count."""
-    from pydicom.encaps import get_frame
-
     assert image.file is not None
     if image.length != 0xFFFFFFFF:
         raise Refused("its transfer syntax is a compressed one and its pixel data is not")
-    file, start = image.file, image.file.tell()
-    fragments, end = -1, start + image.available  # the first item is the Basic Offset Table
+    file, fragments = image.file, list[_Fragment]()  # the first item is the Basic Offset Table
+    end = file.tell() + image.available
     while (head := file.read(8)) and head[:4] == b"\xfe\xff\x00\xe0":
-        length = int.from_bytes(head[4:], "little")
-        if file.tell() + length > end:
+        fragment = _Fragment(file.tell(), int.from_bytes(head[4:], "little"), file.read(6).startswith(CODESTREAM_STARTS))
+        if fragment.place + fragment.length > end:
             raise Refused("it is cut short: its compressed data ends before its declared length")
-        file.seek(length, io.SEEK_CUR)
-        fragments += 1
-        if fragments > MAX_FRAGMENTS:
+        file.seek(fragment.place + fragment.length)
+        fragments.append(fragment)
+        if len(fragments) > MAX_FRAGMENTS + 1:
             raise Refused(f"its compressed data is in more than {MAX_FRAGMENTS} pieces")
-    if fragments < frames:
-        raise Refused(f"it is cut short or its header lies: {frames} frame(s) are declared, {max(fragments, 0)} compressed ones are there")
-    file.seek(start)
-    offsets = None
-    if "ExtendedOffsetTable" in image.dataset and "ExtendedOffsetTableLengths" in image.dataset:
-        offsets = (image.dataset.ExtendedOffsetTable, image.dataset.ExtendedOffsetTableLengths)
-    return get_frame(file, index, number_of_frames=frames, extended_offsets=offsets)
+    table, fragments = fragments[:1], fragments[1:]
+    if len(fragments) < frames:
+        declared = counted(frames, "frame is declared", "frames are declared")
+        raise Refused(f"it is cut short or its header lies: {declared}, {len(fragments)} compressed ones are there")
+    firsts = [*_first_fragments(image, frames, table[0], fragments), len(fragments)]
+    parts = fragments[firsts[index] : firsts[index + 1]]
+    frame = b"".join(_read(file, part) for part in parts)
+    if sum(part.begins for part in parts) > 1 or (image.syntax != RLE and NEXT_CODESTREAM.search(frame)):
+        raise Refused(f"its frame {index} holds more than one compressed picture")
+    return frame
+
+
+class _Fragment(NamedTuple):
+    place: int  # of its first byte in the file
+    length: int
+    begins: bool  # with the first bytes of a codestream
+
+
+def _read(file: BinaryIO, fragment: _Fragment) -> bytes:
+    file.seek(fragment.place)
+    return file.read(fragment.length)
+
+
+def _first_fragments(image: DicomImage, frames: int, table: _Fragment, fragments: list[_Fragment]) -> Sequence[int]:
+    """The index of each frame's first fragment. Offset tables lie more often than the fragments do, and so are asked last."""
+    assert image.file is not None
+    if len(fragments) == frames:
+        return range(frames)
+    if frames == 1:
+        return [0]
+    begins = [index for index, fragment in enumerate(fragments) if fragment.begins]
+    if len(begins) == frames and begins[0] == 0:
+        return begins
+    at = {fragment.place - fragments[0].place: index for index, fragment in enumerate(fragments)}
+    extended = image.dataset.get("ExtendedOffsetTable")
+    for data, size in ((extended if isinstance(extended, bytes) else b"", 8), (_read(image.file, table), 4)):
+        offsets = np.frombuffer(data[: len(data) // size * size], f"<u{size}").tolist()
+        found = [at.get(offset, -1) for offset in offsets]
+        if len(found) == frames and found[0] == 0 and all(one < other for one, other in pairwise(found)):
+            return found
+    raise Refused("its compressed data is in more pieces than it has frames, and nothing tells which piece begins a frame")

@@ -4,8 +4,8 @@ import base64
 import hmac
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -14,8 +14,9 @@ from typing import Generic, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pmclip_deploy.errors import BundleError, InputError, NoPictureError, UsageError
-from pmclip_deploy.files import files_below
+from pmclip_deploy.console import counted
+from pmclip_deploy.errors import BundleError, InputError, UsageError
+from pmclip_deploy.files import files_below, is_no_picture, unreadable
 from pmclip_deploy.predictor import Predictor
 from pmclip_deploy.search.index import ROWS, About, Chunk, Halves, Index, beside, index_from_file, locked, unit, write_index
 from pmclip_deploy.texts import lines_of_file
@@ -36,7 +37,7 @@ class Source(Generic[T]):
     id: Callable[[T], str]
     embed: Callable[[T], NDArray[np.float32]]
     name: Callable[[T], str]
-    broken: Sequence[InputError] = ()  # what could not even be looked into
+    broken: Mapping[Path, InputError] = field(default_factory=dict)  # what could not even be looked into
 
 
 @dataclass(frozen=True)
@@ -47,13 +48,15 @@ class Report:
     known: int = 0  # their id is there already, from this run or an earlier one
     other: int = 0  # files that are no pictures
     broken: int = 0
-    first_broken: str | None = None
+    unreadable: tuple[dict[str, str], ...] = ()  # each of the broken, as ``files.unreadable`` has it
 
 
 def images_of_folder(predictor: Predictor, folder: Path, salt: bytes | None = None) -> Source[Path]:
     """Every file below ``folder``. Ids are paths relative to it or, with ``salt``, HMACs of SOP Instance UIDs, which DICOM alone has."""
     if salt is not None and len(salt) < SALT_BYTES:
-        raise UsageError(f"the salt has {len(salt)} bytes", f"give {SALT_BYTES} or more, for example `head -c 32 /dev/urandom > salt`")
+        raise UsageError(
+            f"the salt has {counted(len(salt), 'byte')}", f"give {SALT_BYTES} or more, for example `head -c 32 /dev/urandom > salt`"
+        )
     files, unlisted = files_below(folder)
     return Source(
         about=_about(predictor, "image", "path" if salt is None else "uid", salt),
@@ -88,8 +91,8 @@ def captions_of_file(predictor: Predictor, file: Path) -> Source[Line]:
 def build_index(path: Path, source: Source[T]) -> Report:
     """Makes the index at ``path``, or adds to it. A row whose id is there stays as it is."""
     path = path.resolve()
-    counts = {"embedded": 0, "known": 0, "other": 0, "broken": len(source.broken)}
-    first_broken = next(map(str, source.broken), None)
+    counts = {"embedded": 0, "known": 0, "other": 0}
+    broken = [unreadable(path, error) for path, error in source.broken.items()]
     with locked(path):
         index = index_from_file(path) if path.exists() else None
         if index is not None:
@@ -103,17 +106,17 @@ def build_index(path: Path, source: Source[T]) -> Report:
                         continue
                     journal.add(id, unit(source.embed(item), source.name(item)))
                     counts["embedded"] += 1
-                except NoPictureError:
-                    counts["other"] += 1
                 except InputError as error:
-                    counts["broken"] += 1
-                    first_broken = first_broken or str(error)
+                    if isinstance(item, Path) and is_no_picture(item, error):
+                        counts["other"] += 1
+                    else:
+                        broken.append(unreadable(source.name(item), error))
             if journal.ids - indexed:  # of this run, or of one that was cut off
                 kept = iter(()) if index is None else index.chunks()
                 del index  # see write_index
                 write_index(path, source.about, journal.dim, chain(kept, journal.chunks(without=indexed)))
         journal.path.unlink(missing_ok=True)
-    return Report(**counts, first_broken=first_broken)
+    return Report(**counts, broken=len(broken), unreadable=tuple(broken))
 
 
 def delete_rows(path: Path, ids: Sequence[str]) -> None:

@@ -209,9 +209,14 @@ def test_rows_are_appended_and_read_back(tmp_path: Path) -> None:
     row = run.row("tiny", "null", "image", "offline", {"p50_ms": 1.23456789, "n": 7, "none": None}, threads=2, samples=3)
     assert row["figures"] == {"p50_ms": 1.23457, "n": 7, "none": None} and set(results.KEYS) < set(row)
     file = tmp_path / "rows.jsonl"
+    text, other = {**row, "part": "text"}, results.Run("other", {}).row("tiny", "null", "image", "offline", {}, threads=2)
+    results.append(file, [row, text, other])
     results.append(file, [row])
-    results.append(file, [{**row, "part": "text"}])
-    assert [r["part"] for r in results.read(file)] == ["image", "text"] and results.read(file)[0] == row
+    assert results.read(file) == [row, text, other, row]
+    assert [line.count('"environment"') for line in file.read_text().splitlines()] == [1, 0, 1, 1]  # a run names it once
+    file.write_text(file.read_text().split("\n", 1)[1])
+    with pytest.raises(InputError, match=r"rows\.jsonl, line 1: no row"):
+        results.read(file)
     for broken in ("nonsense", "{}", '{"schema": "another"}'):
         file.write_text(json.dumps(row) + "\n" + broken + "\n")
         with pytest.raises(InputError, match=r"rows\.jsonl, line 2: no row"):

@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -13,6 +14,8 @@ import pytest
 
 from pmclip_deploy.benchmarks import gpu, report, report_writing, results
 from pmclip_deploy.benchmarks.gpu_stage import NotMeasuredError, Stage, reason
+from pmclip_deploy.sessions.engines import engine_backends
+from tests.command import MAIN
 from tests.sources import ROOT
 
 LATE = ("the time of its stage was over", "it was stopped ")  # a machine that is busy with other things gets less far
@@ -172,3 +175,61 @@ def test_the_report_shows_a_gpu() -> None:
     assert said["the contrastive loss at batch 32k: time to open_clip's"][1:] == ["1.3", "met"]
     rehearsed = [{**one, "environment": {**MACHINE, "device": "cpu"}} for one in rows]
     assert "at least 0.8 | not measured" in report_writing.markdown(report.document(rehearsed))  # a rehearsal meets no aim
+
+
+# --- bench --gpu-proof ------------------------------------------------------------------------------------------------------------
+
+
+def prove(*arguments: object) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-c", MAIN, "bench", "--gpu-proof", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=600)
+
+
+@pytest.mark.slow("two exports, two runs of `bench`, Triton's interpreter")
+def test_a_rehearsal_of_the_proof(tmp_path: Path) -> None:
+    """A row of each step: bundles are exported, with engines where TensorRT-RTX is, opened, measured, and right; then the stages follow."""
+    for name in ("torch", "open_clip", "onnx"):
+        pytest.importorskip(name, reason="needs the extras `train` and `export`")
+    file = tmp_path / "proof.jsonl"
+    done = prove("--device", "cpu", "--seconds", 2, "--submit-file", file)
+    assert done.returncode == 0, done.stderr
+    rows = results.read(file)
+    steps = {row["part"]: row for row in rows if row["scenario"] == "proof"}
+    assert list(steps) == ["export fp16", "bench fp16", "export int8", "bench int8", "benchmarks.gpu"]
+    assert [row["not_measured"] for row in steps.values()] == [None] * 5
+    graphs = ("image", "text", "head", "findings") if engine_backends()["tensorrt_rtx"].version() else ()
+    assert {name for row in steps.values() for name in row["figures"]} == {"seconds", *(f"{graph}.plan_bytes" for graph in graphs)}
+    checked = [row["figures"] for row in rows if row["scenario"] == "parity"]
+    assert len(checked) == 2 and all(figures["pixels_equal"] == 1 for figures in checked)
+    assert set(gpu.STAGES) <= {row["scenario"] for row in rows}
+    assert "bench --gpu-proof" in report_writing.markdown(report.document(rows))
+    assert not [text for text in (str(tmp_path), str(Path.home()), sys.prefix, socket.gethostname()) if text in file.read_text()]
+
+
+def test_a_step_of_the_proof_that_fails(tmp_path: Path) -> None:
+    """Its reason is in the file, the next step begins, and the exit code is its own."""
+    file = tmp_path / "proof.jsonl"
+    done = prove("--device", "cpu", "--seconds", 1, "--bundle", tmp_path / "nowhere", "--submit-file", file)
+    rows = [row for row in results.read(file) if row["scenario"] == "proof"]
+    assert done.returncode == 4 and "failed: bench, with status 4" in done.stderr
+    assert [row["part"] for row in rows] == ["bench", "benchmarks.gpu"]
+    assert "no such bundle folder" in rows[0]["not_measured"] and str(tmp_path) not in file.read_text()
+
+
+@pytest.mark.parametrize(("given", "code", "said"), [
+    ([], 2, "needs --submit-file"),
+    (["--submit-file", "x.jsonl", "--json"], 2, "takes only --bundle"),
+    (["--submit-file", "x.jsonl", "--device", "cuda"], 2, "choose one of auto, tensorrt_rtx, tensorrt and cpu"),
+    (["--submit-file", "nowhere/x.jsonl"], 2, "cannot be written"),
+])  # fmt: skip
+def test_what_the_proof_does_not_take(given: list[str], code: int, said: str) -> None:
+    done = prove(*given)
+    assert done.returncode == code and said in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_no_proof_without_a_gpu(tmp_path: Path) -> None:
+    if any(backend.available() for backend in engine_backends().values()):
+        pytest.skip("an engine can run here")
+    done = prove("--submit-file", tmp_path / "proof.jsonl")
+    assert done.returncode == 6 and "no engine can run here (tensorrt_rtx: " in done.stderr and "--device cpu" in done.stderr
+    assert not (tmp_path / "proof.jsonl").exists()

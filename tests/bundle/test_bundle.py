@@ -226,11 +226,11 @@ WORDS_CHANGES: dict[str, tuple[Any, str]] = {
         lambda d: d.update(labels=["a", "b"], graphs={**d["graphs"], "labels": d["graphs"]["head"]}),
         '"files" does not list labels.npy',
     ),
-    "labels are numbers": (lambda d: d.update(labels=[1]), "labels[0] is not a str"),
+    "labels are numbers": (lambda d: d.update(labels=[1]), "labels[0] is not a text"),
     "unknown graph": (lambda d: d["graphs"].update(tail=d["graphs"]["head"]), "graphs.tail is unknown"),
     "words.json unlisted": (lambda d: d["files"].pop("words.json"), '"files" does not list words.json'),
     "engine unlisted": (lambda d: d["files"].pop(ENGINE.file), f'"files" does not list {ENGINE.file}'),
-    "head is a list": (lambda d: d.update(head=[]), "head is not a dict"),
+    "head is a list": (lambda d: d.update(head=[]), "head is not an object"),
     "unknown head": (lambda d: d["head"].update(kind="san"), "head.kind is 'san', not one of lite, mevf, qcr"),
     "lite that reads words": (lambda d: d["head"].update(kind="lite"), "a lite head sees what the towers give alone"),
     "no words": (lambda d: d["head"].update(words=None), "head.words is missing"),
@@ -239,11 +239,11 @@ WORDS_CHANGES: dict[str, tuple[Any, str]] = {
     "length 0": (lambda d: d["head"]["words"].update(length=0), "head.words.length is 0"),
     "negative pad": (lambda d: d["head"]["words"].update(pad_id=-1), "head.words.pad_id is -1"),
     "no grey": (lambda d: d["head"].pop("grey"), "head.grey is missing"),
-    "grey is a list": (lambda d: d["head"].update(grey=["maml"]), "head.grey is not a dict"),
+    "grey is a list": (lambda d: d["head"].update(grey=["maml"]), "head.grey is not an object"),
     "huge grey": (lambda d: d["head"]["grey"].update(maml=10**6), "head.grey.maml is 1000000"),
-    "clip is a number": (lambda d: d["head"].update(clip=1), "head.clip is not a bool"),
+    "clip is a number": (lambda d: d["head"].update(clip=1), "head.clip is not true or false"),
     "float layers are a number": (lambda d: d["graphs"]["head"].update(float_layers=3), "float_layers is not a list"),
-    "independent is a number": (lambda d: d["kinds"][0].update(independent=1), "independent is not a bool"),
+    "independent is a number": (lambda d: d["kinds"][0].update(independent=1), "independent is not true or false"),
     "engines are an object": (lambda d: d.update(engines={}), "engines is not a list"),
     "engine is a string": (lambda d: d.update(engines=["x.engine"]), "engines[0] is not an object"),
     "engine of no graph": (lambda d: d["engines"][0].update(graph="tail"), "engines[0].graph is 'tail', not one of image"),
@@ -252,7 +252,7 @@ WORDS_CHANGES: dict[str, tuple[Any, str]] = {
     "engine without a version": (lambda d: d["engines"][0].pop("version"), "engines[0].version is missing"),
     "engine for nothing": (lambda d: d["engines"][0].update(compute_capabilities=[]), "compute_capabilities is not a list of"),
     "capability is a name": (lambda d: d["engines"][0].update(compute_capabilities=["sm86"]), "compute_capabilities is not a list of"),
-    "capability is a number": (lambda d: d["engines"][0].update(compute_capabilities=[8.6]), "compute_capabilities is not a str"),
+    "capability is a number": (lambda d: d["engines"][0].update(compute_capabilities=[8.6]), "compute_capabilities is not a text"),
     "engine of no model": (lambda d: d["engines"][0].update(onnx_sha256="abc"), "engines[0].onnx_sha256 is no sha256"),
     "plugin without a hash": (lambda d: d["engines"][0].update(plugin_sha256="yes"), "engines[0].plugin_sha256 is no sha256"),
     "profile of two": (lambda d: d["engines"][0].update(profile=[1, 8]), "engines[0].profile is not [least, usual, largest]"),
@@ -301,7 +301,7 @@ def test_show(words_bundle: Path, tmp_path: Path, command: Callable[..., Result]
     for line in (
         "head:     mevf, sees the image's embedding, autoencoder 16 x 16, maml 12 x 12, reads 4 words",
         "answers:  5, in 1 kind of question",
-        "abstains: kind of question under 0, no word known, confidence under 0.60",
+        "abstains: if the kind of question is less likely than 0.00, if no word is known, if the best answer is less likely than 0.60",
         "graph:    image, int8, image.onnx, layers in float: 2",
         "graph:    text, fp32, text.onnx",
         "graph:    features, fp32, features.onnx",
@@ -315,7 +315,8 @@ def test_show(words_bundle: Path, tmp_path: Path, command: Callable[..., Result]
     assert "head:     mevf, sees nothing of the image, reads 4 words\n" in blind
     lite = shown(tiny_bundle(tmp_path / "lite"))
     assert "head:     lite, sees the image's embedding, reads the text's embedding\n" in lite
-    assert "abstains: kind of question under 0.5, radiograph logit under 0, confidence under 0.00 to 0.60, by kind\n" in lite
+    assert "abstains: if the kind of question is less likely than 0.50, if the logit of a radiology image is below 0.00, " in lite
+    assert ", if the best answer is less likely than 0.00 to 0.60 (depends on the kind of question)\n" in lite
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff\xfe", b"null", b"[" * 100_000, b'{"schema": NaN}'])

@@ -92,7 +92,7 @@ def test_infer_prints_what_was_measured_and_follows_the_prevalence(run: Any, fol
     printed = run("infer", tmp_path / "film.png", FRACTURE, "--bundle", folder)
     assert printed.code == 0
     assert "24 of 32 such answers were right" in " ".join(re.sub("[│]", " ", printed.out).split()) and "%" not in printed.out
-    rare = run("infer", tmp_path / "film.png", FRACTURE, "--bundle", folder, "--prevalence", "0.05", "--json").json
+    rare = run("infer", tmp_path / "film.png", FRACTURE, "--bundle", folder, "--prevalence", "0.05", "--json").answer
     assert rare["worth"]["prevalence"] == 0.05 and 0 < rare["worth"]["predictive_value"] < 24 / 32
 
 
@@ -102,10 +102,10 @@ def test_age_opens_what_was_validated_on_children(run: Any, tmp_path: Path) -> N
     folder = facets_bundle(tmp_path / "bundle", chest)
     Image.fromarray(film(190)).save(tmp_path / "film.png")
     asked = ("infer", tmp_path / "film.png", "is there pneumonia?", "--bundle", folder, "--json")
-    assert "--age" in run(*asked).json["reason"]
-    assert run(*asked, "--age", "7").json["answer"] is not None
+    assert "--age" in run(*asked).answer["reason"]
+    assert run(*asked, "--age", "7").answer["answer"] is not None
     grown = run(*asked, "--age", "43")
-    said = {key: value for key, value in grown.json.items() if key not in ("timings_ms", "model", "image")}
+    said = {key: value for key, value in grown.answer.items() if key not in ("timings_ms", "model", "image")}
     assert said["answer"] is None and "43" not in json.dumps(said)
 
 

@@ -399,7 +399,8 @@ def test_the_middle_frame_is_the_default(tmp_path, frames):
         assert picture.pixels[2, 2] == frames // 2
         for frame in range(frames):
             assert picture_from_dicom(source, frame=frame).pixels[2, 2] == frame
-        refused(source, f"frame {frames} was asked for and the file has frames 0 to {frames - 1}", frame=frames)
+        there = "only frame 0" if frames == 1 else f"frames 0 to {frames - 1}"
+        refused(source, f"frame {frames} was asked for and the file has {there};", frame=frames)
         refused(source, "frame -1", frame=-1)
 
 

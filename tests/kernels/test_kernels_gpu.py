@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from pmclip_deploy.kernels.cuda import Array, Call, CudaSimilarity, array_from_view
 from pmclip_deploy.kernels.manifest import Kernel, chosen, code, kernels_from_manifest
-from pmclip_deploy.kernels.plan import FEW, Tile, plan_for, traffic
+from pmclip_deploy.kernels.plan import FEW, Tile, plan_for, step_for, traffic
 from pmclip_deploy.kernels.reference import Similarity, contrastive_similarity
 
 NEEDS_TRITON = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs `pip install triton`")
@@ -194,6 +194,18 @@ def test_the_kernels_read_what_the_plan_counts(interpreted: Any, number: int, ti
     assert interpreted[f"{number} {tile.images} read"] == bytes_.bank + bytes_.images + bytes_.partial // 2
 
 
+@pytest.mark.parametrize("tiles", [1, 2, 3, 4, 5, 30, 31, 32, 210, 1000, 4096])
+def test_a_program_meets_each_of_its_tiles_once_and_a_sorted_bank_in_mixed_order(tiles: int) -> None:
+    """In the order of the tiles, each of a bank that is sorted by rising similarity would hold better rows than all before."""
+    tile, slices = Tile(), 7
+    step = step_for(tiles * slices * tile.rows - 1, tile, slices)
+    for count in (tiles, tiles - 1):  # of the first programs and of others
+        walk = [turn * step % max(count, 1) for turn in range(count)]
+        assert sorted(walk) == list(range(count)) and (count < 2 or step < count or step == 1)
+        records = sum(place > max(walk[:turn], default=-1) for turn, place in enumerate(walk))
+        assert records <= min(count, 5 + count // 6)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("triton", reason="needs `pip install triton`")
@@ -294,7 +306,7 @@ def test_a_call_of_the_compiled_kernels(folder: Path) -> None:
     addresses = {name: array.address for name, array in ARRAYS.items()} | call.plan.places(8192)
     sums = 8192 + 8 * 16 * 3 * 16
     assert call.plan.room == sums + 4 * 16 * 3 * 2 - 8192
-    assert slices.given(addresses) == (256, 512, 768, 3, 1000, 32, 8192, sums) and slices.kernel.aligned
+    assert slices.given(addresses) == (256, 512, 768, 3, 1000, 32, 1, 8192, sums) and slices.kernel.aligned
     assert merge.given(addresses) == (8192, sums, 3, 16, 5, 1024, 2048, 4096)
     assert [type(value) for value in merge.given(addresses)] == [int, int, np.int32, np.int32, np.int32, int, int, int]
     fold, merge = Call.of(ARRAYS | {"bank": Array(512, (10000, 32), "float16")}, rows, 89, 108).launches[1:]
@@ -438,15 +450,23 @@ def test_the_plugins_hand_tensorrt_the_same_launches(folder: Path, monkeypatch: 
     assert (keys.dtype, keys.shape, sums.dtype, sums.shape) == ("l", (256, 33, 16), "f", (256, 33, 2))
     entry, ptx, parameters, extra = plugins.slices_launch(image, bank, scale, *given_attributes, (keys, sums), 0)
     row = chosen(kernels_from_manifest(folder), "similarity_slices", 89, 10, "f16", aligned=True)
-    assert (entry, ptx, extra) == (row.entry, code(folder, row, "ptx").decode(), (33, 1000, 512))
+    assert (entry, ptx, extra) == (row.entry, code(folder, row, "ptx").decode(), (33, 1000, 512, 1))
     assert vars(parameters) == {"grid_x": 3, "grid_y": 256, "block_x": 128, "shared_mem": row.shared}
     names = [argument.partition(":")[0] for argument in row.arguments]
-    assert names == ["image", "bank", "logit_scale", "images", "rows", "width", "keys", "sums"]
+    assert names == ["image", "bank", "logit_scale", "images", "rows", "width", "step", "keys", "sums"]
+    many = desc("h", 1_000_000, 512)
+    assert plugins.slices_launch(image, many, scale, *given_attributes, (keys, sums), 0)[3] == (33, 1_000_000, 512, 37)  # of 62 tiles
+
+    slices = keys, sums
+    keys, sums = plugins.fold_outputs(*slices, *given_attributes)
+    assert (keys.dtype, keys.shape, sums.dtype, sums.shape) == ("l", (16, 33, 16), "f", (16, 33, 2))
+    entry, _, parameters, extra = plugins.fold_launch(*slices, *given_attributes, (keys, sums), 0)
+    assert (entry, extra, parameters.grid_x, parameters.grid_y, parameters.block_x) == ("similarity_fold", (33, 256), 33, 16, 32)
 
     outputs = plugins.merge_outputs(keys, sums, *given_attributes)
     assert [(one.dtype, one.shape) for one in outputs] == [("f", (33, 10)), ("l", (33, 10)), ("f", (33,))]
     entry, _, parameters, extra = plugins.merge_launch(keys, sums, *given_attributes, outputs, 0)
-    assert (entry, extra, parameters.grid_x, parameters.block_x) == ("similarity_merge", (33, 256, 10), 33, 32)
+    assert (entry, extra, parameters.grid_x, parameters.block_x) == ("similarity_merge", (33, 16, 10), 33, 32)
     unaligned = plugins.slices_launch(image, desc("h", 1000, -1), scale, *given_attributes, (keys, sums), 0)
     assert unaligned[1] != ptx
 

@@ -103,7 +103,7 @@ def ids(path: Path) -> list[str]:
 def test_every_picture_becomes_a_row(predictor: pm.Predictor, folder: Path, index: Path) -> None:
     report = build_index(index, images_of_folder(predictor, folder))
     assert (report.embedded, report.known, report.other, report.broken) == (6, 0, 1, 1)
-    assert str(report.first_broken).startswith(f"{folder / 'zz.png'}: ")
+    assert report.unreadable[0]["message"].startswith(f"{folder / 'zz.png'}: ")
     opened = index_from_file(index)
     assert sorted(opened.ids()) == IDS and opened.about.bundle_sha256 == predictor.model.sha256
     row = list(opened.ids()).index("p 2.png")
@@ -168,7 +168,7 @@ def test_a_folder_that_cannot_be_listed_is_broken(
     unlisted(folder / "sub dir")
     report = build_index(index, images_of_folder(predictor, folder))
     assert (report.embedded, report.other, report.broken) == (4, 1, 2)
-    assert str(report.first_broken).startswith(f"{folder / 'sub dir'}: a folder that cannot be listed (Permission denied); check")
+    assert report.unreadable[0]["message"] == f"{folder / 'sub dir'}: a folder that cannot be listed (Permission denied)"
     result = run("index", folder / "sub dir", "--output", index)
     assert result.code == 3 and is_one_line(result.err) and "cannot be listed" in result.err
 
@@ -186,7 +186,7 @@ def test_a_file_that_may_not_be_looked_at_is_broken(
 
     monkeypatch.setattr(Path, "stat", refuses)
     report = build_index(index, images_of_folder(predictor, folder))
-    assert (report.embedded, report.broken) == (4, 3) and "permission" in str(report.first_broken)
+    assert (report.embedded, report.broken) == (4, 3) and "permission" in report.unreadable[0]["message"]
 
 
 # --- uids ------------------------------------------------------------------------------------------------------------------------
@@ -219,7 +219,7 @@ def test_the_hmac_is_the_usual_one(predictor: pm.Predictor, tmp_path: Path, inde
 def test_a_file_without_a_uid_is_broken(predictor: pm.Predictor, tmp_path: Path, index: Path) -> None:
     ct(tmp_path / "a" / "x.dcm", SOPInstanceUID="")
     report = build_index(index, images_of_folder(predictor, tmp_path / "a", SALT))
-    assert report.broken == 1 and "no SOP Instance UID" in str(report.first_broken) and not index.exists()
+    assert report.broken == 1 and "no SOP Instance UID" in report.unreadable[0]["message"] and not index.exists()
 
 
 def test_salts(run: Any, folder: Path, index: Path, tmp_path: Path) -> None:
@@ -238,7 +238,7 @@ def test_salts(run: Any, folder: Path, index: Path, tmp_path: Path) -> None:
     ]:
         result = run(*arguments)
         assert result.code == code and (code == 0 or is_one_line(result.err)), result.err
-    assert "1 embedded, 0 already in the index, 7 left out (no DICOM pictures)" in result.out
+    assert result.out == f"{index}: 1 embedded, 7 files are no DICOM pictures\n"
 
 
 # --- captions --------------------------------------------------------------------------------------------------------------------
@@ -268,7 +268,7 @@ def test_captions_of_json_lines(predictor: pm.Predictor, tmp_path: Path, index: 
     (tmp_path / "c.jsonl").write_text("\n".join(lines))
     report = build_index(index, captions_of_file(predictor, tmp_path / "c.jsonl"))
     assert (report.embedded, report.broken) == (3, len(bad)) and ids(index) == ["fig 1", "fracture", "fig 2"]
-    assert str(report.first_broken).startswith(f"{tmp_path / 'c.jsonl'}, line 1: ")
+    assert report.unreadable[0]["message"].startswith(f"{tmp_path / 'c.jsonl'}, line 1: ")
 
 
 def test_captions_that_cannot_be_read(predictor: pm.Predictor, tmp_path: Path) -> None:
@@ -429,7 +429,7 @@ def test_search_arguments(predictor: pm.Predictor, folder: Path, index: Path) ->
 
 
 def test_an_index_of_another_bundle(run: Any, folder: Path, index: Path, tmp_path: Path) -> None:
-    assert run("index", folder, "--output", index).code == 0
+    assert run("index", folder, "--output", index).code == 3  # zz.png
     other = tiny_bundle(tmp_path / "other", name="other")
     for arguments in (["query", index, "plane"], ["index", folder, "--output", index]):
         result = run(*arguments, "--bundle", other)
@@ -443,9 +443,9 @@ def test_an_index_of_another_bundle(run: Any, folder: Path, index: Path, tmp_pat
 
 def test_index_query_show_delete(run: Any, folder: Path, index: Path, predictor: pm.Predictor) -> None:
     result = run("index", folder, "--output", index)
-    assert result.code == 0 and result.out == f"{index}: 6 embedded, 0 already in the index, 1 left out (no pictures)\n"
-    assert result.err.startswith("left out 1 that could not be read; the first error: ")
-    assert "zz.png" in result.err and result.err.count("\n") == 1
+    assert result.code == 3 and result.out == f"{index}: 6 embedded, 1 file is no picture, 1 could not be read\n"
+    reason = f"{folder / 'zz.png'}: the PNG file is broken"
+    assert result.err == f"error: {reason}; save or copy it again\n"
     assert run("index", folder, "--output", index, "--json").json == {
         "schema": "pmclip-deploy/indexing/1",
         "index": str(index),
@@ -453,8 +453,19 @@ def test_index_query_show_delete(run: Any, folder: Path, index: Path, predictor:
         "known": 6,
         "other": 1,
         "broken": 1,
-        "first_broken": f"{folder / 'zz.png'}: the PNG file is broken; save or copy it again",
+        "unreadable": [
+            {
+                "schema": "pmclip-deploy/unreadable/1",
+                "source": str(folder / "zz.png"),
+                "code": "input",
+                "message": reason,
+                "hint": "save or copy it again",
+            }
+        ],
     }
+    (folder / "zz.png").unlink()
+    again = run("index", folder, "--output", index)
+    assert again.code == 0 and again.out == f"{index}: 0 embedded, 6 skipped because the index has their ids, 1 file is no picture\n"
     shown = run("query", index, folder / "p 2.png", "--k", "2")
     assert shown.code == 0 and "1.000" in shown.out and shown.out.count(".png") + shown.out.count(".dcm") == 2
     found = run("query", index, folder / "ct.dcm", "--frame", "0", "--window", "40", "400", "--json").json
@@ -494,6 +505,9 @@ def test_exit_codes(run: Any, folder: Path, index: Path, tmp_path: Path) -> None
         (3, ["query", index, "ct/mri"]),
         (2, ["query", index, folder / "ct.dcm", "--text", "--frame", "0"]),
         (3, ["query", index, folder]),
+        (3, ["query", index, f"{folder}/"]),
+        (2, ["query", index, "which", "plane"]),
+        (2, ["query", index, folder / "ct.dcm", folder / "p 0.png"]),
         (3, ["query", index, folder / "zz.png"]),
         (2, ["query", index, ""]),
         (2, ["query", index, "plane", "--k", "0"]),
@@ -517,7 +531,9 @@ def test_a_text_may_look_like_a_file(run: Any, folder: Path, index: Path, tmp_pa
     run("index", folder, "--output", index)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "plane").mkdir()
-    assert run("query", index, "plane", "--json").json["query"] == {"text": "plane"}
+    refused = run("query", index, "plane")
+    assert refused.code == 3 and is_one_line(refused.err) and "plane: is a folder, not an image" in refused.err and "--text" in refused.err
+    assert run("query", index, "plane", "--text", "--json").json["query"] == {"text": "plane"}
     picture(tmp_path / "fracture.png", 1).rename("fracture")
     assert run("query", index, "fracture", "--json").json["query"] == {"image": "fracture"}
     for text in ("fracture", "ct/mri", "plane.png"):
@@ -540,7 +556,7 @@ def test_help_loads_next_to_nothing(command: list[str]) -> None:
 
 def test_a_pipe_gets_no_progress_bar(folder: Path, bundle: Path, index: Path) -> None:
     result = process("search", "index", folder, "--output", index, "--bundle", bundle, "--json")
-    assert result.code == 0 and result.json["embedded"] == 6 and result.err.count("\n") == 1 and "\r" not in result.err
+    assert result.code == 3 and result.json["embedded"] == 6 and is_one_line(result.err) and "\r" not in result.err
 
 
 def test_no_patient_attribute_is_stored_or_printed(bundle: Path, tmp_path: Path) -> None:
@@ -561,6 +577,6 @@ def test_no_patient_attribute_is_stored_or_printed(bundle: Path, tmp_path: Path)
         seen = beside(path, "part").read_bytes() + cut.stdout + cut.stderr
         result = process(*common, path, *options, "--debug", PYTHONWARNINGS="always")
         asked = process("search", "query", path, study / "a.dcm", "--bundle", bundle, "--json")
-        assert (result.code, asked.code, len(ids(path))) == (0, 0, 1), result.err + asked.err
+        assert (result.code, asked.code, len(ids(path))) == (3, 0, 1), result.err + asked.err
         seen += path.read_bytes() + (result.out + result.err + asked.out + asked.err).encode()
         assert b"ZQX" not in seen and b"18990102" not in seen and uid.encode() not in seen and SALT not in seen

@@ -205,6 +205,12 @@ def test_a_provider_that_is_not_there(bundle: tuple[Path, Manifest], device: str
     assert caught.value.exit_code == 6
 
 
+def test_no_session_has_a_provider_that_sends_inputs_away(bundle: tuple[Path, Manifest]) -> None:
+    """onnxruntime's wheel for the CPU has AzureExecutionProvider too, which `doctor` lists."""
+    session = open_session(bundle[0] / "image.onnx", SessionOptions("cpu"))
+    assert session._session.get_providers() == ["CPUExecutionProvider"]
+
+
 @pytest.mark.parametrize("device", [device for device in sorted(PROVIDERS) if PROVIDERS[device].caches])
 def test_a_provider_that_is_there(bundle: tuple[Path, Manifest], device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import onnxruntime

@@ -96,7 +96,7 @@ def test_one_file_adds_a_backbone(tree: Tree, tmp_path: Path) -> None:
         tree.runs("export", trained, "--precision", precision, "--output", tmp_path / precision, *calibration)
         assert json.loads((tmp_path / precision / "manifest.json").read_text())["backbone"] == "toy"
     picture = images / "images" / "val0.png"
-    answer = json.loads(tree.runs("classify", picture, "white", "black", "--bundle", tmp_path / "int8", "--json"))
+    (answer,) = json.loads(tree.runs("classify", picture, "white", "black", "--bundle", tmp_path / "int8", "--json"))["classifications"]
     assert {row["label"] for row in answer["labels"]} == {"white", "black"}
 
 

@@ -462,6 +462,14 @@ def test_foreign_files_are_named(content: bytes, said: str, tmp_path: Path) -> N
     check_refused(tmp_path / "w", tmp_path, f"w: is {said}")
 
 
+def test_the_folder_of_biomedclip_is_named(tmp_path: Path) -> None:
+    (tmp_path / "hf").mkdir()
+    towers = {"text_cfg": {"hf_model_name": "microsoft/BiomedNLP-PubMedBERT"}, "vision_cfg": {"timm_model_name": "vit_base_patch16_224"}}
+    (tmp_path / "hf" / "open_clip_config.json").write_text(json.dumps({"model_cfg": {"embed_dim": 512, **towers}}))
+    (tmp_path / "hf" / "open_clip_pytorch_model.bin").write_bytes(b"not read")
+    check_refused(tmp_path / "hf", tmp_path, "it has the tower microsoft/BiomedNLP-PubMedBERT, which is none of CLIP's own")
+
+
 def test_an_adapters_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "lora").mkdir()
     (tmp_path / "lora" / "adapter_config.json").write_text("{}")

@@ -261,4 +261,4 @@ def test_copies_of_validation_files_do_not_train(tmp_path: Path, capsys: pytest.
     shutil.copy(folder / "images" / "val1.png", folder / "images" / "train2.png")
     training, validation = pairs_for_training([folder], (), 0.01)
     assert [p.image.name for p in training] == [f"train{i}.png" for i in (0, 1, 3, 4, 5)] and len(validation) == 3
-    assert "1 training images are left out" in capsys.readouterr().err
+    assert "1 training image is left out" in capsys.readouterr().err

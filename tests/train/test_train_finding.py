@@ -108,23 +108,23 @@ def test_dicom_files_become_a_finding_that_answers(run: Any, base: Path, hospita
     out = tmp_path / "ward-7"
     made = run("train", "finding", DENSE, "--images", hospital, "--output", out, "--bundle", base, "--ask", "has a vertebra slipped?")
     assert made.code == 0, made.err
-    assert f"120 pictures, 60 with {DENSE}, in 60 groups (120: Patient ID, hashed and forgotten)" in made.out
+    assert f"120 pictures, 60 with {DENSE}, in 60 groups: Patient ID, hashed and forgotten (120)" in made.out
     assert "such answers were right (sensitivity" in made.out and "not signed" in made.out and "bundle ward-7" in made.out
-    assert "1: they cannot be read" in made.out and "cut.dcm" in made.err
+    assert "they cannot be read (1)" in made.out and "cut.dcm" in made.err
     assert verify_bundle(out).name == "ward-7"
 
     new = {yes: write_dicom(tmp_path / f"new{yes}.dcm", picture(yes, 1000 + yes)) for yes in (True, False)}
     for question in (ASK, f"{DENSE}?", f"any {DENSE}", "has a vertebra slipped?", "vertebra slipped?"):
         for yes, file in new.items():
-            answer = run("infer", file, question, "--bundle", out, "--json").json
+            answer = run("infer", file, question, "--bundle", out, "--json").answer
             assert answer["answer"] == ("yes" if yes else "no"), (question, yes, answer)
             assert answer["worth"]["finding"] == DENSE and answer["worth"]["stratum"] == "plain films of the hand or wrist"
             assert answer["understood_as"]["finding"] == DENSE and answer["model"]["bundle"] == "ward-7"
-    assert run("infer", new[True], f"is there no {DENSE}?", "--bundle", out, "--json").json["answer"] == "no"
+    assert run("infer", new[True], f"is there no {DENSE}?", "--bundle", out, "--json").answer["answer"] == "no"
     elsewhere = write_dicom(tmp_path / "foot.dcm", picture(True, 5), part="FOOT")
-    refused = run("infer", elsewhere, ASK, "--bundle", out, "--json").json
+    refused = run("infer", elsewhere, ASK, "--bundle", out, "--json").answer
     assert refused["answer"] is None and "is validated for plain films of the hand or wrist" in refused["reason"]
-    narrower = run("infer", new[True], f"is there a severe {DENSE}?", "--bundle", out, "--json").json
+    narrower = run("infer", new[True], f"is there a severe {DENSE}?", "--bundle", out, "--json").answer
     assert narrower["answer"] is None and '"severe"' in narrower["reason"]
 
     listed = run("questions", "--bundle", out, "--json").json["questions"]
@@ -266,7 +266,7 @@ def test_a_tables_groups_count(run: Any, base: Path, tmp_path: Path) -> None:
         csv.writer(file, delimiter=";").writerows([("Name", "Path", "LABEL", "group"), *((CANARY, *row) for row in rows)])
     out = tmp_path / "out"
     made = run("train", "finding", DENSE, "--images", table, "--output", out, "--bundle", base, *XR_HAND)
-    assert made.code == 0 and "in 30 groups (60: the table's groups)" in made.out
+    assert made.code == 0 and "in 30 groups: the table's groups (60)" in made.out
     assert all(CANARY not in text for text in (made.out, made.err, *(f.read_bytes().decode("latin-1") for f in out.iterdir())))
 
 
@@ -529,7 +529,7 @@ def test_shoulder_films_as_if_they_were_a_hospitals(run: Any, shared: Path, tmp_
         assert (stratum["reason"] is None) == (done.code == 0)
     if done.code == 0:
         yes = next(row for row in rows if row["labels"]["shoulder"] and row["labels"]["fractured"])
-        answer = run("infer", shared / "fracatlas" / yes["image"], "shoulder fracture?", "--bundle", out, "--json").json
+        answer = run("infer", shared / "fracatlas" / yes["image"], "shoulder fracture?", "--bundle", out, "--json").answer
         assert answer["understood_as"]["finding"] == "shoulder fracture"
         assert answer["worth"] is None or answer["worth"]["stratum"] == "plain films of the shoulder"
     else:

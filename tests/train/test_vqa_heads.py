@@ -124,6 +124,17 @@ def test_training_learns_and_says_what_it_did(home: Path, trained: dict[str, Pat
     assert len(there) - len(meta["trained_on"]) == validation["images"]
 
 
+def test_training_ends_with_a_summary(home: Path, tmp_path: Path, command: Any) -> None:
+    result = command(*options(home, "mevf", "--epochs", 2, "--output", tmp_path / "out"))
+    metrics = read_checkpoint(tmp_path / "out")[0]["metrics"]
+    lines, validation = result.out.splitlines(), metrics["validation"]
+    assert result.code == 0 and lines[0] == f"checkpoint in {tmp_path / 'out'}" and len(lines) < 25 and not set("{}[]\"") & set(result.out)
+    (said,) = (line for line in lines if line.startswith("validation: "))
+    assert "accuracy {:.3f} (95% {:.3f} to {:.3f})".format(validation["accuracy"], *validation["ci95"]) in said
+    (last,) = (line for line in lines if line.startswith("last of 2 rows of history: "))
+    assert f"loss {metrics['history'][-1]['loss']:.3f}" in last and sum("history" in line for line in lines) == 1
+
+
 def test_evaluate_says_what_the_head_says(home: Path, trained: dict[str, Path], command: Any) -> None:
     """Against the modules, one question at a time."""
     result = command("evaluate", "--data", home / "data", "--split", "image-disjoint", "--checkpoint", trained["mevf"], "--json")
@@ -436,4 +447,4 @@ def test_a_missing_image_is_named(home: Path, trained: dict[str, Path], tmp_path
     data = shutil.copytree(home / "data", tmp_path / "data")
     (data / "images" / f"{IMAGES - 1}.png").unlink()
     result = command("evaluate", "--data", data, "--checkpoint", trained["mevf"])
-    assert result.code == 3 and f"{IMAGES - 1}.png: not found; 1 of 3 images are missing" in result.err
+    assert result.code == 3 and f"{IMAGES - 1}.png: not found; missing images: 1 of 3" in result.err

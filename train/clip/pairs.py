@@ -14,7 +14,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from pmclip_deploy.bundle.files import name_of_output, sha256_of_file
-from pmclip_deploy.console import print_note
+from pmclip_deploy.console import counted, print_note
 from pmclip_deploy.errors import InputError, UsageError
 from pmclip_deploy.tokens import tokens_from_text
 from pmclip_deploy.train.backbones import BACKBONES
@@ -41,12 +41,12 @@ def pairs_for_training(folders: list[Path], licences: Collection[str], share: fl
             validation += pairs_from_folder(folder, "val", licences, skipped)
     for reason, count in skipped.items():
         if count and rank() == 0:
-            print_note(f"{count} captions are left out: {reason}")
+            print_note(f"{counted(count, 'caption is', 'captions are')} left out: {reason}")
     whole = readable((p.image for p in training + validation), share)
     training, validation = ([p for p in pairs if p.image in whole] for pairs in (training, validation))
     copies = copies_of({p.image for p in training}, {p.image for p in validation})
     if copies and rank() == 0:
-        print_note(f"{len(copies)} training images are left out: files of the validation split")
+        print_note(f"{counted(len(copies), 'training image is', 'training images are')} left out: files of the validation split")
     training = [p for p in training if p.image not in copies]
     if not training:
         raise InputError(f"{folders[0]}: no training pairs", "give a folder whose captions have their images")

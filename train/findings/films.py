@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from pmclip_deploy.console import counted
 from pmclip_deploy.errors import InputError, UsageError
 from pmclip_deploy.imaging.read import picture_from_path
 from pmclip_deploy.spec import Preprocess
@@ -79,7 +80,9 @@ def folds_of_films(films: Sequence[Film], count: int) -> NDArray[np.int64]:
         own = [i for i, film in enumerate(films) if film.part == "folds" and film.source == source]
         of = stratified_folds([films[i].group for i in own], [any(films[i].findings) for i in own], count)
         if len(of) < count:
-            raise UsageError(f"{source}: {len(of)} groups of films cannot be parted into {count} folds", "lower --folds, or raise --limit")
+            raise UsageError(
+                f"{source}: {counted(len(of), 'group')} of films cannot be parted into {count} folds", "lower --folds, or raise --limit"
+            )
         folds[own] = [of[films[i].group] for i in own]
     return folds
 

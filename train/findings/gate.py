@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pmclip_deploy.bundle.types import Stratum
+from pmclip_deploy.console import counted
 
 SPECIFICITY = 0.90  # at which a threshold is chosen
 LEAST_AUROC = 0.70  # lower end of the interval of a stratum that is answered
@@ -122,7 +123,7 @@ def missed(stratum: Stratum) -> str | None:
         low = math.floor(100 * stratum.auroc_ci95[0]) / 100  # never rounded up to what is needed
         return f"the AUROC's lower 95% bound is {low:.2f}; {LEAST_AUROC:.2f} is needed"
     if not given:
-        return f"no yes was given on {stratum.n} pictures"
+        return f"no yes was given on {counted(stratum.n, 'picture')}"
     if right / given < least:
         return f"{right} of {given} yes answers were right; {least:.0%} is needed where {stratum.positives} of {stratum.n} have it"
     return None

@@ -22,7 +22,7 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from pmclip_deploy.atomic import write, write_errors
-from pmclip_deploy.console import print_note
+from pmclip_deploy.console import counted, print_note
 from pmclip_deploy.errors import BundleError, UsageError
 from pmclip_deploy.imaging.preprocess import resized
 from pmclip_deploy.train.cpu import autocast
@@ -59,7 +59,7 @@ def views_of_films(
         of = np.repeat(np.arange(len(films)), views.count)
         left = [i for i in range(len(done)) if not done[i]]
         if left:
-            about = f"{len(of)} views of {len(films)} films, {views.features.nbytes / 1e9:.1f} GB, on {device.type}"
+            about = f"{counted(len(of), 'view')} of {counted(len(films), 'film')}, {views.features.nbytes / 1e9:.1f} GB, on {device.type}"
             print_note(f"features of the locked stages: {about}")
         console = Console(stderr=True)
 

@@ -9,6 +9,7 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from pmclip_deploy.bundle.files import name_of_output, sha256_of_file
+from pmclip_deploy.console import counted
 from pmclip_deploy.errors import InputError, UsageError
 from pmclip_deploy.evaluation import evaluate as E
 from pmclip_deploy.train.backbones import BACKBONES
@@ -165,7 +166,9 @@ def split_of_plan(data: Path, plan: Plan, settings: Settings) -> Split:
         some = set(sorted({q.image for q in training})[: settings.limit])
         training = [q for q in training if q.image in some]
     if len(training) < settings.batch_size:
-        raise UsageError(f"{len(training)} training questions are fewer than one batch of {settings.batch_size}", "lower --batch-size")
+        raise UsageError(
+            f"{counted(len(training), 'training question')}: fewer than one batch of {settings.batch_size}", "lower --batch-size"
+        )
     return Split(training, validation)
 
 

@@ -31,6 +31,16 @@ class Layout:
         return self.rows * self.columns
 
     @property
+    def low(self) -> int:
+        """The smallest value that the stored bits hold."""
+        return -(1 << self.stored - 1) if self.signed else 0
+
+    @property
+    def high(self) -> int:
+        """The largest value that the stored bits hold."""
+        return self.low + (1 << self.stored) - 1
+
+    @property
     def dtype(self) -> np.dtype[Any]:
         return np.dtype(f"<{'i' if self.signed else 'u'}{max(self.allocated // 8, 1)}")
 

@@ -1,0 +1,99 @@
+"""The pictures that a command is given: which arguments name them, what is made of each, and which of them could not be read."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pmclip_deploy.console import counted, print_error, print_note, progress
+from pmclip_deploy.errors import InputError
+from pmclip_deploy.files import PICTURES, files_below, is_no_picture, unreadable
+
+T = TypeVar("T")
+
+
+class Pictures:
+    """The pictures of files and folders, one after another.
+
+    A picture that cannot be read is an error on stderr and does not stop the others. ``unreadable`` lists them, and ``exit_code`` tells.
+    Files of a folder that are no pictures are counted in a note, and ``no_pictures`` has their paths.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = paths
+        self.alone = len(paths) == 1 and not paths[0].is_dir()
+        self.unreadable = list[dict[str, str]]()
+        self.no_pictures = list[str]()
+
+    @property
+    def exit_code(self) -> int:
+        return InputError.exit_code if self.unreadable else 0
+
+    def to_json(self) -> dict[str, Any]:
+        """What a document says of the files that gave no result."""
+        return {"unreadable": self.unreadable, "no_pictures": self.no_pictures}
+
+    def each(self, make: Callable[[Path], T], bar: str | None) -> Iterator[T]:
+        """What ``make`` gives for each picture. ``bar`` titles a progress bar. Raises InputError if a single path gives nothing."""
+        for path in self.paths:
+            if path.is_dir():
+                yield from self._below(path, make, bar)
+                continue
+            try:
+                made = make(path)
+            except InputError as error:
+                if self.alone:
+                    raise
+                self._note(path, error)
+            else:
+                yield made
+
+    def _below(self, folder: Path, make: Callable[[Path], T], bar: str | None) -> Iterator[T]:
+        files, unlisted = files_below(folder)
+        before, others, count = len(self.unreadable), list[str](), 0
+        for each, error in unlisted.items():
+            self._note(each, error)
+        for file in progress(files, bar) if bar else files:
+            try:
+                made = make(file)
+            except InputError as error:
+                if is_no_picture(file, error):
+                    others.append(str(file))
+                else:
+                    self._note(file, error)
+            else:
+                count += 1
+                yield made
+        self.no_pictures += others
+        if not count and before == len(self.unreadable):
+            reason = f"{folder}: a folder without readable images ({counted(len(files), 'file')})"
+            nothing = InputError(reason, "give DICOM, PNG or JPEG files")
+            if len(self.paths) == 1:
+                raise nothing
+            self._note(folder, nothing)
+        elif others:
+            print_note(f"{folder}: {counted(len(others), 'file is no picture', 'files are no pictures')}")
+
+    def _note(self, path: Path, error: InputError) -> None:
+        self.unreadable.append(unreadable(path, error))
+        print_error(str(error))
+
+
+def leading_pictures(arguments: Sequence[str]) -> int:
+    """How many of the first arguments name files or folders."""
+    return next((i for i, argument in enumerate(arguments) if not exists(argument)), len(arguments))
+
+
+def exists(argument: str) -> bool:
+    try:
+        return bool(argument.strip()) and Path(argument).exists()
+    except (OSError, ValueError):  # a question may be too long for a file's name
+        return False
+
+
+def is_named_as_file(argument: str) -> bool:
+    return argument.lower().endswith((*PICTURES, ".gz", ".zip"))
+
+
+def looks_like_a_path(argument: str) -> bool:
+    return is_named_as_file(argument) or (("/" in argument or os.sep in argument) and " " not in argument)
