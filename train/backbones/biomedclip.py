@@ -108,8 +108,8 @@ class BiomedClip(Backbone):
         ours = self.config()
         seen["timm_pool"] = seen["timm_pool"] if seen["timm_pool"] != "token" else ""  # timm's default for this trunk
         for told, wanted in ((seen, ours["vision_cfg"]), (read, ours["text_cfg"])):
-            for key in wanted.keys() & told.keys() - {"timm_model_pretrained"}:
-                if told[key] != wanted[key]:
+            for key in wanted:
+                if key in told and key != "timm_model_pretrained" and told[key] != wanted[key]:
                     return f"its {key} is {short(told[key])}, that of {self.name} {short(wanted[key]) or 'none'}"
         return misfit_of_pixels(config, self.preprocess, self.name)
 

@@ -99,7 +99,8 @@ class OpenAIClip(Backbone):
         elif not is_vit:
             return f"a CLIPModel sees by a vision transformer, {self.name} by a ResNet"
         else:  # CLIPConfig's defaults
-            told = {tower: part_of(config, tower).get("num_attention_heads", of) for tower, of in (("text_config", 8), ("vision_config", 12))}
+            usual = {"text_config": 8, "vision_config": 12}
+            told = {tower: part_of(config, tower).get("num_attention_heads", of) for tower, of in usual.items()}
         for tower, count in told.items():
             if count != heads[tower]:
                 return f"{tower} has {short(count)} heads, OpenAI's {self.name} {heads[tower]}"
