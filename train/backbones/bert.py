@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from open_clip import CustomTextCLIP
 from tokenizers import Tokenizer
-from tokenizers.implementations import BertWordPieceTokenizer
+from tokenizers.implementations.bert_wordpiece import BertWordPieceTokenizer
 
 from pmclip_deploy.errors import BundleError
 
@@ -37,7 +37,8 @@ def towers_from_config(kind: type[Towers], config: Mapping[str, Any], bert: Mapp
     """Untrained. ``config`` is open_clip's; it reads the text tower's shape, ``bert``, from a folder."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "config.json").write_text(json.dumps(bert))
-        return kind(**{**config, "text_cfg": {**config["text_cfg"], "hf_model_name": folder, "hf_model_pretrained": False}})
+        towers: Towers = kind(**{**config, "text_cfg": {**config["text_cfg"], "hf_model_name": folder, "hf_model_pretrained": False}})
+        return towers
 
 
 def uncased_tokenizer(vocabulary: Path) -> Tokenizer:
