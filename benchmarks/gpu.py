@@ -1,6 +1,6 @@
 """Proves and measures on an NVIDIA GPU all that was written for one, in a few minutes, and rehearses it on a CPU.
 
-    python -m pmclip_deploy.benchmarks.gpu --output gpu.jsonl --budget 480
+    python -m pmclip_deploy.benchmarks.gpu --output gpu.jsonl --budget 480 [--slake slake --glove glove.6B.300d.txt]
     python -m pmclip_deploy.benchmarks.gpu --output rehearsal.jsonl --budget 30 --device cpu
 
 Stages run one after the other, each in a process of its own, so that a crash, a hang or a GPU that reports errors ends one stage alone.
@@ -33,6 +33,8 @@ from pmclip_deploy.kernels.manifest import MANIFEST
 STAGES = {"machine": 0.05, "right": 0.2, "fast": 0.25, "towers": 0.16, "training": 0.26, "session": 0.06}  # and their shares
 GRACE = 0.05, 10.0  # of the budget, and the most seconds: how long a stage may go on after its deadline before it is killed
 WHOLE = "the whole stage"
+HEADS, HEADS_SHARE = "heads", 0.6  # the last stage, which needs data
+FILES = ("slake", "glove", "autoencoder")  # the options that name it
 PACKAGES = ("torch", "triton", "cupy-cuda13x", "cupy-cuda12x", "open_clip_torch", "timm", "torchao", "transformers")  # beside the stamp's
 LARGEST_K = {"k16": 16, "k128": 128}  # of the kernels that are compiled here
 
@@ -44,11 +46,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True, help="file of JSON lines, to which rows are appended")
     parser.add_argument("--budget", type=float, default=480, metavar="SECONDS", help="for all stages together (default: %(default)s)")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="cpu: a rehearsal (default: %(default)s)")
-    parser.add_argument("--stage", action="append", choices=[*STAGES], help="measure this stage; repeat for more (default: all)")
+    parser.add_argument("--stage", action="append", choices=[*STAGES, HEADS], help="measure this stage; repeat for more (default: all)")
     parser.add_argument(
         "--kernels", type=Path, action="append", default=[], metavar="DIR",
         help="folder of `python -m pmclip_deploy.kernels.compile` to measure beside the kernels that are compiled here; repeat for more",
     )  # fmt: skip
+    parser.add_argument("--slake", type=Path, metavar="DIR", help="SLAKE, for the stage heads, which is left out otherwise")
+    parser.add_argument("--glove", type=Path, metavar="FILE", help="text file of GloVe's word vectors, with --slake")
+    parser.add_argument("--autoencoder", type=Path, metavar="FILE", help="weights of MEVF's auto-encoder, with --slake (default: none)")
     options = parser.parse_args(arguments)
     try:
         measure(options)
@@ -63,6 +68,10 @@ def measure(options: argparse.Namespace) -> None:
     for folder in options.kernels:
         if not (folder / MANIFEST).is_file():
             raise UsageError(f"{folder}: no compiled kernels", "give a folder that `python -m pmclip_deploy.kernels.compile` wrote")
+    if (options.slake is None) != (options.glove is None):
+        raise UsageError("--slake and --glove go together", "give both, or neither")
+    if options.slake is None and HEADS in (options.stage or ()):
+        raise UsageError(f"--stage {HEADS} needs --slake", "give the folder of SLAKE, and --glove")
     if options.budget <= 0:
         raise UsageError(f"--budget {options.budget:g} leaves no time", "give seconds above 0")
     if options.device == "cpu":
@@ -70,7 +79,9 @@ def measure(options: argparse.Namespace) -> None:
     begin = time.monotonic()
     import_ahead()
     run = Run(command_line("python -m pmclip_deploy.benchmarks.gpu"), environment(options.device))
-    chosen = {name: share for name, share in STAGES.items() if name in (options.stage or STAGES)}
+    files = {name: path for name, path in vars(options).items() if name in FILES and path is not None}
+    stages = {**STAGES, HEADS: HEADS_SHARE} if files else STAGES
+    chosen = {name: share for name, share in stages.items() if name in (options.stage or stages)}
     with tempfile.TemporaryDirectory() as folder:
         compiled = {path.resolve().name: path for path in options.kernels} | {name: Path(folder, name) for name in LARGEST_K}
         compiling = started(compile_kernels, Path(folder)) if options.device == "cuda" and {"right", "fast"} & {*chosen} else None
@@ -79,7 +90,7 @@ def measure(options: argparse.Namespace) -> None:
         try:
             for name, share in chosen.items():
                 spent += share / sum(chosen.values())
-                stage = Stage(name, run, options.output, options.device, start + spent * left, compiled)
+                stage = Stage(name, run, options.output, options.device, start + spent * left, compiled, files)
                 run_stage(stage, f"pmclip_deploy.benchmarks.gpu_{name}", min(GRACE[0] * options.budget, GRACE[1]))
         finally:
             if compiling is not None:

@@ -34,6 +34,7 @@ class Stage:
     device: str  # "cuda", or "cpu" for a rehearsal with tiny sizes
     deadline: float  # of time.monotonic()
     compiled: dict[str, Path] = field(default_factory=dict)  # folders of compiled kernels, by name; one may still be in the making
+    files: dict[str, Path] = field(default_factory=dict)  # of the stage heads
 
     @property
     def is_rehearsal(self) -> bool:

@@ -1,4 +1,4 @@
-"""Stage "training" of `benchmarks.gpu`: the contrastive loss beside open_clip's, steps of `train clip --from`, and steps of QCR.
+"""Stage "training" of `benchmarks.gpu`: the contrastive loss beside open_clip's, and steps of every training that moves to a GPU.
 
 Pictures are synthetic and weights random; nothing here says how well anything is learned.
 """
@@ -14,18 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from pmclip_deploy.benchmarks.gpu_stage import Figures, NotMeasuredError, Stage
-from pmclip_deploy.benchmarks.gpu_towers import backbone_of
+from pmclip_deploy.benchmarks.gpu_trainees import WIDTH, AutoEncoding, LiteClip, Maml, Qcr, Small, Trainee, pictures
 from pmclip_deploy.benchmarks.peers import LITE, VIT
 
 OURS, THEIRS = "pmclip-deploy", "open_clip.ClipLoss"
-WIDTH, SCALE = 512, 14.3
+SCALE = 14.3
 BATCHES, BLOCKS = (32_768, 4096, 1024, 16_384, 65_536), (1024, 4096, 8192)  # what matters most first; rows of cosines at a time
 TINY = 48  # rows of a batch in a rehearsal, and a third of it a block
-PICTURES, TIMES, SIDE = 512, 8, 288  # JPEGs, how often each is read in an epoch, and their pixels a side
+PICTURES, TIMES = 512, 8  # JPEGs, and how often each is read in an epoch
 STEPS = 3  # of the loss curve on two devices
+LITE_CLIP = ", train clip"
 HUGE = 32_768, 256  # a batch, and how much of it is encoded at a time
-ANSWERS = 460, 60  # QCR's open and closed ones on VQA-RAD, about
-WORDS, VECTOR = 1200, 300  # of the questions' dictionary and of a GloVe vector
 
 
 def loss_part(batch: int) -> str:
@@ -40,7 +39,9 @@ def measure(stage: Stage) -> None:
     for rows in BLOCKS[1:] if not stage.is_rehearsal else ():
         stage.measure(f"{loss_part(BATCHES[0])}, {rows} rows a block", OURS, partial(loss_figures, stage, ours, BATCHES[0], rows))
     name = LITE if stage.is_rehearsal else VIT
-    stage.measure(f"loss curve of {STEPS} steps, to a CPU's", OURS, partial(curve, stage, name), model=name)
+    for about, make in curves(stage, name).items():
+        part = f"loss curve of {STEPS} steps, to a CPU's{about}"
+        stage.measure(part, OURS, partial(curve, stage, make), model=LITE if about == LITE_CLIP else name)
     with tempfile.TemporaryDirectory() as folder:
         paths = Late(partial(pictures, Path(folder), 4 if stage.is_rehearsal else PICTURES))
         for recipe in ("paper", "modern"):
@@ -49,9 +50,15 @@ def measure(stage: Stage) -> None:
         stage.measure(f"step of 512 pairs, {micro} at a time", OURS, partial(steps, stage, name, 512, micro), model=name)
     if not stage.is_rehearsal:
         stage.measure(f"step of {HUGE[0]:,} pairs, {HUGE[1]} at a time", OURS, partial(steps, stage, name, *HUGE), model=name)
-    for frozen in (True, False):
-        about = f"train vqa --head qcr, auto-encoder {'frozen' if frozen else 'trained'}"
-        stage.measure(about, OURS, partial(qcr, stage, frozen))
+    for mixed, precision in ((False, ""), (True, ", bf16")):
+        for frozen in (True, False):
+            about = f"train vqa --head qcr, auto-encoder {'frozen' if frozen else 'trained'}{precision}"
+            stage.measure(about, OURS, partial(figures_of, stage, partial(Qcr, stage, frozen, mixed)))
+        about, tuned = f"train vqa --head qcr --fine-tune, auto-encoder frozen{precision}", partial(Qcr, stage, True, mixed, name)
+        stage.measure(about, OURS, partial(figures_of, stage, tuned), model=name)
+        for about, small in (("autoencoder", AutoEncoding), ("maml", Maml)):
+            stage.measure(f"train {about}{precision}", OURS, partial(figures_of, stage, partial(small, stage, mixed)))
+        stage.measure(f"train clip{precision}", OURS, partial(figures_of, stage, partial(LiteClip, stage, mixed)), model=LITE)
 
 
 class Late:
@@ -133,80 +140,42 @@ def gradients(stage: Stage) -> Figures:
 # --- train clip --from ----------------------------------------------------------------------------------------------------------
 
 
-class Trainee:
-    """A backbone with random weights, its step and its optimiser, as `train clip --from` has them."""
-
-    def __init__(self, stage: Stage, name: str, recipe: str, device: str, **chosen: Any) -> None:
-        import torch
-
-        from pmclip_deploy.train.clip.pairs import Step
-        from pmclip_deploy.train.clip.recipes import recipe_named
-
-        torch.manual_seed(0)
-        self.recipe, self.spec, self.device = recipe_named(recipe, **chosen), backbone_of(stage, name), torch.device(device)
-        self.model = self.spec.build().to(self.device)
-        self.step = Step(self.model, [], self.spec, self.recipe, self.device)
-        self.optimiser = self.recipe.optimiser.of([([*self.model.parameters()], self.recipe.learning_rate)])
-
-    def __call__(self, batch: tuple[Any, Any]) -> float:
-        """One step; returns its loss."""
-        import torch
-
-        loss = self.step(batch, torch.Generator().manual_seed(0), 0)
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimiser.step()
-        return float(loss.detach())
-
-    def batch(self, pairs: int, device: str = "cpu") -> tuple[Any, Any]:
-        """Random pixels and tokens, made on this device: another one gives other numbers."""
-        import torch
-
-        size, generator = self.spec.preprocess.size, torch.Generator(device).manual_seed(pairs)
-        pixels = torch.randn(pairs, 3, size, size, generator=generator, device=device)
-        return pixels, self.tokens(pairs).to(device)
-
-    def tokens(self, texts: int, length: int = 24) -> Any:
-        import torch
-
-        made = torch.full((texts, self.spec.context_length), self.spec.pad_id)
-        made[:, :length] = torch.randint(1000, 30_000, (texts, length), generator=torch.Generator().manual_seed(texts))
-        made[:, length - 1] = 30_001
-        return made
+Make = Callable[..., Callable[[], float]]  # given a device, with the same weights on each: a step, which returns its loss
 
 
-def curve(stage: Stage, name: str) -> Figures:
-    """The largest difference of the losses of the same steps, in fp32 without TF32, on this device and on a CPU."""
+def curves(stage: Stage, name: str) -> dict[str, Make]:
+    def clip(device: str) -> Callable[[], float]:
+        trainee = Trainee(stage, name, "paper", device)
+        return partial(trainee, trainee.batch(2 if stage.is_rehearsal else 16))
+
+    return {
+        "": clip,
+        LITE_CLIP: partial(LiteClip, stage, False),
+        ", qcr": partial(Qcr, stage, False, False),
+        ", qcr --fine-tune": partial(Qcr, stage, True, False, name),
+        ", autoencoder": partial(AutoEncoding, stage, False),
+        ", maml": partial(Maml, stage, False),
+    }
+
+
+def curve(stage: Stage, make: Make) -> Figures:
+    """The largest difference of the losses of the same steps, in fp32 without TF32 and without dropout, on this device and on a CPU."""
     import torch
 
-    batch = 2 if stage.is_rehearsal else 16
-    before = torch.backends.cudnn.allow_tf32
+    before, dropout = torch.backends.cudnn.allow_tf32, torch.nn.Dropout.forward
     torch.backends.cudnn.allow_tf32 = False
+    torch.nn.Dropout.forward = lambda self, input: input  # type: ignore[method-assign]  # another device draws other numbers
     try:
         losses = []
         for device in (stage.device, "cpu"):
-            trainee = Trainee(stage, name, "paper", device)
-            given = trainee.batch(batch)
+            step = make(device=device)
             torch.manual_seed(0)
-            losses.append([trainee(given) for _ in range(STEPS)])
+            losses.append([step() for _ in range(STEPS)])
     finally:
         torch.backends.cudnn.allow_tf32 = before
+        torch.nn.Dropout.forward = dropout  # type: ignore[method-assign]
     off = max(abs(a - b) for a, b in zip(*losses, strict=True))
     return {"largest_difference": off, "first_loss": losses[0][0], "last_loss": losses[0][-1], "samples": STEPS}
-
-
-def pictures(folder: Path, count: int) -> list[Path]:
-    """Writes JPEGs of noise on a ramp, as large as a radiograph's is after it was scaled."""
-    import numpy as np
-    from PIL import Image
-
-    rng, paths = np.random.default_rng(0), []
-    ramp = np.linspace(0, 200, SIDE)[:, None]
-    for i in range(count):
-        path = folder / f"{i}.jpg"
-        Image.fromarray((ramp + rng.integers(0, 56, (SIDE, SIDE))).astype(np.uint8)).save(path, quality=90)
-        paths.append(path)
-    return paths
 
 
 def clip(stage: Stage, name: str, recipe: str, made: Callable[[], list[Path]]) -> Figures:
@@ -261,50 +230,8 @@ def steps(stage: Stage, name: str, pairs: int, micro: int) -> Figures:
     return {**found, "samples_per_s": 1e3 * pairs / found["p50_ms"], "peak_mib": peak}
 
 
-# --- QCR ------------------------------------------------------------------------------------------------------------------------
-
-
-def qcr(stage: Stage, frozen: bool) -> Figures:
-    """Steps of QCR's recipe at the paper's size, with pictures and questions of random numbers; a smaller head in a rehearsal."""
-    import torch
-
-    from pmclip_deploy.train.heads import qcr as heads
-    from pmclip_deploy.train.heads.answering import Inputs
-    from pmclip_deploy.train.heads.mevf import HIDDEN
-    from pmclip_deploy.train.heads.plan import settings_of_head
-    from pmclip_deploy.train.heads.training import Encoded, Step
-    from pmclip_deploy.train.heads.vision import AUTOENCODER_SIZE, CODE, AutoEncoder, ImageFeatures
-    from pmclip_deploy.train.heads.words import LENGTH
-
-    settings = settings_of_head("qcr", **({"batch_size": 4} if stage.is_rehearsal else {}))
-    glimpses, hidden, images = (1, 32, 4) if stage.is_rehearsal else (heads.GLIMPSES, HIDDEN, 256)
-    generator = torch.Generator().manual_seed(0)
-    torch.manual_seed(0)
-    table = torch.cat([torch.randn(WORDS, VECTOR, generator=generator), torch.zeros(1, VECTOR)])  # the last is the padding's
-    opened, closed = ANSWERS
-    model = heads.QCR(ImageFeatures(WIDTH, AutoEncoder()), [table, table], opened, closed, glimpses, hidden)
-    grey = (images, CODE, AUTOENCODER_SIZE // 4, AUTOENCODER_SIZE // 4) if frozen else (images, 1, AUTOENCODER_SIZE, AUTOENCODER_SIZE)
-    inputs = Inputs(torch.randn(images, WIDTH, generator=generator), torch.rand(grey, generator=generator), None)
-    model.kind.requires_grad_(False)
-    if frozen:
-        model.features.autoencoder.requires_grad_(False)  # type: ignore[union-attr]
-    asked = 8 * images
-    is_open = torch.arange(asked) % 2 == 0
-    labels = torch.where(is_open, closed, 0) + torch.randint(0, closed, (asked,), generator=generator)
-    tokens = torch.randint(0, WORDS, (asked, LENGTH), generator=generator)
-    questions = Encoded(torch.arange(asked) % images, tokens, labels, is_open)
-    device = torch.device(stage.device)
-    step = Step(model.to(device), inputs.to(device), questions.to(device), opened + closed, closed)
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimiser = settings.optimiser.of([(trained, settings.learning_rate)])
-
-    def call() -> None:
-        chosen = torch.randint(0, asked, (settings.batch_size,), generator=generator)
-        optimiser.zero_grad(set_to_none=True)
-        step(chosen, generator, 0).backward()
-        torch.nn.utils.clip_grad_norm_(trained, settings.optimiser.longest or float("inf"))
-        optimiser.step()
-
+def figures_of(stage: Stage, make: Callable[[], Small]) -> Figures:
+    call = make()
     peak = stage.peak_mib(call)
     found = stage.timed(call, 3.0)
-    return {**found, "peak_mib": peak, "parameters": sum(p.numel() for p in model.parameters()), "batch": settings.batch_size}
+    return {**found, "peak_mib": peak, "parameters": sum(p.numel() for p in call.trained), "batch": call.settings.batch_size}

@@ -81,7 +81,7 @@ def misses(precision: str, figures: dict[str, Any]) -> list[str]:
     ]
     for name, limit in (("given", AGREEMENT), ("best", CANDIDATE_AGREEMENT)):
         n, most = figures[f"{name}_answers"], most_that_differ(figures[f"{name}_answers"], limit)
-        if figures[f"{name}_differ"] > most:
+        if not figures[f"{name}_differ"] <= most:
             missed.append(f"{figures[f'{name}_differ']} of {n} {name} answers differ (limit {most})")
     return missed
 

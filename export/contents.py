@@ -29,7 +29,8 @@ from pmclip_deploy.sessions.onnxruntime import import_onnxruntime
 
 def files_of_embeddings(reference: Reference, labels: Sequence[str]) -> dict[str, bytes]:
     """Of what is asked of any picture: they are the same in every precision."""
-    return {**(_files_from_labels(reference, labels) if labels else {}), **_file_from_asked(reference.modules, _asked(reference))}
+    asked = _file_from_asked(reference.modules, asked_of(reference.predictor.manifest))
+    return {**(_files_from_labels(reference, labels) if labels else {}), **asked}
 
 
 def files_as_they_are(modules: Modules) -> dict[str, bytes]:
@@ -39,7 +40,7 @@ def files_as_they_are(modules: Modules) -> dict[str, bytes]:
 
 
 def files_from_graphs(graphs: Graphs) -> dict[str, bytes]:
-    """NAME.onnx and NAME.onnx.data: a session maps the weights instead of copying them twice.
+    """NAME.onnx and NAME.onnx.data: weights outside are copied once when a session opens, and weights inside twice.
 
     Not by onnx.save_model, which refuses to where a file of that name lies in the current folder.
     """
@@ -82,7 +83,7 @@ def manifest_of_recipe(reference: Reference, options: ExportOptions, recipe: Rec
             **({"labels": GraphFile("labels.onnx", "fp32")} if labels else {}),
         },
         labels=tuple(labels),
-        asked=_asked(reference),
+        asked=asked_of(reference.predictor.manifest),
         provenance={**base.provenance, "export": made},
     )
 
@@ -95,9 +96,9 @@ def _files_from_labels(reference: Reference, labels: Sequence[str]) -> dict[str,
     return {"labels.onnx": graph.SerializeToString(deterministic=True), LABELS: _npy(bank)}
 
 
-def _asked(reference: Reference) -> tuple[str, ...]:
+def asked_of(manifest: Manifest) -> tuple[str, ...]:
     """All that the head is asked to answer any question, where the rules of decision are about it."""
-    return tuple(sorted({question for _, question in FACETS.values()})) if facet_kinds(reference.predictor.manifest) else ()
+    return tuple(sorted({question for _, question in FACETS.values()})) if facet_kinds(manifest) else ()
 
 
 def _file_from_asked(modules: Modules, asked: Sequence[str]) -> dict[str, bytes]:

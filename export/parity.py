@@ -13,6 +13,7 @@ from pmclip_deploy.classify import scores_from_bundle
 from pmclip_deploy.errors import BundleError, ParityError
 from pmclip_deploy.evaluation.rows import Row, normalised, pictures_of, sha256_of_rows
 from pmclip_deploy.evaluation.statistics import Bootstrap, mcnemar
+from pmclip_deploy.export.checks import checks
 from pmclip_deploy.export.onnx_from_checkpoint import Modules
 from pmclip_deploy.export.reference import (
     QUESTIONS,
@@ -20,6 +21,7 @@ from pmclip_deploy.export.reference import (
     Progress,
     Reference,
     RowOutputs,
+    computing_nothing_twice,
     findings_outputs,
     outputs_for,
     sample_pictures,
@@ -55,9 +57,10 @@ def parity_of(
     theirs, ours = bundle.manifest, reference.predictor.manifest
     if (theirs.backbone, theirs.head, theirs.answers, theirs.findings) != (ours.backbone, ours.head, ours.answers, ours.findings):
         raise BundleError(f"bundle {theirs.name} is not of checkpoint {reference.modules.folder}", "pass the one it was made from")
-    pictures = reference.pictures or sample_pictures()
+    pictures, bundle = reference.pictures or sample_pictures(), computing_nothing_twice(bundle)
     try:
         measured = {**tensor_parity(reference.predictor, bundle, pictures, reference.progress), "answers": answers}
+        measured["checks"] = checks(reference, bundle, [picture_from_path(x).pixels for x in sample_pictures()])
         if all(f["cosine"] is not None for f in measured["tensors"].values()):  # else the gate fails, whatever is answered
             measured |= _parity_of_parts(reference, bundle, pictures, answers, findings)
     except BundleError as error:  # the head gives what is no number
@@ -110,7 +113,7 @@ def tensor_parity(reference: Predictor, predictor: Predictor, pictures: Sequence
 def _pixel_difference(reference: Sequence[Floats], other: Sequence[Floats]) -> dict[str, Any]:
     same_shape = [a.shape == b.shape for a, b in zip(reference, other, strict=True)]
     differences = (float(np.abs(a - b).max()) for a, b, same in zip(reference, other, same_shape, strict=True) if same)
-    furthest = max(differences, default=0.0)
+    furthest = float(np.max([0.0, *differences]))  # Python's max may lose NaN
     return {"n": len(reference), "max_abs": furthest if all(same_shape) else None}
 
 

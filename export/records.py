@@ -9,6 +9,7 @@ from typing import Any
 from safetensors.torch import save
 
 from pmclip_deploy.atomic import write, write_errors
+from pmclip_deploy.bundle.checks import no_twin
 from pmclip_deploy.bundle.manifest import Manifest
 from pmclip_deploy.errors import BundleError
 from pmclip_deploy.export.calibration import Calibration
@@ -81,7 +82,7 @@ def _keep(path: Path, content: bytes) -> None:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes(), object_pairs_hook=no_twin)
     except FileNotFoundError:
         return {}
     except (OSError, ValueError):

@@ -142,7 +142,7 @@ def zero_shot_scores(seen: Floats, bank: Floats, logit_scale: float) -> Floats:
 def scores_from_bundle(predictor: Embedder, seen: Floats) -> Floats:
     """(D,) -> (N,) for the labels of the bundle: by the compiled kernel, or by the graph, which says the same, where there is none."""
     manifest = predictor.manifest
-    bank = rows_from_bundle(predictor.path, LABELS, len(manifest.labels), manifest.embed_dim)
+    bank = rows_from_bundle(predictor.path, manifest, LABELS, len(manifest.labels), manifest.embed_dim)
     if implementation().startswith("C++"):
         return zero_shot_scores(seen, bank, manifest.logit_scale)
     found = predictor.similarity(seen[None], bank)

@@ -10,6 +10,10 @@ OF_ELEMENTS = (*OF_DATA, TypeError, AttributeError, LookupError, NotImplementedE
 NEVER_OF_DATA = (NameError, ImportError)
 
 
+class Refused(Exception):
+    """The file cannot be read. The message is ours and holds no patient attribute."""
+
+
 def is_ours(error: BaseException) -> bool:
     """A parser or a decoder may raise anything on a broken file; what a line of our own raises must be an error of data."""
     if isinstance(error, NEVER_OF_DATA):

@@ -148,4 +148,4 @@ class PictureGraphs:
     @cached_property
     def _weights(self) -> Floats:
         """(P, D + 1): of each probe the weights of ``probe_embedding``, and what is added."""
-        return rows_from_bundle(self.path, PROBES, len(self.manifest.probes), self.manifest.embed_dim + 1)
+        return rows_from_bundle(self.path, self.manifest, PROBES, len(self.manifest.probes), self.manifest.embed_dim + 1)

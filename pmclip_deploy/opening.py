@@ -3,11 +3,12 @@
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from functools import cache, partial
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pmclip_deploy.bundle.files import manifest_from_bundle, verify_bundle
+from pmclip_deploy.bundle.files import content_of_file, manifest_from_bundle, verify_bundle
 from pmclip_deploy.bundle.manifest import Manifest
 from pmclip_deploy.bundle.names import TOKENIZER, WORDS
 from pmclip_deploy.bundle.types import Graph
@@ -49,36 +50,41 @@ def load_while(work: Callable[[], object], bundle: "str | os.PathLike[str] | Non
     pool = ThreadPoolExecutor()  # hashing, like building a graph, is done outside the interpreter's lock
     try:
         manifest = manifest_from_bundle(path)
-        files: dict[str, Future[Any]] = {name: Future() for name in manifest.files}  # each is verified before it is parsed
-        verified: Future[Any] = pool.submit(verify_bundle, path, manifest, lambda name: files[name].set_result(None))
+        from pmclip_deploy.decision.needs import graphs_of_ask
 
-        def verify(*names: str) -> None:
-            for name in names:
-                if name in files and files[name] in wait((files[name], verified), return_when=FIRST_COMPLETED).not_done:
-                    verified.result()
+        head, at_once = manifest.head, graphs_of_ask(manifest)
+        texts = [TOKENIZER if head is None or head.words is None else WORDS]
+        texts = texts if "text" in at_once or (head is not None and head.words is not None) else []
+        engines = {engine.graph for engine in manifest.engines}  # whose graphs may stay closed
+        wanted = {*texts, *(f"{manifest.graphs[name].file}{ending}" for name in {*at_once} - engines for ending in ("", ".data"))}
+        files: dict[str, Future[bytes | None]] = {name: Future() for name in manifest.files}  # each is verified before it is parsed
+        verified: Future[Any] = pool.submit(verify_bundle, path, manifest, lambda name, content: files[name].set_result(content), wanted)
+
+        def content(name: str) -> bytes:
+            """As it was hashed. What is opened later is read and hashed anew."""
+            if name in files and files[name] in wait((files[name], verified), return_when=FIRST_COMPLETED).not_done:
+                verified.result()
+            file = files.pop(name, None)
+            kept = None if file is None else file.result()
+            return content_of_file(path, manifest, name) if kept is None else kept
 
         import pmclip_deploy.imaging.preprocess  # noqa: F401
 
         backend_for(device).version()  # imports its package
-        from pmclip_deploy.decision.needs import graphs_of_ask
         from pmclip_deploy.predictor import Predictor
 
         def session(name: str) -> Session:
-            file = manifest.graphs[name].file
-            verify(file, f"{file}.data", *(engine.file for engine in manifest.engines if engine.graph == name))
-            return _session(path, manifest, name, device, notes, single_use)
+            return _session(path, manifest, name, device, notes, single_use, content)
 
         def tokenizer(name: str) -> "Tokenizer":
-            from pmclip_deploy.tokens import tokenizer_from_file
+            from pmclip_deploy.tokens import tokenizer_from_text
 
-            verify(name)
-            return tokenizer_from_file(path / name)
+            return tokenizer_from_text(content(name).decode(errors="surrogateescape"), path / name)  # refused there if it is no UTF-8
 
-        head, notes = manifest.head, list[str]()
+        notes = list[str]()
         sessions, tokenizers = LazyMap(session, manifest.graphs), LazyMap(tokenizer, (TOKENIZER, WORDS))
-        opening: list[Future[Any]] = [pool.submit(sessions.__getitem__, name) for name in graphs_of_ask(manifest)]
-        if "text" in graphs_of_ask(manifest) or (head is not None and head.words is not None):
-            opening.append(pool.submit(tokenizers.__getitem__, TOKENIZER if head is None or head.words is None else WORDS))
+        opening: list[Future[Any]] = [pool.submit(sessions.__getitem__, name) for name in at_once]
+        opening += [pool.submit(tokenizers.__getitem__, name) for name in texts]
         import PIL.Image  # noqa: F401  # for the first picture
 
         work()
@@ -104,10 +110,12 @@ class LazyMap(dict[str, T]):
         return self[name]
 
 
-def _session(path: Path, manifest: Manifest, name: str, device: str, notes: list[str], single_use: bool) -> Session:
+def _session(
+    path: Path, manifest: Manifest, name: str, device: str, notes: list[str], single_use: bool, content: Callable[[str], bytes]
+) -> Session:
     from pmclip_deploy.bundle.contract import contract_of
 
-    session = session_from_bundle(path, manifest, name, device, notes, single_use)
+    session = session_from_bundle(path, manifest, name, device, notes, single_use, content)
     inputs, outputs = contract_of(manifest)[name]
     if set(session.inputs) != set(inputs) or not set(outputs) <= set(session.outputs):
         found = f"takes {session.inputs} and gives {session.outputs}, not {inputs} and {outputs}"
@@ -116,16 +124,22 @@ def _session(path: Path, manifest: Manifest, name: str, device: str, notes: list
 
 
 def session_from_bundle(
-    folder: Path, manifest: Manifest, name: str, device: str = "auto", notes: list[str] | None = None, single_use: bool = False
+    folder: Path,
+    manifest: Manifest,
+    name: str,
+    device: str = "auto",
+    notes: list[str] | None = None,
+    single_use: bool = False,
+    content: Callable[[str], bytes] | None = None,
 ) -> Session:
-    """Opens the graph ``name`` of a bundle that was verified.
+    """Opens the graph ``name`` of a bundle. ``content`` gives a file that was verified; by default each is read and verified here.
 
     "auto" is an engine that fits this machine, else onnxruntime's GPU, else its CPU; a bundle for the CPU stays on the CPU. Where there
     are engines and none fits, one line in ``notes`` says what they were built for and what is here.
     Raises UsageError for an unknown device, and DeviceError where one asked for by name is not there or fails: it never falls back.
     """
-    backend, graph = backend_for(device), _graph_file(folder, manifest, name)
-    prepack = not (single_use and _integers_alone(graph.path, manifest.graphs[name]))
+    backend, graph = backend_for(device), _graph_file(folder, manifest, name, content or partial(content_of_file, folder, manifest))
+    prepack = not (single_use and _integers_alone(graph.read(graph.path), manifest.graphs[name]))
     options = SessionOptions(device, integer_kernels=manifest.target == "cpu", prepack=prepack)
     if device != "auto":
         return backend.open(graph, options)
@@ -141,14 +155,13 @@ def session_from_bundle(
     return session
 
 
-def _graph_file(folder: Path, manifest: Manifest, name: str) -> GraphFile:
+def _graph_file(folder: Path, manifest: Manifest, name: str, content: Callable[[str], bytes]) -> GraphFile:
     hashes, file = {file: entry.sha256 for file, entry in manifest.files.items()}, manifest.graphs[name].file
     engines = tuple((row, hashes[row.file]) for row in manifest.engines if row.graph == name)
-    return GraphFile(folder / file, onnx_sha256(hashes, file), name, manifest.name, engines)
+    return GraphFile(folder / file, onnx_sha256(hashes, file), name, manifest.name, engines, cache(lambda path: content(path.name)))
 
 
-def _integers_alone(path: Path, graph: Graph) -> bool:
+def _integers_alone(content: bytes, graph: Graph) -> bool:
     """Whether a graph says the same from weights that were not packed, and loses little: integer products do; products of floats and of
     blocks give other bits, and integer convolutions take a third longer."""
-    content = path.read_bytes() if path.is_file() else b""
     return b"MatMulInteger" in content and b"Conv" not in content and not graph.float_layers

@@ -311,7 +311,7 @@ class Predictor:
 
     def embed_texts(self, texts: Sequence[str]) -> Floats:
         """(N, D) f32, not normalised: ``embed_text`` of each. Raises UsageError where there are none, or an empty one."""
-        _check_questions(texts)
+        _check_texts(texts)
         return np.concatenate([self._text_embedding(text) for text in texts])
 
     def search(
@@ -385,7 +385,7 @@ class Predictor:
         """The embeddings that the bundle keeps of questions, (D,) each."""
         if not self.manifest.asked or self.path is None:
             return {}
-        rows = rows_from_bundle(self.path, QUESTION_EMBEDDINGS, len(self.manifest.asked), self.manifest.embed_dim)
+        rows = rows_from_bundle(self.path, self.manifest, QUESTION_EMBEDDINGS, len(self.manifest.asked), self.manifest.embed_dim)
         return dict(zip(self.manifest.asked, rows, strict=True))
 
     def head_logits(self, image: Floats, question: NDArray[Any]) -> HeadLogits:
@@ -425,12 +425,16 @@ class Predictor:
 
 
 def _check_questions(questions: Sequence[str]) -> None:
-    if isinstance(questions, str) or not questions:
-        raise UsageError("pass a list of one or more questions")
-    for question in questions:
-        if not question.strip():
-            raise UsageError("the question is empty", 'ask something, for example "is there a fracture?"')
+    _check_texts(questions, "question", 'ask something, for example "is there a fracture?"')
+
+
+def _check_texts(texts: Sequence[str], noun: str = "text", step: str = 'give one, for example "chest x-ray"') -> None:
+    if isinstance(texts, str) or not texts:
+        raise UsageError(f"pass a list of one or more {noun}s")
+    for text in texts:
+        if not text.strip():
+            raise UsageError(f"the {noun} is empty", step)
         try:
-            question.encode()
+            text.encode()
         except UnicodeEncodeError as error:
-            raise UsageError("the question is no valid Unicode text", "check the terminal's encoding") from error
+            raise UsageError(f"the {noun} is no valid Unicode text", "check the terminal's encoding") from error

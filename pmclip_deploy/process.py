@@ -1,6 +1,7 @@
 """What belongs to the whole process. A library leaves it alone; the command line, whose process it is, calls ``take_over``."""
 
 import os
+import signal
 import sys
 
 taken_over = False
@@ -13,6 +14,15 @@ def take_over() -> None:
     global taken_over
     taken_over = True
     os.environ.setdefault("OPJ_NUM_THREADS", str(cpu_threads()))  # OpenJPEG is told in no other way
+    for name in ("SIGTERM", "SIGHUP"):  # of a service manager, and of a terminal that goes; Windows has no SIGHUP
+        if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) == signal.SIG_DFL:  # not of `nohup`, which ignores it
+            signal.signal(getattr(signal, name), _end)
+
+
+def _end(number: int, frame: object) -> None:
+    """Ends as an error does, so that temporary files go and files that were replaced stay whole. A second signal does not disturb that."""
+    signal.signal(number, signal.SIG_IGN)
+    sys.exit(128 + number)
 
 
 def one_thread_for_numpy() -> None:

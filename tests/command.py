@@ -36,3 +36,8 @@ def process(*arguments: str | Path, **environment: str) -> Result:
 
 def is_one_line(err: str) -> bool:
     return err.startswith("error: ") and err.count("\n") == 1 and err.endswith("\n")
+
+
+def ends_in_one_line(err: str) -> bool:
+    """The error is the last line. Before it stand the stages of long work, a line each."""
+    return is_one_line(err[err.find("error: ") :]) and "error" not in err[: err.find("error: ")]

@@ -156,7 +156,7 @@ def submission(folder: Path) -> None:
 def results_of_a_benchmark(folder: Path) -> None:
     from pmclip_deploy.benchmarks.results import append
 
-    append(folder / "bench.jsonl", [{"n": "x" * 300}, {"n": 2}])
+    append(folder / "bench.jsonl", [{"run": "1", "n": "x" * 300}, {"run": "2"}])
 
 
 def demo_film(folder: Path) -> None:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from importlib.metadata import distribution, packages_distributions
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -134,8 +135,23 @@ def traced(strace: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
         "search index": (COMMAND, ALIVE, "search", "index", images, "--output", "x.index"),
         "python": (API, ALIVE, images / "CT_small.dcm", QUESTION),
     }
+    if find_spec("openvino"):
+        jobs["infer --device openvino"] = (*jobs["infer"], "--device", "openvino")
     begun = {name: Process(tmp_path_factory.mktemp(name), *map(str, job)) for name, job in jobs.items()}
     return {name: process.ended() for name, process in begun.items()}
+
+
+def test_openvino_leaves_what_it_compiled_and_nothing_else(traced: dict[str, Traced]) -> None:
+    if "infer --device openvino" not in traced:
+        pytest.skip("needs the extra `openvino`")
+    done = traced["infer --device openvino"]
+    assert done.code == 0, done.said
+    folder = "cache/pmclip-deploy/openvino"
+    outside = [path for path in done.elsewhere if f"/{folder}/" not in f"{path}/" and not path.endswith(("/cache", "/cache/pmclip-deploy"))]
+    assert done.network == [] and outside == []
+    blobs = [path for path in done.left if re.fullmatch(rf"{folder}/[0-9a-f]{{64}}/[0-9a-f]{{16}}\.blob", path)]
+    kept = {str(parent) for path in blobs for parent in [Path(path), *Path(path).parents][:-2]}
+    assert done.left == kept and len(blobs) >= 2
 
 
 @pytest.mark.slow("waits longer than onnxruntime does before it reports")
@@ -204,15 +220,16 @@ def test_the_variable_is_set_when_onnxruntime_is_imported_and_whatever_it_was(tm
     assert done.returncode == 0 and re.findall("^IMPORT .*", done.stdout, re.M) == ["IMPORT 1"], done.stderr
 
 
-def test_one_place_imports_onnxruntime() -> None:
-    """What is imported elsewhere would report. A peer's process, benchmarks/systems.py, sets the variable as its first step."""
+@pytest.mark.parametrize("package", ["onnxruntime", "openvino"])
+def test_one_place_imports_each_package_that_reports(package: str) -> None:
+    """What is imported elsewhere would report. A peer's process, benchmarks/systems.py, silences both as its first step."""
     found = set[str]()
     for path in modules():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = [x.name for x in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", None) or ""]
-            if any(name.partition(".")[0] == "onnxruntime" for name in names) and not getattr(node, "level", 0):
+            if any(name.partition(".")[0] == package for name in names) and not getattr(node, "level", 0):
                 found.add(path.relative_to(ROOT).as_posix())
-    assert found == {"pmclip_deploy/sessions/onnxruntime.py", "benchmarks/systems.py"}
+    assert found == {f"pmclip_deploy/sessions/{package}.py", "benchmarks/systems.py"}
 
 
 def test_importing_the_package_changes_no_variable(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 
 import pmclip_deploy as pm
 from pmclip_deploy.bundle.contract import CONTRACT, contract_of
-from pmclip_deploy.bundle.files import manifest_from_bundle, sha256_of_file, write_bundle
+from pmclip_deploy.bundle.files import manifest_from_bundle, write_bundle
 from pmclip_deploy.bundle.names import MANIFEST
 from pmclip_deploy.bundle.types import Engine, Graph
 from pmclip_deploy.decision.evidence import NO_RADIOGRAPH, OUTSIDE
@@ -127,7 +127,7 @@ def test_independent_answers_near_one_keep_their_order() -> None:
 
 def test_without_a_radiograph_output_no_picture_is_turned_away() -> None:
     said = replace(heads([9, 9, 9, 0, 2], FRACTURES), radiograph=None)
-    strict = replace(tiny_manifest().abstention, radiograph_threshold=1e9)
+    strict = replace(tiny_manifest().abstention, radiograph_threshold=1e3)
     assert decision_from_heads(tiny_manifest(abstention=strict), said, 0).reason is None
 
 
@@ -383,8 +383,8 @@ def test_a_graph_is_parsed_only_when_it_is_verified(bundle: Path, tmp_path: Path
     manifest, opened = manifest_from_bundle(bundle), list[Any]()
     for name in manifest.files:  # of the right size, and no graph or tokenizer
         (tmp_path / "b" / name).write_bytes(bytes(manifest.files[name].bytes))
-    monkeypatch.setattr("pmclip_deploy.opening.session_from_bundle", lambda *names: opened.append(names))
-    monkeypatch.setattr("pmclip_deploy.tokens.tokenizer_from_file", lambda *names: opened.append(names))
+    monkeypatch.setattr("pmclip_deploy.onnx_file.weights_outside", lambda *names: opened.append(names))
+    monkeypatch.setattr("pmclip_deploy.tokens.tokenizer_from_text", lambda *names: opened.append(names))
     with pytest.raises(pm.BundleError, match="has changed"):
         pm.load(tmp_path / "b")
     assert not opened
@@ -395,16 +395,16 @@ def test_a_graph_opens_while_others_are_verified(tmp_path: Path, monkeypatch: py
     largest = max(manifest_from_bundle(path).files.items(), key=lambda file: file[1].bytes)[0]
     first = next(name for name in ("image", "text") if not largest.startswith(name))
 
-    def hashes(file: Path) -> str:
+    def reads(file: Path, expected: Any) -> bytes:
         assert file.name != largest or opened.wait(20)
-        return sha256_of_file(file)
+        return file.read_bytes()
 
     def opens(path: Path, manifest: Any, name: str, *others: Any) -> Any:
         if name == first:
             opened.set()
         return session_from_bundle(path, manifest, name, *others)
 
-    monkeypatch.setattr("pmclip_deploy.bundle.files.sha256_of_file", hashes)
+    monkeypatch.setattr("pmclip_deploy.bundle.files._content", reads)
     monkeypatch.setattr("pmclip_deploy.opening.session_from_bundle", opens)
     pm.load(path)
     assert opened.is_set()

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,30 @@ from torch.nn import functional as F
 from pmclip_deploy.atomic import write_errors, written
 from pmclip_deploy.console import counted
 from pmclip_deploy.errors import InputError, UsageError
+from pmclip_deploy.train.cpu import autocast
 from pmclip_deploy.train.heads.vision import AUTOENCODER_SIZE, AutoEncoder, grey_from_path
 from pmclip_deploy.train.loop import Settings, fit
+from pmclip_deploy.train.processes import device_named, run_on
 
 NOISE = 0.1  # standard deviation of the noise that is to be taken off, for pixels in 0..1 (MEVF, auto_encoder.py)
 HELD_OUT = 10  # every tenth image is for measuring
+
+
+@dataclass(frozen=True)
+class Step:
+    """The mean squared error between a batch of images and what is made of them with noise."""
+
+    model: AutoEncoder
+    pixels: Tensor  # (N, 1, S, S) u8, on the CPU
+    device: torch.device
+    mixed: bool = False  # bf16 where the device computes in it
+
+    def __call__(self, indices: Tensor, generator: Generator, epoch: int) -> Tensor:
+        pixels = self.pixels[indices] / 255
+        noisy = pixels + NOISE * torch.randn(pixels.shape, generator=generator)
+        with autocast(self.device, self.mixed):
+            made = self.model(noisy.to(self.device))
+        return F.mse_loss(made.float(), pixels.to(self.device))
 
 
 def train_autoencoder(folders: list[Path], output: Path, settings: Settings) -> dict[str, Any]:
@@ -28,26 +48,23 @@ def train_autoencoder(folders: list[Path], output: Path, settings: Settings) -> 
     Loss: mean squared error between an image and what is made of it with noise. MEVF says neither rate nor epochs.
     """
     settings.start()
+    device = device_named(settings.device)
     paths = [path for folder in folders for path in files_under(folder)]
     pixels, skipped = grey_images(paths[: settings.limit or None], AUTOENCODER_SIZE)
     held = torch.arange(len(pixels)) % HELD_OUT == HELD_OUT - 1
     training, validation = pixels[~held], pixels[held] if held.any() else pixels
     if len(training) < settings.batch_size:
         raise UsageError(f"{counted(len(training), 'training image')}: fewer than one batch of {settings.batch_size}", "lower --batch-size")
-    model = AutoEncoder()
-
-    def loss_of(indices: Tensor, generator: Generator, epoch: int) -> Tensor:
-        x = training[indices] / 255
-        return F.mse_loss(model(x + NOISE * torch.randn(x.shape, generator=generator)), x)
-
+    model = AutoEncoder().to(device)
+    step = Step(model, training, device, settings.is_mixed(device.type == "cuda"))
     made_with = {**settings.to_json(), "images": len(pixels), "data_sha256": hashlib.sha256(pixels.numpy().tobytes()).hexdigest()}
     groups = [(list(model.parameters()), settings.learning_rate)]
-    seconds = fit("train autoencoder", model, loss_of, len(training), groups, settings, made_with, state_beside(output))
+    seconds = fit("train autoencoder", model, step, len(training), groups, settings, made_with, state_beside(output))
     with torch.no_grad():
         x = validation / 255
-        error = F.mse_loss(torch.cat([model(part) for part in x.split(32)]), x)
+        error = F.mse_loss(torch.cat([model(part.to(device)).cpu() for part in x.split(32)]), x)
     metrics = {"mse": round(error.item(), 6), "variance": round(x.var().item(), 6), "held_out": int(held.sum()), "skipped": skipped}
-    return save_network(model, output, {"metrics": metrics, "provenance": {**made_with, "seconds": round(seconds)}})
+    return save_network(model, output, {"metrics": metrics, "provenance": {**made_with, "seconds": round(seconds), **run_on(device)}})
 
 
 def files_under(folder: Path) -> list[Path]:
@@ -83,5 +100,5 @@ def state_beside(output: Path) -> Path:
 def save_network(network: nn.Module, output: Path, meta: dict[str, Any]) -> dict[str, Any]:
     """Writes the weights, with ``meta`` in the file's header; returns ``meta``."""
     with write_errors(f"{output}:", "make room and go on with --resume"), written(output) as new:
-        save_file({k: v.contiguous() for k, v in network.state_dict().items()}, new, {"made_with": json.dumps(meta)})
+        save_file({k: v.contiguous().cpu() for k, v in network.state_dict().items()}, new, {"made_with": json.dumps(meta)})
     return meta

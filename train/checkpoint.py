@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pmclip_deploy.atomic import write_errors, written, written_into
+from pmclip_deploy.bundle.checks import no_constant, no_twin
 from pmclip_deploy.bundle.files import sha256_of_file
 from pmclip_deploy.bundle.names import MANIFEST, SIGNATURES
 from pmclip_deploy.errors import BundleError
@@ -149,7 +150,8 @@ def _of_package(opened: Any, package: Package, name: str) -> Tensor:
 def read_checkpoint(folder: Path) -> tuple[Checkpoint, dict[str, Tensor]]:
     """(what checkpoint.json says, the tensors in fp32). Raises BundleError."""
     try:
-        meta = json.loads((folder / "checkpoint.json").read_text(encoding="utf-8"))
+        text = (folder / "checkpoint.json").read_text(encoding="utf-8")
+        meta = json.loads(text, parse_constant=no_constant, object_pairs_hook=no_twin)
         tensors = rounded_tensors(folder)
     except FileNotFoundError as error:
         raise BundleError(f"{error.filename or folder}: not found", step_to_checkpoint(folder)) from None

@@ -1,12 +1,8 @@
 """`import`: published CLIP weights, whatever they come in, as a checkpoint of ours; nothing in the file is ever run."""
 
-import io
 import json
-import pickle
 import re
-import zipfile
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -24,6 +20,8 @@ from pmclip_deploy.train.backbones.base import ACTIVATIONS, Backbone, Tensors
 from pmclip_deploy.train.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
 from pmclip_deploy.train.contrastive import scale_of
 from pmclip_deploy.train.foreign import kind_of_file, kind_of_tensors
+from pmclip_deploy.train.pickles import Costly, check_pickles
+from pmclip_deploy.train.torchscript import is_torchscript, tensors_from_torchscript
 
 FILES = {"model.safetensors", "checkpoint.json", "tokenizer.json"}  # of a checkpoint
 HUGGING_FACE_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -82,6 +80,8 @@ def import_weights(
         weights = weights_from_file(source)
     except PmclipError:
         raise
+    except Costly as error:
+        raise BundleError(f"{source}: {error}, so it is refused", "get the weights as safetensors or as a state dict") from None
     except Exception as error:  # whatever a damaged or hostile file makes its reader raise
         raise _unreadable(source, error) from error
     spec, tensors = fitted(weights, wanted)
@@ -120,13 +120,15 @@ def weights_from_file(source: Path) -> Weights:
     scripted, data = _loaded(source) if not shards else (False, {k: v for shard in shards for k, v in _loaded(shard)[1].items()})
 
     kind = "OpenAI TorchScript archive" if scripted else "state dict with OpenAI's names"
-    while isinstance(data, Mapping) and (inside := [data[key] for key in WRAPPERS if isinstance(data.get(key), Mapping)]):
+    for _ in WRAPPERS:  # and no deeper: a pickle's mapping may hold itself
+        if (inside := _unwrapped(data)) is None:
+            break
         kind = "training checkpoint with OpenAI's names"
         if "optimizer_state_dict" in data and "state_dict" in data:
             kind = "PubMedCLIP training checkpoint"
         elif "pytorch-lightning_version" in data:
             kind = "PyTorch Lightning checkpoint"
-        data = inside[0]
+        data = inside
     tensors = {k: v for k, v in data.items() if isinstance(k, str) and isinstance(v, Tensor)} if isinstance(data, Mapping) else {}
     if not tensors:
         raise BundleError(f"{source}: holds no named tensors", "pass a state dict, a training checkpoint or a safetensors file")
@@ -139,16 +141,28 @@ def weights_from_file(source: Path) -> Weights:
     return Weights(made_by or kind, source, tensors, *_config_beside(source, made_by is not None), shards)
 
 
+def _unwrapped(data: Any) -> Any:
+    """What a training checkpoint has under a usual key, or else the only mapping in it that has tensors; None if there is none."""
+    if not isinstance(data, Mapping):
+        return None
+    if usual := [data[key] for key in WRAPPERS if isinstance(data.get(key), Mapping)]:
+        return usual[0]
+    full = [of for of in data.values() if isinstance(of, Mapping) and any(isinstance(x, Tensor) for x in of.values())]
+    return full[0] if len(full) == 1 else None
+
+
 def _loaded(source: Path) -> tuple[bool, Any]:
     """(whether it is a TorchScript archive, what it holds)"""
     with source.open("rb") as file:
         head = file.read(9)
     if said := kind_of_file(head):
         raise BundleError(f"{source}: is {said[0]}", said[1])
-    if head.startswith(b"PK\x03\x04") and _check_archive(source):
-        return True, _tensors_from_torchscript(source)
     if len(head) == 9 and head[8:] == b"{" and int.from_bytes(head[:8], "little") <= source.stat().st_size:
         return False, load_file(source)
+    scripted = head.startswith(b"PK\x03\x04") and is_torchscript(source)
+    check_pickles(source)
+    if scripted:
+        return True, tensors_from_torchscript(source)
     return False, torch.load(source, map_location="cpu", weights_only=True)
 
 
@@ -240,90 +254,6 @@ def _activated(spec: Backbone, weights: Weights, wanted: str | None) -> tuple[Ba
     else:
         chosen = Chosen(spec.activation, "assumed" if spec.activation == ACTIVATIONS[0] else "--backbone")
     return spec.with_activation(chosen.activation), chosen
-
-
-def _check_archive(path: Path) -> bool:
-    """Whether the zip is a TorchScript archive. Refuses one whose data is more than the file: torch stores it uncompressed."""
-    with zipfile.ZipFile(path) as archive:
-        names = {info.filename.partition("/")[2] for info in archive.infolist()}
-        size = sum(info.file_size for info in archive.infolist() if not info.filename.partition("/")[2].startswith("code/"))
-    if "data.pkl" not in names:
-        raise BundleError(f"{path}: a zip file, but not one that torch wrote", "unpack it and pass the weights' file")
-    if size > path.stat().st_size:
-        raise BundleError(f"{path}: its data is compressed, which torch never does", "save it again with torch.save")
-    return "constants.pkl" in names
-
-
-# TorchScript archives. torch.jit.load would compile the code in one, and run what a module's __setstate__ says. The weights are in
-# data.pkl and data/*, beside that code: reading those two runs nothing, and takes archives saved from a GPU too.
-
-STORAGES = {
-    "DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16, "BFloat16Storage": torch.bfloat16,
-    "LongStorage": torch.int64, "IntStorage": torch.int32, "ShortStorage": torch.int16, "CharStorage": torch.int8,
-    "ByteStorage": torch.uint8, "BoolStorage": torch.bool,
-}  # fmt: skip
-UNTYPED = ("build_intlist", "build_doublelist", "build_boollist", "build_tensorlist", "restore_type_tag")
-
-
-class _Module:
-    """What a scripted module becomes: its attributes, and no class of its own."""
-
-    attributes: Mapping[Any, Any] = {}
-
-    def __setstate__(self, attributes: Any) -> None:
-        self.attributes = attributes if isinstance(attributes, dict) else {}
-
-
-class _ArchiveReader(pickle.Unpickler):
-    """data.pkl with four harmless globals; every other one is refused by name before anything is called."""
-
-    def __init__(self, archive: zipfile.ZipFile, root: str) -> None:
-        super().__init__(io.BytesIO(archive.read(f"{root}/data.pkl")))
-        self.archive, self.root = archive, root
-        self.storages: dict[str, Tensor] = {}
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module.split(".")[0] == "__torch__":
-            return _Module
-        if module == "torch" and name in STORAGES:
-            return STORAGES[name]
-        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return _strided
-        if (module, name) == ("collections", "OrderedDict"):  # always empty: a tensor's backward hooks
-            return OrderedDict
-        if module == "torch.jit._pickle" and name in UNTYPED:
-            return lambda value, *kind: value
-        raise pickle.UnpicklingError(f"Unsupported global: GLOBAL {module}.{name}")
-
-    def persistent_load(self, pid: Any) -> Tensor:
-        _, dtype, key, _device, _count = pid
-        if not re.fullmatch(r"\d+", str(key), re.ASCII):  # as torch numbers them: no way into what was not measured
-            raise pickle.UnpicklingError(f"Unsupported storage {str(key)[:40]!r}")
-        if key not in self.storages:
-            raw = bytearray(self.archive.read(f"{self.root}/data/{key}"))  # checked against the zip's CRC-32
-            self.storages[key] = torch.frombuffer(raw, dtype=dtype) if raw else torch.empty(0, dtype=dtype)
-        return self.storages[key]
-
-
-def _strided(storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
-    return torch.as_strided(storage, size, stride, offset)  # refuses what reaches beyond the storage
-
-
-def _tensors_from_torchscript(path: Path) -> Tensors:
-    with zipfile.ZipFile(path) as archive:
-        root = archive.namelist()[0].partition("/")[0]
-        return dict(_named_tensors(_ArchiveReader(archive, root).load(), "", set()))
-
-
-def _named_tensors(module: Any, prefix: str, seen: set[int]) -> Iterator[tuple[str, Tensor]]:
-    if not isinstance(module, _Module) or id(module) in seen:
-        return
-    seen.add(id(module))  # a file may nest a module in itself
-    for name, value in module.attributes.items():
-        if isinstance(value, Tensor):
-            yield f"{prefix}{name}", value
-        else:
-            yield from _named_tensors(value, f"{prefix}{name}.", seen)
 
 
 # Which backbone the tensors are, and what is wrong with them.

@@ -72,14 +72,23 @@ class Settings:
     threads: int = 0  # 0 takes all cores
     limit: int = 0  # train on the first images only; 0 takes all
     resume: bool = False  # go on from the state in the output folder
+    device: str = "auto"  # of processes.DEVICES
+    precision: str | None = None  # fp32 or bf16; None takes the stage's own
     optimiser: Optimiser = field(default_factory=Optimiser)
 
     def start(self) -> None:
-        """Threads, memory and seed of this process. Raises UsageError where torchrun started several and the stage takes one."""
+        """Threads, memory and seed of this process. Raises UsageError where torchrun started several and the stage takes one.
+
+        Without a precision, a GPU's fp32 convolutions are torch's, which may round their inputs to 10 bits (TF32).
+        """
         if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
             raise UsageError("this stage trains in one process", "start it without torchrun")
         if self.threads:
             torch.set_num_threads(self.threads)
+        if self.precision not in (None, "fp32", "bf16"):
+            raise UsageError(f"precision {self.precision!r} is unknown", "choose fp32 or bf16")
+        if self.precision == "fp32":
+            torch.backends.cudnn.allow_tf32 = False  # a GPU's convolutions would keep 10 bits
         keep_freed_memory()
         torch.manual_seed(self.seed)
 
@@ -92,9 +101,13 @@ class Settings:
             raise UsageError(f"a batch of {self.batch_size} cannot be shared by {processes()} processes", "make --batch-size a multiple")
         return images
 
+    def is_mixed(self, by_default: bool) -> bool:
+        """Whether the stage computes in bf16 where its device does."""
+        return by_default if self.precision is None else self.precision == "bf16"
+
     def to_json(self) -> dict[str, Any]:
         """What the weights depend on."""
-        return {k: v for k, v in asdict(self).items() if k not in ("threads", "limit", "resume")}
+        return {k: v for k, v in asdict(self).items() if k not in ("threads", "limit", "resume", "device")}
 
 
 class Averaged(nn.Module):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,40 @@ from torch import Generator, Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from pmclip_deploy.bundle.checks import no_twin
 from pmclip_deploy.console import counted
 from pmclip_deploy.errors import InputError, UsageError
 from pmclip_deploy.texts import lines_of_file
 from pmclip_deploy.train.autoencoder import files_under, grey_images, save_network, state_beside
+from pmclip_deploy.train.cpu import autocast
 from pmclip_deploy.train.heads.vision import MAML_SIZE, WIDTH, MamlNetwork
 from pmclip_deploy.train.loop import Settings, fit
+from pmclip_deploy.train.processes import device_named, run_on
 
 WAYS, SHOTS = 3, 3  # a task: three classes, three images of each to learn from and three to be judged by (MEVF section 4)
 STEPS, RATE = 5, 0.01  # within a task (Finn et al. 2017, MiniImagenet; MEVF does not say)
 MEASURED = 50  # tasks, unless an epoch has fewer
 
 Classes = list[Tensor]  # for each class, (N, 1, 84, 84) u8
+
+
+@dataclass(frozen=True)
+class Step:
+    """The mean over a batch of tasks of the judged images' loss."""
+
+    model: nn.Module
+    classes: Classes  # on the CPU
+    device: torch.device
+    mixed: bool = False  # bf16 where the device computes in it
+
+    def __call__(self, indices: Tensor, generator: Generator, epoch: int) -> Tensor:
+        return torch.stack([self.drawn(generator)[0] for _ in indices]).mean()
+
+    def drawn(self, generator: Generator) -> tuple[Tensor, Tensor]:
+        """(loss, accuracy) of a task, both () f32."""
+        learnt, asked, labels = (x.to(self.device) for x in task(self.classes, generator))
+        with autocast(self.device, self.mixed):
+            return judged(self.model, learnt, asked, labels)
 
 
 def train_maml(data: Path, output: Path, settings: Settings, tasks: int = 500) -> dict[str, Any]:
@@ -33,24 +56,22 @@ def train_maml(data: Path, output: Path, settings: Settings, tasks: int = 500) -
     at the adapted weights. Raises InputError and UsageError.
     """
     settings.start()
+    device = device_named(settings.device)
     if tasks < settings.batch_size:
         raise UsageError(f"{tasks} tasks are fewer than one batch of {settings.batch_size}", "raise --tasks")
     classes, skipped = classes_from_images(paths_by_label(data), settings.limit, data)
-    model = nn.Sequential(MamlNetwork(), nn.Linear(WIDTH, WAYS))
-
-    def loss_of(indices: Tensor, generator: Generator, epoch: int) -> Tensor:
-        return torch.stack([judged(model, *task(classes, generator))[0] for _ in indices]).mean()
-
+    model = nn.Sequential(MamlNetwork(), nn.Linear(WIDTH, WAYS)).to(device)
+    step = Step(model, classes, device, settings.is_mixed(device.type == "cuda"))
     digest = hashlib.sha256(b"".join(hashlib.sha256(c.numpy().tobytes()).digest() for c in classes)).hexdigest()
     made_with = {**settings.to_json(), "tasks": tasks, "images": [len(c) for c in classes], "data_sha256": digest}
     groups = [(list(model.parameters()), settings.learning_rate)]
-    seconds = fit("train maml", model, loss_of, tasks, groups, settings, made_with, state_beside(output))
+    seconds = fit("train maml", model, step, tasks, groups, settings, made_with, state_beside(output))
     network = {k: v.clone() for k, v in model[0].state_dict().items()}  # before measuring, which moves the batch norms' averages
     generator = Generator().manual_seed(settings.seed)
-    accuracy = torch.stack([judged(model, *task(classes, generator))[1] for _ in range(min(MEASURED, tasks))]).mean()
+    accuracy = torch.stack([step.drawn(generator)[1] for _ in range(min(MEASURED, tasks))]).mean()
     metrics = {"training_accuracy": round(accuracy.item(), 4), "chance": round(1 / WAYS, 4), "classes": len(classes), "skipped": skipped}
     model[0].load_state_dict(network)
-    return save_network(model[0], output, {"metrics": metrics, "provenance": {**made_with, "seconds": round(seconds)}})
+    return save_network(model[0], output, {"metrics": metrics, "provenance": {**made_with, "seconds": round(seconds), **run_on(device)}})
 
 
 def paths_by_label(data: Path) -> dict[str, list[Path]]:
@@ -62,7 +83,7 @@ def paths_by_label(data: Path) -> dict[str, list[Path]]:
         return found
     for number, line in lines_of_file(data, "give a folder of class folders or a JSONL file"):
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=no_twin)
             found[str(row["label"])].append(data.parent / row["image"])
         except (ValueError, KeyError, TypeError):
             raise InputError(f"{data}: line {number} has no image and label", "correct it or take it out") from None

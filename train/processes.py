@@ -4,12 +4,15 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from pmclip_deploy.errors import DeviceError, UsageError
+
+DEVICES = ("auto", "cpu", "cuda")
 T = TypeVar("T")
 
 
@@ -28,15 +31,28 @@ def own_part(x: T) -> T:
     return part
 
 
-def device_here() -> torch.device:
-    """Of a stage that trains in one process."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def device_named(name: str) -> torch.device:
+    """Of DEVICES; "auto" is a GPU if torch finds one. Raises DeviceError and UsageError."""
+    if name not in DEVICES:
+        raise UsageError(f"device {name!r} is unknown", f"choose {', '.join(DEVICES[:-1])} or {DEVICES[-1]}")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise DeviceError("torch finds no CUDA device", "give --device cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def run_on(device: torch.device) -> dict[str, Any]:
+    """What a checkpoint says of the run, and what its weights do not depend on but for rounding."""
+    return {"threads": torch.get_num_threads(), "device": device.type}
 
 
 @contextmanager
-def device_of_process() -> Iterator[torch.device]:
-    """This process's device; joins those that torchrun started, over nccl for GPUs and gloo for CPUs."""
-    local, several, cuda = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)) > 1, torch.cuda.is_available()
+def device_of_process(name: str = "auto") -> Iterator[torch.device]:
+    """This process's device; joins those that torchrun started, over nccl for GPUs and gloo for CPUs.
+
+    Raises DeviceError and UsageError.
+    """
+    local, several = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)) > 1
+    cuda = device_named(name).type == "cuda"
     device = torch.device("cuda", local) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)

@@ -8,12 +8,14 @@ import torch.distributed as dist
 
 from pmclip_deploy.atomic import written
 from pmclip_deploy.errors import BundleError
+from pmclip_deploy.train.pickles import check_pickles
 from pmclip_deploy.train.processes import rank
 
 
 def read_state(state: Path) -> dict[str, Any]:
     """Raises BundleError."""
     try:
+        check_pickles(state)
         saved: dict[str, Any] = torch.load(state, map_location="cpu", weights_only=True)
         if not {"model", "optimizer", "schedule", "epoch", "seconds", "history", "made_with"} <= saved.keys():
             raise ValueError

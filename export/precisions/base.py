@@ -44,4 +44,5 @@ class Precision:
     bits: int  # of most weights: precisions with more come first
     gate: Mapping[str, float]  # of each graph's tensors: a least "cosine" or "cosine_mean", a largest "max_abs"
     recipes: Callable[[Work], Iterator[Recipe]]  # the fastest first; the first that passes the gates is taken
+    stray: float = 0.5  # the largest relative error of one row or column of a tower (gates.py has what is stricter)
     calibrated: bool = False  # whether it needs pictures to calibrate on

@@ -15,4 +15,4 @@ def recipes(work: Work) -> Iterator[Recipe]:
         yield work.half()
 
 
-PRECISION = Precision("fp16", 16, {"cosine": 0.999}, recipes)
+PRECISION = Precision("fp16", 16, {"cosine": 0.999}, recipes, stray=0.1)

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, get_args
 
@@ -19,6 +20,15 @@ def no_constant(name: str) -> float:
 
 
 IN_JSON = {dict: "an object", list: "a list", str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
+
+
+def no_twin(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object, for json.loads: whoever checks a file may read the first of two values and whoever uses it the last."""
+    data = dict(pairs)
+    if len(data) < len(pairs):
+        name, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+        raise ValueError(f"the key {name[:60]!r} is there twice")
+    return data
 
 
 def of_type(value: Any, kind: type[T], where: str) -> T:
@@ -70,8 +80,8 @@ def preprocess_from_json(data: dict[str, Any], where: str) -> Preprocess:
     resize = get(data, "resize", str, where)
     _one_of(get_args(Resize), resize, f"{where}.resize")
     mean, std = ([of_type(x, float, f"{where}.{key}") for x in get(data, key, list, where)] for key in ("mean", "std"))
-    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-        raise ValueError(f"{where}.mean and .std are not three numbers, std above 0")
+    if len(mean) != 3 or len(std) != 3 or not all(abs(x) <= 10 for x in mean) or not all(1e-3 <= x <= 10 for x in std):  # of 0..1
+        raise ValueError(f"{where}.mean and .std are not three numbers each, up to 10, and std from 0.001 on")
     size = between(get(data, "size", int, where), 8, 4096, f"{where}.size")
     trim = get({"trim": False, **data}, "trim", bool, where)
     return Preprocess(size, resize, (mean[0], mean[1], mean[2]), (std[0], std[1], std[2]), trim)  # type: ignore[arg-type]
@@ -141,8 +151,8 @@ def kind_from_json(data: Any, where: str, answers: int) -> Kind:
     kind = Kind(
         name=get(data, "name", str, where),
         answers=tuple(of_type(x, int, f"{where}.answers") for x in get(data, "answers", list, where)),
-        temperature=get(data, "temperature", float, where),
-        threshold=get(data, "threshold", float, where),
+        temperature=within(get(data, "temperature", float, where), 1e-3, 1e3, f"{where}.temperature"),
+        threshold=within(get(data, "threshold", float, where), 0, 1, f"{where}.threshold"),
         reason=None if reason is None else of_type(reason, str, f"{where}.reason"),
         majority=None if majority is None else of_type(majority, int, f"{where}.majority"),
         note=None if note is None else of_type(note, str, f"{where}.note"),
@@ -150,8 +160,6 @@ def kind_from_json(data: Any, where: str, answers: int) -> Kind:
     )
     for index in [*kind.answers, *([] if kind.majority is None else [kind.majority])]:
         between(index, 0, answers - 1, f"{where}: an answer's index")
-    if kind.temperature <= 0:
-        raise ValueError(f"{where}.temperature is not above 0")
     if kind.reason is None and not kind.answers:
         raise ValueError(f"{where} has neither answers nor a reason to give none")
     return kind
@@ -159,14 +167,12 @@ def kind_from_json(data: Any, where: str, answers: int) -> Kind:
 
 def abstention_from_json(data: dict[str, Any]) -> Abstention:
     where = "abstention"
-    curve = [
-        [of_type(x, float, f"{where}.curve") for x in of_type(point, list, f"{where}.curve")] for point in get(data, "curve", list, where)
-    ]
+    curve = [[_share(x, f"{where}.curve") for x in of_type(point, list, f"{where}.curve")] for point in get(data, "curve", list, where)]
     if any(len(point) != 2 for point in curve):
         raise ValueError(f"{where}.curve is not a list of [coverage, accuracy]")
     return Abstention(
-        kind_threshold=get(data, "kind_threshold", float, where),
-        radiograph_threshold=get(data, "radiograph_threshold", float, where),
+        kind_threshold=_share(get(data, "kind_threshold", float, where), f"{where}.kind_threshold"),
+        radiograph_threshold=_logit(get(data, "radiograph_threshold", float, where), f"{where}.radiograph_threshold"),
         curve=tuple((coverage, accuracy) for coverage, accuracy in curve),
     )
 
@@ -214,11 +220,11 @@ def _stratum(data: Any, where: str) -> Stratum:
         positives=get(data, "positives", int, where),
         auroc=_share(get(data, "auroc", float, where), f"{where}.auroc"),
         auroc_ci95=(interval[0], interval[-1]) if len(interval) == 2 else (1.0, 0.0),
-        threshold=_finite(get(data, "threshold", float, where), f"{where}.threshold"),
+        threshold=_logit(get(data, "threshold", float, where), f"{where}.threshold"),
         yes=(counts["yes"][0], counts["yes"][-1]) if len(counts["yes"]) == 2 else (1, 0),
         no=(counts["no"][0], counts["no"][-1]) if len(counts["no"]) == 2 else (1, 0),
-        slope=_finite(get(data, "slope", float, where), f"{where}.slope"),
-        intercept=_finite(get(data, "intercept", float, where), f"{where}.intercept"),
+        slope=within(get(data, "slope", float, where), 1e-6, 1e6, f"{where}.slope"),
+        intercept=_logit(get(data, "intercept", float, where), f"{where}.intercept"),
         children=get({"children": False, **data}, "children", bool, where),
         reason=None if reason is None else of_type(reason, str, f"{where}.reason"),
     )
@@ -226,21 +232,22 @@ def _stratum(data: Any, where: str) -> Stratum:
     counted = 0 <= right_yes <= yes and 0 <= right_no <= no and yes + no == stratum.n and right_yes + no - right_no == stratum.positives
     if not counted or not 0 < stratum.positives < stratum.n or not stratum.auroc_ci95[0] <= stratum.auroc <= stratum.auroc_ci95[1]:
         raise ValueError(f"{where}: its counts or its interval contradict each other")
-    if stratum.slope <= 0:
-        raise ValueError(f"{where}.slope is not above 0")
     return stratum
 
 
-def _share(value: Any, where: str) -> float:
-    if not 0 <= (share := of_type(value, float, where)) <= 1:  # a comparison with NaN is false, so NaN is refused
-        raise ValueError(f"{where} is not between 0 and 1")
-    return share
-
-
-def _finite(value: float, where: str) -> float:
-    if not abs(value) < 1e6:
-        raise ValueError(f"{where} is no usable number")
+def within(value: float, low: float, high: float, where: str) -> float:
+    if not low <= value <= high:  # a comparison with NaN is false, so NaN is refused
+        raise ValueError(f"{where} is not between {low:g} and {high:g}")
     return value
+
+
+def _share(value: Any, where: str) -> float:
+    return within(of_type(value, float, where), 0, 1, where)
+
+
+def _logit(value: float, where: str) -> float:
+    """One that says never or always is not further from 0 than this; no graph's logit is."""
+    return within(value, -1e3, 1e3, where)
 
 
 def file_from_json(name: str, data: Any) -> File:

@@ -1,16 +1,17 @@
 """A bundle's folder: read, verified, written whole or not at all."""
 
 import hashlib
+import io
 import json
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from pmclip_deploy.atomic import write_errors, written_folder
-from pmclip_deploy.bundle.checks import check_name, no_constant
+from pmclip_deploy.bundle.checks import check_name, no_constant, no_twin
 from pmclip_deploy.bundle.manifest import Manifest
 from pmclip_deploy.bundle.names import (
     LABELS,
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+Verified: TypeAlias = Callable[[str, bytes | None], object]
+
 
 def manifest_from_bundle(path: Path) -> Manifest:
     """Reads and checks manifest.json; the other files are not opened."""
@@ -42,7 +45,7 @@ def manifest_from_bundle(path: Path) -> Manifest:
             raise BundleError(f"{file}: missing, so this folder is no bundle", _step_to_bundle(path))
         if file.stat().st_size > MAX_MANIFEST_BYTES:
             raise BundleError(f"{file}: larger than a manifest can be", NEXT_STEP)
-        manifest = Manifest.from_json(json.loads(file.read_bytes(), parse_constant=no_constant))
+        manifest = Manifest.from_json(json.loads(file.read_bytes(), parse_constant=no_constant, object_pairs_hook=no_twin))
         more = [WORDS] if manifest.head is not None and manifest.head.words is not None else []
         more += [name for name, has in ((LABELS, manifest.labels), (QUESTION_EMBEDDINGS, manifest.asked), (PROBES, manifest.probes)) if has]
         for name in [*(g.file for g in manifest.graphs.values()), *(e.file for e in manifest.engines), TOKENIZER, *more]:
@@ -64,20 +67,25 @@ def _step_to_bundle(folder: Path) -> str:
     return NEXT_STEP
 
 
-def verify_bundle(path: Path, manifest: Manifest | None = None, verified: Callable[[str], object] = len) -> Manifest:
+def verify_bundle(
+    path: Path, manifest: Manifest | None = None, verified: Verified = lambda name, content: None, wanted: Container[str] = ()
+) -> Manifest:
     """Every file is there with its size and sha256, the manifest's too, and nothing more but a signature; else one BundleError says all.
 
     A symbolic link is followed: what counts is the content, and the hash covers it. ``verified`` is told each file that may be parsed
-    already: it, those before it and the manifest are as they should be.
+    already: it, those before it and the manifest are as they should be. It gets the content of a file that is ``wanted``, the very bytes
+    that were hashed, and None of another.
     """
     manifest = manifest or manifest_from_bundle(path)
-    problems = problems_in_bundle(path, manifest, verified)
+    problems = problems_in_bundle(path, manifest, verified, wanted)
     if problems:
         raise BundleError(f"{path}: {', '.join(problems)}", NEXT_STEP)
     return manifest
 
 
-def problems_in_bundle(path: Path, manifest: Manifest, verified: Callable[[str], object] = len) -> list[str]:
+def problems_in_bundle(
+    path: Path, manifest: Manifest, verified: Verified = lambda name, content: None, wanted: Container[str] = ()
+) -> list[str]:
     problems = []
     try:
         seal = Path(path) / SEAL
@@ -91,24 +99,44 @@ def problems_in_bundle(path: Path, manifest: Manifest, verified: Callable[[str],
                 problems.append(f"{name} is missing")
             elif file.stat().st_size != expected.bytes:
                 problems.append(f"{name} has changed ({file.stat().st_size} bytes, not {expected.bytes})")
-            elif sha256_of_file(file) != expected.sha256:
-                problems.append(f"{name} has changed (its sha256 differs)")
-            elif not problems:
-                verified(name)
+            else:
+                content = _content(file, expected) if name in wanted else None
+                digest = sha256_of_file(file) if content is None else hashlib.sha256(content).hexdigest()
+                if digest != expected.sha256:
+                    problems.append(f"{name} has changed (its sha256 differs)")
+                elif not problems:
+                    verified(name, content)
         extra = sorted(entry.name for entry in Path(path).iterdir() if entry.name not in (*manifest.files, MANIFEST, SEAL, SIGNATURE))
     except OSError as error:
         raise BundleError(f"{error.filename}: cannot be read ({error.strerror})", "check its permissions") from error
     return problems + [f"{name!r} does not belong to the bundle" for name in extra]
 
 
-def rows_from_bundle(path: Path | None, name: str, count: int, width: int) -> "NDArray[np.float32]":
+def content_of_file(path: Path, manifest: Manifest, name: str) -> bytes:
+    """A file of a bundle, read into this process's own memory and verified there. What is parsed is what was hashed, whoever writes to the
+    folder meanwhile. Raises BundleError."""
+    file, expected = Path(path) / name, manifest.files.get(name)
+    if expected is None:
+        raise BundleError(f"{file}: is not listed in {MANIFEST}", NEXT_STEP)
+    try:
+        if not file.is_file():
+            raise BundleError(f"{path}: {name} is missing", NEXT_STEP)
+        content = _content(file, expected)
+    except OSError as error:
+        raise BundleError(f"{error.filename}: cannot be read ({error.strerror})", "check its permissions") from error
+    if hashlib.sha256(content).hexdigest() != expected.sha256:
+        raise BundleError(f"{path}: {name} has changed (its sha256 differs)", NEXT_STEP)
+    return content
+
+
+def rows_from_bundle(path: Path | None, manifest: Manifest, name: str, count: int, width: int) -> "NDArray[np.float32]":
     """(count, width) f32 of one of the bundle's arrays. Raises BundleError."""
     import numpy as np
 
     assert path is not None
     try:
-        rows = np.load(path / name, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        rows = np.load(io.BytesIO(content_of_file(path, manifest, name)), allow_pickle=False)
+    except (ValueError, EOFError) as error:
         raise BundleError(f"{path}: {name} cannot be read", "copy the bundle again") from error
     if rows.shape != (count, width) or rows.dtype != np.float32 or not np.isfinite(rows).all():
         raise BundleError(f"{path}: {name} is not {count} x {width} numbers", "export the bundle again")
@@ -160,6 +188,12 @@ def _write(path: Path, source: Path | bytes) -> None:
 
 def _seal(folder: Path) -> bytes:
     return f"{sha256_of_file(Path(folder) / MANIFEST)}  {MANIFEST}\n".encode()
+
+
+def _content(file: Path, expected: File) -> bytes:
+    """No more than a byte too many: a file that grew is not read to its end."""
+    with file.open("rb") as opened:
+        return opened.read(expected.bytes + 1)
 
 
 def sha256_of_file(path: Path) -> str:

@@ -17,6 +17,7 @@ from pmclip_deploy.bundle.checks import (
     of_type,
     preprocess_from_json,
     probe_from_json,
+    within,
 )
 from pmclip_deploy.bundle.names import NEEDED_BY
 from pmclip_deploy.bundle.types import Abstention, Engine, File, Findings, Graph, Head, Kind, Probe
@@ -71,7 +72,7 @@ class Manifest:
             context_length=between(get(text, "context_length", int, "text"), 2, 1 << 16, "text.context_length"),
             pad_id=between(get(text, "pad_id", int, "text"), 0, 1 << 31, "text.pad_id"),
             embed_dim=between(get(data, "embed_dim", int), 1, 1 << 16, "embed_dim"),
-            logit_scale=get(data, "logit_scale", float),
+            logit_scale=within(get(data, "logit_scale", float), 1e-3, 1e4, "logit_scale"),
             graphs=graphs,
             head=None if head is None else head_from_json(of_type(head, dict, "head")),
             answers=answers,

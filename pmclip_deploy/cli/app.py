@@ -164,16 +164,17 @@ def _run(arguments: list[str]) -> int:
         raise
     except Exception as error:
         if hasattr(error, "format_message"):  # click's own errors: an unknown option, a missing argument
-            return _usage_error(error)
+            return _usage_error(error, " ".join(["pmclip-deploy", *named]))
         raise
 
 
-def _usage_error(error: Any) -> int:
+def _usage_error(error: Any, command: str) -> int:
     if type(error).__name__ == "NoArgsIsHelpError":
         error.show()
     else:
-        context = getattr(error, "ctx", None)
-        print_error(f"{error.format_message()} See {context.command_path if context else 'pmclip-deploy'} --help")
+        message, context = error.format_message(), getattr(error, "ctx", None)  # which not all of them have
+        message += "" if message.endswith((".", "?")) else "."
+        print_error(f"{message} See {context.command_path if context else command} --help")
     return 2
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pmclip_deploy.atomic import write, write_errors
-from pmclip_deploy.cli.options import Bundle, Device, Images, Json, check_choice, check_data_and_images
+from pmclip_deploy.cli.options import Bundle, Device, Images, Json, check_choice, check_data_and_images, finite
 from pmclip_deploy.cli.output import print_json, print_notes
 from pmclip_deploy.console import counted, one_line
 from pmclip_deploy.errors import ParityError, UsageError
@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 SCENARIOS = ("single-stream", "multi-stream", "offline", "server")
 
 Scenarios = Annotated[list[str] | None, typer.Option(help=f"{', '.join(SCENARIOS)}. Repeat for more. Default: all.", show_default=False)]
-Seconds = Annotated[float, typer.Option(min=1, max=86400, help="Approximate duration of the measurements.")]
-LatencyBound = Annotated[float, typer.Option(min=0.001, help="server: milliseconds within which 99% of the questions must be answered.")]
+Seconds = Annotated[float, typer.Option(min=1, max=86400, callback=finite, help="Approximate duration of the measurements.")]
+LatencyBound = Annotated[
+    float, typer.Option(min=0.001, callback=finite, help="server: milliseconds within which 99% of the questions must be answered.")
+]
 Data = Annotated[
     Path | None,
     typer.Option(help="JSON lines {image, question, answer}. With them, accuracy and its baselines are measured too.", show_default=False),

@@ -254,12 +254,13 @@ def parity(
     from pmclip_deploy.models import DEFAULT_BUNDLE, DEFAULT_CHECKPOINT
 
     path = bundle or DEFAULT_BUNDLE
+    manifest = manifest_from_bundle(path)
     rows = rows_from_jsonl(data, images) if data else None
     pictures = [images / name for name in sorted({row.image for row in rows})[:PICTURES]] if rows and images else None
     modules = modules_from_checkpoint(checkpoint or DEFAULT_CHECKPOINT)
     precision, measured = parity_of_bundle(path, modules, rows, images, pictures, stages)
     if report is not None:
-        _write_report(report, manifest_from_bundle(path), measured)
+        _write_report(report, manifest, measured)
     if as_json:
         print_json({"schema": "pmclip-deploy/parity/1", "bundle": str(path), "precision": precision, **measured})
     else:

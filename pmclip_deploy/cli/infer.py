@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pmclip_deploy.cli.options import Bundle, Device, Frame, Json, Output, Window
+from pmclip_deploy.cli.options import Bundle, Device, Frame, Json, Output, Window, finite
 from pmclip_deploy.cli.output import RESEARCH_ONLY, RowsFile, console_for_tables, print_json, print_notes
 from pmclip_deploy.cli.pictures import Pictures, exists, leading_pictures, looks_like_a_path
 from pmclip_deploy.console import counted, one_line
@@ -32,6 +32,7 @@ Prevalence = Annotated[
     typer.Option(
         min=0,
         max=1,
+        callback=finite,
         help="Share of your pictures that have the finding, 0.05 for 5%. The output says how often such an answer is then right.",
     ),
 ]
@@ -101,10 +102,14 @@ def infer(
 
 
 def _check_picture(save_picture: Path | None, alone: bool) -> None:
-    if save_picture is not None and not alone:
+    if save_picture is None:
+        return
+    if not alone:
         raise UsageError("--save-picture writes one picture", "ask about one image")
-    if save_picture is not None and save_picture.suffix.lower() != ".png":
+    if save_picture.suffix.lower() != ".png":
         raise UsageError(f"{save_picture}: --save-picture writes PNG", "give the file a name that ends in .png")
+    if save_picture.is_dir() or not save_picture.absolute().parent.is_dir():
+        raise UsageError(f"{save_picture}: cannot be written", "give --save-picture a file in a folder that exists")
 
 
 def first_finding(answers: "list[Answer]") -> str | None:
@@ -149,7 +154,7 @@ def split_arguments(arguments: list[str]) -> tuple[list[Path], list[str]]:
         if not looks_like_a_path(arguments[0]) and _is_question(whole):
             example = 'for example pmclip-deploy infer scan.dcm "is there a fracture?"'
             raise UsageError("no image given, only questions", f"put the image before the question, {example}")
-        raise InputError(f"{arguments[0]}: no such file or folder", "check the path")
+        raise InputError(f"{arguments[0] or repr('')}: no such file or folder", "check the path")
     if not questions or not all(question.strip() for question in questions):
         raise UsageError("no question given", 'add a question, for example "is there a fracture?"')
     if _is_split(questions):

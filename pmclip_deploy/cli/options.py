@@ -1,6 +1,7 @@
 """Options that several commands share, and the checks that belong to them."""
 
 from collections.abc import Collection
+from math import isfinite
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,14 @@ from pmclip_deploy.sessions import devices
 LARGEST_SEED = 2**32 - 1
 *_others, _last = devices()
 DEVICES = f"{', '.join(_others)} or {_last}"
+
+
+def finite(value: float | None) -> float | None:
+    """NaN is in every range that typer checks."""
+    if value is not None and not isfinite(value):
+        raise typer.BadParameter(f"{value} is no number.")
+    return value
+
 
 Bundle = Annotated[Path | None, typer.Option(help="Bundle folder. Default: the embedded model.", show_default=False)]
 Device = Annotated[str, typer.Option(help=f"Where the model runs: {DEVICES}.")]

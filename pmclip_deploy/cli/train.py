@@ -9,7 +9,7 @@ import typer
 
 from pmclip_deploy.atomic import write, write_errors
 from pmclip_deploy.bundle.names import HEADS
-from pmclip_deploy.cli.options import LARGEST_SEED, Json, check_choice
+from pmclip_deploy.cli.options import LARGEST_SEED, Json, check_choice, finite
 from pmclip_deploy.cli.report import report
 from pmclip_deploy.cli.train_finding import finding
 from pmclip_deploy.cli.train_findings import findings
@@ -19,10 +19,14 @@ from pmclip_deploy.cli.train_options import (
     SCHEMA,
     BatchSize,
     Data,
+    Device,
     Epochs,
     Limit,
     Name,
     Output,
+    Precision,
+    PrecisionOfHead,
+    PrecisionOfTowers,
     Rate,
     Resume,
     Seed,
@@ -49,7 +53,7 @@ EpochsOfRecipe = Annotated[int | None, typer.Option(min=1, help=f"{EPOCHS} Defau
 BatchOfAll = Annotated[
     int | None, typer.Option(min=2, help="Rows in a batch, of all processes together. Default: 48, or the recipe's with --from.")
 ]
-RateOfRecipe = Annotated[float | None, typer.Option(min=0, help=f"{RATE} Default: 5e-4, or the recipe's with --from.")]
+RateOfRecipe = Annotated[float | None, typer.Option(min=0, callback=finite, help=f"{RATE} Default: 5e-4, or the recipe's with --from.")]
 MicroBatch = Annotated[
     int | None, typer.Option(min=0, help="With --from: encode N pairs at a time, which saves memory. 0 encodes the whole batch at once.")
 ]
@@ -58,7 +62,9 @@ LockText = Annotated[bool, typer.Option("--lock-text", help="With --from: do not
 Licences = Annotated[
     list[str] | None, typer.Option(help='With --from: use only the rows of ROCO with this licence, such as "CC BY". Repeat for more.')
 ]
-SkipShare = Annotated[float | None, typer.Option(min=0, max=1, help="With --from: largest share of unreadable images. Default: 0.01.")]
+SkipShare = Annotated[
+    float | None, typer.Option(min=0, max=1, callback=finite, help="With --from: largest share of unreadable images. Default: 0.01.")
+]
 
 
 @app.command()
@@ -78,6 +84,8 @@ def clip(
     skip_share: SkipShare = None,
     seed: Seed = 1,
     threads: Threads = 0,
+    device: Device = "auto",
+    precision: PrecisionOfTowers = None,
     limit: Limit = 0,
     resume: Resume = False,
     as_json: Json = False,
@@ -91,7 +99,8 @@ def clip(
     make_folder(output)
     from pmclip_deploy.train.loop import Settings
 
-    run = _given(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, seed=seed, threads=threads, limit=limit, resume=resume)
+    run = _given(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, seed=seed, threads=threads, limit=limit,
+                 resume=resume, device=device, precision=precision)  # fmt: skip
     if source is None:
         from pmclip_deploy.train.clip.questions import train_clip
 
@@ -109,7 +118,7 @@ def clip(
 
 
 Clip = Annotated[Path, typer.Option("--clip", help="Checkpoint of `train clip` or `import`.")]
-HeadName = Annotated[str, typer.Option(help=f"{', '.join(HEADS)}. mevf and qcr do not train the image tower.")]
+HeadName = Annotated[str, typer.Option(help=f"{', '.join(HEADS)}. mevf and qcr train the image tower only with --fine-tune.")]
 Split = Annotated[str | None, typer.Option(help="mevf, qcr: split official (the default) or image-disjoint.", show_default=False)]
 SplitSeed = Annotated[
     int | None, typer.Option(min=0, max=LARGEST_SEED, help="mevf, qcr: seed of the image-disjoint split. Default: 1.", show_default=False)
@@ -130,6 +139,17 @@ FreezeAutoencoder = Annotated[
     bool, typer.Option("--freeze-autoencoder", help="mevf, qcr: do not train the auto-encoder. Training is faster.")
 ]
 Attention = Annotated[str | None, typer.Option(help="mevf: attention ban (the default) or san.", show_default=False)]
+Recurrent = Annotated[
+    str | None,
+    typer.Option(help="mevf, qcr: network that reads the question, lstm or gru. Default: mevf lstm, qcr gru.", show_default=False),
+]
+FineTune = Annotated[bool, typer.Option("--fine-tune", help="mevf, qcr: train the image tower with the head.")]
+RateOfTower = Annotated[
+    float | None,
+    typer.Option(
+        "--tower-learning-rate", min=0, help="With --fine-tune: the tower's learning rate. Default: --learning-rate.", show_default=False
+    ),
+]
 Depth = Annotated[
     int | None, typer.Option(min=1, help="mevf, qcr: number of glimpses or stacks. Default: mevf 2, qcr 10.", show_default=False)
 ]
@@ -149,7 +169,8 @@ Films = Annotated[
 Photographs = Annotated[Path | None, typer.Option(help="lite: folder of photographs. The model learns to refuse them.", show_default=False)]
 BatchOfHead = Annotated[int | None, typer.Option(min=2, help="Rows in a batch. Default: lite 48, mevf 32, qcr 16.", show_default=False)]
 RateOfHead = Annotated[
-    float | None, typer.Option("--learning-rate", min=0, help=f"{RATE} Default: lite 3e-4, mevf 2e-3, qcr 1e-3.", show_default=False)
+    float | None,
+    typer.Option("--learning-rate", min=0, callback=finite, help=f"{RATE} Default: lite 3e-4, mevf 2e-3, qcr 1e-3.", show_default=False),
 ]
 
 
@@ -168,6 +189,9 @@ def vqa(
     maml: MamlFile = None,
     freeze_autoencoder: FreezeAutoencoder = False,
     attention: Attention = None,
+    recurrent: Recurrent = None,
+    fine_tune: FineTune = False,
+    tower_learning_rate: RateOfTower = None,
     depth: Depth = None,
     hidden: Hidden = None,
     type_epochs: TypeEpochs = None,
@@ -179,6 +203,8 @@ def vqa(
     learning_rate: RateOfHead = None,
     seed: Seed = 1,
     threads: Threads = 0,
+    device: Device = "auto",
+    precision: PrecisionOfHead = None,
     limit: Limit = 0,
     resume: Resume = False,
     as_json: Json = False,
@@ -186,12 +212,14 @@ def vqa(
     """Train a VQA head on questions: that of pmclip-lite together with its image tower, or that of MEVF or QCR on any tower."""
     of_heads = _given(split=split, split_seed=split_seed, features=features, glove=glove, autoencoder=autoencoder, maml=maml,
                       freeze_autoencoder=freeze_autoencoder or None, attention=attention, depth=depth, hidden=hidden,
-                      type_epochs=type_epochs)  # fmt: skip
+                      type_epochs=type_epochs, recurrent=recurrent, fine_tune=fine_tune or None,
+                      tower_learning_rate=tower_learning_rate)  # fmt: skip
     of_lite = _given(rounded_epochs=rounded_epochs, films=films or None, photographs=photographs)
     _check_head(head, of_heads if head == "lite" else of_lite, glove, data)
     need_extra_train()
     make_folder(output)
-    run = _given(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, seed=seed, threads=threads, limit=limit, resume=resume)
+    run = _given(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, seed=seed, threads=threads, limit=limit,
+                 resume=resume, device=device, precision=precision)  # fmt: skip
     if head == "lite":
         from pmclip_deploy.train.lite.train import train_vqa
         from pmclip_deploy.train.loop import Settings
@@ -232,6 +260,8 @@ def autoencoder(
     learning_rate: Rate = 1e-3,
     seed: Seed = 1,
     threads: Threads = 0,
+    device: Device = "auto",
+    precision: Precision = None,
     limit: Limit = 0,
     resume: Resume = False,
     as_json: Json = False,
@@ -242,7 +272,7 @@ def autoencoder(
     from pmclip_deploy.train.autoencoder import train_autoencoder
     from pmclip_deploy.train.loop import Settings
 
-    settings = Settings(epochs, learning_rate, batch_size, seed, threads, limit, resume)
+    settings = Settings(epochs, learning_rate, batch_size, seed, threads, limit, resume, device, precision)
     print_checkpoint(train_autoencoder(data, output, settings), output, as_json)
 
 
@@ -256,6 +286,8 @@ def maml(
     learning_rate: Rate = 1e-3,
     seed: Seed = 1,
     threads: Threads = 0,
+    device: Device = "auto",
+    precision: Precision = None,
     limit: Annotated[int, typer.Option(help="Train on the first N images of each class only. 0 uses all.", min=0)] = 0,
     resume: Resume = False,
     as_json: Json = False,
@@ -266,7 +298,7 @@ def maml(
     from pmclip_deploy.train.loop import Settings
     from pmclip_deploy.train.maml import train_maml
 
-    settings = Settings(epochs, learning_rate, batch_size, seed, threads, limit, resume)
+    settings = Settings(epochs, learning_rate, batch_size, seed, threads, limit, resume, device, precision)
     print_checkpoint(train_maml(data, output, settings, tasks), output, as_json)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pmclip_deploy.cli.options import LARGEST_SEED
+from pmclip_deploy.cli.options import LARGEST_SEED, finite
 from pmclip_deploy.console import counted, decimal, one_line
 from pmclip_deploy.errors import UsageError
 from pmclip_deploy.extras import need_extra
@@ -31,9 +31,30 @@ Data = Annotated[
 Output = Annotated[Path, typer.Option("--output", help="Folder to write the checkpoint and the training state to.")]
 Epochs = Annotated[int, typer.Option(min=1, help=EPOCHS)]
 BatchSize = Annotated[int, typer.Option(min=2, help="Rows in a batch.")]
-Rate = Annotated[float, typer.Option("--learning-rate", min=0, help=RATE)]
+Rate = Annotated[float, typer.Option("--learning-rate", min=0, callback=finite, help=RATE)]
 Seed = Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Seed of the run.")]
 Threads = Annotated[int, typer.Option(help="Number of CPU threads. 0 uses all cores.", min=0)]
+Device = Annotated[str, typer.Option(help="Where the training runs: auto, cpu or cuda. auto takes a GPU if torch finds one.")]
+Precision = Annotated[
+    str | None,
+    typer.Option(
+        help="fp32, or bf16 if the device computes in it; weights stay in fp32. Default: bf16 on a GPU, fp32 on a CPU.", show_default=False
+    ),
+]
+PrecisionOfTowers = Annotated[
+    str | None,
+    typer.Option(
+        help="fp32, or bf16 if the device computes in it; weights stay in fp32. Default: bf16, or the recipe's with --from.",
+        show_default=False,
+    ),
+]
+PrecisionOfHead = Annotated[
+    str | None,
+    typer.Option(
+        help="fp32, or bf16 if the device computes in it; weights stay in fp32. Default: bf16, but fp32 for mevf and qcr on a CPU.",
+        show_default=False,
+    ),
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue from the state in --output.")]
 Limit = Annotated[int, typer.Option(help="Train on the first N images only. 0 uses all.", min=0)]
 Name = Annotated[

@@ -36,7 +36,7 @@ def closed_reply(intent: Intent, evidence: Evidence) -> Reply:
         share *= h.probability
     candidates = ranked({yes: share, no: 1 - share})
     best = candidates[0]
-    if best.probability < COIN:
+    if not best.probability >= COIN:
         return Reply(None, best.probability, f"yes and no are too close ({best.probability:.0%})", candidates=candidates)
     return Reply(best.answer, best.probability, candidates=candidates)
 
@@ -56,10 +56,10 @@ def choice_reply(intent: Intent, evidence: Evidence) -> Reply:
             return Reply(right[0], source="header")
         return Reply(None, reason=f"it is neither: the file says {said}" if said else NOT_SURE, source="header")
     total = sum(h.probability for h in held.values())
-    if total < WEAKEST:
+    if not total >= WEAKEST:
         return Reply(None, reason=f"the picture looks like neither {' nor '.join(words.values())}")
     candidates = ranked({words[value]: h.probability / total for value, h in held.items()})
-    if candidates[0].probability < COIN:
+    if not candidates[0].probability >= COIN:
         return Reply(None, candidates[0].probability, f"{' and '.join(words.values())} are too close", candidates=candidates)
     return Reply(candidates[0].answer, candidates[0].probability, candidates=candidates)
 

@@ -25,7 +25,7 @@ def _modality(evidence: Evidence, threshold: float) -> Reply:
 
 
 def _detail(said: str, within: Sequence[Candidate]) -> str | None:
-    if len(within) < 2 or within[0].probability < WEAKEST:
+    if len(within) < 2 or not within[0].probability >= WEAKEST:
         return None
     return f"within {said}, the picture looks most like {within[0].answer} ({within[0].probability:.0%})"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import exp
+from math import exp, isfinite
 
 from pmclip_deploy.answer import Worth
 from pmclip_deploy.bundle.manifest import Manifest
@@ -42,6 +42,8 @@ def finding_reply(manifest: Manifest, intent: Intent, evidence: Evidence) -> Rep
     if stratum is None:
         return Reply(None, reason=reason)
     logit = evidence.findings.logits[name]
+    if not isfinite(logit):  # neither yes nor no
+        return Reply(None, reason=f"the graph's value for {name} is no number")
     found = logit >= stratum.threshold
     yes, no = ("yes", "no") if intent.polarity else ("no", "yes")
     share = 1 / (1 + exp(-max(-60.0, min(60.0, stratum.slope * logit + stratum.intercept))))
@@ -89,7 +91,7 @@ def _stratum(finding: Finding, shown: Sequence[str], evidence: Evidence) -> tupl
     if not fitting or any(region not in {s.region for s in fitting} for region in evidence.header.regions):
         where = f"this picture shows the {listed(region_label(x) for x in shown)}" if shown else "this picture shows none of these"
         return None, f"{measured}; {where if shown or evidence.findings.regions else 'the file does not say what this picture shows'}"
-    unlike = [s for s in fitting if s.family == FILM and evidence.findings.regions.get(s.region, 1.0) < UNLIKE]
+    unlike = [s for s in fitting if s.family == FILM and not evidence.findings.regions.get(s.region, 1.0) >= UNLIKE]
     if unlike:
         return None, f"the file says {header_value(evidence.header, 'region')}, and the picture does not look like it"
     stratum = next((s for s in fitting if s.reason), fitting[0])

@@ -50,7 +50,7 @@ class Decision:
 
 
 def decision_from_heads(manifest: Manifest, heads: HeadLogits, row: int) -> Decision:
-    """The rules in their order; a later rule never overrules an earlier one."""
+    """The rules in their order; a later rule never overrules an earlier one. A comparison with NaN is false, and false abstains."""
     kinds = softmax(heads.kind[row])
     index = int(kinds.argmax())
     kind, limits = manifest.kinds[index], manifest.abstention
@@ -61,13 +61,13 @@ def decision_from_heads(manifest: Manifest, heads: HeadLogits, row: int) -> Deci
     best = np.argsort(-logits, kind="stable")  # the probabilities' order, where those are so near 1 that they are equal
     candidates = tuple(Candidate(manifest.answers[kind.answers[i]], float(probabilities[i])) for i in best)
     decision = Decision(index, candidates, candidates[0].probability)
-    if kinds[index] < limits.kind_threshold or (heads.known is not None and not heads.known[row]):
+    if not kinds[index] >= limits.kind_threshold or (heads.known is not None and not heads.known[row]):
         return replace(decision, rule="question", reason=OUTSIDE)
-    if heads.radiograph is not None and heads.radiograph[row] < limits.radiograph_threshold:
+    if heads.radiograph is not None and not heads.radiograph[row] >= limits.radiograph_threshold:
         return replace(decision, rule="radiograph", reason=NO_RADIOGRAPH)
     if kind.threshold >= 1:
         return replace(decision, rule="confidence", reason=NEVER_SURE)
-    if decision.probability < kind.threshold:
+    if not decision.probability >= kind.threshold:
         reason = f"the confidence {decision.probability:.2f} is under the bundle's threshold {kind.threshold:.2f}"
         return replace(decision, rule="confidence", reason=reason)
     return decision

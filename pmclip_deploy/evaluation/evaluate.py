@@ -65,9 +65,11 @@ def about_bundle(predictor: Predictor) -> dict[str, Any]:
 def tower_trained_on(provenance: Mapping[str, Any]) -> list[str]:
     """The data sets that the image tower learned from: all of them, or the training split of those that have a validation split.
 
-    `train vqa --head lite` trains the tower too; MEVF's and QCR's heads leave it as it is.
+    `train vqa` trains the tower too with `--head lite`, and with `--fine-tune`; else MEVF's and QCR's heads leave it as it is.
     """
+    head = provenance.get("head")
     notes = [provenance.get(stage) for stage in ("clip", "vqa")]
+    notes += [head] if isinstance(head, dict) and head.get("fine_tune") else []
     named = [note["data"] for note in notes if isinstance(note, dict) and isinstance(note.get("data"), list)]
     return sorted({str(name) for names in named for name in names})
 

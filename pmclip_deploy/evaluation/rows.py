@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pmclip_deploy.bundle.checks import no_twin
 from pmclip_deploy.errors import InputError
 from pmclip_deploy.texts import lines_of_file
 
@@ -55,7 +56,7 @@ def sha256_of_rows(rows: Sequence[Row]) -> str:
 
 def _row(line: str, where: str, images: Path | None) -> Row:
     try:
-        data = json.loads(line)
+        data = json.loads(line, object_pairs_hook=no_twin)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where}: no JSON", "every line is one object {image, question, answer}") from error
     for key in ("image", "question", "answer"):

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from pmclip_deploy.faults import OF_ELEMENTS
+from pmclip_deploy.header.work import sequence_of
 
 MODALITY, SOP_CLASS, MEDIA_SOP_CLASS, IMAGE_TYPE = 0x00080060, 0x00080016, 0x00020002, 0x00080008
 
@@ -68,6 +69,12 @@ def raw_of(dataset: Any, tag: int) -> Any:
         return None
 
 
+def is_long(element: Any, most: int = 65534) -> bool:
+    """Whether its value takes more bytes than an explicit VR of numbers or text has room for: a list of millions fills memory."""
+    value = getattr(element, "value", None)
+    return isinstance(value, bytes) and len(value) > most
+
+
 def strings_of(dataset: Any, tag: int) -> tuple[str, ...]:
     """The values of a string element, upper case, without padding; () where it is absent, too long or no string."""
     value: Any = getattr(raw_of(dataset, tag), "value", ())
@@ -106,7 +113,8 @@ def numbers_of(dataset: Any, tag: int) -> tuple[float, ...]:
 
 def _integers(dataset: Any, tag: int) -> tuple[int, ...]:
     """The values of a binary element of whole numbers; () where it is none."""
-    if getattr(raw_of(dataset, tag), "VR", "") not in ("US", None):
+    element = raw_of(dataset, tag)
+    if getattr(element, "VR", "") not in ("US", None) or is_long(element):
         return ()
     try:
         value = dataset[tag].value
@@ -121,8 +129,7 @@ def items_of(dataset: Any, tag: int) -> Sequence[Any]:
     if element is None or element.VR not in ("SQ", "UN", None):
         return ()
     try:
-        value = dataset[tag].value
-        return value if isinstance(value, Sequence) and not isinstance(value, (str, bytes)) else ()
+        return sequence_of(dataset, tag, element)
     except OF_ELEMENTS:  # broken, or no sequence
         return ()
 

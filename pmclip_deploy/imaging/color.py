@@ -12,18 +12,24 @@ from pmclip_deploy.faults import OF_ELEMENTS
 from pmclip_deploy.imaging.decoders.layout import Layout, Refused
 from pmclip_deploy.imaging.dicom_file import DicomImage
 from pmclip_deploy.imaging.grayscale import Gray
+from pmclip_deploy.imaging.picture import bands
+
+MAX_STEPS = 1 << 18  # segments of a palette, which has at most 65,536 entries: those that give none go on for minutes
 
 
 def rgb_from_samples(stored: NDArray[Any], photometric: str, layout: Layout) -> Gray:
-    if stored.dtype.itemsize > 1 or layout.stored < 8:
-        top = 2 ** min(layout.stored, 8 * stored.dtype.itemsize) - 1
-        stored = np.floor(np.clip(stored, 0, top) * (255 / top) + 0.5).astype(np.uint8)
-    stored = stored.view(np.uint8)
-    if photometric.startswith("YBR_FULL"):
-        from pydicom.pixels.processing import convert_color_space
+    wide, ybr = stored.dtype.itemsize > 1 or layout.stored < 8, photometric.startswith("YBR_FULL")
+    if not wide and not ybr:
+        return stored.view(np.uint8)
+    from pydicom.pixels.processing import convert_color_space
 
-        stored = convert_color_space(stored, "YBR_FULL", "RGB")
-    return stored
+    top = 2 ** min(layout.stored, 8 * stored.dtype.itemsize) - 1
+    pixels = np.empty(stored.shape, np.uint8)
+    for part in bands(*stored.shape[:2]):
+        band = stored[part]
+        band = np.floor(np.clip(band, 0, top) * (255 / top) + 0.5).astype(np.uint8) if wide else band.view(np.uint8)
+        pixels[part] = convert_color_space(band, "YBR_FULL", "RGB") if ybr else band
+    return pixels
 
 
 def rgb_from_palette(image: DicomImage, stored: NDArray[Any]) -> Gray:
@@ -53,18 +59,26 @@ def rgb_from_palette(image: DicomImage, stored: NDArray[Any]) -> Gray:
         channels.append((entries >> 8 if wide else entries).astype(np.uint8))
     if stored.dtype.kind == "i" and first > 32767:
         first -= 65536
-    index = stored.astype(np.int64) - first
-    return np.stack([channel[np.clip(index, 0, len(channel) - 1)] for channel in channels], axis=-1)
+    pixels = np.empty((*stored.shape, 3), np.uint8)
+    for part in bands(*stored.shape):
+        index = stored[part].astype(np.int64) - first
+        for place, channel in enumerate(channels):
+            pixels[part, :, place] = channel[np.clip(index, 0, len(channel) - 1)]
+    return pixels
 
 
 def _expanded(data: list[int], bits: int, count: int) -> list[int]:
     """Discrete, linear and indirect segments, never to more than ``count`` entries, never deeper than one indirection (C.7.9.2.3)."""
     out: list[int] = []
+    steps = 0
 
     def expand(at: int, segments: int, inside: bool) -> None:
+        nonlocal steps
         while at + 1 < len(data) and segments and len(out) < count:
             opcode, length = data[at], data[at + 1]
-            at, segments = at + 2, segments - 1
+            at, segments, steps = at + 2, segments - 1, steps + 1
+            if steps > MAX_STEPS:
+                raise Refused("its segmented palette is broken")
             if opcode == 0:
                 out.extend(data[at : at + length])
                 at += length

@@ -16,6 +16,8 @@ import numpy as np
 from pmclip_deploy.answer import ImageInfo
 from pmclip_deploy.errors import InputError, NoPictureError
 from pmclip_deploy.header.read import header_from_dataset
+from pmclip_deploy.header.work import allow
+from pmclip_deploy.imaging.bounded import MAX_HEADER, BoundedFile
 from pmclip_deploy.imaging.decoders.frame import CODECS
 from pmclip_deploy.imaging.dicom_file import NATIVE, DicomImage, image_from_dataset, image_from_file, reading
 from pmclip_deploy.imaging.elements import Window, code_string_of, printable_uid, text_of, whole_number
@@ -58,7 +60,7 @@ def picture_from_dicom(
     is_path = isinstance(source, (str, PathLike))
     where = fspath(source) if is_path else "dataset"
     if window is not None and not (len(window) == 2 and all(map(math.isfinite, window)) and window[1] > 0):
-        raise InputError(f"{where}: the window asked for has no positive width", "give a center and a width above 0")
+        raise InputError(f"{where}: the window asked for is no center with a positive width", "give two numbers, the width above 0")
     with reading(where) as stack:
         image = image_from_file(where, stack, data) if is_path else image_from_dataset(source)
         return _picture(where, image, frame, None if window is None else (float(window[0]), float(window[1])))
@@ -92,11 +94,15 @@ def _picture(where: str, image: DicomImage, frame: int | None, window: Window | 
     frames = max(whole_number(dataset, "NumberOfFrames", 1), 1)
     index = frames // 2 if frame is None else frame
     if not 0 <= index < frames:
-        there = "only frame 0" if frames == 1 else f"frames 0 to {frames - 1}"
-        raise InputError(f"{where}: frame {frame} was asked for and the file has {there}", "choose one of these")
+        there, step = ("only frame 0", "leave the frame out") if frames == 1 else (f"frames 0 to {frames - 1}", "choose one of these")
+        raise InputError(f"{where}: frame {frame} was asked for and the file has {there}", step)
 
     if code_string_of(dataset, "BurnedInAnnotation") == "YES":  # PS3.3 C.7.6.1
         notes.append("text is burned into the pixels (BurnedInAnnotation is YES): it may name the patient")
+    frame_bytes = layout.pixels * layout.samples * layout.allocated // 8
+    allow(min(frame_bytes * frames, 8 * image.available))
+    if isinstance(image.file, BoundedFile):
+        image.file.left = 2 * frame_bytes + MAX_HEADER // 2
     stored, photometric = stored_values(image, layout, index, frames, notes)
     applied = None
     if photometric == "PALETTE COLOR" or layout.samples == 3:

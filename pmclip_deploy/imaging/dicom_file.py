@@ -18,6 +18,8 @@ import numpy as np
 from pmclip_deploy.errors import InputError, NoPictureError, PmclipError
 from pmclip_deploy.faults import is_ours
 from pmclip_deploy.files import UNKNOWN_FILE
+from pmclip_deploy.header.work import limited
+from pmclip_deploy.imaging.bounded import BoundedFile, header_from_file
 from pmclip_deploy.imaging.decoders.layout import Refused
 from pmclip_deploy.imaging.elements import text_of
 from pmclip_deploy.imaging.picture import head_of_file
@@ -54,7 +56,7 @@ def patient_from_dicom(path: str | PathLike[str]) -> str:
 @contextmanager
 def reading(where: str) -> Iterator[ExitStack]:
     try:
-        with quiet(), np.errstate(all="ignore"), ExitStack() as stack:
+        with quiet(), limited(), np.errstate(all="ignore"), ExitStack() as stack:
             yield stack
     except PmclipError:
         raise
@@ -103,20 +105,6 @@ class DicomImage:
     vr: str  # of the pixel data; "float" where these are not whole numbers
 
 
-class _Clamped(io.BufferedReader):
-    """Python allocates what a read asks for before it reads: never ask for more than the file has, whatever a header says."""
-
-    def __init__(self, raw: io.FileIO) -> None:
-        super().__init__(raw)
-        self.size = raw.seek(0, io.SEEK_END)
-        raw.seek(0)
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        if size is not None and size > 65536:
-            size = max(min(size, self.size - self.tell()), 0)
-        return super().read(size)
-
-
 def image_from_file(where: str, stack: ExitStack, data: bytes | None = None) -> DicomImage:
     """Of the file at ``where``, or of what it holds, ``data``."""
     head = head_of_file(where) if data is None else data[:132]
@@ -124,16 +112,15 @@ def image_from_file(where: str, stack: ExitStack, data: bytes | None = None) -> 
     if head[128:] != b"DICM" and head[:2] not in (b"\x02\x00", b"\x08\x00", b"\x00\x08", b"\x00\x02"):
         raise NoPictureError(f"{where}: {UNKNOWN_FILE}", "give one of these")
 
-    from pydicom import dcmread
     from pydicom.valuerep import EXPLICIT_VR_LENGTH_32
 
     quieten()
     _read_unknown_sequences()
-    file: BinaryIO = stack.enter_context(_Clamped(io.FileIO(where))) if data is None else io.BytesIO(data)
+    file = stack.enter_context(BoundedFile(io.FileIO(where) if data is None else io.BytesIO(data)))
     meta = _deflated_meta(file) if head[128:] == b"DICM" or head[:2] == b"\x02\x00" else None
     if meta is not None:
-        file = io.BytesIO(_inflated(where, file))
-    dataset = dcmread(file, stop_before_pixels=True, force=True)
+        file = stack.enter_context(BoundedFile(_inflated(where, file), 1 << 20))
+    dataset = header_from_file(file)
     if meta is not None:
         dataset.file_meta = meta
     little = bool(dataset.original_encoding[1])
@@ -203,19 +190,61 @@ def _deflated_meta(file: BinaryIO) -> FileMetaDataset | None:
     return None
 
 
-def _inflated(where: str, file: BinaryIO) -> bytes:
+def _inflated(where: str, file: BoundedFile) -> _Inflated:
     """The rest of the file. It is inflated to nowhere first: a thousandth of the size is enough for a bomb."""
-    inflater, total, begin = zlib.decompressobj(-zlib.MAX_WBITS), 0, file.tell()
-    data = file.read(65536)
-    while data and not inflater.eof:
-        total += len(inflater.decompress(data, 1 << 20))
-        if total > MAX_INFLATED:
+    file.header_is_read, file.left = True, None
+    whole = _Inflated(file)
+    while whole.take(1 << 20):
+        if whole.place > MAX_INFLATED:
             raise InputError(f"{where}: inflates to more than {MAX_INFLATED >> 20} MiB", "store it in another transfer syntax")
-        data = inflater.unconsumed_tail or file.read(65536)
-    if not inflater.eof:
+    if not whole.inflater.eof:
         raise InputError(f"{where}: its deflated data is cut short", "copy the file again")
-    file.seek(begin)
-    return zlib.decompress(file.read(), -zlib.MAX_WBITS)
+    whole.size = whole.place
+    return whole
+
+
+class _Inflated(io.RawIOBase):
+    """What the rest of a file inflates to, piece by piece. It begins anew for what it has passed."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.begin, self.size, self.wanted = file, file.tell(), 0, 0
+        self._begin()
+
+    def _begin(self) -> None:
+        self.file.seek(self.begin)
+        self.inflater, self.data, self.place = zlib.decompressobj(-zlib.MAX_WBITS), b"", 0
+
+    def take(self, size: int) -> bytes:
+        """At most ``size`` bytes more; none at the end."""
+        out = b""
+        while not out and not self.inflater.eof and (self.data or (data := self.file.read(65536))):
+            out = self.inflater.decompress(self.data or data, size)
+            self.data = self.inflater.unconsumed_tail
+        self.place += len(out)
+        return out
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self.wanted
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        self.wanted = offset + (0, self.wanted, self.size)[whence]
+        return self.wanted
+
+    def readinto(self, buffer: Any, /) -> int:
+        if self.wanted < self.place:
+            self._begin()
+        while self.place < self.wanted and self.take(min(self.wanted - self.place, 1 << 20)):
+            pass
+        data = self.take(len(buffer))
+        buffer[: len(data)] = data
+        self.wanted = self.place
+        return len(data)
 
 
 def image_from_dataset(dataset: Any) -> DicomImage:

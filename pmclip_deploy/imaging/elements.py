@@ -9,6 +9,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from pmclip_deploy.faults import OF_ELEMENTS
+from pmclip_deploy.header import raw
 from pmclip_deploy.imaging.decoders.layout import Refused
 
 if TYPE_CHECKING:
@@ -19,10 +20,11 @@ Window = tuple[float, float]  # (center, width)
 
 
 def items_of(group: Any, keyword: str) -> list[Dataset]:
-    try:
-        return list(group[keyword].value or []) if keyword in group else []
-    except OF_ELEMENTS:  # not a sequence, or a broken one
-        return []
+    from pydicom.datadict import tag_for_keyword
+
+    tag = tag_for_keyword(keyword)
+    assert tag is not None
+    return list(raw.items_of(group, tag))
 
 
 def frame_group(dataset: Dataset, index: int, keyword: str) -> Any:
@@ -38,6 +40,8 @@ def numbers_of(group: Any, keyword: str) -> list[float] | None:
     """The values that are numbers up to the first that is none; None where the element is missing or empty."""
     value: Any
     try:
+        if keyword in group and raw.is_long(group.get_item(keyword)):
+            raise Refused(f"its {keyword} is longer than a list of numbers can be")
         value = (_decimal_texts(group.get_item(keyword)) or group[keyword].value) if keyword in group else None
     except OF_ELEMENTS:  # a decimal string that is none
         return []
@@ -74,7 +78,7 @@ def whole_number(dataset: Dataset, keyword: str, default: int) -> int:
 
 def text_of(group: Any, keyword: str) -> str:
     try:
-        value = group.get(keyword)
+        value = group.get(keyword) if keyword in group and not raw.is_long(group.get_item(keyword)) else ""
     except OF_ELEMENTS:
         return ""
     return value.strip() if isinstance(value, str) else ""

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pmclip_deploy.faults import OF_ELEMENTS
+from pmclip_deploy.header.raw import is_long
 from pmclip_deploy.imaging.decoders.layout import LARGE, Layout, Refused
 from pmclip_deploy.imaging.dicom_file import DicomImage
 from pmclip_deploy.imaging.elements import Window, code_string_of, frame_group, items_of, numbers_of, text_of
@@ -106,8 +107,8 @@ class _Table:
     def of(cls, item: Dataset, little: bool, low: float) -> _Table | None:
         """``low`` is the smallest value that the table may be asked for, by the header and not by the pixels of one frame."""
         try:
-            count, first, bits = (int(value) for value in item["LUTDescriptor"].value)
-            data: Any = item["LUTData"].value
+            count, first, bits = map(int, numbers_of(item, "LUTDescriptor") or [])
+            data: Any = None if is_long(item.get_item("LUTData"), 1 << 17) else item["LUTData"].value
             if isinstance(data, (bytes, bytearray)):
                 little = little if item.original_encoding[1] is None else item.original_encoding[1]
                 data = np.frombuffer(data[: len(data) // 2 * 2], "<u2" if little else ">u2")

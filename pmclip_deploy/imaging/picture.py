@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 
 MAX_PIXELS = 1 << 26  # 8192 x 8192, twice the largest mammogram: more is a mistake or an attack
+
+BAND = 1 << 18  # pixels that are converted at a time: the wide values of a whole picture take many times its memory
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,18 @@ def head_of_file(source: str) -> bytes:
     if not head:
         raise InputError(f"{source}: the file is empty", "copy it again")
     return head
+
+
+def check_size(where: str, width: int, height: int) -> None:
+    """Raises InputError if there are more than MAX_PIXELS."""
+    if width * height > MAX_PIXELS:
+        raise InputError(f"{where}: {width} x {height} is more than {MAX_PIXELS} pixels", "make it smaller")
+
+
+def bands(height: int, width: int) -> Iterator[slice]:
+    """Rows, about BAND pixels at a time."""
+    step = max(1, BAND // width)
+    return (slice(top, min(top + step, height)) for top in range(0, height, step))
 
 
 def automatic_window(low: float, high: float) -> tuple[float, float]:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 MAX_FRAGMENTS = 1 << 18  # pieces of compressed data: each costs time
 RLE = "1.2.840.10008.1.2.5"
 CODESTREAM_STARTS = (b"\xff\xd8\xff", b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP")  # JPEG and JPEG-LS, JPEG 2000, a JP2 file around it
+RLE_START = re.compile(rb"[\x01-\x0f]\0\0\0\x40\0\0\0")  # a count of segments, and the place of the first (PS3.5 G.5)
 NEXT_CODESTREAM = re.compile(rb"\xff\xd9\0*(?:\xff\xd8\xff|\xff\x4f\xff\x51)")  # behind the end of one; never within one
 
 PHOTOMETRIC = {  # (0028,0004), PS3.3 C.7.6.3.1.2 -> samples per pixel
@@ -144,13 +145,15 @@ def _codestream(image: DicomImage, index: int, frames: int) -> bytes:
     file, fragments = image.file, list[_Fragment]()  # the first item is the Basic Offset Table
     end = file.tell() + image.available
     while (head := file.read(8)) and head[:4] == b"\xfe\xff\x00\xe0":
-        fragment = _Fragment(file.tell(), int.from_bytes(head[4:], "little"), file.read(6).startswith(CODESTREAM_STARTS))
+        place, first = file.tell(), file.read(8)
+        begins = RLE_START.match(first) is not None if image.syntax == RLE else first.startswith(CODESTREAM_STARTS)
+        fragment = _Fragment(place, int.from_bytes(head[4:], "little"), begins)
         if fragment.place + fragment.length > end:
             raise Refused("it is cut short: its compressed data ends before its declared length")
         file.seek(fragment.place + fragment.length)
         fragments.append(fragment)
-        if len(fragments) > MAX_FRAGMENTS + 1:
-            raise Refused(f"its compressed data is in more than {MAX_FRAGMENTS} pieces")
+        if len(fragments) > (most := min(MAX_FRAGMENTS, (1 << 16) + 16 * frames)) + 1:
+            raise Refused(f"its compressed data is in more than {most} pieces")
     table, fragments = fragments[:1], fragments[1:]
     if len(fragments) < frames:
         declared = counted(frames, "frame is declared", "frames are declared")

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from pmclip_deploy.answer import Match
 from pmclip_deploy.atomic import write_errors, written
+from pmclip_deploy.bundle.checks import no_twin
 from pmclip_deploy.errors import BundleError, InputError
 from pmclip_deploy.spec import INDEX_SCHEMA
 
@@ -153,7 +154,7 @@ def index_from_file(path: "str | os.PathLike[str]") -> Index:
 def _metadata_and_tensors(head: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
     if len(head) < HEADER or int.from_bytes(head[:8], "little") != HEADER - 8:
         raise ValueError("it does not begin like one")
-    tensors = json.loads(head[8:])
+    tensors = json.loads(head[8:], object_pairs_hook=no_twin)
     metadata = tensors.pop("__metadata__")
     if (schema := str(metadata["schema"])) != INDEX_SCHEMA:
         raise ValueError(f'its schema is "{schema[:60]}", this version reads "{INDEX_SCHEMA}"')

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from hashlib import sha256
 from itertools import chain
 from pathlib import Path
 from typing import Generic, TypeAlias, TypeVar
@@ -14,6 +15,7 @@ from typing import Generic, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from pmclip_deploy.bundle.checks import no_twin
 from pmclip_deploy.console import counted
 from pmclip_deploy.errors import BundleError, InputError, UsageError
 from pmclip_deploy.files import files_below, is_no_picture, unreadable
@@ -21,7 +23,8 @@ from pmclip_deploy.predictor import Predictor
 from pmclip_deploy.search.index import ROWS, About, Chunk, Halves, Index, beside, index_from_file, locked, unit, write_index
 from pmclip_deploy.texts import lines_of_file
 
-JOURNAL_SCHEMA = "pmclip-deploy/index-journal/1"
+JOURNAL_SCHEMA = "pmclip-deploy/index-journal/2"
+SALT_CHECK = b"pmclip-deploy/index-journal/1"  # never to be changed: indexes hold eight digits of its HMAC
 SALT_BYTES = 16  # at least: a short salt can be guessed, and with it the UIDs
 
 T = TypeVar("T")
@@ -134,12 +137,17 @@ def delete_rows(path: Path, ids: Sequence[str]) -> None:
 
 
 class Journal:
-    """INDEX.part: a line on what all rows share, then a line a row, {"id", "embedding": base64 of (D,) f16}. A torn end is cut off."""
+    """INDEX.part: a line on what all rows share, then a line a row, {"id", "embedding": base64 of (D,) f16, "sha256"}.
+
+    A row's sha256 is of JSON: a list of the sha256 before it, its id and its embedding; before the first row, of the first line's sha256.
+    A torn end is cut off, and so is everything from the first line on that was changed, moved or doubled. It is embedded again.
+    """
 
     def __init__(self, path: Path, about: About) -> None:
         self.path, self.ids, self.dim = path, set[str](), 0
         head = json.dumps({"schema": JOURNAL_SCHEMA, **asdict(about)}).encode() + b"\n"
         self._start = end = len(head)
+        self._top = self._last = sha256(head).hexdigest()
         try:
             path.touch(0o600)
             with path.open("rb") as file:
@@ -150,9 +158,9 @@ class Journal:
                         f"{path}: an unfinished run with another bundle or other settings", "finish that, or give it up and delete the file"
                     )
                 path.write_bytes(head)
-            for id, _, after in self._rows():
+            for id, _, after, digest in self._rows():
                 self.ids.add(id)
-                end = after
+                end, self._last = after, digest
             os.truncate(path, end)
             self._file = path.open("ab", buffering=0)  # a row is in the system's hands once it is written
         except OSError as error:
@@ -168,7 +176,8 @@ class Journal:
 
     def add(self, id: str, row: Halves) -> None:
         embedding = base64.b64encode(row.astype("<f2").tobytes()).decode()
-        line = json.dumps({"id": id, "embedding": embedding}).encode() + b"\n"
+        digest = _chained(self._last, id, embedding)
+        line = json.dumps({"id": id, "embedding": embedding, "sha256": digest}).encode() + b"\n"
         try:
             written = self._file.write(line)
         except OSError as error:
@@ -176,41 +185,50 @@ class Journal:
         if written != len(line):
             raise self._unwritable("no space is left")
         self.ids.add(id)
-        self.dim = len(row)
+        self.dim, self._last = len(row), digest
 
     def chunks(self, without: frozenset[str]) -> Iterator[Chunk]:
-        ids, rows = list[str](), list[Halves]()
-        for id, row, _ in self._rows():
+        ids, rows, read = list[str](), list[Halves](), set[str]()
+        for id, row, _, _ in self._rows():
+            read.add(id)
             if id not in without:
                 ids.append(id)
                 rows.append(row)
             if len(rows) == ROWS:
                 yield np.stack(rows), ids
                 ids, rows = [], []
+        if read != self.ids:
+            raise BundleError(f"{self.path}: another program changed it during this run", "run the command again")
         if rows:
             yield np.stack(rows), ids
 
-    def _rows(self) -> Iterator[tuple[str, Halves, int]]:
-        """Each id and row, and where its line ends, up to the first line that is none."""
+    def _rows(self) -> Iterator[tuple[str, Halves, int, str]]:
+        """Each id and row, where its line ends and its sha256, up to the first line that is not as it was written."""
+        digest = self._top
         with self.path.open("rb") as file:
             file.seek(end := self._start)
             for line in file:
                 try:
                     data = json.loads(line)
                     id, row = data["id"], np.frombuffer(base64.b64decode(data["embedding"], validate=True), "<f2")
+                    digest = _chained(digest, id, data["embedding"])
                 except (ValueError, KeyError, TypeError, RecursionError):
                     return
-                if not line.endswith(b"\n") or not isinstance(id, str) or not row.size or len(row) != (self.dim or len(row)):
+                if not line.endswith(b"\n") or data.get("sha256") != digest or not row.size or len(row) != (self.dim or len(row)):
                     return
                 self.dim, end = len(row), end + len(line)
-                yield id, row, end
+                yield id, row, end, digest
 
     def _unwritable(self, reason: str | None) -> BundleError:
         return BundleError(f"{self.path}: cannot be written ({reason})", "check the space left and the permissions, then run it again")
 
 
+def _chained(before: str, id: str, embedding: str) -> str:
+    return sha256(json.dumps([before, id, embedding]).encode()).hexdigest()
+
+
 def _about(predictor: Predictor, embedded: str, ids: str, salt: bytes | None = None) -> About:
-    check = "" if salt is None else hmac.digest(salt, JOURNAL_SCHEMA.encode(), "sha256").hex()[:8]
+    check = "" if salt is None else hmac.digest(salt, SALT_CHECK, "sha256").hex()[:8]
     return About(predictor.model.bundle, predictor.model.sha256, embedded, ids, check)
 
 
@@ -247,7 +265,7 @@ def _caption_from_text(line: str) -> tuple[str, str]:
 
 def _caption_from_json(line: str) -> tuple[str, str]:
     """-> id and caption. Raises ValueError or what indexing into something else raises."""
-    data = json.loads(line)
+    data = json.loads(line, object_pairs_hook=no_twin)
     caption, id = data["caption"].strip(), data.get("id", data["caption"]).strip()
     caption.encode(), id.encode()  # JSON can spell what is no Unicode
     if not caption or not id:

@@ -7,7 +7,7 @@ loaded with each start is a NamedTuple: a dataclass takes half a millisecond to 
 import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -52,6 +52,7 @@ class GraphFile(NamedTuple):
     name: str = ""
     bundle: str = ""
     engines: "tuple[tuple[Engine, str], ...]" = ()  # its rows of the manifest, and the hash of each one's file
+    read: Callable[[Path], bytes] = Path.read_bytes  # the content of one of its files; a bundle's is verified
 
 
 class SessionOptions(NamedTuple):

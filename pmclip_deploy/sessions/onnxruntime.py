@@ -5,9 +5,11 @@ import sys
 import warnings
 from collections.abc import Mapping
 from functools import cache
+from math import prod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pmclip_deploy.errors import BundleError, DeviceError
+from pmclip_deploy.onnx_file import NUMPY, model_from_file
 from pmclip_deploy.sessions import Backend, Device, GraphFile, SessionOptions, cache_folder
 from pmclip_deploy.threads import cpu_threads
 
@@ -35,7 +37,7 @@ PROVIDERS = {
         Provider(Device("cpu", "CPU", "nothing to do: it comes with pmclip-deploy"), CPU),
         Provider(Device("cuda", "CUDA", f"with an NVIDIA driver, {GPU_STEPS}", nvidia=True), CUDA),
         Provider(
-            Device("openvino", "OpenVINO", "`pip uninstall -y onnxruntime`, then `pip install onnxruntime-openvino`"),
+            Device("ort-openvino", "OpenVINO", "`pip uninstall -y onnxruntime`, then `pip install onnxruntime-openvino`"),
             "OpenVINOExecutionProvider",
             caches=("cache_dir",),
         ),
@@ -116,15 +118,20 @@ class OnnxRuntimeSession:
         if wanted.name not in available:
             here = f"onnxruntime {ort.__version__} has no {name} here (it has {', '.join(available)})"
             raise DeviceError(here, f'{wanted.device.install}, or pass device="cpu"')
-        if not graph.path.is_file():
-            raise BundleError(f"{graph.path}: missing", "copy the bundle again")
+        import numpy as np
+
+        content, outside, raw = model_from_file(graph.path, graph.read)
+        weights = {w.name: np.frombuffer(raw, NUMPY[w.data_type], prod(w.dims), w.offset).reshape(w.dims) for w in outside}
         if wanted.device.nvidia and hasattr(ort, "preload_dlls"):
             ort.preload_dlls()  # CUDA and cuDNN from the NVIDIA wheels
         others = [other for other in (*wanted.behind, CPU) if other in available and other != wanted.name]
         providers = [(wanted.name, _provider_options(wanted, graph.sha256)), *((other, dict[str, str]()) for other in others)]
         settings = _settings(ort, options.integer_kernels or device != "cpu", options.prepack)
         try:
-            self._session = ort.InferenceSession(graph.path, settings, providers=providers)
+            values = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in weights.items()}
+            if values:
+                settings.add_external_initializers(list(values), list(values.values()))
+            self._session = ort.InferenceSession(content, settings, providers=providers)
         except Exception as error:  # onnxruntime's exceptions have no common base below Exception
             raise BundleError(f"{graph.path}: onnxruntime cannot load it ({_line(error)})", "copy the bundle again") from error
         self.device = device if wanted.name in self._session.get_providers() else "cpu"
@@ -157,6 +164,7 @@ def _settings(ort: Any, integer_kernels: bool, prepack: bool) -> Any:
     settings.add_session_config_entry("session.intra_op.spin_duration_us", "1000")  # nor while the other graphs are opened
     settings.add_session_config_entry("session.disable_quant_qdq", "0" if integer_kernels else "1")
     settings.add_session_config_entry("session.disable_prepacking", "0" if prepack else "1")
+    settings.add_session_config_entry("session.load_model_format", "ONNX")  # its own format is not what was checked
     return settings
 
 

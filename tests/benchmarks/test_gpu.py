@@ -17,6 +17,7 @@ from pmclip_deploy.benchmarks.gpu_stage import NotMeasuredError, Stage, reason
 from pmclip_deploy.sessions.engines import engine_backends
 from tests.command import MAIN
 from tests.sources import ROOT
+from tests.tiny.slake import slake
 
 LATE = ("the time of its stage was over", "it was stopped ")  # a machine that is busy with other things gets less far
 LACKS = ("needs an NVIDIA GPU",)
@@ -35,18 +36,21 @@ def test_a_rehearsal(tmp_path: Path) -> None:
         pytest.importorskip(name, reason="needs the extra `train`")
     lacks = (*LACKS, *(f"needs {name}," for name in ("triton", "torchao") if importlib.util.find_spec(name) is None))
     file = tmp_path / "gpu.jsonl"
-    command = ["pmclip_deploy.benchmarks.gpu", "--output", str(file), "--device", "cpu", "--budget", "30"]
+    data = slake(tmp_path / "slake", {"train": 8, "validate": 2, "test": 4})
+    command = ["pmclip_deploy.benchmarks.gpu", "--output", str(file), "--device", "cpu", "--budget", "40"]
+    command += ["--slake", str(data), "--glove", str(data / "glove.txt")]
     done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, timeout=300, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     rows = results.read(file)
-    assert list(dict.fromkeys(row["scenario"] for row in rows)) == list(gpu.STAGES)
+    stages = [*gpu.STAGES, gpu.HEADS]
+    assert list(dict.fromkeys(row["scenario"] for row in rows)) == stages
     assert len({row["run"] for row in rows}) == 1 and {row["environment"]["device"] for row in rows} == {"cpu"}
     assert [row for row in rows if (row["not_measured"] or "") and not row["not_measured"].startswith((*LATE, *lacks))] == []
     assert [row for row in rows if row["figures"].get("wrong")] == []
     assert all(bool(row["figures"]) != bool(row["not_measured"]) for row in rows)
     assert not any(str(tmp_path) in line for line in file.read_text().splitlines())
     text = report_writing.markdown(report.document(rows))
-    assert all(f"### Stage {name}" in text for name in gpu.STAGES) and "A rehearsal on a CPU" in text
+    assert all(f"### Stage {name}" in text for name in stages) and "A rehearsal on a CPU" in text
 
 
 MODULES = {
@@ -103,7 +107,9 @@ def test_reasons_hold_no_path() -> None:
     assert reason(NotMeasuredError("why")) == "why" and reason(ZeroDivisionError()) == "ZeroDivisionError"
 
 
-@pytest.mark.parametrize("arguments", [["--budget", "0"], ["--kernels", "nowhere"], []])
+@pytest.mark.parametrize(
+    "arguments", [["--budget", "0"], ["--kernels", "nowhere"], ["--slake", "nowhere"], ["--glove", "nowhere"], ["--stage", "heads"], []]
+)
 def test_bad_arguments_are_one_line(tmp_path: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / ("gpu.jsonl" if arguments else "none/gpu.jsonl")
     with pytest.raises(SystemExit) as ended:

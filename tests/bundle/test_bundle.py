@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from pmclip_deploy.bundle.checks import no_twin
 from pmclip_deploy.bundle.files import manifest_from_bundle, verify_bundle, write_bundle
 from pmclip_deploy.bundle.manifest import Manifest
 from pmclip_deploy.bundle.names import MANIFEST, SEAL
@@ -117,18 +119,17 @@ def test_a_changed_byte_is_named(bundle: Path, name: str) -> None:
 
 
 def test_nothing_may_be_parsed_from_the_first_problem_on(bundle: Path) -> None:
-    told = list[str]()
-    manifest = verify_bundle(bundle, verified=told.append)
+    told, again = list[str](), list[str]()
+    manifest = verify_bundle(bundle, verified=lambda name, content: told.append(name))
     assert sorted(told) == sorted(manifest.files)
     changed = told[2]
     (bundle / changed).write_bytes(bytes(manifest.files[changed].bytes))
-    again = list[str]()
     with pytest.raises(BundleError, match=f"{changed} has changed"):
-        verify_bundle(bundle, manifest, again.append)
+        verify_bundle(bundle, manifest, lambda name, content: again.append(name))
     assert again == told[:2]
     (bundle / SEAL).unlink()
     with pytest.raises(BundleError):
-        verify_bundle(bundle, manifest, again.append)
+        verify_bundle(bundle, manifest, lambda name, content: again.append(name))
     assert again == told[:2]
 
 
@@ -196,6 +197,22 @@ CHANGES: dict[str, Any] = {
     "negative answer": lambda d: d["kinds"][0].update(answers=[-1]),
     "majority out of range": lambda d: d["kinds"][0].update(majority=99),
     "zero temperature": lambda d: d["kinds"][0].update(temperature=0),
+    "temperature of almost zero": lambda d: d["kinds"][0].update(temperature=1e-320),
+    "temperature of a million": lambda d: d["kinds"][0].update(temperature=1e6),
+    "threshold below 0": lambda d: d["kinds"][0].update(threshold=-1),
+    "threshold of 7": lambda d: d["kinds"][0].update(threshold=7),
+    "threshold just above 1": lambda d: d["kinds"][0].update(threshold=1.0000001),
+    "threshold of the kind below 0": lambda d: d["abstention"].update(kind_threshold=-1),
+    "threshold of the kind of 7": lambda d: d["abstention"].update(kind_threshold=7),
+    "threshold of radiographs that lets nothing pass": lambda d: d["abstention"].update(radiograph_threshold=1e9),
+    "threshold of radiographs that lets all pass": lambda d: d["abstention"].update(radiograph_threshold=-1e9),
+    "coverage above 1": lambda d: d["abstention"].update(curve=[[1.5, 0.5]]),
+    "std of almost zero": lambda d: d["preprocess"].update(std=[0.5, 1e-320, 0.5]),
+    "std that hides the picture": lambda d: d["preprocess"].update(std=[0.5, 1e30, 0.5]),
+    "mean far from a picture": lambda d: d["preprocess"].update(mean=[0.5, 1e30, 0.5]),
+    "logit scale of zero": lambda d: d.update(logit_scale=0),
+    "negative logit scale": lambda d: d.update(logit_scale=-10),
+    "logit scale that overflows": lambda d: d.update(logit_scale=1e300),
     "infinite threshold": lambda d: d["kinds"][0].update(threshold=float("inf")),
     "huge threshold": lambda d: d["kinds"][0].update(threshold=10**400),
     "kind without answers": lambda d: d["kinds"][0].update(answers=[]),
@@ -324,6 +341,45 @@ def test_a_manifest_that_is_no_json_object(bundle: Path, content: bytes) -> None
     (bundle / MANIFEST).write_bytes(content)
     with pytest.raises(BundleError, match="not a usable manifest"):
         manifest_from_bundle(bundle)
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e999", "true", '"0.5"', "null", "[0.5]"])
+@pytest.mark.parametrize("key", ["temperature", "threshold", "kind_threshold", "radiograph_threshold", "logit_scale"])
+def test_what_is_no_number_is_refused(bundle: Path, key: str, value: str) -> None:
+    content, found = re.subn(rf'"{key}": [-\d.e]+', f'"{key}": {value}', (bundle / MANIFEST).read_text())
+    assert found
+    (bundle / MANIFEST).write_text(content)
+    with pytest.raises(BundleError, match="not a usable manifest"):
+        manifest_from_bundle(bundle)
+
+
+@pytest.mark.parametrize("key", ["name", "threshold", "image.onnx", "sha256", "kinds", "temperature"])
+def test_a_key_that_is_there_twice_is_refused(bundle: Path, key: str) -> None:
+    """At any depth, also with one value twice."""
+    content = (bundle / MANIFEST).read_text()
+    place = content.index(f'"{key}":')
+    end = json.JSONDecoder().raw_decode(content, content.index(":", place) + 2)[1]
+    (bundle / MANIFEST).write_text(f"{content[:end]}, {content[place:]}")
+    with pytest.raises(BundleError, match=rf"the key '{re.escape(key)}' is there twice"):
+        manifest_from_bundle(bundle)
+
+
+def test_a_key_that_is_there_twice_is_found_in_one_pass() -> None:
+    """Names are compared a few times each, not each with all: 16 MB of keys would take an hour."""
+    compared = 0
+
+    class Name(str):
+        __hash__ = str.__hash__
+
+        def __eq__(self, other: object) -> bool:
+            nonlocal compared
+            compared += 1
+            return str.__eq__(self, other)
+
+    pairs = [(Name(f"key {i}"), i) for i in range(2000)]
+    with pytest.raises(ValueError, match="'key 1999' is there twice"):
+        no_twin([*pairs, (Name("key 1999"), 0)])
+    assert compared < 10 * len(pairs)
 
 
 def test_no_folder_and_no_manifest(tmp_path: Path) -> None:

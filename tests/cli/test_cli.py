@@ -742,3 +742,24 @@ def test_long_work_says_what_begins_where_stderr_is_no_terminal(run: Any, folder
     (tmp_path / "c.txt").write_text("\n".join(f"fracture {i}" for i in range(100)))
     result = run("search", "index", tmp_path / "c.txt", "--output", tmp_path / "i.safetensors")
     assert (result.code, result.err) == (0, "Embedding (100)\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["infer", "CT", FRACTURE, "--nosuch"], "No such option: --nosuch. See pmclip-deploy infer --help"),
+        (["infer", "CT", FRACTURE, "--window", "1"], "Option '--window' requires 2 arguments. See pmclip-deploy infer --help"),
+        (["infers"], "No such command 'infers'. Did you mean 'infer'? See pmclip-deploy --help"),
+        (["infer", "", FRACTURE], "'': no such file or folder; check the path"),
+        (["infer", "CT", FRACTURE, "--frame", "1"], "CT: frame 1 was asked for and the file has only frame 0; leave the frame out"),
+        (
+            ["infer", "CT", FRACTURE, "--window", "nan", "5"],
+            "CT: the window asked for is no center with a positive width; give two numbers, the width above 0",
+        ),
+        (["classify", "CT", "--template", "", "ct", "mri"], "the template '' has no {}; "),
+    ],
+)
+def test_messages_of_wrong_usage_are_whole_sentences(command: Any, folder: Path, words: list[str], said: str) -> None:
+    ct = str(folder / "ct.dcm")
+    failed = command(*(ct if word == "CT" else word for word in words))
+    assert failed.code in (2, 3) and is_one_line(failed.err) and failed.err.startswith(f"error: {said.replace('CT', ct)}")

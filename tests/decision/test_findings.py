@@ -124,9 +124,10 @@ def test_the_picture_that_the_model_saw_is_saved_with_its_map(run: Any, folder: 
 @pytest.mark.parametrize(
     ("arguments", "said"), [(("--save-picture", "seen.jpg"), ".png"), (("--save-picture", "/nowhere/seen.png"), "cannot be written")]
 )
-def test_a_picture_that_cannot_be_saved(run: Any, folder: Path, tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:
+def test_a_picture_that_cannot_be_saved(run: Any, tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:
+    """The command says so before it opens the bundle."""
     Image.fromarray(film(190)).save(tmp_path / "film.png")
-    failed = run("infer", tmp_path / "film.png", FRACTURE, "--bundle", folder, *arguments)
+    failed = run("infer", tmp_path / "film.png", FRACTURE, "--bundle", tmp_path / "no bundle", *arguments)
     assert failed.code == 2 and said in failed.err and failed.err.count("\n") == 1
 
 

@@ -224,6 +224,11 @@ def test_answers_are_compared(checkpoint: Path, pictures: Path, bundles: dict[st
     assert answers["agreement"] == answers["candidate_agreement"] == 1
 
 
+def test_parity_of_no_bundle_opens_no_checkpoint(command: Any, tmp_path: Path) -> None:
+    code, out, err = command("parity", tmp_path / "no bundle", "--checkpoint", tmp_path / "no checkpoint")
+    assert (code, out) == (4, "") and "no such bundle folder" in err
+
+
 @pytest.mark.parametrize(("first", "agreement", "answered"), [(9, 0.5, 2), (0, None, 0)])
 def test_two_abstentions_are_no_agreement(
     first: float, agreement: float | None, answered: int, bundles: dict[str, Path], pictures: Path

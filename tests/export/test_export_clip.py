@@ -359,9 +359,59 @@ def no_numbers(fault: Fault) -> None:
     fault.put("head", model)
 
 
+def answers_swapped(fault: Fault) -> None:
+    model = fault.graph("head")
+    next(n for n in model.graph.node if "answer" in n.output).output[0] = "answer.right"
+    model.graph.initializer.append(numpy_helper.from_array(np.array([1, 0, *range(2, 7)]), "order"))
+    model.graph.node.append(onnx.helper.make_node("Gather", ["answer.right", "order"], ["answer"], axis=1))
+    fault.put("head", model)
+
+
+def row_in_zeros(graph: str, table: str, row: int) -> Callable[[Fault], None]:
+    def plant(fault: Fault) -> None:
+        model = fault.graph(graph)
+        for weight in model.graph.initializer:
+            if weight.name == table:
+                rows = numpy_helper.to_array(weight).copy()
+                rows[row] = 0
+                weight.CopyFrom(numpy_helper.from_array(rows, table))
+        fault.put(graph, model)
+
+    return plant
+
+
+def another_case(fault: Fault) -> None:
+    data = json.loads(fault.files["tokenizer.json"])  # type: ignore[arg-type]
+    parts = data["normalizer"]["normalizers"]
+    data["normalizer"]["normalizers"] = [part for part in parts if part["type"] != "Lowercase"]
+    assert len(parts) > len(data["normalizer"]["normalizers"])
+    fault.files["tokenizer.json"] = json.dumps(data).encode()
+
+
+def other_scale(fault: Fault) -> None:
+    fault.manifest = replace(fault.manifest, logit_scale=10 * fault.manifest.logit_scale)
+
+
+def labels_swapped(fault: Fault) -> None:
+    a, b, *others = fault.manifest.labels
+    fault.manifest = replace(fault.manifest, labels=(b, a, *others))
+
+
+LABELS = ("ct", "mri", "plain film")
+position_lost, word_lost = row_in_zeros("text", "places.weight", 60), row_in_zeros("text", "words.weight", 40000)
+own_word_lost = row_in_zeros("head", "question.words.weight", 5)
+
+
 @pytest.mark.parametrize(
     ("fault", "precision", "said"),
     [
+        (answers_swapped, "fp32", "head/answers to answer: a column is off"),
+        (own_word_lost, "fp32", "words/head.question.words: a row is off"),
+        (word_lost, "fp32", "words/text.words: a row is off"),
+        (position_lost, "fp32", "words/text.embeddings: a row is off"),
+        (another_case, "fp32", "tokenizer.json of the bundle"),
+        (other_scale, "fp32", "logit_scale of the bundle"),
+        (labels_swapped, "fp32", "kept/labels.npy: a row is off"),
         (wrong_mean, "fp32", "pixels differ by up to"),
         (other_resize, "fp32", "pixels differ"),
         (swapped_channels, "fp32", "image cosine"),
@@ -376,11 +426,11 @@ def test_a_planted_fault_fails_the_gate(fault: Callable[[Fault], None], precisio
     name = "tiny-resnet" if precision == "int8" else "tiny"
     model = tiny_clip.lively(name)
     folder = tmp_path / "checkpoint"
-    if fault in (words_in_another_order, no_numbers):
+    if fault in (words_in_another_order, no_numbers, answers_swapped, own_word_lost):
         tiny_clip.head_checkpoint(folder, name, "mevf", model=model)
     else:
         tiny_clip.checkpoint(folder, name, model)
-    exported(folder, tmp_path / "bundle", precision, "cpu", pictures)
+    exported(folder, tmp_path / "bundle", precision, "cpu", pictures, labels=LABELS if fault is labels_swapped else ())
     planted = Fault(folder, tmp_path / "bundle")
     planted.measured(tmp_path / "as it was")
     fault(planted)

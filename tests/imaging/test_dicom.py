@@ -546,7 +546,7 @@ def test_jpeg_2000_of_every_depth(bits):
 @pytest.mark.parametrize("lossy", [{}, {"compression_ratios": [8, 3]}])
 @pytest.mark.parametrize("bits", [1, 7, 8, 12, 16, "rgb"])
 def test_jpeg_2000_decoded_in_threads_is_the_same(monkeypatch, bits, lossy):
-    """Large frames go to Pillow's OpenJPEG, all others to pylibjpeg's."""
+    """Frames go to Pillow's OpenJPEG, and where it does not hand them on to pylibjpeg's."""
     from openjpeg.utils import encode_array
 
     rows, columns, samples = 512, 513, 3 if bits == "rgb" else 1
@@ -558,7 +558,7 @@ def test_jpeg_2000_decoded_in_threads_is_the_same(monkeypatch, bits, lossy):
     layout = Layout(rows, columns, samples, 8 * values.itemsize, bits, bits - 1, False, "MONOCHROME2" if samples == 1 else "YBR_RCT", 0)
     assert jpeg2000._j2k_in_threads(frame, layout, jpeg2000.header_of(frame, layout)) is not None
     decoded = [samples_from_codestream(J2K, frame, layout)]
-    monkeypatch.setattr(jpeg2000, "LARGE", rows * columns + 1)
+    monkeypatch.setattr(jpeg2000, "_j2k_in_threads", lambda *_: None)
     decoded.append(samples_from_codestream(J2K, frame, layout))
     assert decoded[0][1] == decoded[1][1] and decoded[0][0].dtype == decoded[1][0].dtype
     np.testing.assert_array_equal(decoded[0][0], decoded[1][0])
@@ -566,6 +566,28 @@ def test_jpeg_2000_decoded_in_threads_is_the_same(monkeypatch, bits, lossy):
     monkeypatch.undo()
     with pytest.raises(Refused, match="broken"):
         samples_from_codestream(J2K, frame[: len(frame) // 2], layout)
+
+
+@pytest.mark.parametrize("lossy", [{}, {"compression_ratios": [8, 3]}])
+@pytest.mark.parametrize("bits", [2, 8, 10, 12, 15, 16])
+def test_signed_jpeg_2000_goes_to_pillows_decoder_too(monkeypatch, bits, lossy):
+    """It is the newer OpenJPEG; a codestream may be in a file of boxes, which no decoder reads."""
+    from openjpeg.utils import encode_array
+
+    walk = np.cumsum(np.random.default_rng(bits).normal(size=(40, 60)), axis=1)
+    kind, half = np.int8 if bits <= 8 else np.int16, 1 << (bits - 1)
+    values = ((walk - walk.min()) / np.ptp(walk) * (2 * half - 1) - half).round().astype(kind)
+    values[0, :4] = [-half, half - 1, 0, -1]
+    frame = bytes(encode_array(values, bits_stored=bits, **lossy))
+    layout = Layout(40, 60, 1, 8 * values.itemsize, bits, bits - 1, True, "MONOCHROME2", 0)
+    decoded = [samples_from_codestream(J2K, x, layout)[0] for x in (frame, bytes(range(200)) + frame)]
+    assert jpeg2000._j2k_in_threads(frame, layout, jpeg2000.header_of(frame, layout)) is not None
+    monkeypatch.setattr(jpeg2000, "_j2k_in_threads", lambda *_: None)
+    decoded.append(samples_from_codestream(J2K, frame, layout)[0])
+    for one in decoded[1:]:
+        assert one.dtype == decoded[0].dtype
+        np.testing.assert_array_equal(one, decoded[0])
+    assert lossy or np.array_equal(decoded[0].view(kind), values)
 
 
 def test_tiled_jpeg_2000_in_threads(monkeypatch):
@@ -576,15 +598,17 @@ def test_tiled_jpeg_2000_in_threads(monkeypatch):
     file = BytesIO()
     Image.fromarray(pattern(300, 200, 1)).save(file, "JPEG2000", tile_size=(64, 96), no_jp2=True, irreversible=False)
     layout = Layout(300, 200, 1, 8, 8, 7, False, "MONOCHROME2", 0)
-    for large in (1, 1 << 18):
-        monkeypatch.setattr(jpeg2000, "LARGE", large)
+    for by_pillow in (True, False):
+        if not by_pillow:
+            monkeypatch.setattr(jpeg2000, "_j2k_in_threads", lambda *_: None)
         np.testing.assert_array_equal(samples_from_codestream(J2K, file.getvalue(), layout)[0], pattern(300, 200, 1))
 
 
-@pytest.mark.parametrize("large", [1, 1 << 18])
+@pytest.mark.parametrize("by_pillow", [True, False])
 @pytest.mark.parametrize("syntax", HTJ2K)
-def test_htj2k(monkeypatch, syntax, large):
-    monkeypatch.setattr(jpeg2000, "LARGE", large)
+def test_htj2k(monkeypatch, syntax, by_pillow):
+    if not by_pillow:
+        monkeypatch.setattr(jpeg2000, "_j2k_in_threads", lambda *_: None)
     frame = (HERE / "htj2k_gray12.j2k").read_bytes()
     ds = dataset(pattern12(), BitsStored=16)
     reference = picture_from_dicom(ds)

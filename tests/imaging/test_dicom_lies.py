@@ -196,7 +196,7 @@ def halved(pieces):
 
 
 @pytest.mark.parametrize("lie", LIES)
-@pytest.mark.parametrize("syntax", [JPEG_LS, J2K, JPEG])
+@pytest.mark.parametrize("syntax", ENCAPSULATED)
 def test_frames_of_several_fragments_begin_at_their_codestreams(syntax, lie):
     pieces = halved([codestream(frame, syntax) for frame in FRAMES])
     ds = multiframe(syntax, pieces, LIES[lie](places(pieces)[::2]))
@@ -206,8 +206,8 @@ def test_frames_of_several_fragments_begin_at_their_codestreams(syntax, lie):
 
 
 def test_frames_of_several_fragments_that_only_a_table_can_tell():
-    """RLE has no start marker. A table is believed if its entries rise, are where fragments begin, and are as many as the frames."""
-    pieces = halved([codestream(frame, RLE) for frame in FRAMES])
+    """Where no fragment has a whole start, a table is believed that rises, fits the fragments and has an entry for each frame."""
+    pieces = [part for frame in FRAMES for part in (codestream(frame, RLE)[:4], codestream(frame, RLE)[4:])]
     at = places(pieces)[::2]
     extended = {"ExtendedOffsetTable": struct.pack("<3Q", *at[:3]), "ExtendedOffsetTableLengths": struct.pack("<3Q", 322, 322, 322)}
     for ds in (multiframe(RLE, pieces, at[:3]), multiframe(RLE, pieces, (0, 0, 0), **extended), multiframe(RLE, pieces, **extended)):
@@ -235,6 +235,13 @@ def test_a_frame_that_holds_two_codestreams_is_refused(syntax):
     refused(multiframe(syntax, [one + b"\0\0\0" + other, third], frames=2), message, frame=0)
     refused(multiframe(syntax, [one, other, third], places([one, other])[:2], frames=2), message, frame=1)
     refused(multiframe(syntax, [one, other, third], frames=2), "nothing tells which piece begins a frame")
+
+
+def test_a_frame_that_holds_two_rle_pictures_is_refused():
+    one, other, third = (codestream(frame, RLE) for frame in FRAMES)
+    refused(multiframe(RLE, [one, other], frames=1), "holds more than one compressed picture")
+    refused(multiframe(RLE, [one, other, third], places([one, other])[:2], frames=2), "holds more than one compressed picture", frame=1)
+    refused(multiframe(RLE, [one, other, third], frames=2), "nothing tells which piece begins a frame")
 
 
 # --- native pixel data of another length --------------------------------------------------------------------------------------

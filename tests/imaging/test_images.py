@@ -199,10 +199,10 @@ def test_what_cannot_be_read_is_one_line(tmp_path: Path) -> None:
     refused(closed, "^BytesIO: is closed; ")
     refused(io.StringIO("text"), "^StringIO: its read\\(\\) gives str, not bytes; ")
     refused(io.StringIO(""), "^StringIO: its read\\(\\) gives str, not bytes; ")
-    refused(Raising(b"x"), "^Raising: cannot be read \\(KeyError\\); ")
+    refused(Raising(b"x"), "^Raising: cannot be read; ")
     refused(Awaited(b"x"), "^Awaited: its read\\(\\) gives memoryview, not bytes; ")
     with (tmp_path / "w").open("wb") as file:
-        refused(file, "^BufferedWriter: cannot be read \\(UnsupportedOperation\\); ")
+        refused(file, "^BufferedWriter: cannot be read; ")
     refused(encoded("PNG")[:-30], "^bytes: the PNG file is broken")
     refused(Image.open(io.BytesIO(encoded("PNG")[:-300])), "^PIL image: its pixels cannot be read")
     refused(Image.new("L", (0, 5)), "^PIL image: 0 x 5 has no pixels")

@@ -299,7 +299,7 @@ Predictor.embed_image = lambda self, image: (time.sleep(0.05), embed(self, image
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs signals")
-@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_a_run_that_is_killed_goes_on(run: Any, bundle: Path, tmp_path: Path, index: Path, sent: signal.Signals) -> None:
     for seed in range(30):
         picture(tmp_path / "many" / f"{seed:02}.png", seed % 7)
@@ -311,8 +311,8 @@ def test_a_run_that_is_killed_goes_on(run: Any, bundle: Path, tmp_path: Path, in
         time.sleep(0.01)
     child.send_signal(sent)
     _, said = child.communicate(timeout=60)
-    assert not index.exists() and child.returncode == (130 if sent == signal.SIGINT else -9)
-    assert sent == signal.SIGKILL or b"Run the same command to continue." in said
+    assert not index.exists() and child.returncode == (-9 if sent == signal.SIGKILL else 128 + sent)
+    assert sent != signal.SIGINT or b"Run the same command to continue." in said
     with journal.open("ab") as file:
         file.write(b'{"id": "29.png", "embedd')  # torn
     kept = journal.read_bytes().count(b"\n") - 1
@@ -343,6 +343,42 @@ def test_any_torn_end_of_a_journal_is_cut_off(predictor: pm.Predictor, folder: P
                 assert journal.ids == {*IDS[:count], "new"}
                 ((rows, names),) = journal.chunks(without=frozenset())
                 assert names == [*IDS[:count], "new"] and np.array_equal(rows, np.eye(8)[[*range(count), 7]])
+
+
+def test_a_changed_character_of_a_journal_makes_no_row(predictor: pm.Predictor, folder: Path, tmp_path: Path, index: Path) -> None:
+    build_index(tmp_path / "right.index", images_of_folder(predictor, folder))
+    right, source = index_from_file(tmp_path / "right.index"), images_of_folder(predictor, folder)
+    with Journal(beside(index, "part"), source.about) as journal:
+        for id, row in zip(right.ids(), right.embeddings, strict=True):
+            journal.add(id, row)
+    whole = beside(index, "part").read_bytes()
+    lines = whole.splitlines(keepends=True)
+    place = whole.index(b'"embedding": "') + 20
+    for changed in (
+        whole[:place] + (b"B" if whole[place : place + 1] == b"A" else b"A") + whole[place + 1 :],
+        whole.replace(b'"id": "', b'"id": "x', 1),
+        b"".join([*lines[:2], lines[1], *lines[2:]]),  # a row twice
+        b"".join([lines[0], lines[2], lines[1], *lines[3:]]),
+        b"".join([lines[0], *lines[2:]]),
+        lines[0] + lines[1].replace(b', "sha256"', b', "sha257"') + b"".join(lines[2:]),
+    ):
+        assert changed != whole
+        beside(index, "part").write_bytes(changed)
+        build_index(index, source)
+        made = index_from_file(index)
+        rows = dict(zip(made.ids(), made.embeddings.tolist(), strict=True))
+        assert len(made) == len(right) and rows == dict(zip(right.ids(), right.embeddings.tolist(), strict=True))
+        del made
+        index.unlink()
+
+
+def test_a_journal_that_changes_during_a_run_is_no_index(predictor: pm.Predictor, folder: Path, index: Path) -> None:
+    with Journal(beside(index, "part"), images_of_folder(predictor, folder).about) as journal:
+        for i, id in enumerate("abc"):
+            journal.add(id, np.eye(8, dtype=np.float16)[i])
+        journal.path.write_bytes(journal.path.read_bytes().replace(b'"id": "b"', b'"id": "d"'))
+        with pytest.raises(BundleError, match="another program changed it"):
+            list(journal.chunks(without=frozenset()))
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs permissions")
@@ -491,6 +527,7 @@ def test_exit_codes(run: Any, folder: Path, index: Path, tmp_path: Path) -> None
     (tmp_path / "useless" / "a.txt").write_text("x")
     (tmp_path / "useless" / "b.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     (tmp_path / "cut.index").write_bytes(index.read_bytes()[:-1])
+    assert run("query", index, " ").err == 'error: the text is empty; give one, for example "chest x-ray"\n'
     cases = [
         (3, ["index", tmp_path / "empty", "--output", tmp_path / "e"]),
         (3, ["index", tmp_path / "useless", "--output", tmp_path / "e"]),

@@ -240,7 +240,7 @@ def test_caches_lie_outside_the_bundle_and_belong_to_one_graph(monkeypatch: pyte
     in_the_way = tmp_path / "file"
     in_the_way.write_text("")
     monkeypatch.setenv("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME", str(in_the_way))
-    assert cache_folder("x") is None and _provider_options(PROVIDERS["openvino"], "abc") == {}
+    assert cache_folder("x") is None and _provider_options(PROVIDERS["ort-openvino"], "abc") == {}
 
 
 def test_a_graphs_hash_is_of_its_weights_too() -> None:

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import pickle
+import random
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +29,7 @@ from pmclip_deploy.train import importing
 from pmclip_deploy.train.backbones import BACKBONES
 from pmclip_deploy.train.checkpoint import towers_from_checkpoint
 from pmclip_deploy.train.importing import Weights, fitted, import_weights, weights_from_file
+from pmclip_deploy.train.pickles import Costly, check_pickles
 from tests.tiny import clip as tiny_clip
 from tests.tiny.backbone import BACKBONES as TOYS
 from tests.tiny.backbone import Toy
@@ -279,6 +281,7 @@ def test_hugging_face_bin_and_file_and_open_clip_safetensors(vit: Any, vit_folde
         (lambda s: {"model_state_dict": s, "epoch": 3}, "training checkpoint with OpenAI's names"),
         (lambda s: {"model": {"state_dict": {f"module.{k}": v for k, v in s.items()}}}, "open_clip state dict"),
         (lambda s: {"module": s, "step": torch.tensor(3)}, "training checkpoint with OpenAI's names"),  # DeepSpeed
+        (lambda s: {"ema": s, "step": torch.tensor(3), "optim": {"lr": 1e-3}}, "training checkpoint with OpenAI's names"),  # of any name
         (
             lambda s: {"pytorch-lightning_version": "2.4.0", "state_dict": {f"model.{k}": v for k, v in s.items()}, "hyper_parameters": {}},
             "PyTorch Lightning checkpoint",
@@ -288,6 +291,14 @@ def test_hugging_face_bin_and_file_and_open_clip_safetensors(vit: Any, vit_folde
 def test_wrapped_and_prefixed_checkpoints(made: Callable[[Tensors], Any], kind: str, tmp_path: Path) -> None:
     state = light("ViT-B/32")
     check_same(saved(tmp_path / "w.ckpt", made(state)), state, kind)
+
+
+def test_a_checkpoint_that_holds_itself_is_refused(tmp_path: Path) -> None:
+    """Under a usual key or another; unwrapping it would never end."""
+    for key in ("model", "clip"):
+        loop: dict[str, Any] = {"step": torch.tensor(3)}
+        loop[key] = loop
+        check_refused(saved(tmp_path / "w.pt", loop), tmp_path, "fits none of")
 
 
 def test_wrapped_hugging_face_names(vit: Any, vit_checkpoint: Path, tmp_path: Path) -> None:
@@ -674,6 +685,72 @@ def test_a_bomb_is_refused(tmp_path: Path, small_archive: Path) -> None:
     for source in (zeros, small_archive):
         path = rewritten(source, tmp_path / "bomb.pt", lambda name, old: old + bytes(1 << 20), compression=zipfile.ZIP_DEFLATED)
         check_refused(path, tmp_path, "its data is compressed")
+
+
+def nested(levels: int = 45) -> bytes:
+    """Pickles a tuple that is twice in the next, and that in the next; the last stays on the stack, and in the memo under 0."""
+    return b"h\x00".join([b"N\x85q\x00", *[b"\x86q\x00"] * levels])
+
+
+WIDE = 1 << 30000, 1 << 32000
+COSTLY = {  # pickles without their first two bytes and the last
+    "key": b"}" + nested() + b"Ns",
+    "keys": b"}(" + nested() + b"Nu",
+    "dict of a mark": b"(" + nested() + b"Nd",
+    "element": b"\x8f(" + nested() + b"\x90",
+    "frozen element": b"(" + nested() + b"\x91",
+    "storage": nested() + b"Q",
+    "in a list": b"]" + nested() + b"a",
+    "twice": b"}" + nested(15) + b"Ns" + b"h\x00Ns" * 1000,
+    "by DUP": b"}N\x85" + b"2\x86" * 45 + b"Ns",
+    "by MEMOIZE": b"}N\x85\x94" + b"".join(b"h" + bytes([i]) * 1 + b"h" + bytes([i]) + b"\x86\x94" for i in range(45)) + b"Ns",
+    "wide numbers": b"}(" + b"".join(b"\x8b\x10\x10\x00\x00" + i.to_bytes(0x1010, "little") + b"N" for i in WIDE) + b"u",
+    "memo": b"}r\xff\xff\xff\x7f",
+    "memo as text": b"}p2000000000\n",
+}
+
+
+@pytest.mark.parametrize("kind", COSTLY)
+@pytest.mark.parametrize("packed", ["alone", "legacy", "zip", "archive", "two of a name", "in capitals"])
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_a_pickle_that_costs_more_than_it_holds_is_refused(kind: str, packed: str, small_archive: Path, tmp_path: Path) -> None:
+    content, path = b"\x80\x02" + COSTLY[kind] + b".", tmp_path / "w"
+    if packed == "alone":
+        path.write_bytes(content)
+    elif packed == "legacy":
+        torch.save({}, path, _use_new_zipfile_serialization=False)
+        before, empty, _ = path.read_bytes().rpartition(b"\x80\x02}q\x00.")
+        assert empty
+        path.write_bytes(before + content)
+    else:
+        source = small_archive if packed == "archive" else saved(tmp_path / "z.pt", {"a": torch.zeros(1)})
+        rewritten(source, path, lambda name, old: content if name.endswith("/data.pkl") and packed in ("zip", "archive") else old)
+        if packed not in ("zip", "archive"):
+            with zipfile.ZipFile(path, "a") as archive:
+                archive.writestr("z/data.pkl" if packed == "two of a name" else "z/DATA.PKL", content)
+    check_refused(path, tmp_path, "a pickle (whose|with) .*, so it is refused")
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_a_pickle_that_unpacks_to_more_than_its_file_is_refused(tmp_path: Path) -> None:
+    for name in ("z/data.pkl", "z/code/data.pkl"):
+        path = rewritten(saved(tmp_path / "z.pt", {"a": torch.zeros(1)}), tmp_path / "w", lambda name, old: old)
+        with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr(name, bytes(1 << 20))
+        with pytest.raises(Costly, match="more bytes than the file"):
+            check_pickles(path)
+
+
+def test_a_checkpoint_with_its_optimizer_is_no_costly_pickle(tmp_path: Path) -> None:
+    model = torch.nn.Linear(3, 4)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    keys = {(1 << 63) - 1: "a wide key", ("a", 1): 2}
+    for zipped in (True, False):
+        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "rng": random.getstate(), "seed": 1 << 127, "keys": keys}
+        torch.save(state, tmp_path / "w", _use_new_zipfile_serialization=zipped)
+        check_pickles(tmp_path / "w")
 
 
 def test_a_storage_is_a_number(tmp_path: Path, small_archive: Path) -> None:

@@ -27,7 +27,7 @@ from pmclip_deploy.train import finding as F
 from pmclip_deploy.train.finding_data import Defaults
 from pmclip_deploy.train.findings.groups import group_of_row
 from pmclip_deploy.train.lookalikes import are_in, pairs_alike, read_signatures, signature, write_signatures
-from tests.command import is_one_line
+from tests.command import ends_in_one_line, is_one_line
 from tests.imports import loaded
 from tests.tiny.bundle import facets_bundle, tiny_bundle, tiny_manifest
 from tests.tiny.findings import FINDINGS
@@ -159,7 +159,7 @@ def test_a_refusal_says_what_is_missing(run: Any, base: Path, tmp_path: Path) ->
     rng = random.Random(5)
     images = folder_of(tmp_path / "weak", 60, lambda i: (i % 2 == 0) != (rng.random() < 0.3))  # three of ten labels are wrong
     refused = run("train", "finding", DENSE, "--images", images, "--output", tmp_path / "out", "--bundle", base, *XR_HAND)
-    assert refused.code == 5 and is_one_line(refused.err) and not (tmp_path / "out").exists(), refused.err
+    assert refused.code == 5 and ends_in_one_line(refused.err) and not (tmp_path / "out").exists(), refused.err
     assert "not answered" in refused.out and "0.70 is needed" in refused.err
     assert "more pictures" in refused.err
     document = run("train", "finding", DENSE, "--images", images, "--output", tmp_path / "out", "--bundle", base, *XR_HAND, "--json")
@@ -363,7 +363,7 @@ def broken_files(root: Path) -> Path:
 def test_what_cannot_be_learned_from(images: Any, said: str, run: Any, base: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     refused = run("train", "finding", DENSE, "--images", images(tmp_path), "--output", out, "--bundle", base, *XR_HAND)
-    assert refused.code == 3 and is_one_line(refused.err) and said in refused.err, refused.err
+    assert refused.code == 3 and ends_in_one_line(refused.err) and said in refused.err, refused.err
     assert refused.out == "" and not out.exists() and CANARY not in refused.err
 
 
@@ -533,5 +533,5 @@ def test_shoulder_films_as_if_they_were_a_hospitals(run: Any, shared: Path, tmp_
         assert answer["understood_as"]["finding"] == "shoulder fracture"
         assert answer["worth"] is None or answer["worth"]["stratum"] == "plain films of the shoulder"
     else:
-        assert done.code == 5 and is_one_line(done.err) and not out.exists()
+        assert done.code == 5 and ends_in_one_line(done.err) and not out.exists()
         assert "more pictures like these" in done.err or "not expected to help" in done.err

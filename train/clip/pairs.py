@@ -84,11 +84,11 @@ class Step:
 
     def embedded(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """pixels (B, 3, S, S), tokens (B, T) -> (image, text), both (B, D) f32."""
-        pixels, tokens = (x.to(self.device, non_blocking=True) for x in batch)
-        longest = int((tokens != self.spec.pad_id).any(0).nonzero().max()) + 1
-        with autocast(self.device, self.recipe.mixed):
+        longest = int((batch[1] != self.spec.pad_id).any(0).nonzero().max()) + 1  # before the move: a GPU would have to be waited for
+        pixels, tokens = (x.to(self.device, non_blocking=True) for x in (batch[0], batch[1][:, :longest]))
+        with autocast(self.device, self.recipe.is_mixed(self.recipe.mixed)):
             image = in_pieces(self.model.encode_image, pixels, self.recipe.micro_batch)
-            text = in_pieces(self.model.encode_text, tokens[:, :longest], self.recipe.micro_batch)
+            text = in_pieces(self.model.encode_text, tokens, self.recipe.micro_batch)
         return image.float(), text.float()
 
     @torch.no_grad()
@@ -165,7 +165,7 @@ def train_clip_on_pairs(
     """
     name = name_of_output(output, name)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # else each process that reads images warns of it
-    with device_of_process() as device:
+    with device_of_process(recipe.device) as device:
         recipe.start()
         return _train_on(device, data, source, output, recipe, licences, share, name)
 
@@ -213,7 +213,7 @@ def _train_on(
     title, state = f"train clip {spec.name}", output / "state.pt"
     seconds = fit(title, model, step, len(training), groups, recipe, made_with, state, read, measure, history)
     last = {k: v for k, v in history[-1].items() if k != "loss"} if validation else {}
-    description = written.write(output, last, seconds=round(seconds))
+    description = written.write(output, last, seconds=round(seconds), device=device.type)
     if rank() == 0:
         write_signatures(output, (p.image for p in training))
     return description

@@ -21,7 +21,7 @@ from pmclip_deploy.train.datasets import Question
 from pmclip_deploy.train.images import Images
 from pmclip_deploy.train.lookalikes import write_signatures
 from pmclip_deploy.train.loop import Settings, fit
-from pmclip_deploy.train.processes import device_here
+from pmclip_deploy.train.processes import device_named, run_on
 from pmclip_deploy.train.questions import questions_for_training, sha256_of_questions
 
 LOCKED_STAGES = 2  # of the image tower: generic filters that cost half of a step
@@ -36,12 +36,13 @@ class Step:
     images: Images
     captions: Captions
     device: torch.device
+    mixed: bool = True  # bf16 where the device computes in it
 
     def __call__(self, indices: Tensor, generator: Generator, epoch: int) -> Tensor:
         self.model.train()
         for module in self.locked:
             module.eval()
-        with autocast(self.device, True):
+        with autocast(self.device, self.mixed):
             image = self.model.visual(self.images.augmented(indices, generator).to(self.device))
         text = self.model.projected_text(self.captions.drawn(generator))
         return loss_among_all(image.float(), text, indices.to(self.device), scale_of(self.model.logit_scale))
@@ -51,7 +52,7 @@ def train_clip(data: list[Path], output: Path, settings: Settings, name: str | N
     """Trains and writes a checkpoint to ``output``; returns its description. What stays locked: ``LiteTowers``."""
     name = name_of_output(output, name)
     settings.start()
-    device, spec = device_here(), BACKBONES[DEFAULT]
+    device, spec = device_named(settings.device), BACKBONES[DEFAULT]
     training, validation = questions_for_training(data)
     said = statements_by_image(training)
     paths = settings.images(sorted(said, key=lambda p: (p.name, str(p))))
@@ -60,7 +61,7 @@ def train_clip(data: list[Path], output: Path, settings: Settings, name: str | N
     tokenizer = spec.load_pretrained(model)
     locked = locked_and_fast(model)
     captions = Captions.of(model.eval(), tokenizer, [said[p] for p in paths], random.Random(settings.seed))
-    step = Step(model.to(device), locked, Images(paths, spec.preprocess), captions.to(device), device)
+    step = Step(model.to(device), locked, Images(paths, spec.preprocess), captions.to(device), device, settings.is_mixed(True))
 
     output.mkdir(parents=True, exist_ok=True)
     made_with = {"backbone": spec.name, **settings.to_json(), "data_sha256": sha256_of_questions(training), "images": len(paths)}
@@ -74,9 +75,7 @@ def train_clip(data: list[Path], output: Path, settings: Settings, name: str | N
         "backbone": spec.name,
         "logit_scale": round(scale_of(model.logit_scale).item(), 4),
         "metrics": {"retrieval_validation": _retrieval(model, tokenizer, validation, spec.preprocess)} if validation else {},
-        "provenance": {
-            "clip": {**made_with, "data": [p.name for p in data], "seconds": round(seconds), "threads": torch.get_num_threads()}
-        },
+        "provenance": {"clip": {**made_with, "data": [p.name for p in data], "seconds": round(seconds), **run_on(device)}},
     }
     write_checkpoint(output, model, meta, tokenizer)
     write_signatures(output, paths)

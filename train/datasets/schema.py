@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from pmclip_deploy.bundle.checks import no_twin
 from pmclip_deploy.errors import InputError
 from pmclip_deploy.evaluation.rows import normalised
 from pmclip_deploy.texts import lines_of_file
@@ -89,7 +90,7 @@ def row_from_object(row: Any, required: tuple[str, ...]) -> dict[str, str]:
 def row_from_line(line: str, required: tuple[str, ...]) -> dict[str, str]:
     """Raises ValueError."""
     try:
-        row = json.loads(line)
+        row = json.loads(line, object_pairs_hook=no_twin)
     except (ValueError, RecursionError):
         raise ValueError("not a JSON object") from None
     return row_from_object(row, required)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from pmclip_deploy.bundle.checks import no_twin
 from pmclip_deploy.console import counted
 from pmclip_deploy.errors import InputError, UsageError
 from pmclip_deploy.imaging.read import picture_from_path
@@ -113,7 +114,7 @@ def _films_from_folder(folder: Path) -> list[list[Film]]:
 def _rows(folder: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, line in lines_from_text(folder / LABELS):
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=no_twin)
         except (ValueError, RecursionError):
             row = None
         if not isinstance(row, dict):

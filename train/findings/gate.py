@@ -119,12 +119,14 @@ def missed(stratum: Stratum) -> str | None:
     """What the stratum lacks to be answered, in words; None where it has earned it."""
     least = least_right(stratum.positives / stratum.n)
     right, given = stratum.yes
+    if not math.isfinite(stratum.auroc_ci95[0]):
+        return "the AUROC has no interval"
     if stratum.auroc_ci95[0] < LEAST_AUROC:
         low = math.floor(100 * stratum.auroc_ci95[0]) / 100  # never rounded up to what is needed
         return f"the AUROC's lower 95% bound is {low:.2f}; {LEAST_AUROC:.2f} is needed"
     if not given:
         return f"no yes was given on {counted(stratum.n, 'picture')}"
-    if right / given < least:
+    if not right / given >= least:
         return f"{right} of {given} yes answers were right; {least:.0%} is needed where {stratum.positives} of {stratum.n} have it"
     return None
 

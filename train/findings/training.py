@@ -84,8 +84,7 @@ def trained_net(
     torch.manual_seed(settings.seed)
     net = new_net(tensors).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     averaged = Averaged(net, EVERY, DECAY)
-    if device.type == "cpu":
-        run_slow_convolutions_in_float(net)
+    run_slow_convolutions_in_float(net)
     per_epoch = int(labels.weight[rows].sum()) // settings.batch_size
     if not per_epoch:
         raise UsageError(f"{title}: its films do not fill a batch of {settings.batch_size}", "lower --batch-size, or raise --limit")

@@ -1,7 +1,7 @@
 """MEVF's and QCR's heads as they answer: what they see of images, and those of a checkpoint."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from rich.progress import track
 from torch import Tensor
 
 from pmclip_deploy.bundle.files import sha256_of_file
-from pmclip_deploy.errors import BundleError, DeviceError, UsageError
+from pmclip_deploy.errors import BundleError
 from pmclip_deploy.evaluation import evaluate as E
 from pmclip_deploy.evaluation.rows import Row as EvaluationRow
 from pmclip_deploy.evaluation.rows import pictures_of
@@ -26,50 +26,86 @@ from pmclip_deploy.train.heads.mevf import MEVF
 from pmclip_deploy.train.heads.qcr import OPEN, QCR
 from pmclip_deploy.train.heads.vision import AUTOENCODER_SIZE, MAML_SIZE, ImageFeatures, grey_from_path
 from pmclip_deploy.train.heads.words import Dictionary
+from pmclip_deploy.train.processes import device_named
 from pmclip_deploy.train.vocabulary import AnswerVocabulary
 
 HEADS: dict[str, type[MEVF] | type[QCR]] = {"mevf": MEVF, "qcr": QCR}
 ROWS = 256  # answered at a time
+CPU = torch.device("cpu")
 
 Head = MEVF | QCR
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a head sees of N images, computed once: each (N, ...) f32, or None where it is not needed."""
+    """What a head sees of N images, read once: each (N, ...) f32, or None where it is not needed.
+
+    ``clip`` are embeddings, or with a ``tower``, which is trained with the head, the pixels that it embeds each time.
+    """
 
     clip: Tensor | None
     autoencoder: Tensor | None
     maml: Tensor | None
+    tower: Towers | None = None
 
     def of(self, place: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        clip, autoencoder, maml = (None if x is None else x[place] for x in (self.clip, self.autoencoder, self.maml))
-        return clip, autoencoder, maml
+        some = self.part(place)
+        clip = some.clip if some.clip is None or self.tower is None else self.tower.encode_image(some.clip).float()
+        return clip, some.autoencoder, some.maml
+
+    def part(self, place: Tensor) -> "Inputs":
+        """Of the images at ``place``."""
+        return self._each(lambda x: x[place])
 
     def to(self, device: torch.device) -> "Inputs":
-        return Inputs(*(None if x is None else x.to(device) for x in (self.clip, self.autoencoder, self.maml)))
+        return self._each(lambda x: x.to(device))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Inputs":
+        clip, autoencoder, maml = (None if x is None else change(x) for x in (self.clip, self.autoencoder, self.maml))
+        return Inputs(clip, autoencoder, maml, self.tower)
+
+    @torch.no_grad()
+    def embedded(self, size: int = 32) -> "Inputs":
+        """With embeddings in place of pixels, by the tower as it is now."""
+        if self.tower is None or self.clip is None:
+            return self
+        self.tower.eval()
+        return replace(self, clip=torch.cat([self.tower.encode_image(x).float() for x in self.clip.split(size)]), tower=None)
 
 
 @torch.no_grad()
 def inputs_from_images(
-    images: Sequence[Path], clip: Towers | None, preprocess: Any, features: ImageFeatures, encoded: bool, size: int = 32
+    images: Sequence[Path],
+    clip: Towers | None,
+    preprocess: Any,
+    features: ImageFeatures,
+    encoded: bool,
+    device: torch.device = CPU,
+    trained: bool = False,
+    size: int = 32,
 ) -> Inputs:
-    """``encoded`` takes the auto-encoder's code for its pixels. Without ``clip`` its place is a one: the question alone answers."""
+    """Computed and kept on ``device``, where ``clip`` and ``features`` are. Raises InputError.
+
+    ``encoded`` takes the auto-encoder's code for its pixels. ``trained`` keeps pixels for ``clip``, in f32. Without ``clip`` its
+    place is a one: the question alone answers.
+    """
     rows: list[list[Tensor]] = [[], [], []]
     console = Console(stderr=True)
     for start in track(range(0, len(images), size), "encoding images", console=console, disable=not console.is_terminal):
         some = images[start : start + size]
         if clip is not None:
-            pixels = [torch.from_numpy(tensor_from_pixels(picture_from_path(path).pixels, preprocess)) for path in some]
-            rows[0].append(clip.encode_image(torch.stack(pixels)).float())
+            read = (torch.from_numpy(tensor_from_pixels(picture_from_path(path).pixels, preprocess)) for path in some)
+            pixels = torch.stack([*read]).to(device)
+            rows[0].append(pixels if trained else clip.encode_image(pixels).float())
         elif features.clip_dim:
-            rows[0].append(torch.ones(len(some), features.clip_dim))
+            rows[0].append(torch.ones(len(some), features.clip_dim, device=device))
         if features.autoencoder is not None:
-            grey = torch.stack([grey_from_path(path, AUTOENCODER_SIZE) for path in some])
+            grey = torch.stack([grey_from_path(path, AUTOENCODER_SIZE) for path in some]).to(device)
             rows[1].append(features.autoencoder.encode(grey) if encoded else grey)
         if features.maml is not None:
-            rows[2].append(torch.stack([grey_from_path(path, MAML_SIZE) for path in some]))
-    return Inputs(*(torch.cat(of) if of else None for of in rows))
+            rows[2].append(torch.stack([grey_from_path(path, MAML_SIZE) for path in some]).to(device))
+    embeddings, coded, small = (torch.cat(of) if of else None for of in rows)
+    return Inputs(embeddings, coded, small, clip if trained else None)
 
 
 @torch.no_grad()
@@ -109,11 +145,7 @@ def checkpoint_answerer(
     folder: Path, rows: Sequence[EvaluationRow], images: Path, device: str = "auto"
 ) -> tuple[E.Answerer, dict[str, Any]]:
     """(how to ask the head of a checkpoint about ``rows``, what it is). Raises BundleError, DeviceError and InputError."""
-    if device not in ("auto", "cpu", "cuda"):
-        raise UsageError(f"device {device!r} is unknown", "choose auto, cpu or cuda")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise DeviceError("torch finds no CUDA device", "give --device cpu")
-    on_gpu = device != "cpu" and torch.cuda.is_available()
+    where = device_named(device)
     towers, meta, tensors = towers_from_checkpoint(folder)
     about = meta.get("head")
     if not isinstance(about, dict) or about.get("kind") not in HEADS:
@@ -129,9 +161,8 @@ def checkpoint_answerer(
     except (KeyError, TypeError, ValueError, RuntimeError):
         raise BundleError(f"{folder}: its head does not fit its description", "make it again with `pmclip-deploy train vqa`") from None
     names = pictures_of(rows)[0]
-    where = torch.device("cuda" if on_gpu else "cpu")
-    tower = towers if "clip" in about["features"] else None
-    inputs = inputs_from_images([images / name for name in names], tower, spec.preprocess, head.features, encoded=True).to(where)
+    tower = towers.to(where) if "clip" in about["features"] else None
+    inputs = inputs_from_images([images / name for name in names], tower, spec.preprocess, head.to(where).features, True, where)
     model = {
         "checkpoint": folder.name,
         "name": meta["name"],
@@ -145,7 +176,7 @@ def checkpoint_answerer(
         "images_trained_on": sum(image_key(images / name) in trained_on for name in names),
         "tower_trained_on": tower_trained_on,  # none where the head does not look through it
     }
-    return answerer(head.to(where), inputs, vocabulary, dictionary, rows, {name: i for i, name in enumerate(names)}), model
+    return answerer(head, inputs, vocabulary, dictionary, rows, {name: i for i, name in enumerate(names)}), model
 
 
 def answerer(

@@ -39,8 +39,7 @@ class MEVF(nn.Module):
     -> answer logits (B, A) f32, reconstruction (B, 1, 128, 128) f32 or None.
 
     An input that ``features`` does not need may be None. ``tables`` are word vectors, each (W, E); the padding's number is W.
-    PubMedCLIP's MEVF has BAN ("BAN" with 2 glimpses, or "SAN" with 2 stacks). Its code reads the question with an LSTM unless told
-    otherwise; QCR's has a GRU.
+    PubMedCLIP's MEVF has BAN ("BAN" with 2 glimpses, or "SAN" with 2 stacks), and an LSTM ("LSTM", main.py's --rnn).
     """
 
     def __init__(

@@ -24,9 +24,12 @@ class Plan:
     maml: Path | None = None
     freeze_autoencoder: bool = False  # its code is then computed once, and not its reconstruction
     attention: str = "ban"  # MEVF's
+    recurrent: str | None = None  # "gru" or "lstm", which reads the question; None: what PubMedCLIP's code has
     depth: int | None = None  # glimpses of BAN, stacks of SAN
     hidden: int = mevf.HIDDEN
     type_epochs: int = qcr.TypeRecipe.epochs  # of QCR's classifier of questions, before the rest
+    fine_tune: bool = False  # the image tower is trained with the head, as in PubMedCLIP's code
+    tower_learning_rate: float | None = None  # with it; None: the head's
     split: str = "official"
     split_seed: int = 1
 
@@ -45,18 +48,32 @@ class Plan:
             raise UsageError(f"attention {self.attention!r} is unknown", "choose ban or san")
         if self.head == "qcr" and self.attention != "ban":
             raise UsageError("QCR has no --attention but ban")
+        if self.recurrent not in (None, "gru", "lstm"):
+            raise UsageError(f"recurrent {self.recurrent!r} is unknown", "choose gru or lstm")
+        if self.head == "qcr" and self.recurrent == "lstm":
+            raise UsageError("QCR has no --recurrent but gru")
+        if self.fine_tune and "clip" not in self.features:
+            raise UsageError("--fine-tune trains the image tower, which these --features leave out", "add clip to --features")
+        if self.tower_learning_rate is not None and not self.fine_tune:
+            raise UsageError("--tower-learning-rate needs --fine-tune", "add --fine-tune, or leave this option out")
 
     def to_json(self) -> dict[str, Any]:
         """What the weights depend on."""
         files = {"glove": self.glove, "autoencoder": self.autoencoder, "maml": self.maml}
-        chosen = ("freeze_autoencoder", "attention", "hidden", "split", "split_seed") + (("type_epochs",) if self.head == "qcr" else ())
+        chosen = ["freeze_autoencoder", "attention", "hidden", "split", "split_seed", "fine_tune"]
+        chosen += ["type_epochs"] * (self.head == "qcr") + ["tower_learning_rate"] * self.fine_tune
         return {
             "head": self.head,
             "features": list(self.features),
             **{name: getattr(self, name) for name in chosen},
             "depth": self.glimpses,
+            "recurrent": self.reader,
             **{f"{name}_sha256": sha256_of_file(file) for name, file in files.items() if file is not None},
         }
+
+    @property
+    def reader(self) -> str:
+        return self.recurrent or ("lstm" if self.head == "mevf" else "gru")
 
     @property
     def glimpses(self) -> int:

@@ -1,11 +1,11 @@
-"""`train vqa --head mevf` and `qcr`: trains the head on questions, over an image tower that stays as it is."""
+"""`train vqa --head mevf` and `qcr`: trains the head on questions, over an image tower that stays as it is or is trained with it."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from pmclip_deploy.bundle.files import name_of_output, sha256_of_file
@@ -14,6 +14,7 @@ from pmclip_deploy.errors import InputError, UsageError
 from pmclip_deploy.evaluation import evaluate as E
 from pmclip_deploy.train.backbones import BACKBONES
 from pmclip_deploy.train.checkpoint import Checkpoint, towers_from_checkpoint, write_checkpoint
+from pmclip_deploy.train.cpu import autocast, run_slow_convolutions_in_float
 from pmclip_deploy.train.datasets import Question, image_key
 from pmclip_deploy.train.datasets.schema import BROKEN_SHARE
 from pmclip_deploy.train.heads import qcr
@@ -24,8 +25,9 @@ from pmclip_deploy.train.heads.qcr import QCR, qcr_loss
 from pmclip_deploy.train.heads.vision import ImageFeatures, autoencoder_from_file, maml_from_file
 from pmclip_deploy.train.heads.words import Dictionary, tables_from_glove
 from pmclip_deploy.train.images import readable
+from pmclip_deploy.train.lookalikes import write_signatures
 from pmclip_deploy.train.loop import Optimiser, Row, Settings, fit
-from pmclip_deploy.train.processes import device_here
+from pmclip_deploy.train.processes import device_named, run_on
 from pmclip_deploy.train.questions import sha256_of_questions
 from pmclip_deploy.train.splits import image_disjoint_split, questions_of_split, rows_from_questions
 from pmclip_deploy.train.vocabulary import AnswerVocabulary, comparable, vocabulary_as_mevf, vocabulary_as_qcr
@@ -41,6 +43,15 @@ class Split:
     @property
     def images(self) -> list[Path]:
         return sorted({q.image for q in [*self.training, *self.validation]})
+
+    @property
+    def held(self) -> list[Path]:
+        return sorted({q.image for q in self.validation})
+
+    def of_held(self, inputs: Inputs) -> Inputs:
+        """``inputs`` are of ``images``."""
+        at = {image: i for i, image in enumerate(self.images)}
+        return inputs.part(torch.tensor([at[image] for image in self.held]))
 
 
 @dataclass(frozen=True)
@@ -88,19 +99,27 @@ class Step:
     questions: Encoded
     answers: int
     closed: int  # of the answers, QCR's closed ones
+    mixed: bool = False  # bf16 where the device computes in it
 
     def __call__(self, indices: Tensor, generator: Generator, epoch: int) -> Tensor:
         self.model.train()
+        if self.inputs.tower is not None:
+            self.inputs.tower.train()
+        device = self.questions.place.device
+        with autocast(device, self.mixed):
+            return self._loss(indices.to(device))
+
+    def _loss(self, i: Tensor) -> Tensor:
         known = self.questions
-        i = indices.to(known.place.device)
         seen = self.inputs.of(known.place[i])
         if isinstance(self.model, MEVF):
             logits, made = self.model(*seen, known.tokens[i])
-            return mevf_loss(logits, _scores(known.labels[i], self.answers), made, seen[1])
+            return mevf_loss(logits.float(), _scores(known.labels[i], self.answers), made, seen[1])
         is_open = known.is_open[i]
         open_logits, closed_logits, made = self.model.by_type(*seen, known.tokens[i], is_open)
         open_scores = _scores(known.labels[i][is_open] - self.closed, self.answers - self.closed)
-        return qcr_loss(open_logits, open_scores, closed_logits, _scores(known.labels[i][~is_open], self.closed), made, seen[1])
+        closed_scores = _scores(known.labels[i][~is_open], self.closed)
+        return qcr_loss(open_logits.float(), open_scores, closed_logits.float(), closed_scores, made, seen[1])
 
 
 def _scores(chosen: Tensor, answers: int) -> Tensor:
@@ -116,14 +135,17 @@ def train_head(data: Path, clip: Path, output: Path, plan: Plan, settings: Setti
     plan.check()
     name = name_of_output(output, name)
     settings.start()
-    device = device_here()
+    device = device_named(settings.device)
     split = split_of_plan(data, plan, settings)
     towers, meta, _ = towers_from_checkpoint(clip)
     spec = BACKBONES[meta["backbone"]]
     head = untrained_head(data, plan, split.training, spec.embed_dim)
-    tower = towers if "clip" in plan.features else None
-    inputs = inputs_from_images(split.images, tower, spec.preprocess, head.features, plan.freeze_autoencoder).to(device)
-    head.model.to(device)
+    tower = towers.to(device) if "clip" in plan.features else None
+    features = head.model.to(device).features
+    inputs = inputs_from_images(split.images, tower, spec.preprocess, features, plan.freeze_autoencoder, device, plan.fine_tune)
+    if plan.fine_tune:
+        run_slow_convolutions_in_float(towers.visual)
+        towers.visual.to(memory_format=torch.channels_last)
     made_with = {
         **settings.to_json(),
         **plan.to_json(),
@@ -142,10 +164,12 @@ def train_head(data: Path, clip: Path, output: Path, plan: Plan, settings: Setti
         "closed_answers": head.vocabulary.closed,
         "dictionary": head.dictionary.words,
         "trained_on": sorted({image_key(q.image) for q in split.training}),
-        "metrics": {"validation": validated(head, split, inputs, settings.seed), "history": history},
-        "provenance": {**meta["provenance"], "head": {**made_with, "data": [data.name], **_sizes(split.training), **_run(seconds)}},
+        "metrics": {"validation": validated(head, split, split.of_held(inputs).embedded(), settings.seed), "history": history},
+        "provenance": {**meta["provenance"], "head": {**made_with, "data": [data.name], **_sizes(split.training), **_run(seconds, device)}},
     }
     write_checkpoint(output, towers, description, clip / "tokenizer.json", head.model)
+    if plan.fine_tune:
+        write_signatures(output, {q.image for q in split.training})
     return description
 
 
@@ -153,8 +177,8 @@ def _sizes(training: list[Question]) -> dict[str, int]:
     return {"questions": len(training), "images": len({q.image for q in training})}
 
 
-def _run(seconds: float) -> dict[str, int]:
-    return {"seconds": round(seconds), "threads": torch.get_num_threads()}
+def _run(seconds: float, device: torch.device) -> dict[str, Any]:
+    return {"seconds": round(seconds), **run_on(device)}
 
 
 def split_of_plan(data: Path, plan: Plan, settings: Settings) -> Split:
@@ -186,7 +210,7 @@ def untrained_head(data: Path, plan: Plan, training: list[Question], embed_dim: 
     )
     model: Head
     if plan.head == "mevf":
-        model = MEVF(features, tables, answers, plan.attention.upper(), plan.glimpses, plan.hidden)
+        model = MEVF(features, tables, answers, plan.attention.upper(), plan.glimpses, plan.hidden, plan.reader.upper())
     elif not closed or closed == answers:
         raise InputError(f"{data}: QCR needs open and closed questions to train on", "give another --data, or --head mevf")
     else:
@@ -199,25 +223,33 @@ def untrained_head(data: Path, plan: Plan, training: list[Question], embed_dim: 
 def fit_head(
     head: Reader, split: Split, inputs: Inputs, plan: Plan, settings: Settings, made_with: Any, output: Path, history: list[Row]
 ) -> float:
-    """Trains QCR's classifier of questions, then the head; returns the seconds. ``history`` is filled with the head's epochs."""
+    """Trains QCR's classifier of questions, then the head, with its tower if ``inputs`` have one; returns the seconds.
+
+    ``history`` is filled with the head's epochs.
+    """
     model, vocabulary = head.model, head.vocabulary
     device = next(model.parameters()).device
     questions = Encoded.of(split.training, split.images, head).to(device)
-    held = Encoded.of(split.validation, split.images, head)
+    held, seen = Encoded.of(split.validation, split.held, head), split.of_held(inputs)
     place, tokens = held.place.to(device), held.tokens.to(device)
 
     def measure(history: list[Row]) -> Row:
-        right = (answers_from_inputs(model, inputs, place, tokens, vocabulary.closed)[0] == held.labels).float()
+        right = (answers_from_inputs(model, seen.embedded(), place, tokens, vocabulary.closed)[0] == held.labels).float()
         parts = {"open": right[held.is_open], "closed": right[~held.is_open], "overall": right}
         return {name: round(part.mean().item(), 4) for name, part in parts.items() if len(part)}
 
     seconds = 0.0
     if isinstance(model, QCR):
         seconds += _fit_types(model, questions, plan, settings, made_with, output / "type")
-    step = Step(model, inputs, questions, len(vocabulary.answers), int(vocabulary.closed or 0))
-    title, state = f"train vqa {plan.head}", output / "state.pt"
+    step = Step(model, inputs, questions, len(vocabulary.answers), int(vocabulary.closed or 0), settings.is_mixed(device.type == "cuda"))
+    title, state, count = f"train vqa {plan.head}", output / "state.pt", len(split.training)
     groups = [([p for p in model.parameters() if p.requires_grad], settings.learning_rate)]
-    return seconds + fit(title, model, step, len(split.training), groups, settings, made_with, state, measure=measure, history=history)
+    trained: nn.Module = model
+    if inputs.tower is not None:
+        visual, rate = inputs.tower.visual, plan.tower_learning_rate
+        groups.append((list(visual.parameters()), settings.learning_rate if rate is None else rate))
+        trained = nn.ModuleDict({"head": model, "visual": visual})
+    return seconds + fit(title, trained, step, count, groups, settings, made_with, state, measure=measure, history=history)
 
 
 def _fit_types(model: QCR, questions: Encoded, plan: Plan, settings: Settings, made_with: Any, folder: Path) -> float:
@@ -239,9 +271,9 @@ def _fit_types(model: QCR, questions: Encoded, plan: Plan, settings: Settings, m
 
 
 def validated(head: Reader, split: Split, inputs: Inputs, seed: int) -> dict[str, Any]:
-    """How right the head is on the validation questions, as `evaluate` counts it."""
+    """How right the head is on the validation questions, as `evaluate` counts it; ``inputs`` are of ``split.held``."""
     rows, before = rows_from_questions(split.validation), rows_from_questions(split.training)
-    at = {str(image.absolute()): i for i, image in enumerate(split.images)}
+    at = {str(image.absolute()): i for i, image in enumerate(split.held)}
     decide = answerer(head.model, inputs, head.vocabulary, head.dictionary, rows, at)
     found = E.figures(rows, decide, {}, before, seed, comparable)[0]
     return {**{k: found[k] for k in ("n", "images", "accuracy", "ci95", "baselines")}, "by": {"type": found["by"]["type"]}}

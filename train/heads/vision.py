@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from pmclip_deploy.errors import BundleError
 from pmclip_deploy.imaging.preprocess import grey_from_pixels
 from pmclip_deploy.imaging.read import picture_from_path
+from pmclip_deploy.train.pickles import check_pickles
 
 AUTOENCODER_SIZE, MAML_SIZE = 128, 84  # pixels a side
 CODE = 16  # channels of the auto-encoder's code
@@ -130,6 +131,8 @@ def _filled(network: Network, path: Path, tensors_from_pickle: Callable[[bytes],
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's remarks on pickles; what matters is raised
             is_safetensors = data[8:9] == b"{"  # after the header's length
+            if not is_safetensors:
+                check_pickles(data)
             network.load_state_dict(tensors_from_bytes(data) if is_safetensors else tensors_from_pickle(data))
     except Exception:  # pickle, zip, shapes and keys fail in their own ways
         name = type(network).__name__

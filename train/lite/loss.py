@@ -56,6 +56,7 @@ class Step:
     allowed: Tensor  # (kinds, trained answers) bool
     rounded_from: int
     device: torch.device
+    mixed: bool = True  # bf16 where the device computes in it
 
     def __call__(self, indices: Tensor, generator: Generator, epoch: int) -> Tensor:
         self.model.train()
@@ -81,7 +82,7 @@ class Step:
         strange = torch.randint(len(self.others), (len(indices) // OTHERS_SHARE,), generator=generator)
         unlike = torch.stack([self.others[i].expand(3, -1, -1) for i in strange])
         shown = torch.cat([self.images.augmented(indices, generator), radiology_augmented(unlike, preprocess, generator)])
-        with autocast(self.device, True):
+        with autocast(self.device, self.mixed):
             return self.source.visual(shown.to(self.device, memory_format=torch.channels_last))
 
     def _radiograph_loss(self, every: Tensor, count: int) -> Tensor:

@@ -10,7 +10,7 @@ from pmclip_deploy.train.backbones import BACKBONES
 from pmclip_deploy.train.backbones.base import Backbone, LiteTowers
 from pmclip_deploy.train.checkpoint import Checkpoint, towers_from_checkpoint
 from pmclip_deploy.train.clip.questions import locked_and_fast
-from pmclip_deploy.train.cpu import mixed_precision
+from pmclip_deploy.train.cpu import autocast
 from pmclip_deploy.train.heads.lite import LiteHead
 from pmclip_deploy.train.images import Images
 from pmclip_deploy.train.lite.rows import Rows
@@ -55,9 +55,9 @@ def seen_from_images(clip: LiteTowers, images: Images) -> Tensor:
     return torch.cat([clip.features_for_head(images.clean(i)).float() for i in torch.arange(len(images)).split(32)])
 
 
-def remember(model: Model, images: Images, rows: Rows) -> None:
+def remember(model: Model, images: Images, rows: Rows, mixed: bool) -> None:
     """Fills the head's memory with the training images, and leaves the findings to it."""
-    with mixed_precision():
+    with autocast(torch.device("cpu"), mixed):
         seen = seen_from_images(model.clip, images)
     model.head.remember(seen, rows.padded_slots(), rows.balance)
     model.head.leave_to_memory([i for (kind, _), i in rows.vocabulary.column.items() if kind.startswith("finding: ")])

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from pmclip_deploy.bundle.files import name_of_output, sha256_of_file
 from pmclip_deploy.train import kinds as K
 from pmclip_deploy.train import radiograph
@@ -28,7 +26,7 @@ from pmclip_deploy.train.lite.validation import derived_as_questions, scored_fro
 from pmclip_deploy.train.lookalikes import write_signatures
 from pmclip_deploy.train.loop import Averaged, Settings, fit
 from pmclip_deploy.train.nonradiographs import Photographs, photographs_from_folder
-from pmclip_deploy.train.processes import device_here
+from pmclip_deploy.train.processes import device_named, run_on
 from pmclip_deploy.train.questions import sha256_of_questions
 
 HIDDEN = 768  # rank of the head's bilinear form
@@ -68,7 +66,7 @@ def train_vqa(
     made_with = _made_with(ready, settings, rounded_epochs)
     seconds = fit_averaged(ready, settings, made_with, output / "state.pt")
     source.visual.on = False
-    remember(model, ready.step.images, ready.step.rows)
+    remember(model, ready.step.images, ready.step.rows, ready.step.mixed)
     sources = [ready.data.paths, *radiograph.pictures_of_films(films)[0]]
     branch = radiograph.train_radiograph(model.clip, model.head, source.spec.preprocess, sources, ready.photographs, settings.seed)
     kinds, abstention, metrics = calibrate(ready, settings.seed)
@@ -83,7 +81,7 @@ def train_vqa(
         "metrics": {**source.meta["metrics"], **metrics},
         "provenance": {
             **source.meta["provenance"],
-            "vqa": {**made_with, "data": [p.name for p in data], "seconds": round(seconds), "threads": torch.get_num_threads()},
+            "vqa": {**made_with, "data": [p.name for p in data], "seconds": round(seconds), **run_on(ready.step.device)},
             "radiograph": radiograph.provenance([*data[:1], *films], settings.seed, branch),
         },
     }
@@ -94,7 +92,7 @@ def train_vqa(
 
 def prepare(folders: list[Path], clip: Path, settings: Settings, rounded_epochs: int, photographs: Path | None) -> Prepared:
     """Raises BundleError, InputError and UsageError. ``rng`` is drawn from in this order: questions without an answer, captions."""
-    device, rng = device_here(), random.Random(settings.seed)
+    device, rng = device_named(settings.device), random.Random(settings.seed)
     source = source_from_checkpoint(clip)
     data = read_data(folders, settings)
     rows = rows_from_data(data, rng)
@@ -110,7 +108,7 @@ def prepare(folders: list[Path], clip: Path, settings: Settings, rounded_epochs:
     model = Model(source.towers, head).to(device)
     allowed = answers.allowed[:, : answers.trained].to(device)
     rounded_from = settings.epochs - rounded_epochs
-    step = Step(model, source, rows, texts, captions, images, strange, allowed, rounded_from, device)
+    step = Step(model, source, rows, texts, captions, images, strange, allowed, rounded_from, device, settings.is_mixed(True))
     return Prepared(source, data, step, given)
 
 

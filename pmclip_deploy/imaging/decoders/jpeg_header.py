@@ -14,6 +14,7 @@ MAX_SCANS = 100  # of a progressive JPEG: each passes over the whole picture
 
 # Between two markers of a scan: 0xFF is followed by 0x00, a restart marker, fill, or (JPEG-LS) a byte below 0x80.
 _NEXT_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]", re.DOTALL)
+START_OF_FRAME = (*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0))
 _NEXT_MARKER_LS = re.compile(rb"\xff[\x80-\xcf\xd8-\xfe]", re.DOTALL)
 _FRAME_MARKERS = (0xC0, 0xC1, 0xC2, 0xC3, 0xF7)  # baseline, extended, progressive, lossless, JPEG-LS
 _SEGMENTS = (*_FRAME_MARKERS, 0xC4, 0xDA, 0xDB, 0xDD, 0xF8, 0xFE, *range(0xE0, 0xF0))

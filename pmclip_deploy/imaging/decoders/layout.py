@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pmclip_deploy.faults import Refused as Refused
+
 LARGE = 1 << 18  # pixels from which on loading kernels/pixels.py pays
 Samples = NDArray[Any]  # (H, W) or (H, W, 3) integers
 
@@ -45,10 +47,6 @@ class Layout:
         return np.dtype(f"<{'i' if self.signed else 'u'}{max(self.allocated // 8, 1)}")
 
 
-class Refused(Exception):
-    """The frame cannot be decoded. The message is ours and holds no patient attribute."""
-
-
 @dataclass(frozen=True)
 class Header:
     """What a codestream says about itself."""
@@ -58,6 +56,8 @@ class Header:
     components: int
     precision: int
     signed: bool = False
+    tile: int = 0  # JPEG 2000: the pixels of one
+    blocks: int = 0  # JPEG 2000: the code blocks of one tile, at most
     process: int = 0  # JPEG: the SOF marker, 0xC0 baseline ... 0xC3 lossless
     color: str = ""  # JPEG: "RGB", "YBR", or "" where the codestream does not tell
     lossless: bool = False  # by the transfer syntax

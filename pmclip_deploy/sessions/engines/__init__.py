@@ -85,7 +85,7 @@ class EngineBackend(Backend):
             if not found:
                 from pmclip_deploy.sessions.engines.session import TensorRTSession
 
-                return TensorRTSession(self, row, graph.path, sha256)
+                return TensorRTSession(self, row, graph, sha256)
             problems.append(DeviceError(", ".join(found), "export it again"))
         if not problems:
             raise DeviceError(

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -11,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pmclip_deploy.errors import DeviceError, PmclipError, UsageError
+from pmclip_deploy.onnx_file import weights_outside
+from pmclip_deploy.sessions import GraphFile
 from pmclip_deploy.sessions.engines import OR_LATER, EngineBackend, cuda_core, gpu, line
 from pmclip_deploy.sessions.engines.replay import OnGpu, Replay, Shape
 
@@ -25,10 +26,10 @@ class TensorRTSession:
 
     device = "cuda"
 
-    def __init__(self, backend: EngineBackend, row: "Engine", onnx: Path, sha256: str) -> None:
-        """``row`` is the plan's, ``onnx`` the graph that it was built from and lies beside, ``sha256`` the plan's hash."""
+    def __init__(self, backend: EngineBackend, row: "Engine", graph: GraphFile, sha256: str) -> None:
+        """``row`` is the plan's, ``graph`` what it was built from and lies beside, ``sha256`` the plan's hash."""
         self.backend = backend.name
-        self._plan, self._title, self._errors = onnx.with_name(row.file), backend.title, list[str]()
+        self._plan, self._title, self._errors = graph.path.with_name(row.file), backend.title, list[str]()
         self._trt = trt = backend.package()
         self._gpu, self._core = gpu(), cuda_core()
         try:
@@ -36,12 +37,13 @@ class TensorRTSession:
             self._runtime = trt.Runtime(self._log)  # the engine needs both as long as it lives
             if row.version.endswith(OR_LATER):
                 self._runtime.engine_host_code_allowed = True  # such a plan brings its own runtime
-            self._engine = engine = self._runtime.deserialize_cuda_engine(np.memmap(self._plan, np.uint8, "r"))
+            self._engine = engine = self._runtime.deserialize_cuda_engine(np.frombuffer(graph.read(self._plan), np.uint8))
             if engine is None:
                 raise RuntimeError("it gives no reason")
             if engine.refittable:  # its weights were left out
+                weights_outside(graph.read(graph.path), f"{graph.path.name}.data")  # its parser follows a path in the graph
                 refitter = trt.Refitter(engine, self._log)
-                if not (trt.OnnxParserRefitter(refitter, self._log).refit_from_file(str(onnx)) and refitter.refit_cuda_engine()):
+                if not (trt.OnnxParserRefitter(refitter, self._log).refit_from_file(str(graph.path)) and refitter.refit_cuda_engine()):
                     raise RuntimeError("its weights do not come from its ONNX graph")
             names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
             given = {name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT}

@@ -1,0 +1,156 @@
+"""OpenVINO: a bundle's own ONNX graphs on the CPU, with Q/DQ as they are and f32 elsewhere. The one place that imports it."""
+
+import hashlib
+import io
+import sys
+from collections import deque
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from pmclip_deploy.atomic import written
+from pmclip_deploy.errors import BundleError, DeviceError
+from pmclip_deploy.onnx_file import model_from_file, with_weights_inside
+from pmclip_deploy.sessions import Backend, Device, GraphFile, SessionOptions, cache_folder
+from pmclip_deploy.threads import cpu_threads
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+INSTALL = "`pip install openvino`"
+# What its import must not reach: the converter reports the import to the package's maker, by way of openvino_telemetry
+# (docs/reference/network-and-files.md). Without both the import takes two thirds of the time.
+REPORTING = ("openvino.tools", "openvino_telemetry")
+DIGEST = hashlib.sha256().digest_size
+
+
+def import_openvino() -> Any:
+    """The package, silent, and without ``convert_model``."""
+    if "openvino" in sys.modules:  # here already, or another thread is importing it
+        import openvino as ov
+
+        return ov
+    blocked = [name for name in REPORTING if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(blocked))  # type: ignore[arg-type]  # None forbids an import
+    try:
+        import openvino as ov
+    finally:
+        for name in blocked:
+            sys.modules.pop(name, None)
+    return ov
+
+
+@cache
+def core() -> Any:
+    return import_openvino().Core()
+
+
+class OpenVino(Backend):
+    name, title = "openvino", "OpenVINO"
+    devices = (Device("openvino", "CPU", INSTALL),)
+    packages = ("openvino",)
+
+    def check(self) -> None:
+        try:
+            core().get_property("CPU", "FULL_DEVICE_NAME")  # loads the library that runs graphs
+        except Exception as error:  # a broken shared library raises what it likes
+            raise DeviceError(f"OpenVINO cannot be loaded ({_line(error)})", f"install it with {INSTALL}") from error
+
+    def version(self) -> str | None:
+        return str(import_openvino().__version__) if self.available() else None
+
+    def about(self) -> dict[str, Any]:
+        return {"threads": cpu_threads() if self.available() else None}
+
+    def open(self, graph: GraphFile, options: SessionOptions) -> "OpenVinoSession":
+        self.check()
+        return OpenVinoSession(graph, options)
+
+
+BACKEND = OpenVino()
+
+
+class OpenVinoSession:
+    backend, device = BACKEND.name, "cpu"
+
+    def __init__(self, graph: GraphFile, options: SessionOptions) -> None:
+        config = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": 1,
+            "INFERENCE_NUM_THREADS": cpu_threads(),
+            "ENABLE_CPU_PINNING": False,  # two processes would be pinned to the same cores
+            "INFERENCE_PRECISION_HINT": "f32",  # by default it computes in bf16 on a processor that has it, which no gate has seen
+            **({} if options.integer_kernels else {"LP_TRANSFORMS_MODE": "NO"}),
+        }
+        kept = _kept(graph.sha256, options.integer_kernels)
+        self._model = _model_from_kept(kept, config) or _compiled(graph, config, kept)
+        self._takes = {port.node.friendly_name: (port.element_type.to_dtype(), port.partial_shape) for port in self._model.inputs}
+        self.inputs = tuple(self._takes)
+        # ONNX's name of an output. The port itself may have others too: those of the tensors that OpenVINO found to be the same.
+        self.outputs = tuple(port.node.friendly_name.partition("/sink_port_")[0] for port in self._model.outputs)
+        self._idle = deque[Any]()  # a request is one thread's at a time
+        self._path = graph.path
+
+    def run(self, inputs: "Mapping[str, NDArray[Any]]") -> "dict[str, NDArray[Any]]":
+        self._check(inputs)
+        try:
+            request = self._idle.pop()
+        except IndexError:
+            request = self._model.create_infer_request()
+        try:
+            found = dict(zip(self.outputs, request.infer(dict(inputs)).values(), strict=True))
+        except Exception as error:
+            raise DeviceError(f"{self._path}: OpenVINO cannot run it ({_line(error)})", 'pass device="cpu"') from error
+        self._idle.append(request)
+        return found
+
+    def _check(self, inputs: "Mapping[str, NDArray[Any]]") -> None:
+        """OpenVINO would run arrays of other shapes and types, and without an input it would take the last one again."""
+        for name, (kind, shape) in self._takes.items():
+            array = inputs.get(name)
+            if array is None or array.dtype != kind or not shape.compatible(import_openvino().PartialShape(list(array.shape))):
+                said = "nothing" if array is None else f"{array.dtype} of shape {array.shape}"
+                raise BundleError(f"{self._path}: its input {name[:60]!r} is {kind} of shape {shape}, not {said}", "copy the bundle again")
+
+
+def _compiled(graph: GraphFile, config: Mapping[str, Any], kept: "Path | None") -> Any:
+    content, outside, raw = model_from_file(graph.path, graph.read)
+    content = with_weights_inside(content, f"{graph.path.name}.data", raw) if outside else content
+    try:
+        model = core().compile_model(core().read_model(content), "CPU", config)
+    except Exception as error:
+        raise DeviceError(f"{graph.path}: OpenVINO cannot load it ({_line(error)})", 'pass device="cpu"') from error
+    if kept is not None:
+        with suppress(OSError), written(kept, mode=0o600) as new:  # a full disk: it is compiled again next time
+            blob = io.BytesIO()
+            model.export_model(blob)
+            new.write_bytes(hashlib.sha256(blob.getbuffer()).digest() + blob.getbuffer())
+    return model
+
+
+def _kept(sha256: str | None, integer_kernels: bool) -> "Path | None":
+    """Where a compiled graph is kept."""
+    folder = cache_folder("openvino", sha256) if sha256 else None
+    version = f"{import_openvino().__version__} {integer_kernels}"
+    return folder and folder / f"{hashlib.sha256(version.encode()).hexdigest()[:16]}.blob"
+
+
+def _model_from_kept(kept: "Path | None", config: Mapping[str, Any]) -> Any | None:
+    """None where there is none, where it is not whole, and where OpenVINO refuses it: it was made for another processor."""
+    try:
+        content = memoryview(kept.read_bytes() if kept else b"")
+        if hashlib.sha256(content[DIGEST:]).digest() == content[:DIGEST]:
+            return core().import_model(io.BytesIO(content[DIGEST:]), "CPU", config)
+    except Exception:  # its RuntimeErrors have no class of their own
+        pass
+    return None
+
+
+def _line(error: Exception) -> str:
+    """Without the lines that name places in OpenVINO's sources, and its advice."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    said = [line for line in lines if line and not line.startswith(("Exception from", "Check '", "To facilitate"))]
+    return " ".join(" ".join(said or lines or [type(error).__name__]).split())[:200]
