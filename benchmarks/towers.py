@@ -54,7 +54,7 @@ def pictures_for_calibration(folder: Path) -> Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--backbone", choices=[name for name, b in BACKBONES.items() if b.importable], default=VIT)
+    parser.add_argument("--backbone", choices=[name for name, b in BACKBONES.items() if b.open_clip_name], default=VIT)
     parser.add_argument("--repeats", type=int, default=25)
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from html import unescape
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import ftfy.bad_codecs  # noqa: F401  # registers sloppy-windows-1252
 import numpy as np
@@ -39,20 +40,7 @@ def clip_tokenizer_json() -> str:
     ids = {word: i for i, word in enumerate(words)}
 
     tokenizer = Tokenizer(models.BPE(ids, merges, end_of_word_suffix="</w>"))
-    characters = _characters()
-    # The map takes a character and its accent, as one grapheme, for the character alone. NUL parts them, and is one of CONTROLS.
-    accented = normalizers.Replace(Regex(rf"(?<=[{''.join(map(chr, characters))}])(?=\p{{M}})"), "\0")
-    replaced = {"&(amp;|#38;)+": "&", **{f"&{name};": unescape(f"&{name};") for name in ENTITIES}, "&#(39|x27);": "'"}
-    replaced |= {"[\u2018-\u201b\u02bc]": "'", "[\u201c-\u201f]": '"', CONTROLS: ""}
-    tokenizer.normalizer = normalizers.Sequence(
-        [
-            accented,
-            normalizers.Precompiled(charsmap(characters)),
-            *(normalizers.Replace(Regex(old), new) for old, new in replaced.items()),
-            normalizers.NFC(),
-            normalizers.Lowercase(),
-        ]
-    )
+    tokenizer.normalizer = normalizers.Sequence([*cleaning(), normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split(Regex(WORDS), "removed", invert=True), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     )
@@ -60,6 +48,21 @@ def clip_tokenizer_json() -> str:
     document = json.loads(tokenizer.to_str())
     document["model"]["merges"] = [f"{first} {second}" for first, second in merges]  # read a third faster than as pairs
     return json.dumps(document, ensure_ascii=False, separators=(",", ":"))
+
+
+def cleaning() -> list[Any]:
+    """Normalizers that do what open_clip does to a text before any tokenizer, as far as replacements can."""
+    characters = _characters()
+    # The map takes a character and its accent, as one grapheme, for the character alone. NUL parts them, and is one of CONTROLS.
+    accented = normalizers.Replace(Regex(rf"(?<=[{''.join(map(chr, characters))}])(?=\p{{M}})"), "\0")
+    replaced = {"&(amp;|#38;)+": "&", **{f"&{name};": unescape(f"&{name};") for name in ENTITIES}, "&#(39|x27);": "'"}
+    replaced |= {"[\u2018-\u201b\u02bc]": "'", "[\u201c-\u201f]": '"', CONTROLS: ""}
+    return [
+        accented,
+        normalizers.Precompiled(charsmap(characters)),
+        *(normalizers.Replace(Regex(old), new) for old, new in replaced.items()),
+        normalizers.NFC(),
+    ]
 
 
 def _characters() -> dict[int, str]:

@@ -20,7 +20,7 @@ NAMED = {  # parts of tensors' names, all of which must be there; the first row 
     ("lora_te",): ("a LoRA adapter", "merge it into its base model, and save that"),
     ("logit_bias",): ("a SigLIP model, which has other towers and another loss than CLIP", ""),
     ("vision_model.head.",): ("a SigLIP model, which has other towers and another loss than CLIP", ""),
-    ("visual.trunk.", "text.transformer."): ("a model of a timm image tower and a BERT, such as BiomedCLIP", ""),
+    ("visual.trunk.", "text.transformer."): ("a model of a timm image tower and a BERT, other than BiomedCLIP", ""),
     ("text.transformer.embeddings.",): ("a model whose text tower is a BERT", ""),
     ("visual.trunk.",): ("a model whose image tower is one of timm", ""),
     ("optimizer",): ("an optimizer's state", WHOLE),

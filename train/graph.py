@@ -85,6 +85,14 @@ class Graph:
         merged = self.node("Transpose", f"{name}.merged", attended, perm=[0, 2, 1, 3])
         return self.node("Reshape", f"{name}.joined", merged, self.ints("joined_shape", [0, 0, width]))
 
+    def first(self, name: str, x: str) -> str:
+        """(B, T, W) -> (B, 1, W)."""
+        return self.node("Slice", name, x, self.ints("zero", [0]), self.ints("second", [1]), self.ints("tokens_axis", [1]))
+
+    def token(self, x: str) -> str:
+        """(B, 1, W) -> (B, W)."""
+        return self.node("Squeeze", "token", x, self.ints("tokens_axis", [1]))
+
     def model(self, name: str, inputs: Inputs, outputs: Outputs) -> onnx.ModelProto:
         graph = helper.make_graph(
             self.order,
@@ -98,6 +106,12 @@ class Graph:
         )
         onnx.checker.check_model(model, full_check=True)
         return model
+
+
+def scaled(stacked: Tensor, heads: int) -> Tensor:
+    """The query's third of a weight or bias of query, key and value, times 1 / sqrt(d)."""
+    width = len(stacked) // 3
+    return torch.cat([stacked[:width] * (width // heads) ** -0.5, stacked[width:]])
 
 
 def affine_from_norm(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:

@@ -29,7 +29,6 @@ SHARDS = tuple(f"{name}.index.json" for name in HUGGING_FACE_FILES)  # which nam
 OPEN_CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 CONFIGS = {"config.json": HUGGING_FACE_FILES + SHARDS, "open_clip_config.json": OPEN_CLIP_FILES}  # and the weights that each is about
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "net", "weights")  # keys of training checkpoints
-ANCHORS = ("visual.conv1.weight", "vision_model.embeddings.patch_embedding.weight")  # what stands before one is before all
 ADDED = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")  # by torch, anywhere in a name
 NAMED = 3  # tensors that a message names
 
@@ -87,6 +86,7 @@ def import_weights(
         raise _unreadable(source, error) from error
     spec, tensors = fitted(weights, wanted)
     spec, chosen = _activated(spec, weights, activation)
+    tokenizer_json = spec.tokenizer_beside(weights.file)
     meta: Checkpoint = {
         "name": name,
         "version": "0.1.0",
@@ -104,7 +104,7 @@ def import_weights(
             }
         },
     }
-    _write_folder(output, {f"clip.{k}": v for k, v in tensors.items()}, meta, spec.tokenizer_json())
+    _write_folder(output, {f"clip.{k}": v for k, v in tensors.items()}, meta, tokenizer_json)
     return meta
 
 
@@ -170,7 +170,8 @@ def _without_prefix(tensors: Tensors, source: Path) -> Tensors:
     """Without what wrappers put before or into names: ``module.``, ``model.``, ``clip.``, ``_orig_mod.`` and their like, in any order."""
     for added in ADDED:
         tensors = {k.replace(added, ""): v for k, v in tensors.items()}
-    before = sorted({k[: -len(anchor)] for k in tensors for anchor in ANCHORS if k == anchor or k.endswith(f".{anchor}")})
+    anchors = {anchor for backbone in _importable() for anchor in backbone.anchors}
+    before = sorted({k[: -len(anchor)] for k in tensors for anchor in anchors if k == anchor or k.endswith(f".{anchor}")})
     if len(before) > 1:
         named = _first([of or "(nothing)" for of in before])
         raise BundleError(f"{source}: holds several models, named {named}", "save the tensors of one alone")

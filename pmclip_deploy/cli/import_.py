@@ -44,7 +44,8 @@ def import_(
             {"schema": "pmclip-deploy/import/1", "checkpoint": str(output), "name": meta["name"], "backbone": meta["backbone"], **made}
         )
     else:
-        print(f"{meta['backbone']} from a {made['kind']}, checkpoint in {one_line(str(output))}")
+        article = "an" if made["kind"][0] in "AEIOUaeiou" else "a"
+        print(f"{meta['backbone']} from {article} {made['kind']}, checkpoint in {one_line(str(output))}")
         if made.get("activation_from") == "assumed":
             said = "assumed, since no config.json says it. If the model was trained with GELU, give --activation gelu"
             print(f"activation: {made['activation']}, {said}")

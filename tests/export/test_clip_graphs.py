@@ -25,6 +25,7 @@ from tests.tiny import clip as tiny_clip
 from tests.tiny.clip import pictures
 
 GRAPHS = ("image", "text")
+LARGE = [pytest.param(name, marks=pytest.mark.nightly) for name in ("ViT-L/14", "ViT-L/14@336")]
 START, END = 49406, 49407
 Tensor = torch.Tensor
 
@@ -88,12 +89,12 @@ def check(expected: Any, got: Any) -> None:
 
 
 @pytest.mark.slow("backbones of real size")
-@pytest.mark.parametrize("name", ["RN50", "RN50x4", "ViT-B/32", "ViT-B/16", pytest.param("ViT-L/14", marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("name", ["RN50", "RN50x4", "ViT-B/32", "ViT-B/16", *LARGE])
 def test_a_real_backbone_equals_pytorch(name: str) -> None:
     check_backbone(lively(name))
 
 
-@pytest.mark.parametrize(("name", "gelu"), [("ViT-L/14", False), ("ViT-L/14-gelu", True)])
+@pytest.mark.parametrize(("name", "gelu"), [("ViT-L/14", False), ("ViT-L/14-gelu", True), ("ViT-L/14@336", False)])
 def test_a_large_backbone_with_two_layers_equals_pytorch(name: str, gelu: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(BACKBONES, name, tiny_clip.shallow(name, tmp_path))
     model = lively(name)

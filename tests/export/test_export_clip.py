@@ -481,6 +481,7 @@ def test_nothing_to_calibrate_on_is_one_line(tmp_path: Path) -> None:
     ("ViT-B/32", "cpu", "mevf"), ("ViT-B/32", "rtx", "qcr"),
     ("ViT-B/16", "cpu", "mevf"), ("ViT-B/16", "rtx", "qcr"),
     ("ViT-L/14", "cpu", "qcr"), ("ViT-L/14", "rtx", "mevf"),
+    ("ViT-L/14@336", "cpu", "mevf"), ("ViT-L/14@336", "rtx", "qcr"),
 ])  # fmt: skip
 def test_the_real_backbones_export_at_every_precision(name: str, target: str, head: str, tmp_path: Path, pictures: Path) -> None:
     """Both towers and a head at once; towers alone differ in what is tested above with tiny ones."""

@@ -57,12 +57,19 @@ def remove_tiny() -> None:
         del BACKBONES[name]
 
 
-def checkpoint(folder: Path, name: str = "tiny", model: CLIP | None = None, of_head: MEVF | QCR | None = None, **about: Any) -> Path:
-    """With random weights where no ``model`` is given; ``about`` is what checkpoint.json says of a head."""
+def checkpoint(
+    folder: Path,
+    name: str = "tiny",
+    model: Any = None,
+    of_head: MEVF | QCR | None = None,
+    tokenizer: str | None = None,
+    **about: Any,
+) -> Path:
+    """With random weights where no ``model`` is given, and CLIP's tokenizer; ``about`` is what checkpoint.json says of a head."""
     torch.manual_seed(0)
     model = model or BACKBONES[name].build()
     folder.mkdir()
-    (folder / "bpe.json").write_text(tokenizer_json())
+    (folder / "bpe.json").write_text(tokenizer or tokenizer_json(), encoding="utf-8")
     meta = {"name": name.replace("/", "-"), "version": "0", "backbone": name, "logit_scale": 14.3, "metrics": {}}
     meta |= {"provenance": {"import": "random"}, **about}
     tensors = {f"clip.{k}": v for k, v in model.state_dict().items()}
@@ -71,7 +78,7 @@ def checkpoint(folder: Path, name: str = "tiny", model: CLIP | None = None, of_h
     return folder
 
 
-def head_checkpoint(folder: Path, name: str, kind: str, hidden: int = 24, model: CLIP | None = None) -> Path:
+def head_checkpoint(folder: Path, name: str, kind: str, hidden: int = 24, model: Any = None, tokenizer: str | None = None) -> Path:
     """Of MEVF or QCR with random weights, over the image tower, the auto-encoder and, for MEVF, the MAML network."""
     torch.manual_seed(0)
     words = ("is", "there", "a", "fracture", "what", "modality", "plane", "the", "image", "organ", "normal", "study", "in", "which")
@@ -83,7 +90,7 @@ def head_checkpoint(folder: Path, name: str, kind: str, hidden: int = 24, model:
             parameter.mul_(1.5)
     about = {"kind": kind, "features": ["clip", "ae", *(["maml"] if mevf else [])]}
     answers, closed = ["yes", "no", "left", "ct", "mri", "axial", "brain"], None if mevf else 3
-    return checkpoint(folder, name, model, head.eval(), head=about, dictionary=words, answers=answers, closed_answers=closed)
+    return checkpoint(folder, name, model, head.eval(), tokenizer, head=about, dictionary=words, answers=answers, closed_answers=closed)
 
 
 def lively(name: str, shown: torch.Tensor | None = None) -> CLIP:

@@ -168,28 +168,31 @@ def test_rn50x4_goes_through_and_computes(tmp_path: Path) -> None:
 OF_CLIP_MODEL = {  # tower: (layers, width, heads), the vision's patch
     "ViT-B/16": {"text": (12, 512, 8), "vision": (12, 768, 12), "patch": 16},
     "ViT-L/14": {"text": (2, 768, 12), "vision": (2, 1024, 16), "patch": 14},  # of 12 and 24 layers two: all else is the published shape
+    "ViT-L/14@336": {"text": (2, 768, 12), "vision": (2, 1024, 16), "patch": 14},
 }
 
 
-def clip_model(text: tuple[int, ...], vision: tuple[int, ...], patch: int, width: int) -> Any:
+def clip_model(text: tuple[int, ...], vision: tuple[int, ...], patch: int, width: int, size: int) -> Any:
     """transformers' CLIP."""
     torch.manual_seed(0)
     sizes = [dict(zip(("num_hidden_layers", "hidden_size", "num_attention_heads"), of, strict=True)) for of in (text, vision)]
     wide = [{**of, "intermediate_size": 4 * of["hidden_size"], "projection_dim": width} for of in sizes]
-    config = transformers.CLIPConfig(text_config=wide[0], vision_config={**wide[1], "patch_size": patch}, projection_dim=width)
+    seen = {**wide[1], "patch_size": patch, "image_size": size}
+    config = transformers.CLIPConfig(text_config=wide[0], vision_config=seen, projection_dim=width)
     return randomised(transformers.CLIPModel(config))
 
 
 @pytest.mark.parametrize("name", OF_CLIP_MODEL)
 @torch.no_grad()
 def test_other_vision_transformers_equal_transformers(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if name == "ViT-L/14":
+    if name.startswith("ViT-L/14"):
         monkeypatch.setitem(BACKBONES, name, tiny_clip.shallow(name, tmp_path))
-    published = clip_model(**OF_CLIP_MODEL[name], width=BACKBONES[name].embed_dim)
+    size = BACKBONES[name].preprocess.size
+    published = clip_model(**OF_CLIP_MODEL[name], width=BACKBONES[name].embed_dim, size=size)
     published.save_pretrained(tmp_path / "folder")
     assert import_weights(tmp_path / "folder", tmp_path / "out")["backbone"] == name
     model, _, _ = towers_from_checkpoint(tmp_path / "out")
-    pixels = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(1))
+    pixels = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))
     tokens = torch.from_numpy(tokens_from_text(tmp_path / "out" / "tokenizer.json", TEXTS, 77, 0))
     image = published.visual_projection(published.vision_model(pixels).pooler_output)
     text = published.text_projection(published.text_model(tokens).pooler_output)
@@ -436,7 +439,7 @@ def test_a_config_that_no_backbone_fits(file: str, config: Any, message: str, tm
     [
         (["text_model.embeddings.x", "vision_model.head.attention.in_proj_weight", "logit_bias"], "a SigLIP model"),
         (["visual.trunk.attn_pool.q.weight", "text.transformer.resblocks.0.ln_1.bias", "logit_bias"], "a SigLIP model"),
-        (["visual.trunk.blocks.0.norm1.weight", "text.transformer.embeddings.word_embeddings.weight"], "such as BiomedCLIP"),
+        (["visual.trunk.blocks.0.norm1.weight", "text.transformer.embeddings.word_embeddings.weight"], "other than BiomedCLIP"),
         (["visual.class_embedding", "text.transformer.embeddings.word_embeddings.weight"], "whose text tower is a BERT"),
         (["base_model.model.text_model.encoder.layers.0.self_attn.q_proj.lora_A.weight"], "a LoRA adapter; .*merge it into its base"),
         (["lora_te_text_model_encoder_layers_0_mlp_fc1.lora_up.weight"], "a LoRA adapter"),
@@ -448,7 +451,7 @@ def test_a_config_that_no_backbone_fits(file: str, config: Any, message: str, tm
     ],
 )
 def test_foreign_tensors_are_named(names: list[str], said: str, tmp_path: Path) -> None:
-    message = rf"w.pt: is .*{said}" if said.startswith("such") or said.startswith("whose") else rf"w.pt: is {said}"
+    message = rf"w.pt: is .*{said}" if said.startswith("other") or said.startswith("whose") else rf"w.pt: is {said}"
     check_refused(saved(tmp_path / "w.pt", {name: torch.zeros(2) for name in names}), tmp_path, message)
     check_refused(saved(tmp_path / "w.pt", {"model": {name: torch.zeros(2) for name in names}}), tmp_path, message)
 
@@ -473,7 +476,7 @@ def test_foreign_files_are_named(content: bytes, said: str, tmp_path: Path) -> N
     check_refused(tmp_path / "w", tmp_path, f"w: is {said}")
 
 
-def test_the_folder_of_biomedclip_is_named(tmp_path: Path) -> None:
+def test_a_folder_with_foreign_towers_is_named(tmp_path: Path) -> None:
     (tmp_path / "hf").mkdir()
     towers = {"text_cfg": {"hf_model_name": "microsoft/BiomedNLP-PubMedBERT"}, "vision_cfg": {"timm_model_name": "vit_base_patch16_224"}}
     (tmp_path / "hf" / "open_clip_config.json").write_text(json.dumps({"model_cfg": {"embed_dim": 512, **towers}}))

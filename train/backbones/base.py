@@ -108,6 +108,7 @@ class Backbone(ABC):
     context_length: int  # longest question in tokens, specials included
     pad_id: int
     importable: ClassVar[bool] = False  # whether there are published weights of it
+    anchors: ClassVar[tuple[str, ...]] = ()  # tensors of published weights; what stands before such a name stands before all names
     open_clip_name: str | None = None  # by which users of open_clip load it
     activation: str | None = None  # in ACTIVATIONS, if weights of the same shapes are published with another
 
@@ -123,6 +124,10 @@ class Backbone(ABC):
     @abstractmethod
     def tokenizer_json(self) -> str:
         """The text of a tokenizer.json."""
+
+    def tokenizer_beside(self, weights: Path) -> str:
+        """The text of a tokenizer.json for published weights; by default the backbone's own. Raises BundleError if there is none."""
+        return self.tokenizer_json()
 
     def load_pretrained(self, towers: Towers) -> Path:
         """Fills ``towers`` from Python packages, without network; returns the tokenizer's path. Raises UsageError where none hold them."""

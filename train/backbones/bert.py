@@ -1,0 +1,92 @@
+"""BERT (Devlin et al. 2019) as a text tower of open_clip's: its shape from a configuration, its graph, its tokenizer."""
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from open_clip import CustomTextCLIP
+from tokenizers import Tokenizer
+from tokenizers.implementations.bert_wordpiece import BertWordPieceTokenizer
+
+from pmclip_deploy.errors import BundleError
+
+if TYPE_CHECKING:
+    from pmclip_deploy.train.graph import Graph
+
+VOCABULARY = 30522  # word pieces, of every BERT for English texts without case
+BASE = {
+    "model_type": "bert",
+    "vocab_size": VOCABULARY,
+    "hidden_size": 768,
+    "num_attention_heads": 12,
+    "num_hidden_layers": 12,
+    "intermediate_size": 3072,
+    "hidden_act": "gelu",
+    "max_position_embeddings": 512,
+    "type_vocab_size": 2,
+    "layer_norm_eps": 1e-12,
+    "pad_token_id": 0,
+}
+Towers = TypeVar("Towers", bound=CustomTextCLIP)
+
+
+def towers_from_config(kind: type[Towers], config: Mapping[str, Any], bert: Mapping[str, Any]) -> Towers:
+    """Untrained. ``config`` is open_clip's; it reads the text tower's shape, ``bert``, from a folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "config.json").write_text(json.dumps(bert))
+        towers: Towers = kind(**{**config, "text_cfg": {**config["text_cfg"], "hf_model_name": folder, "hf_model_pretrained": False}})
+        return towers
+
+
+def uncased_tokenizer(vocabulary: Path) -> Tokenizer:
+    """Of a vocab.txt. Raises BundleError."""
+    try:
+        return Tokenizer.from_str(BertWordPieceTokenizer(str(vocabulary)).to_str())
+    except Exception as error:  # the tokenizers package raises bare Exceptions
+        raise BundleError(f"{vocabulary}: no usable vocabulary ({' '.join(str(error).split())[:200]})", "get it again") from error
+
+
+def bert_graph(g: "Graph", bert: Any, limit: int, first_only: bool = False) -> tuple[str, str]:
+    """From "tokens" (B, T) with T <= ``limit``: the last hidden state (B, T, W), and (B, T, 1), 1 for a token and 0 for padding.
+
+    With ``first_only`` the state is (B, 1, W), the first token's: of the last layer nothing else is computed.
+    """
+    from pmclip_deploy.train.graph import FLOAT, scaled
+
+    heads, width = bert.config.num_attention_heads, bert.config.hidden_size
+    pad_id = g.ints("pad_id", bert.config.pad_token_id)
+    real = g.node("Cast", "real", g.node("Not", "not_pad", g.node("Equal", "is_pad", "tokens", pad_id)), to=FLOAT)
+    real = g.node("Unsqueeze", "mask", real, g.ints("last", [-1]))
+    # -1e4 where the key is padding: its weight after the softmax is exactly 0 in fp32.
+    masked = g.node("Mul", "mask.scaled", g.node("Sub", "mask.less_one", real, g.floats("one", 1)), g.floats("ten_thousand", 1e4))
+    masked = g.node("Reshape", "mask.keys", masked, g.ints("keys_shape", [0, 1, 1, -1]))  # (B, 1, 1, T)
+
+    e = bert.embeddings
+    words = g.node("Gather", "words", g.weight("words.weight", e.word_embeddings.weight), "tokens")
+    places = e.position_embeddings.weight[:limit] + e.token_type_embeddings.weight[0]
+    length = g.node("Shape", "length", "tokens", start=1, end=2)
+    places = g.node("Slice", "places", g.weight("places.weight", places), g.ints("zero", [0]), length, g.ints("zero", [0]))
+    x = g.norm("embeddings.norm", g.node("Add", "embeddings", words, places), e.LayerNorm)
+
+    for i, layer in enumerate(bert.encoder.layer):
+        name, a = f"layer.{i}", layer.attention
+        parts = [a.self.query, a.self.key, a.self.value]
+        weight, bias = (scaled(torch.cat(of), heads) for of in ([p.weight for p in parts], [p.bias for p in parts]))
+        if first_only and i == len(bert.encoder.layer) - 1:
+            of_all = g.linear(f"{name}.kv", x, weight[width:], bias[width:])
+            k, v = g.nodes("Split", [f"{name}.k", f"{name}.v"], of_all, axis=-1, num_outputs=2)
+            x = g.first(f"{name}.picked", x)
+            q = g.linear(f"{name}.q", x, weight[:width], bias[:width])
+        else:
+            qkv = g.linear(f"{name}.qkv", x, weight, bias)  # (B, T, 3W)
+            q, k, v = g.nodes("Split", [f"{name}.{p}" for p in "qkv"], qkv, axis=-1, num_outputs=3)
+        joined = g.attention(name, q, k, v, heads, width, masked)
+        out = g.linear(f"{name}.attention.out", joined, a.output.dense.weight, a.output.dense.bias)
+        x = g.norm(f"{name}.attention.norm", g.node("Add", f"{name}.attention.skip", out, x), a.output.LayerNorm)
+        up = g.linear(f"{name}.up", x, layer.intermediate.dense.weight, layer.intermediate.dense.bias)
+        down = g.linear(f"{name}.down", g.node("Gelu", f"{name}.gelu", up), layer.output.dense.weight, layer.output.dense.bias)
+        x = g.norm(f"{name}.norm", g.node("Add", f"{name}.skip", down, x), layer.output.LayerNorm)
+    return x, real
