@@ -191,7 +191,7 @@ def prove(*arguments: object) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, capture_output=True, text=True, timeout=600)
 
 
-@pytest.mark.slow("two exports, two runs of `bench`, Triton's interpreter")
+@pytest.mark.nightly  # two exports, two runs of `bench`, Triton's interpreter
 def test_a_rehearsal_of_the_proof(tmp_path: Path) -> None:
     """A row of each step: bundles are exported, with engines where TensorRT-RTX is, opened, measured, and right; then the stages follow."""
     for name in ("torch", "open_clip", "onnx"):
@@ -210,6 +210,17 @@ def test_a_rehearsal_of_the_proof(tmp_path: Path) -> None:
     assert set(gpu.STAGES) <= {row["scenario"] for row in rows}
     assert "bench --gpu-proof" in report_writing.markdown(report.document(rows))
     assert not [text for text in (str(tmp_path), str(Path.home()), sys.prefix, socket.gethostname()) if text in file.read_text()]
+
+
+@pytest.mark.slow("a run of `bench`, Triton's interpreter")
+def test_a_rehearsal_with_a_bundle(bundle: Path, tmp_path: Path) -> None:
+    file = tmp_path / "proof.jsonl"
+    done = prove("--device", "cpu", "--seconds", 2, "--bundle", bundle, "--submit-file", file)
+    assert done.returncode == 0, done.stderr
+    rows = results.read(file)
+    assert [(row["part"], row["not_measured"]) for row in rows if row["scenario"] == "proof"] == [("bench", None), ("benchmarks.gpu", None)]
+    assert ("infer", "single-stream") in {(row["part"], row["scenario"]) for row in rows}
+    assert str(bundle) not in file.read_text() and "bench --gpu-proof" in report_writing.markdown(report.document(rows))
 
 
 def test_a_step_of_the_proof_that_fails(tmp_path: Path) -> None:
