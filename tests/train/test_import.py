@@ -528,7 +528,7 @@ def changed(name: str, **changes: Any) -> Tensors:
         (lambda: light("RN50"), {"backbone": "ViT-B/32"}, "weights of RN50, not of ViT-B/32"),
         (lambda: changed("ViT-B/32", logit_scale=torch.tensor(torch.nan)), {}, "1 tensors hold NaN or infinity: logit_scale"),
         (lambda: changed("ViT-B/32", ln_final__bias=torch.full((512,), 1e300, dtype=torch.float64)), {}, "infinity: ln_final.bias"),
-        (lambda: {"a": torch.zeros(2)}, {}, "w.pt: fits none of ViT-B/32, .*RN50.* .1 tensors, first a.; give"),
+        (lambda: {"a": torch.zeros(2)}, {}, "w.pt: fits none of BiomedCLIP, ViT-B/32, .*RN50.* .1 tensors, first a.; give"),
         (lambda: {}, {}, "holds no named tensors"),
         (lambda: torch.zeros(3), {}, "holds no named tensors"),
         (lambda: {"state_dict": {"x": 1}}, {}, "holds no named tensors"),
