@@ -30,7 +30,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> S.Table:
     return S.Table(data, data / "glove.txt", folder / "ae.pth", folder / "out", TINY, threads=1, device="cpu")
 
 
-@pytest.mark.slow("trains ten tiny heads, two of them with pmclip-lite's tower")
+@pytest.mark.nightly  # trains ten tiny heads, two of them with pmclip-lite's tower
 def test_the_table(table: S.Table) -> None:
     rows = list(table.rows())
     assert [(row["head"], row["tower"]) for row in rows] == [(head, tower) for head in S.HEADS for tower in S.TOWERS]

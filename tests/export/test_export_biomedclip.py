@@ -119,7 +119,7 @@ def test_bundles_say_what_open_clip_says(
     assert found.code == 0 and files[0].name in found.json["matches"][0]["id"]
 
 
-@pytest.mark.slow("two bundles with heads")
+@pytest.mark.nightly  # two bundles with heads
 @pytest.mark.parametrize(("head", "precision", "target"), [("mevf", "int8", "cpu"), ("qcr", "int8", "rtx")])
 def test_heads_stand_on_its_towers(head: str, precision: str, target: str, checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
     tokenizer = (checkpoint / "tokenizer.json").read_text(encoding="utf-8")
