@@ -212,7 +212,7 @@ def test_a_rehearsal_of_the_proof(tmp_path: Path) -> None:
     assert not [text for text in (str(tmp_path), str(Path.home()), sys.prefix, socket.gethostname()) if text in file.read_text()]
 
 
-@pytest.mark.slow("a run of `bench`, Triton's interpreter")
+@pytest.mark.nightly  # a run of `bench`, Triton's interpreter
 def test_a_rehearsal_with_a_bundle(bundle: Path, tmp_path: Path) -> None:
     file = tmp_path / "proof.jsonl"
     done = prove("--device", "cpu", "--seconds", 2, "--bundle", bundle, "--submit-file", file)
