@@ -102,7 +102,7 @@ def test_embeddings_equal_those_of_timm_and_transformers(hub: Path, checkpoint: 
     torch.testing.assert_close(model.encode_text(shorter), text[:6], atol=1e-4, rtol=1e-4)  # at its own length too
 
 
-@pytest.mark.slow("12 layers in each tower")
+@pytest.mark.nightly  # 12 layers in each tower
 @torch.no_grad()
 def test_embeddings_equal_open_clips_at_full_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """open_clip makes the model of the folder itself, but for the text tower's shape, which it would look up on the hub."""
