@@ -12,7 +12,6 @@ import shutil
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import count
@@ -28,7 +27,7 @@ from pmclip_deploy.models import DEFAULT_BUNDLE
 from pmclip_deploy.opening import load, session_from_bundle
 
 PICTURE = DEFAULT_BUNDLE.parents[1] / "demo" / "leg-1.dcm"
-BURST, LENGTH = 3, 10  # calls of a turn; tokens of a text
+LENGTH = 10  # tokens of a text
 INFER = ["infer", str(PICTURE), "is there a fracture?", "--json", "--bundle"]
 MAIN = "from pmclip_deploy.cli.app import program; program()"
 
@@ -51,7 +50,7 @@ def main() -> None:
                 said(f"infer in a new process, {'with' if kept else 'without'} what is kept", harness.interleaved(new, options.cold))
             of = {device: jobs(options.bundle, device) for device in options.devices}
             for stage in of[options.devices[0]]:
-                turns = {device: partial(burst, made[stage]) for device, made in of.items() if stage in made}
+                turns = {device: partial(harness.burst, made[stage]) for device, made in of.items() if stage in made}
                 said(stage, harness.interleaved(turns, options.repeats))
     except PmclipError as error:
         parser.exit(error.exit_code, f"error: {error}\n")
@@ -77,17 +76,6 @@ def jobs(bundle: Path, device: str) -> dict[str, Callable[[], Any]]:
     for job in made.values():
         job()
     return made
-
-
-def burst(job: Callable[[], Any]) -> harness.Measurement:
-    """BURST calls one after the other, after one that is not counted."""
-    job()
-    taken = []
-    for _ in range(BURST):
-        start = time.perf_counter()
-        job()
-        taken.append(time.perf_counter() - start)
-    return harness.measurement("stage", 1, np.array(taken), sum(taken))
 
 
 def cold(bundle: Path, device: str, scratch: Path | None) -> harness.Measurement:

@@ -33,6 +33,7 @@ CONFIDENCE = 0.99  # LoadGen's, of its early stopping
 PERCENTILES = (0.5, 0.9, 0.99)
 STREAMS = 8  # samples of a multi-stream query, LoadGen's default
 WARM_UP = 0.5  # seconds of queries that are not counted
+BURST = 3  # calls of a system's turn
 CHUNK = 0.5  # seconds of queries that are asked for at a time
 PAUSE = 0.05  # seconds, until threads of the system before have stopped spinning
 ANSWER = 600.0  # seconds beyond its own work after which a worker is given up
@@ -327,6 +328,17 @@ def measurement(scenario: str, batch: int, latencies: Seconds, seconds: float) -
     throughput = batch * len(latencies) / seconds if seconds > 0 else None
     figures |= {"p25_ms": 1e3 * float(low), "p75_ms": 1e3 * float(high), "samples_per_s": throughput}
     return Measurement(scenario, batch, latencies, seconds, figures)
+
+
+def burst(job: Callable[[], Any]) -> Measurement:
+    """BURST calls one after the other, after one that follows a pause and is not counted."""
+    job()
+    taken = []
+    for _ in range(BURST):
+        start = time.perf_counter()
+        job()
+        taken.append(time.perf_counter() - start)
+    return measurement("stage", 1, np.array(taken), sum(taken))
 
 
 def overs_allowed(queries: int, percentile: float, confidence: float = CONFIDENCE) -> int:

@@ -8,7 +8,6 @@ soonest. Decoders not installed are named and left out; what each is compiled wi
 """
 
 import argparse
-import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -29,7 +28,6 @@ from pmclip_deploy.machine import stamp, versions
 from pmclip_deploy.threads import cpu_threads
 from pmclip_deploy.train.backbones import BACKBONES
 
-BURST = 3  # calls that are counted at each system's turn, after one that follows a pause
 RLE, JPEG_LS, JPEG_2000 = "1.2.840.10008.1.2.5", "1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.90"
 NAMES = {RLE: "RLE Lossless", JPEG_LS: "JPEG-LS Lossless", JPEG_2000: "JPEG 2000 Lossless"}
 
@@ -59,7 +57,7 @@ def main() -> None:
 
 def compare(run: Run, model: str, part: str, jobs: Mapping[str, Job], repeats: int) -> list[dict[str, Any]]:
     """The first job's time over each one's, round by round."""
-    measured = harness.interleaved({name: partial(burst, job) for name, job in jobs.items()}, repeats)
+    measured = harness.interleaved({name: partial(harness.burst, job) for name, job in jobs.items()}, repeats)
     ours = measured[next(iter(jobs))]
     rows = []
     print(f"\n{model}, {part}")
@@ -75,17 +73,6 @@ def compare(run: Run, model: str, part: str, jobs: Mapping[str, Job], repeats: i
         }
         rows.append(run.row(model, name, part, "stage", figures, threads=cpu_threads(), samples=all_of.samples))
     return rows
-
-
-def burst(job: Job) -> harness.Measurement:
-    """BURST calls one after the other, after one that is not counted."""
-    job()
-    taken = []
-    for _ in range(BURST):
-        start = time.perf_counter()
-        job()
-        taken.append(time.perf_counter() - start)
-    return harness.measurement("stage", 1, np.array(taken), sum(taken))
 
 
 # --- windowing and preprocessing ------------------------------------------------------------------------------------------------

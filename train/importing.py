@@ -274,8 +274,9 @@ def _shapes(backbone: Backbone) -> Shapes:
 
 
 def _likeness(tensors: Tensors) -> dict[str, float]:
-    """Of each backbone, the share of its tensors that are there, in their shape."""
-    shapes = {b.name: _shapes(b) for b in _importable()}
+    """Of each backbone that these may be, the share of its tensors that are there, in their shape: to build one takes up to seconds."""
+    anchored = [b for b in _importable() if any(anchor in tensors for anchor in b.anchors)]
+    shapes = {b.name: _shapes(b) for b in anchored or _importable()}
     return {name: sum(k in tensors and tensors[k].shape == shape for k, shape in of.items()) / len(of) for name, of in shapes.items()}
 
 
@@ -291,7 +292,7 @@ def fitted(weights: Weights, wanted: Backbone | None) -> tuple[Backbone, Tensors
         raise BundleError(
             f"{weights.file}: fits none of {_names()} ({len(found)} tensors, first {_first(sorted(found))})", "give one's published weights"
         )
-    if spec != nearest and likeness[spec.name] < likeness[nearest.name]:
+    if spec != nearest and likeness.get(spec.name, 0.0) < likeness[nearest.name]:
         raise BundleError(
             f"{weights.file}: these are weights of {nearest.name}, not of {spec.name}", "leave --backbone out or give that one"
         )
