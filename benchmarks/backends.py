@@ -10,7 +10,6 @@ import argparse
 import os
 import shutil
 import statistics
-import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -29,7 +28,6 @@ from pmclip_deploy.opening import load, session_from_bundle
 PICTURE = DEFAULT_BUNDLE.parents[1] / "demo" / "leg-1.dcm"
 LENGTH = 10  # tokens of a text
 INFER = ["infer", str(PICTURE), "is there a fracture?", "--json", "--bundle"]
-MAIN = "from pmclip_deploy.cli.app import program; program()"
 
 
 def main() -> None:
@@ -81,7 +79,7 @@ def jobs(bundle: Path, device: str) -> dict[str, Callable[[], Any]]:
 def cold(bundle: Path, device: str, scratch: Path | None) -> harness.Measurement:
     if scratch is not None:
         shutil.rmtree(scratch / "pmclip-deploy", ignore_errors=True)
-    seconds, peak, _ = harness.process([sys.executable, "-c", MAIN, *INFER, str(bundle), "--device", device])
+    seconds, peak, _ = harness.process([*harness.CLI, *INFER, str(bundle), "--device", device])
     return harness.Measurement("cold", 1, np.array([seconds]), seconds, {"peak_mib": peak})
 
 

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from pmclip_deploy.atomic import write, write_errors
 from pmclip_deploy.benchmarks.gpu_stage import without_paths
+from pmclip_deploy.benchmarks.harness import CLI
 from pmclip_deploy.benchmarks.results import Run, append, command_line
 from pmclip_deploy.bundle.files import manifest_from_bundle
 from pmclip_deploy.errors import DeviceError, UsageError
@@ -25,7 +26,6 @@ from pmclip_deploy.sessions.engines import EngineBackend, engine_backends
 PRECISIONS = ("fp16", "int8")
 REHEARSAL = "cpu"  # the device that stands in for a GPU
 GPU_BUDGET = 5  # times the seconds of a `bench`
-MAIN = [sys.executable, "-c", "import sys; from pmclip_deploy.cli.app import program; sys.exit(program())"]
 
 
 class Step(NamedTuple):
@@ -79,13 +79,13 @@ def device_and_builder(device: str) -> tuple[str, EngineBackend | None]:
 def steps(bundle: Path | None, device: str, backend: EngineBackend | None, seconds: float, folder: Path) -> Iterator[Step]:
     """A `bench` follows its `export` if that wrote the bundle."""
     rows, rehearsed = str(folder / "rows.jsonl"), device == REHEARSAL
-    bench = [*MAIN, "bench", "--device", device, "--seconds", f"{seconds:g}", "--output", rows, "--bundle"]
+    bench = [*CLI, "bench", "--device", device, "--seconds", f"{seconds:g}", "--output", rows, "--bundle"]
     for precision in PRECISIONS if bundle is None else ():
         out = folder / precision
         engines = ["--target", backend.target] if backend else []
         if backend and backend.built_ahead and not rehearsed:
             engines += ["--compute-capability", backend.machine().compute_capability]
-        yield Step(f"export {precision}", [*MAIN, "export", "--precision", precision, *engines, "--output", str(out)], out)
+        yield Step(f"export {precision}", [*CLI, "export", "--precision", precision, *engines, "--output", str(out)], out)
         if out.is_dir():
             yield Step(f"bench {precision}", [*bench, str(out)])
     if bundle is not None:

@@ -28,6 +28,7 @@ from pmclip_deploy.errors import PmclipError
 
 Seconds = NDArray[np.float64]
 
+CLI = [sys.executable, "-c", "from pmclip_deploy.cli.app import program; program()"]  # pmclip-deploy, as this Python has it
 SYSTEMS = Path(__file__).with_name("systems.py")
 CONFIDENCE = 0.99  # LoadGen's, of its early stopping
 PERCENTILES = (0.5, 0.9, 0.99)

@@ -79,8 +79,7 @@ def cold_start(bundle: Path, manifest: Manifest, device: str, repeats: int = COL
     if manifest.head is None:
         command = [sys.executable, "-c", EMBED, str(bundle), picture, QUESTION, device]
     else:
-        main = "from pmclip_deploy.cli.app import program; program()"
-        command = [sys.executable, "-c", main, "infer", picture, QUESTION, "--bundle", str(bundle), "--device", device, "--json"]
+        command = [*harness.CLI, "infer", picture, QUESTION, "--bundle", str(bundle), "--device", device, "--json"]
     runs = [harness.process(command) for _ in range(1 + repeats)][1:]
     seconds = [took for took, _, _ in runs]
     low, median, high = np.percentile(seconds, (25, 50, 75))

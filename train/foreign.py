@@ -2,24 +2,28 @@
 
 from collections.abc import Collection
 
+FORMAT = "give the same model as safetensors or PyTorch's state dict"
+PAGE = ("a web page, without the weights", "download the file itself")
+LORA = ("a LoRA adapter", "merge it into its base model, and save that")
+SIGLIP = ("a SigLIP model, which has other towers and another loss than CLIP", "")
 MAGIC = {
-    b"\x89HDF": ("an HDF5 file, as TensorFlow writes it", "give the same model as safetensors or PyTorch's state dict"),
-    b"GGUF": ("a GGUF file", "give the same model as safetensors or PyTorch's state dict"),
+    b"\x89HDF": ("an HDF5 file, as TensorFlow writes it", FORMAT),
+    b"GGUF": ("a GGUF file", FORMAT),
     b"version ": ("a pointer of Git LFS, without the weights", "run `git lfs pull` where it was cloned"),
-    b"<!DOCTYP": ("a web page, without the weights", "download the file itself"),
-    b"<!doctyp": ("a web page, without the weights", "download the file itself"),
-    b"<html": ("a web page, without the weights", "download the file itself"),
+    b"<!DOCTYP": PAGE,
+    b"<!doctyp": PAGE,
+    b"<html": PAGE,
     b"\x1f\x8b": ("compressed with gzip", "unpack it, and pass the weights' file"),
 }
 
 WHOLE = "give the weights of the whole model, with both towers"
 NAMED = {  # parts of tensors' names, all of which must be there; the first row that fits is taken
-    (".lora_",): ("a LoRA adapter", "merge it into its base model, and save that"),
-    ("lora_A",): ("a LoRA adapter", "merge it into its base model, and save that"),
-    ("lora_up",): ("a LoRA adapter", "merge it into its base model, and save that"),
-    ("lora_te",): ("a LoRA adapter", "merge it into its base model, and save that"),
-    ("logit_bias",): ("a SigLIP model, which has other towers and another loss than CLIP", ""),
-    ("vision_model.head.",): ("a SigLIP model, which has other towers and another loss than CLIP", ""),
+    (".lora_",): LORA,
+    ("lora_A",): LORA,
+    ("lora_up",): LORA,
+    ("lora_te",): LORA,
+    ("logit_bias",): SIGLIP,
+    ("vision_model.head.",): SIGLIP,
     ("visual.trunk.", "text.transformer."): ("a model of a timm image tower and a BERT, other than BiomedCLIP", ""),
     ("text.transformer.embeddings.",): ("a model whose text tower is a BERT", ""),
     ("visual.trunk.",): ("a model whose image tower is one of timm", ""),

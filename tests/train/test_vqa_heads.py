@@ -89,6 +89,19 @@ def options(home: Path, head: str, *more: Any) -> list[Any]:
     return ["train", "vqa", "--head", head, *given, *(["--type-epochs", 15] if head == "qcr" else []), *more]
 
 
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, epoch: int) -> None:
+    """Ctrl-C, as an epoch of a head's training is measured."""
+    measure, epochs = answering.answers_from_inputs, []
+
+    def interrupt(*arguments: Any) -> Any:
+        epochs.append(1)
+        if len(epochs) == epoch:
+            raise KeyboardInterrupt
+        return measure(*arguments)
+
+    monkeypatch.setattr(training, "answers_from_inputs", interrupt)
+
+
 @pytest.fixture(scope="module")
 def trained(home: Path) -> dict[str, Path]:
     """A checkpoint of each head, twice MEVF with other seeds, and one that sees no image."""
@@ -306,15 +319,7 @@ def test_resuming_gives_the_checkpoint_of_an_uninterrupted_run(
     for folder in (whole, parts):
         folder.mkdir()
     train_head(home / "data", home / "tiny", whole, plan, settings)
-    measure, epochs = answering.answers_from_inputs, []
-
-    def interrupt(*arguments: Any) -> Any:
-        epochs.append(1)
-        if len(epochs) == 2:
-            raise KeyboardInterrupt
-        return measure(*arguments)
-
-    monkeypatch.setattr(training, "answers_from_inputs", interrupt)
+    interrupt_at(monkeypatch, 2)
     with pytest.raises(KeyboardInterrupt):
         train_head(home / "data", home / "tiny", parts, plan, settings)
     assert not (parts / "model.safetensors").exists()
@@ -381,15 +386,7 @@ def test_a_fine_tuned_head_resumes_exports_and_answers(home: Path, tmp_path: Pat
     if not (home / source).exists():
         tiny_clip.checkpoint(home / source, source)
     tuned(home, tmp_path / "whole", "mevf", 0.001, source)
-    measure, epochs = answering.answers_from_inputs, []
-
-    def interrupt(*arguments: Any) -> Any:
-        epochs.append(1)
-        if len(epochs) == 3:
-            raise KeyboardInterrupt
-        return measure(*arguments)
-
-    monkeypatch.setattr(training, "answers_from_inputs", interrupt)
+    interrupt_at(monkeypatch, 3)
     with pytest.raises(KeyboardInterrupt):
         tuned(home, tmp_path / "parts", "mevf", 0.001, source)
     monkeypatch.undo()
