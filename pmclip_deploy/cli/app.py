@@ -23,6 +23,7 @@ COMMANDS = {  # of each command, the module in pmclip_deploy.cli and its functio
     "questions": "questions.questions",
     "demo": "demo.demo",
     "classify": "classify.classify",
+    "serve": "serve.serve",
     "evaluate": "evaluate.evaluate",
     "bench": "bench.bench",
     "doctor": "doctor.doctor",
