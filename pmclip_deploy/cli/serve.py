@@ -90,10 +90,12 @@ def serve(
         opened.refuse_other_bundle(predictor.model.bundle, predictor.model.sha256)
     from pmclip_deploy.serve.server import serve as run
 
-    link = settings.url if token_file is not None else f"{settings.url}#token={settings.token}"
-    print_note(f"{RESEARCH_ONLY} Open {link}")
-    if open_page:
-        import webbrowser
+    def started(url: str) -> None:
+        link = url if token_file is not None else f"{url}#token={settings.token}"
+        print_note(f"{RESEARCH_ONLY} Open {link}")
+        if open_page:
+            import webbrowser
 
-        webbrowser.open(link)
-    run(predictor, settings, opened)
+            webbrowser.open(link)
+
+    run(predictor, settings, opened, started)

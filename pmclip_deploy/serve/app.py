@@ -37,7 +37,7 @@ from pmclip_deploy.serve.documents import (
     model_document,
     values_response,
 )
-from pmclip_deploy.serve.guard import Guard, Places
+from pmclip_deploy.serve.guard import LOG, Guard, Places
 from pmclip_deploy.serve.images import Images
 from pmclip_deploy.serve.metrics import Metrics
 from pmclip_deploy.serve.model import Model
@@ -133,7 +133,11 @@ def app_of(service: Service) -> Guard:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        await service.open()
+        try:
+            await service.open()
+        except Exception as error:
+            LOG.error("not started", extra={"facts": {"why": of_error(error).detail}})
+            raise
         yield
         service.close()
 

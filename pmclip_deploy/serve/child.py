@@ -1,6 +1,6 @@
 """The process that decodes. A codec that aborts, loops or takes all memory ends this process and one request.
 
-It reads (function, arguments) from stdin and writes (error, result) to stdout, each a length and a pickle. Only its parent writes to it.
+It reads (seconds, function, arguments) from stdin and writes (error, result) to stdout, each a length and a pickle. Only its parent writes to it.
 """
 
 import os
@@ -14,7 +14,7 @@ LENGTH = struct.Struct("<Q")
 MODULE = "pmclip_deploy.serve.reading"
 
 
-def main(memory: int, seconds: int) -> None:
+def main(memory: int) -> None:
     source, sink = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     null = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):  # codecs print there, and may quote a file
@@ -22,8 +22,8 @@ def main(memory: int, seconds: int) -> None:
     functions = import_module(MODULE)
     _limit(memory)
     while (message := receive(source)) is not None:
-        name, arguments = message
-        _allow(seconds)
+        seconds, name, arguments = message
+        _allow(int(seconds) + 1)
         try:
             reply = None, getattr(functions, name)(*arguments)
         except MemoryError:

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
 
+from pmclip_deploy.decision.evidence import findings_of
 from pmclip_deploy.imaging.elements import Window
 from pmclip_deploy.imaging.picture import Picture
 from pmclip_deploy.imaging.values import GrayFrame
@@ -61,6 +62,7 @@ def model_document(predictor: Predictor, settings: Settings, questions: list[dic
         "kinds": [{"name": kind.name, "threshold": kind.threshold, "reason": kind.reason} for kind in manifest.kinds],
         "labels": list(manifest.labels),
         "similar": has_index,
+        "maps": [finding.name for finding in findings_of(manifest) if finding.map_hits is not None],
         "limits": {
             "questions": MOST_QUESTIONS,
             "question_characters": LONGEST_QUESTION,

@@ -35,6 +35,8 @@ def of_error(error: BaseException) -> Problem:
         problem = Problem(status, error.code, str(error))
         problem.exit_code = error.exit_code  # type: ignore[attr-defined]
         return problem
+    if isinstance(error, HTTPException) and error.status_code == 400:  # of the parsers of bodies, whose words may quote one
+        return Problem(400, UsageError.code, "the body cannot be parsed; send what its Content-Type says")
     if isinstance(error, HTTPException):  # of the router: no such path, or not this method
         return Problem(error.status_code, "http", HTTPStatus(error.status_code).phrase, **(error.headers or {}))
     return Problem(500, "error", f"internal: {type(error).__name__}")

@@ -11,19 +11,22 @@ from pmclip_deploy.errors import InputError
 from pmclip_deploy.serve.child import receive, send
 from pmclip_deploy.serve.problems import Problem
 
-START = "from pmclip_deploy.serve.child import main; main({memory}, {seconds})"
+START_S = 120.0  # for the imports of a new process, on a busy machine
+START = "from pmclip_deploy.serve.child import main; main({memory})"
 
 
 class Reader:
     """One process."""
 
-    def __init__(self, memory: int, seconds: float) -> None:
-        self.seconds = seconds
-        code = START.format(memory=memory, seconds=max(1, round(seconds)))
+    def __init__(self, memory: int) -> None:
+        code = START.format(memory=memory)
         self.process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
-    def call(self, name: str, *arguments: Any) -> Any:
-        """The result of a function of ``reading``. Raises what it raises, and InputError or a Problem if the process ends meanwhile."""
+    def call(self, seconds: float, name: str, *arguments: Any) -> Any:
+        """The result of a function of ``reading``. Raises what it raises, and InputError or a Problem if the process ends meanwhile.
+
+        ``seconds`` is the most that it may take, of the clock and of the processor.
+        """
         assert self.process.stdin is not None and self.process.stdout is not None
         late = threading.Event()
 
@@ -31,10 +34,10 @@ class Reader:
             late.set()
             self.process.kill()
 
-        timer = threading.Timer(self.seconds, end)
+        timer = threading.Timer(seconds, end)
         timer.start()
         try:
-            send(self.process.stdin, (name, arguments))
+            send(self.process.stdin, (seconds, name, arguments))
             reply = receive(self.process.stdout)
         except OSError:  # it is gone
             reply = None
@@ -43,7 +46,7 @@ class Reader:
         if reply is None:
             self.close()
             if late.is_set():
-                raise Problem(504, "timeout", f"the picture was not decoded in {self.seconds:g} s")
+                raise Problem(504, "timeout", f"the picture was not decoded in {seconds:g} s")
             raise InputError("the upload: the decoder ended while it read the file", "export the picture again, uncompressed")
         error, result = reply
         if error is not None:
@@ -86,7 +89,7 @@ class Readers:
     async def call(self, name: str, *arguments: Any) -> Any:
         """``Reader.call`` in the process that is free first. A process that dies is replaced while the others go on."""
         reader = await self._idle.get()
-        running = asyncio.get_running_loop().run_in_executor(self._threads, reader.call, name, *arguments)
+        running = asyncio.get_running_loop().run_in_executor(self._threads, reader.call, self.seconds, name, *arguments)
         try:
             return await asyncio.shield(running)
         finally:
@@ -109,9 +112,9 @@ class Readers:
 
     async def _new(self) -> None:
         loop = asyncio.get_running_loop()
-        reader = await loop.run_in_executor(self._threads, Reader, self.memory, self.seconds)
+        reader = await loop.run_in_executor(self._threads, Reader, self.memory)
         self._all.add(reader)
-        await loop.run_in_executor(self._threads, reader.call, "warm_up")
+        await loop.run_in_executor(self._threads, reader.call, START_S, "warm_up")
         self._idle.put_nowait(reader)
 
     def close(self) -> None:

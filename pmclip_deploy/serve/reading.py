@@ -1,5 +1,7 @@
 """What is done to a file in the process that decodes. The arguments and results are pickled."""
 
+from __future__ import annotations
+
 import hashlib
 import io
 import math

@@ -3,19 +3,21 @@
 import json
 import logging
 import signal
+import socket
 import ssl
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from pmclip_deploy.errors import UsageError
+from pmclip_deploy.errors import DeviceError, UsageError
 from pmclip_deploy.predictor import Predictor
 from pmclip_deploy.serve.app import Service, app_of
 from pmclip_deploy.serve.settings import Settings
@@ -49,9 +51,14 @@ class Protocol(H11Protocol):
 class Server(uvicorn.Server):
     """The first SIGTERM or SIGINT lets accepted requests end; a second one does not."""
 
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+    def __init__(self, config: uvicorn.Config, service: Service, started: Callable[[], None]) -> None:
         super().__init__(config)
-        self.service = service
+        self.service, self._when_started = service, started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._when_started()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -73,9 +80,11 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
-def serve(predictor: Predictor, settings: Settings, index: "Index | None" = None) -> None:
-    """Runs until a signal ends it. Raises UsageError if the port cannot be bound."""
+def serve(predictor: Predictor, settings: Settings, index: "Index | None", started: Callable[[str], None]) -> None:
+    """Runs until a signal ends it. ``started`` is told the address. Raises UsageError if the port or the certificate cannot be used."""
     log_to_stderr()
+    bound = bound_socket(settings)
+    settings = replace(settings, port=bound.getsockname()[1])
     service = Service(predictor, settings, index)
     config = uvicorn.Config(
         app_of(service),
@@ -101,26 +110,27 @@ def serve(predictor: Predictor, settings: Settings, index: "Index | None" = None
     )
     try:
         config.load()
-        socket = bound_socket(settings)
-    except (OSError, ssl.SSLError) as error:
-        reason = "the TLS certificate or key cannot be used" if isinstance(error, ssl.SSLError) else (error.strerror or "cannot be bound")
-        raise UsageError(f"{settings.host} port {settings.port}: {reason}", "choose another --host, --port or certificate") from None
+    except (OSError, ssl.SSLError):
+        raise UsageError("the TLS certificate or its key cannot be used", "give PEM files that belong together") from None
     if config.ssl is not None:
         config.ssl.minimum_version = ssl.TLSVersion.TLSv1_2
-    server = Server(config, service)
-    server.run(sockets=[socket])
+    server = Server(config, service, lambda: started(settings.url))
+    server.run(sockets=[bound])
     if not server.started:
-        raise UsageError("the service did not start", "run the command again with --debug")
+        raise DeviceError("the service did not start", "look at the log above")
 
 
-def bound_socket(settings: Settings) -> Any:
-    import socket
-
-    family, kind, protocol, _, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
-    opened = socket.socket(family, kind, protocol)
-    if sys.platform != "win32":
-        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    opened.bind(address)
+def bound_socket(settings: Settings) -> socket.socket:
+    """Raises UsageError."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
+        opened = socket.socket(family, kind, protocol)
+        if sys.platform != "win32":
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        opened.bind(address)
+    except OSError as error:
+        reason = error.strerror or "cannot be used"
+        raise UsageError(f"{settings.host} port {settings.port}: {reason}", "choose another --host or --port") from None
     return opened
 
 

@@ -13,6 +13,11 @@ export function worthSentence(worth) {
     `(sensitivity ${worth.sensitivity.toFixed(2)}, specificity ${worth.specificity.toFixed(2)})`;
 }
 
+function captionOf(answer) {
+  if (answer.source === "header" && !answer.abstained) return "What the picture alone looks like";
+  return answer.abstained ? "What it considered" : "Runners-up";
+}
+
 // `look` is called for an answer that has a map to show.
 export function card(answer, about, look) {
   const made = element("article");
@@ -28,7 +33,7 @@ export function card(answer, about, look) {
   made.append(element("p", answer.source === "header" && !answer.abstained ? "from the file's header" : "from the picture", "soft"));
   const others = answer.worth ? [] : answer.candidates.slice(answer.abstained || answer.source === "header" ? 0 : 1, 4);
   if (others.length) {
-    const table = element("table"), caption = element("caption", answer.abstained ? "What it considered" : "Runners-up", "soft");
+    const table = element("table"), caption = element("caption", captionOf(answer), "soft");
     table.append(caption);
     for (const other of others) {
       const row = element("tr"), bar = element("meter");
@@ -45,7 +50,7 @@ export function card(answer, about, look) {
   }
   if (answer.note) made.append(element("p", answer.note, "soft"));
   made.append(element("p", about, "soft"));
-  if (answer.worth?.found) {
+  if (answer.worth?.found && look) {
     const button = element("button", "Where it looked");
     button.addEventListener("click", () => look(answer.worth.finding));
     made.append(button);

@@ -6,7 +6,7 @@ import { View } from "/page/view.js";
 
 const at = (id) => document.getElementById(id);
 const pictures = []; // {about, asked: [question], document}
-let current = null, frame = 0, loading = 0;
+let current = null, frame = 0, loading = 0, maps = [];
 export const view = new View(at("view"), status);
 
 const say = (text) => { at("message").textContent = text; };
@@ -35,6 +35,7 @@ async function start() {
   const model = await attempt(api.model);
   if (!model) return;
   at("model").textContent = `${model.bundle} ${model.version}, ${model.precision}`;
+  maps = model.maps;
   at("docs").href = api.docsAddress();
   at("similar").hidden = !model.similar;
   at("suggestions").replaceChildren(...[...new Set(model.questions.map((row) => row.question))].map((question) => {
@@ -159,7 +160,8 @@ at("ask").addEventListener("submit", async (event) => {
   const [answer] = reply.answers, seen = answer.image.window, chosen = view.window;
   picture.asked.push(question);
   const about = [`frame ${answer.image.frame + 1}`, seen && `window C ${+seen[0].toPrecision(6)} W ${+seen[1].toPrecision(6)}`].filter(Boolean).join(", ");
-  const made = card(answer, about, (finding) => look(picture, finding, answer.image.frame, chosen));
+  const hasMap = maps.includes(answer.worth?.finding);
+  const made = card(answer, about, hasMap && ((finding) => look(picture, finding, answer.image.frame, chosen)));
   picture.answers.unshift(made);
   if (picture === current) at("answers").prepend(made);
   at("question").select();
