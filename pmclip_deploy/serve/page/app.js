@@ -5,19 +5,19 @@ import { card, matches } from "/page/answers.js";
 import { View } from "/page/view.js";
 
 const at = (id) => document.getElementById(id);
-const pictures = []; // {about, asked: [question], document}
+export const pictures = []; // {about, asked: [question], document}
 let current = null, frame = 0, loading = 0, maps = [];
 export const view = new View(at("view"), status);
 
 const say = (text) => { at("message").textContent = text; };
-const lines = (text) => text.charAt(0).toUpperCase() + text.slice(1);
+const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 
 async function attempt(work) {
   say("");
   try { return await work(); }
   catch (error) {
     if (error.status === 401) askForToken();
-    else say(lines(error instanceof api.Problem ? error.message : `The page failed: ${error.message}`));
+    else say(sentence(error instanceof api.Problem ? error.message : `The page failed: ${error.message}`));
     return undefined;
   }
 }
@@ -69,7 +69,7 @@ async function take(files) {
     }
   }
   pictures.sort((a, b) => a.about.series - b.about.series || a.about.order - b.about.order);
-  say(failed ? lines(failed === 1 && files.length === 1 ? reason : `${failed} of ${files.length} files could not be read. The last one: ${reason}`) : "");
+  say(failed ? sentence(failed === 1 && files.length === 1 ? reason : `${failed} of ${files.length} files could not be read. The last one: ${reason}`) : "");
   list();
   const first = pictures.find((picture) => !before.has(picture));
   if (first) await select(first);
@@ -197,7 +197,15 @@ at("similar").addEventListener("click", async () => {
 
 at("forget").addEventListener("click", async () => {
   await attempt(api.forget);
-  location.reload();
+  pictures.length = 0;
+  current = null;
+  view.clear();
+  for (const id of ["send", "report", "similar", "forget"]) at(id).disabled = true;
+  at("view").hidden = at("tools").hidden = at("list").hidden = true;
+  at("drop").classList.remove("small");
+  at("answers").replaceChildren();
+  at("name").textContent = at("question").value = at("files").value = at("folder").value = "";
+  status();
 });
 
 at("files").addEventListener("change", (event) => take([...event.target.files]));

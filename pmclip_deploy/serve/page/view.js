@@ -39,6 +39,7 @@ export class View {
   }
 
   fresh() { this.window = null; this.inverted = false; this.zoom = 1; this.move = [0, 0]; this.line = null; }
+  clear() { this.frame = this.image = null; this.pixels.width = this.pixels.height = 1; this.fresh(); }
   reset() { this.fresh(); this.paint(); this.changed(); }
   get takesWindow() { return Boolean(this.frame?.samples); }
   get shownWindow() { return this.window ?? this.frame?.window ?? null; }
