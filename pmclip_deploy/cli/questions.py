@@ -5,6 +5,7 @@ from pmclip_deploy.cli.output import console_for_tables, print_json
 from pmclip_deploy.console import one_line
 from pmclip_deploy.spec import QUESTIONS_SCHEMA
 
+
 def questions(bundle: Bundle = None, as_json: Json = False) -> None:
     """List the questions that a bundle answers, and how reliable each answer is."""
     from pmclip_deploy.bundle.files import manifest_from_bundle

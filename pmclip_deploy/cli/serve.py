@@ -1,5 +1,6 @@
 """`pmclip-deploy serve`: answers over HTTP, and a page in the browser."""
 
+import secrets
 from pathlib import Path
 from typing import Annotated
 
@@ -74,7 +75,7 @@ def serve(
         batch_max=batch_max,
         timeout_s=timeout,
         max_upload=max_upload << 20,
-        **({} if token_file is None else {"token": token_from_file(token_file)}),
+        token=secrets.token_urlsafe(32) if token_file is None else token_from_file(token_file),
     )
     settings.check()
 

@@ -8,8 +8,9 @@ Everything pydicom or a decoder raises on broken input becomes one InputError of
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from os import PathLike, fspath
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,7 +77,8 @@ def _is_image_class(uid: str) -> bool:
     return "Image Storage" in UID(uid).name
 
 
-class Frame(NamedTuple):
+@dataclass(frozen=True)
+class Frame:
     """One frame of a file, decoded."""
 
     image: DicomImage
@@ -125,23 +127,23 @@ def frame_from_image(where: str, image: DicomImage, frame: int | None) -> Frame:
 
 
 def picture_from_frame(where: str, decoded: Frame, window: Window | None) -> Picture:
-    image, layout, index, frames, stored, photometric, modality, notes = decoded
+    image, layout, stored, photometric, notes = decoded.image, decoded.layout, decoded.stored, decoded.photometric, decoded.notes
     applied = None
     if photometric == "PALETTE COLOR" or layout.samples == 3:
         from pmclip_deploy.imaging.color import rgb_from_palette, rgb_from_samples
 
         pixels = rgb_from_palette(image, stored) if photometric == "PALETTE COLOR" else rgb_from_samples(stored, photometric, layout)
     else:
-        shown = gray_from_stored(image, layout, stored, index, window, notes)
+        shown = gray_from_stored(image, layout, stored, decoded.index, window, notes)
         pixels, applied = shown.pixels, shown.window
     if window is not None and applied is None:
         raise InputError(f"{where}: is a colour picture, and a window is for grayscale", "leave the window out")
     info = ImageInfo(
         source=where,
         format="dicom",
-        modality=modality if modality in MODALITIES else None,
-        frame=index,
-        frames=frames,
+        modality=decoded.modality if decoded.modality in MODALITIES else None,
+        frame=decoded.index,
+        frames=decoded.frames,
         rows=layout.rows,
         columns=layout.columns,
         transfer_syntax=printable_uid(image.syntax),
@@ -149,4 +151,4 @@ def picture_from_frame(where: str, decoded: Frame, window: Window | None) -> Pic
         window=applied,
         warnings=tuple(notes),
     )
-    return Picture(np.ascontiguousarray(pixels), info, header_from_dataset(image.dataset, index))
+    return Picture(np.ascontiguousarray(pixels), info, header_from_dataset(image.dataset, decoded.index))

@@ -69,7 +69,7 @@ def windows_from_bytes(where: str, data: bytes) -> tuple[Window, ...]:
 def _gray(decoded: Frame, window: Window | None, info: ImageInfo) -> GrayFrame:
     shown = gray_from_stored(decoded.image, decoded.layout, decoded.stored, decoded.index, window, [])
     samples, slope, intercept = _samples(decoded.stored, shown.modality)
-    table = gray_from_modality(np.arange(LEVELS) * slope + intercept, shown.voi, shown.inverse)
+    table = gray_from_modality(np.arange(LEVELS, dtype=np.float64) * slope + intercept, shown.voi, shown.inverse)
     function = Voi.asked(decoded.image, decoded.index, (0.0, 2.0)).function
     return GrayFrame(samples, slope, intercept, shown.inverse, function, table, info)
 

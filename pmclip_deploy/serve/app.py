@@ -211,9 +211,7 @@ def _answers(app: FastAPI, service: Service) -> None:
         """Compares one picture with labels, as `pmclip-deploy classify --json` does."""
         picture = await service.picture(await image.read(), frame, _window(window_center, window_width))
         made = await service.model.run(lambda predictor: predictor.classify(picture, labels), request.is_disconnected)
-        return JSONResponse(
-            {"schema": CLASSIFICATIONS_SCHEMA, "classifications": [made.to_json()], "unreadable": [], "no_pictures": []}
-        )
+        return JSONResponse({"schema": CLASSIFICATIONS_SCHEMA, "classifications": [made.to_json()], "unreadable": [], "no_pictures": []})
 
 
 def _images(app: FastAPI, service: Service) -> None:
@@ -373,5 +371,3 @@ def _warm_up(predictor: Predictor) -> None:
 
 async def _never() -> bool:
     return False
-
-

@@ -1,6 +1,7 @@
 """The process that decodes. A codec that aborts, loops or takes all memory ends this process and one request.
 
-It reads (seconds, function, arguments) from stdin and writes (error, result) to stdout, each a length and a pickle. Only its parent writes to it.
+It reads (seconds, function, arguments) from stdin and writes (error, result) to stdout, each a length and a pickle. Only its parent writes
+to it.
 """
 
 import os
@@ -8,7 +9,7 @@ import pickle
 import struct
 import sys
 from importlib import import_module
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 LENGTH = struct.Struct("<Q")
 MODULE = "pmclip_deploy.serve.reading"
@@ -24,23 +25,25 @@ def main(memory: int) -> None:
     while (message := receive(source)) is not None:
         seconds, name, arguments = message
         _allow(int(seconds) + 1)
+        failed: Exception | None = None
+        result = None
         try:
-            reply = None, getattr(functions, name)(*arguments)
+            result = getattr(functions, name)(*arguments)
         except MemoryError:
-            reply = _of_memory(), None
+            failed = _of_memory()
         except Exception as error:
-            reply = _of_error(error), None
-        send(sink, reply)
+            failed = _of_error(error)
+        send(sink, (failed, result))
 
 
-def send(file: BinaryIO, message: Any) -> None:
+def send(file: IO[bytes], message: Any) -> None:
     data = pickle.dumps(message, protocol=5)
     file.write(LENGTH.pack(len(data)))
     file.write(data)
     file.flush()
 
 
-def receive(file: BinaryIO) -> Any:
+def receive(file: IO[bytes]) -> Any:
     """None at the end of the pipe."""
     head = file.read(LENGTH.size)
     if len(head) < LENGTH.size:

@@ -14,17 +14,19 @@ class Metrics:
 
     def __init__(self, model: ModelInfo) -> None:
         self.registry = CollectorRegistry()
-        of = {"registry": self.registry}
-        self.requests = Counter("pmclip_http_requests", "Requests by route and status.", ["route", "status"], **of)
-        self.seconds = Histogram("pmclip_http_seconds", "Seconds from a request's first byte to its reply.", ["route"], buckets=SECONDS, **of)
-        self.infer = Histogram("pmclip_infer_seconds", "Seconds of each step of an answer.", ["stage"], buckets=SECONDS, **of)
-        self.queue = Gauge("pmclip_queue_depth", "Pictures that were accepted and are not answered yet.", ["queue"], **of)
-        self.rejected = Counter("pmclip_rejected", "Requests that were turned away.", ["reason"], **of)
-        self.answers = Counter("pmclip_answers", "Answers by kind of question.", ["kind", "abstained"], **of)
-        self.images = Gauge("pmclip_images", "Pictures that are held in memory.", **of)
-        self.restarts = Gauge("pmclip_reader_restarts", "Decoding processes that ended and were replaced.", **of)
-        self.certificate = Gauge("pmclip_cert_expiry_seconds", "Seconds until the TLS certificate expires.", **of)
-        info = Gauge("pmclip_model_info", "The model that answers.", ["bundle", "version", "precision", "sha256", "program"], **of)
+        of = self.registry
+        self.requests = Counter("pmclip_http_requests", "Requests by route and status.", ["route", "status"], registry=of)
+        self.seconds = Histogram(
+            "pmclip_http_seconds", "Seconds from a request's first byte to its reply.", ["route"], buckets=SECONDS, registry=of
+        )
+        self.infer = Histogram("pmclip_infer_seconds", "Seconds of each step of an answer.", ["stage"], buckets=SECONDS, registry=of)
+        self.queue = Gauge("pmclip_queue_depth", "Pictures that were accepted and are not answered yet.", ["queue"], registry=of)
+        self.rejected = Counter("pmclip_rejected", "Requests that were turned away.", ["reason"], registry=of)
+        self.answers = Counter("pmclip_answers", "Answers by kind of question.", ["kind", "abstained"], registry=of)
+        self.images = Gauge("pmclip_images", "Pictures that are held in memory.", registry=of)
+        self.restarts = Gauge("pmclip_reader_restarts", "Decoding processes that ended and were replaced.", registry=of)
+        self.certificate = Gauge("pmclip_cert_expiry_seconds", "Seconds until the TLS certificate expires.", registry=of)
+        info = Gauge("pmclip_model_info", "The model that answers.", ["bundle", "version", "precision", "sha256", "program"], registry=of)
         info.labels(model.bundle, model.version, model.precision, model.sha256, version("pmclip-deploy")).set(1)
 
     def count(self, answers: list[Answer]) -> None:

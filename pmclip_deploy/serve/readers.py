@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 from pmclip_deploy.errors import InputError
@@ -62,10 +63,8 @@ class Reader:
         self.process.wait()
         for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None:
-                try:
+                with suppress(OSError):  # of what was still to be written
                     pipe.close()
-                except OSError:  # what was still to be written
-                    pass
 
 
 class Readers:

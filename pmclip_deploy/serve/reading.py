@@ -22,7 +22,6 @@ UPLOAD = "the upload"  # its name in messages; the file's own may name a patient
 
 def warm_up() -> None:
     """Imports what the first file would have to wait for."""
-    import PIL.Image
     import pydicom  # noqa: F401
 
 

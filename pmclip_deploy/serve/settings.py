@@ -1,7 +1,6 @@
 """What a service is started with."""
 
 import os
-import secrets
 import stat
 from dataclasses import dataclass, field
 from ipaddress import ip_address
@@ -17,9 +16,9 @@ SHORTEST_TOKEN = 16  # characters
 class Settings:
     """Options of `pmclip-deploy serve`."""
 
+    token: str = field(repr=False)
     host: str = "127.0.0.1"
     port: int = 8765
-    token: str = field(default_factory=lambda: secrets.token_urlsafe(32), repr=False)
     names: tuple[str, ...] = ()  # that Host may have beside those of LOOPBACK
     tls_cert: Path | None = None
     tls_key: Path | None = None

@@ -122,7 +122,11 @@ def test_fields_that_do_not_fit(service: Running, fields: dict[str, Any], words:
     ids=["html", "empty", "cut", "png"],
 )
 def test_files_that_cannot_be_read(service: Running, data: bytes, status: int, code: str) -> None:
-    for reply in (service.ask(data, FRACTURE), service.keep(data), service.client.post("/v1/classify", files={"image": data}, data={"labels": ["a", "b"]})):
+    for reply in (
+        service.ask(data, FRACTURE),
+        service.keep(data),
+        service.client.post("/v1/classify", files={"image": data}, data={"labels": ["a", "b"]}),
+    ):
         assert _problem(reply, status, code)["exit_code"] == 3
     assert service.ask(LEG, FRACTURE).status_code == 200
 
@@ -189,7 +193,7 @@ def test_metrics_count(service: Running) -> None:
 def test_an_upload_that_is_too_large(tmp_path: Path) -> None:
     with running(tmp_path, "--max-upload-mb", "1", "--timeout-s", "2") as service:
         _problem(service.ask(bytes(1 << 20), FRACTURE), 413, "too_large")
-        boundary = "--x\r\nContent-Disposition: form-data; name=image; filename=i\r\n\r\n".encode()
+        boundary = b"--x\r\nContent-Disposition: form-data; name=image; filename=i\r\n\r\n"
         parts = (boundary if i == 0 else bytes(1 << 16) for i in range(40))
         kind = {"Content-Type": "multipart/form-data; boundary=x"}
         _problem(service.client.post("/v1/answers", content=parts, headers=kind), 413, "too_large")
@@ -258,15 +262,31 @@ def test_a_token_that_others_can_read_is_refused(tmp_path: Path) -> None:
 def test_tls_and_certificates_of_clients(tmp_path: Path) -> None:
     names = {"ca": "/CN=test authority", "server": "/CN=localhost", "client": "/CN=a client"}
     for name, subject in names.items():
-        signed = [] if name == "ca" else ["-CA", tmp_path / "ca.pem", "-CAkey", tmp_path / "ca.key", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+        signed = (
+            []
+            if name == "ca"
+            else ["-CA", tmp_path / "ca.pem", "-CAkey", tmp_path / "ca.key", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+        )
         made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", subject, *signed]
         subprocess.run([*made, "-keyout", tmp_path / f"{name}.key", "-out", tmp_path / f"{name}.pem"], check=True, capture_output=True)
-    options = ["--tls-cert", tmp_path / "server.pem", "--tls-key", tmp_path / "server.key", "--client-ca", tmp_path / "ca.pem", "--host", "0.0.0.0"]
+    options = [
+        "--tls-cert",
+        tmp_path / "server.pem",
+        "--tls-key",
+        tmp_path / "server.key",
+        "--client-ca",
+        tmp_path / "ca.pem",
+        "--host",
+        "0.0.0.0",
+    ]
     with running(tmp_path, *options) as service:
         port = httpx.URL(service.url).port
         trusted = ssl.create_default_context(cafile=str(tmp_path / "ca.pem"))
         address = f"https://localhost:{port}/v1/model"
-        with httpx.Client(verify=trusted, headers={"Authorization": f"Bearer {TOKEN}"}, trust_env=False) as nameless, pytest.raises(httpx.TransportError):
+        with (
+            httpx.Client(verify=trusted, headers={"Authorization": f"Bearer {TOKEN}"}, trust_env=False) as nameless,
+            pytest.raises(httpx.TransportError),
+        ):
             nameless.get(address)
         trusted.load_cert_chain(tmp_path / "client.pem", tmp_path / "client.key")
         with httpx.Client(verify=trusted, headers={"Authorization": f"Bearer {TOKEN}"}, trust_env=False) as known:

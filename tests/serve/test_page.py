@@ -183,9 +183,7 @@ def test_the_ruler_uses_pixel_spacing(page: Page) -> None:
     dataset.save_as(out)
     page.give(_file("x", out.getvalue()))
     page.page.click("#measure")
-    page.page.evaluate(
-        "import('/page/app.js').then(({ view }) => { view.line = [[10, 10], [50, 10]]; view.changed(); })"
-    )
+    page.page.evaluate("import('/page/app.js').then(({ view }) => { view.line = [[10, 10], [50, 10]]; view.changed(); })")
     assert "10.0 mm" in page.page.locator("#status").inner_text()
     page.page.evaluate("import('/page/app.js').then(({ view }) => { view.line = [[10, 10], [10, 50]]; view.changed(); })")
     assert "20.0 mm" in page.page.locator("#status").inner_text()
@@ -213,8 +211,8 @@ def test_one_bad_file_among_good_ones(page: Page) -> None:
     first, second = (_file("a", Path(leg).read_bytes()) for leg in LEGS)
     page.give(first, _file("x.dcm", b"<html>"), second)
     page.page.wait_for_selector("#list li:nth-child(2)")
-    assert "1 of 3 files could not be read" in page.page.locator("#message").inner_text()
-    assert page.faults and all("415" in fault for fault in page.faults)
+    page.until("document.getElementById('message').textContent.includes('1 of 3 files could not be read')")
+    assert all("415" in fault for fault in page.faults)
     page.faults.clear()
 
 

@@ -69,11 +69,11 @@ async function take(files) {
     }
   }
   pictures.sort((a, b) => a.about.series - b.about.series || a.about.order - b.about.order);
-  say(failed ? sentence(failed === 1 && files.length === 1 ? reason : `${failed} of ${files.length} files could not be read. The last one: ${reason}`) : "");
   list();
   const first = pictures.find((picture) => !before.has(picture));
   if (first) await select(first);
   else status();
+  if (failed) say(files.length === 1 ? sentence(reason) : `${failed} of ${files.length} files could not be read. The last one: ${reason}`);
 }
 
 function list() {
