@@ -17,6 +17,7 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
 from pmclip_deploy.answer import Answer
+from pmclip_deploy.decision.evidence import findings_of
 from pmclip_deploy.decision.listed import questions_listed
 from pmclip_deploy.errors import InputError, PmclipError, UsageError
 from pmclip_deploy.files import JPEG, PNG
@@ -281,6 +282,9 @@ def _images(app: FastAPI, service: Service) -> None:
         width: Annotated[Width | None, Query()] = None,
     ) -> Response:
         """A PNG file of the picture as the model saw it; with a finding, of where it looked, if its map passed validation."""
+        known = [found.name for found in findings_of(service.model.predictor.manifest)]
+        if finding is not None and finding not in known:
+            raise UsageError("the bundle has no such finding", f"it has {', '.join(known) or 'none'}")
         picture = await service.picture(service.images.get(image_id), frame, _window(center, width))
         pixels = await service.model.run(lambda p: p.model_view(picture, finding), request.is_disconnected)
         return Response(await asyncio.to_thread(_png, pixels), media_type="image/png")
