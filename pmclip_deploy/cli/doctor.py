@@ -2,7 +2,9 @@
 
 import platform
 import shutil
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from pmclip_deploy.cli.options import Json
 from pmclip_deploy.cli.output import print_json
@@ -21,7 +23,10 @@ LIBRARIES = {  # of CODECS, by the start of the transfer syntax
 }
 
 
-def doctor(as_json: Json = False) -> int:
+Ward = Annotated[bool, typer.Option("--ward", help="Also check what `serve` needs. The command exits with 0 if `serve` works here too.")]
+
+
+def doctor(ward: Ward = False, as_json: Json = False) -> int:
     """List the backends, decoders and devices of this machine. The command exits with 0 if `infer` works here."""
     from pmclip_deploy.machine import cpu
 
@@ -52,6 +57,11 @@ def doctor(as_json: Json = False) -> int:
         "dicom": _decoders(),
         "bundle": bundle,
     }
+    if ward:
+        from pmclip_deploy.serve.check import ward as ward_of
+
+        document["ward"] = ward_of()
+        code = code or (DeviceError.exit_code if document["ward"]["problem"] else 0)
     if as_json:
         print_json(document)
     else:
@@ -143,10 +153,17 @@ def _print(document: dict[str, Any]) -> None:
         *(f"dicom    {d['name']}: {d['library'] or 'built in'}" for d in document["dicom"] if d["readable"]),
         *(f"dicom    not readable here: {name}" for name in unreadable),
         f"bundle   {bundle['problem'] or '{name} {version} {precision}, verified'.format(**bundle)}",
+        *(_ward_lines(document["ward"]) if "ward" in document else ()),
         "infer works here" if document["ok"] else "infer does not work here",
     ]
     for line in lines:
         print("".join(c if c.isprintable() else "?" for c in line))
+
+
+def _ward_lines(ward: dict[str, Any]) -> list[str]:
+    port = f"port {ward['port']} {'is free' if ward['port_is_free'] else 'is taken; choose another one with --port'}"
+    packages = [f"ward     {name} {version or 'not installed'}" for name, version in ward["packages"].items()]
+    return [*packages, f"ward     {port}", f"ward     {ward['problem'] or 'serve works here'}"]
 
 
 def _said(row: dict[str, Any]) -> str:
