@@ -10,6 +10,7 @@ from pmclip_deploy.cli.options import Bundle, Device
 from pmclip_deploy.cli.output import RESEARCH_ONLY, print_notes
 from pmclip_deploy.console import print_note
 
+MOST_THREADS = 4  # the graphs themselves take all cores
 NEEDS = ("fastapi", "uvicorn", "multipart", "prometheus_client")
 
 Host = Annotated[str, typer.Option(help="Address to listen on. Any but this machine's own needs --tls-cert.")]
@@ -26,12 +27,11 @@ ClientCa = Annotated[
 AllowHost = Annotated[
     list[str] | None, typer.Option(help="Name by which browsers reach the service. Repeat the option for more.", show_default=False)
 ]
-BatchMax = Annotated[int, typer.Option(min=1, max=256, help="Number of waiting pictures that are computed together at most.")]
 Queue = Annotated[int, typer.Option(min=1, max=4096, help="Number of pictures that may wait. More are refused with status 503.")]
 Timeout = Annotated[float, typer.Option("--timeout-s", min=1, max=3600, help="Seconds after which a request is given up.")]
 MaxUpload = Annotated[int, typer.Option("--max-upload-mb", min=1, max=4096, help="Size of the largest request, in MiB.")]
 Threads = Annotated[
-    int | None, typer.Option(min=1, max=256, help="Threads that compute. Default: the cores of this machine.", show_default=False)
+    int | None, typer.Option(min=1, max=256, help="Number of pictures that are computed side by side. Default: the cores, 4 at most.", show_default=False)
 ]
 IndexFile = Annotated[Path | None, typer.Option("--index", help="Index for similar pictures, from `search index`.", show_default=False)]
 Open = Annotated[bool, typer.Option("--open", help="Open the page in the browser.")]
@@ -45,8 +45,7 @@ def serve(
     tls_key: TlsKey = None,
     client_ca: ClientCa = None,
     allow_host: AllowHost = None,
-    batch_max: BatchMax = 16,
-    queue: Queue = 64,
+    batch_max:     queue: Queue = 64,
     timeout: Timeout = 30.0,
     max_upload: MaxUpload = 256,
     threads: Threads = None,
@@ -63,6 +62,7 @@ def serve(
 
     need_extra("ward", "serve", *NEEDS)
     from pmclip_deploy.serve.settings import Settings, token_from_file
+    from pmclip_deploy.threads import cpu_threads
 
     settings = Settings(
         host=host,
@@ -72,7 +72,7 @@ def serve(
         tls_key=tls_key,
         client_ca=client_ca,
         queue=queue,
-        batch_max=batch_max,
+        threads=threads or min(cpu_threads(), MOST_THREADS),
         timeout_s=timeout,
         max_upload=max_upload << 20,
         token=secrets.token_urlsafe(32) if token_file is None else token_from_file(token_file),

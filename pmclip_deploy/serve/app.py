@@ -75,7 +75,7 @@ class Service:
         self.settings, self.index = settings, index
         self.places, self.images = Places(settings.queue), Images()
         self.readers = Readers(settings.readers, settings.reader_memory, settings.timeout_s)
-        self.model = Model(predictor, settings.timeout_s)
+        self.model = Model(predictor, settings.threads, settings.timeout_s)
         self.metrics = Metrics(predictor.model)
         self.document = model_document(predictor, settings, questions_listed(predictor.manifest), index is not None)
         self.salt = secrets.token_bytes(16)  # of the numbers of series

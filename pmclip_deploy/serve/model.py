@@ -22,17 +22,17 @@ class _Job:
 
 
 class Model:
-    """Runs one piece of work at a time, in a thread; the graphs take all cores."""
+    """Runs a few pieces of work side by side, each alone: a batch of pictures has other bits (docs/measured/batches.md)."""
 
-    def __init__(self, predictor: Predictor, timeout_s: float) -> None:
+    def __init__(self, predictor: Predictor, threads: int, timeout_s: float) -> None:
         self.predictor, self.timeout_s = predictor, timeout_s
         self.dropped = 0  # jobs whose client had left, or whose time was over
         self._jobs = asyncio.Queue[_Job]()
-        self._thread = ThreadPoolExecutor(1, "model")
-        self._loop: asyncio.Task[None] | None = None
+        self._threads, self._count = ThreadPoolExecutor(threads, "model"), threads
+        self._loops: list[asyncio.Task[None]] = []
 
     def open(self) -> None:
-        self._loop = asyncio.ensure_future(self._run())
+        self._loops = [asyncio.ensure_future(self._run()) for _ in range(self._count)]
 
     @property
     def waiting(self) -> int:
@@ -56,16 +56,16 @@ class Model:
                 job.result.set_exception(Problem(504, "timeout", f"no answer in {self.timeout_s:g} s"))
                 continue
             try:
-                made = await loop.run_in_executor(self._thread, job.work, self.predictor)
+                made = await loop.run_in_executor(self._threads, job.work, self.predictor)
             except Exception as error:
                 _settle(job.result, error=error)
             else:
                 _settle(job.result, made)
 
     def close(self) -> None:
-        if self._loop is not None:
-            self._loop.cancel()
-        self._thread.shutdown(wait=False)
+        for loop in self._loops:
+            loop.cancel()
+        self._threads.shutdown(wait=False)
 
 
 def _settle(future: "asyncio.Future[Any]", result: Any = None, error: Exception | None = None) -> None:

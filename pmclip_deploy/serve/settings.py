@@ -24,7 +24,7 @@ class Settings:
     tls_key: Path | None = None
     client_ca: Path | None = None
     queue: int = 64  # pictures that are accepted and not answered yet
-    batch_max: int = 16
+    threads: int = 1  # pictures that are computed side by side
     timeout_s: float = 30.0
     max_upload: int = 256 << 20  # bytes
     readers: int = 2  # processes that decode
