@@ -31,7 +31,10 @@ Queue = Annotated[int, typer.Option(min=1, max=4096, help="Number of pictures th
 Timeout = Annotated[float, typer.Option("--timeout-s", min=1, max=3600, help="Seconds after which a request is given up.")]
 MaxUpload = Annotated[int, typer.Option("--max-upload-mb", min=1, max=4096, help="Size of the largest request, in MiB.")]
 Threads = Annotated[
-    int | None, typer.Option(min=1, max=256, help="Number of pictures that are computed side by side. Default: the cores, 4 at most.", show_default=False)
+    int | None,
+    typer.Option(
+        min=1, max=256, help="Number of pictures that are computed side by side. Default: the cores, 4 at most.", show_default=False
+    ),
 ]
 IndexFile = Annotated[Path | None, typer.Option("--index", help="Index for similar pictures, from `search index`.", show_default=False)]
 Open = Annotated[bool, typer.Option("--open", help="Open the page in the browser.")]
@@ -45,7 +48,7 @@ def serve(
     tls_key: TlsKey = None,
     client_ca: ClientCa = None,
     allow_host: AllowHost = None,
-    batch_max:     queue: Queue = 64,
+    queue: Queue = 64,
     timeout: Timeout = 30.0,
     max_upload: MaxUpload = 256,
     threads: Threads = None,
