@@ -8,6 +8,7 @@ Everything pydicom or a decoder raises on broken input becomes one InputError of
 from __future__ import annotations
 
 import math
+from contextlib import ExitStack
 from os import PathLike, fspath
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,7 @@ from pmclip_deploy.imaging.decoders.frame import CODECS
 from pmclip_deploy.imaging.dicom_file import NATIVE, DicomImage, image_from_dataset, image_from_file, reading
 from pmclip_deploy.imaging.elements import Window, code_string_of, printable_uid, text_of, whole_number
 from pmclip_deploy.imaging.grayscale import gray_from_stored
-from pmclip_deploy.imaging.picture import Picture
+from pmclip_deploy.imaging.picture import Picture, large_alone
 from pmclip_deploy.imaging.stored import layout_from_dataset, stored_values
 from pmclip_deploy.vocabulary import MODALITIES
 
@@ -63,7 +64,7 @@ def picture_from_dicom(
         raise InputError(f"{where}: the window asked for is no center with a positive width", "give two numbers, the width above 0")
     with reading(where) as stack:
         image = image_from_file(where, stack, data) if is_path else image_from_dataset(source)
-        return _picture(where, image, frame, None if window is None else (float(window[0]), float(window[1])))
+        return _picture(where, image, stack, frame, None if window is None else (float(window[0]), float(window[1])))
 
 
 def _is_image_class(uid: str) -> bool:
@@ -73,7 +74,7 @@ def _is_image_class(uid: str) -> bool:
     return "Image Storage" in UID(uid).name
 
 
-def _picture(where: str, image: DicomImage, frame: int | None, window: Window | None) -> Picture:
+def _picture(where: str, image: DicomImage, stack: ExitStack, frame: int | None, window: Window | None) -> Picture:
     dataset, notes = image.dataset, []
     modality = code_string_of(dataset, "Modality")
     classes = text_of(dataset, "SOPClassUID"), text_of(getattr(dataset, "file_meta", {}), "MediaStorageSOPClassUID")
@@ -103,6 +104,7 @@ def _picture(where: str, image: DicomImage, frame: int | None, window: Window | 
     allow(min(frame_bytes * frames, 8 * image.available))
     if isinstance(image.file, BoundedFile):
         image.file.left = 2 * frame_bytes + MAX_HEADER // 2
+    stack.enter_context(large_alone(layout.pixels))
     stored, photometric = stored_values(image, layout, index, frames, notes)
     applied = None
     if photometric == "PALETTE COLOR" or layout.samples == 3:
