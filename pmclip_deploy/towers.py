@@ -24,31 +24,32 @@ if TYPE_CHECKING:
 
 # Inputs that a tower computes at a time, as measured on CPUs (docs/measured/batches.md). 1 computes each alone.
 BATCH: Mapping[str, int] = {"image": 1, "text": 8}
+ENOUGH = 1000  # numbers that were equal: a few may be equal by chance where sums are made in another order
 KEPT = 1024  # texts whose embeddings are kept: the same questions are asked of many images
 
 
 class Batches:
     """A graph that takes ``size`` inputs of one shape at a time. Safe for threads.
 
-    No row may depend on the others: the first inputs of each shape are computed alone and together, and if a bit differs, each is computed
-    alone from then on. A graph that takes its scales from all rows (``quantises``) never has a batch: a sample would not show it for sure.
+    The first inputs of each shape are computed alone and together, until ENOUGH numbers were compared. If a bit differs, all inputs are
+    computed alone from then on. So are those of a graph that takes its scales from all rows (``quantises``): a sample may not show it.
     """
 
     def __init__(self, session: Session, size: int, quantises: bool) -> None:
         self.size = 1 if quantises else size
-        self._session, self._equal, self._lock = session, set[tuple[int, ...]](), Lock()
+        self._session, self._equal, self._lock = session, dict[tuple[int, ...], int](), Lock()  # numbers that were equal, by shape
 
     def run(self, inputs: Sequence[NDArray[Any]]) -> list[Floats]:
         """``inputs`` of one shape, (1, ...) each -> the embeddings, (D,) each."""
         if self.size < 2 or len(inputs) != self.size:
             return [self._run(each)[0] for each in inputs]
-        if inputs[0].shape in self._equal:
+        if (before := self._equal.get(shape := inputs[0].shape, 0)) >= ENOUGH:
             return list(self._run(np.concatenate(inputs)))
         alone = [self._run(each)[0] for each in inputs]
         if self._lock.acquire(blocking=False):  # another thread need not find out the same
             try:
                 if np.array_equal(alone, self._run(np.concatenate(inputs))):
-                    self._equal.add(inputs[0].shape)
+                    self._equal[shape] = before + sum(row.size for row in alone)
                 else:
                     self.size = 1
             finally:
