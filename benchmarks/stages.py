@@ -148,13 +148,13 @@ def stages(predictor: Any, seconds: float) -> Iterator[Found]:
         jobs["window and preprocess, CT"] = rendering(path, manifest.preprocess)
         jobs["window and preprocess, radiograph"] = rendering(radiograph, manifest.preprocess)
         jobs["image tower"] = (lambda: predictor.embedding_from_tensor(tensor), {})
-        jobs["text tower"] = (lambda: predictor._towers.of_text(QUESTION), {"tokens": predictor.tokens([QUESTION])[0].shape[1]})
+        jobs["text tower"] = (lambda: predictor.towers.of_text(QUESTION), {"tokens": predictor.tokens([QUESTION])[0].shape[1]})
         if manifest.head is not None:
             seen, asked = predictor.image_features(picture), predictor.question_features([QUESTION])
             jobs["head"] = (lambda: predictor.head_logits(seen[None], asked), {})
 
             def infer() -> None:
-                predictor._towers.forget_texts()  # a question that was not asked before
+                predictor.towers.forget_texts()  # a question that was not asked before
                 predictor.ask(path, QUESTION)
 
             jobs["infer"] = (infer, {})

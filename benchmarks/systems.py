@@ -68,7 +68,7 @@ def ours(asked: Asked) -> Opened:
 
     def infer(rows: Any) -> None:
         for path, question in rows:
-            predictor._towers.forget_texts()  # a question that was not asked before
+            predictor.towers.forget_texts()  # a question that was not asked before
             predictor.ask(str(path), str(question))
 
     packages = versions("pmclip-deploy", *backends()[predictor.model.backend].packages)

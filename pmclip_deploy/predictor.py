@@ -87,7 +87,7 @@ class Predictor:
         self._tokenizers = tokenizers
         self._facets = facet_kinds(manifest)
         self._graphs = PictureGraphs(path, manifest, sessions)
-        self._towers = Towers(path, manifest, sessions, tokenizers)
+        self.towers = Towers(path, manifest, sessions, tokenizers)
         first = sessions[graphs_of_ask(manifest)[0]]
         self.model = ModelInfo(
             bundle=manifest.name,
@@ -322,7 +322,7 @@ class Predictor:
         >>> [type(row).__name__ for row in pm.load().embeddings_of_images(["scan.dcm", "no-such-file"])]
         ['ndarray', 'InputError']
         """
-        return self._towers.of_images(images)
+        return self.towers.of_images(images)
 
     def embed_text(self, text: str) -> Floats:
         """The text tower's embedding, (D,) f32, not normalised. Raises UsageError for an empty text.
@@ -337,7 +337,7 @@ class Predictor:
     def embed_texts(self, texts: Sequence[str]) -> Floats:
         """(N, D) f32, not normalised: ``embed_text`` of each, bit for bit. Raises UsageError where there are none, or an empty one."""
         _check_texts(texts)
-        return self._towers.of_texts(texts)
+        return self.towers.of_texts(texts)
 
     def search(
         self,
@@ -374,7 +374,7 @@ class Predictor:
 
     def tokens(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
         """What the text tower reads of each, (1, T) i64 token ids of its own length."""
-        return [self._towers.tokens(text) for text in texts]
+        return [self.towers.tokens(text) for text in texts]
 
     def embedding_from_tensor(self, tensor: Floats) -> Floats:
         """(3, S, S) f32, as preprocessed -> (D,) f32."""

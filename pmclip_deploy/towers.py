@@ -67,7 +67,7 @@ class Towers:
         self, path: Path | None, manifest: Manifest, sessions: Mapping[str, Session], tokenizers: "Mapping[str, Tokenizer]"
     ) -> None:
         self._path, self._manifest, self._sessions, self._tokenizers = path, manifest, sessions, tokenizers
-        self.sizes = dict(BATCH)  # of each tower; whoever measured this processor changes them before the first use
+        self.sizes = dict(BATCH)  # whoever measured this processor changes them before the first use
         self._batches = cache(self._batches_of)
         self._kept, self._lock = dict[str, Floats](), Lock()
 

@@ -224,16 +224,16 @@ def test_a_graph_that_mixes_rows_has_none(tmp_path: Path, quantises: bool) -> No
 
 def test_a_graph_that_quantises_by_its_rows_is_known_by_its_content(tmp_path: Path, bundle: Path) -> None:
     shipped, tiny = pm.load(), pm.load(bundle)
-    assert {name: shipped._towers._quantises(name) for name in BATCH} == {"image": True, "text": False}
-    assert {name: tiny._towers._quantises(name) for name in BATCH} == {"image": False, "text": False}
-    shipped._towers.sizes["image"] = 16
-    assert shipped._towers._batches("image").size == 1
+    assert {name: shipped.towers._quantises(name) for name in BATCH} == {"image": True, "text": False}
+    assert {name: tiny.towers._quantises(name) for name in BATCH} == {"image": False, "text": False}
+    shipped.towers.sizes["image"] = 16
+    assert shipped.towers._batches("image").size == 1
 
 
 def test_few_texts_are_kept(bundle: Path) -> None:
     predictor = pm.load(bundle)
     texts = [f"plane {'the ' * (i % 3)}{'a ' * (i // 3)}" for i in range(0, 3 * KEPT, 2)]
-    assert len(predictor.embed_texts(texts)) == len(texts) > KEPT == len(predictor._towers._kept)
+    assert len(predictor.embed_texts(texts)) == len(texts) > KEPT == len(predictor.towers._kept)
 
 
 # --- the same answers ----------------------------------------------------------------------------------------------------------------
@@ -241,7 +241,7 @@ def test_few_texts_are_kept(bundle: Path) -> None:
 
 def with_sizes(path: Path | None, size: int) -> pm.Predictor:
     predictor = pm.load(path)
-    predictor._towers.sizes = dict.fromkeys(BATCH, size)
+    predictor.towers.sizes = dict.fromkeys(BATCH, size)
     return predictor
 
 
@@ -315,17 +315,17 @@ def test_evaluate(command: Callable[..., Result], bundle: Path, folder: Path, tm
 def test_ctrl_c_in_a_worker_ends_the_command(bundle: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(beside, "cpu_threads", lambda: 3)
     predictor, seen = pm.load(bundle), count()
-    real = predictor._towers._tensor
+    real = predictor.towers._tensor
 
     def interrupted(image: Any) -> Any:
         if next(seen) == 4:
             os.kill(os.getpid(), 2)  # to the main thread, as a terminal's
         return real(image)
 
-    monkeypatch.setattr(predictor._towers, "_tensor", interrupted)
+    monkeypatch.setattr(predictor.towers, "_tensor", interrupted)
     with pytest.raises(KeyboardInterrupt):
         build_index(tmp_path / "x.index", images_of_folder(predictor, folder))
     assert no_thread_stays() and not (tmp_path / "x.index").exists()
-    monkeypatch.setattr(predictor._towers, "_tensor", real)
+    monkeypatch.setattr(predictor.towers, "_tensor", real)
     report = build_index(tmp_path / "x.index", images_of_folder(predictor, folder))
     assert report.embedded + report.known == len(DICOM) + 5 and report.broken == 2
