@@ -19,7 +19,7 @@ def side_by_side(make: Callable[[T], R], items: Iterable[T]) -> Iterator[R | Inp
     """What ``make`` gives for each item, in order, by as many threads as this process may use cores, MOST at most.
 
     An InputError is the result of its item. Any other error is raised in its item's turn. At most two items a thread are begun before
-    their turn. If the iterator is closed, the threads end with the items that they are at.
+    their turn. If the iterator is closed or collected, the threads end with the items that they are at.
     """
     workers, left = min(cpu_threads(), MOST), iter(items)
     first = list(islice(left, 2))

@@ -1,5 +1,6 @@
 """Many items at once say what they say one by one, to the last bit, whatever the threads and the size of a batch."""
 
+import gc
 import json
 import os
 import shutil
@@ -166,6 +167,7 @@ def test_one_decode_at_a_time_of_gdcm_and_of_large_pictures(
 
 
 def no_thread_stays() -> bool:
+    gc.collect()  # an error that was caught may still hold the iterator
     workers = [thread for thread in threading.enumerate() if thread.name.startswith("ThreadPoolExecutor")]
     for thread in workers:
         thread.join(30)
