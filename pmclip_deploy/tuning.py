@@ -94,7 +94,10 @@ def forget(bundle: Path) -> list[Path]:
 def choices_of(bundle: Path, items: int | None, notes: list[str]) -> dict[str, Choice]:
     """By graph, what this machine's tuning chose for so many pictures. Empty without a tuning that fits; where a user can mend that, a line
     in ``notes`` says how."""
-    file = tuning_file(bundle)
+    try:
+        file = tuning_file(bundle)
+    except OSError:  # a home that cannot be looked into
+        file = None
     if file is None:
         return {}
     try:
@@ -110,7 +113,7 @@ def choices_of(bundle: Path, items: int | None, notes: list[str]) -> dict[str, C
             if unknown := {c.between for c in chosen.values() if backend_for(c.device) is backend} - {*backend.between()}:
                 raise ValueError(f"{backend.name} has no {unknown.pop()} here")
     except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
-        said = error.strerror if isinstance(error, OSError) else str(error)
+        said = error.strerror if isinstance(error, OSError) else str(error) if isinstance(error, ValueError) else "tune did not write it so"
         notes.append(f"{file} is not used ({' '.join(str(said).split())[:150]}); run `pmclip-deploy tune` again, or remove the file")
         return {}
     return dict(chosen)
