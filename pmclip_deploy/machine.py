@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pmclip_deploy.sessions import backends
-from pmclip_deploy.threads import FLAGS, cpu_quota, performance_cores
+from pmclip_deploy.threads import FLAGS, cpu_quota, cpu_threads, performance_cores
 
 PACKAGES = (
     *("pmclip-deploy", "numpy", "pillow", "pydicom", "python-gdcm", "pylibjpeg-openjpeg", "pyjpegls", "tokenizers"),
@@ -51,6 +51,7 @@ def cpu() -> dict[str, Any]:
         "usable": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "flags": [flag for flag in FLAGS if flag in flags],
         "quota": cpu_quota(),
+        "threads": cpu_threads(),
         "fast_cores": performance_cores(),
     }
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from pmclip_deploy.cli.options import Json
 from pmclip_deploy.cli.output import print_json
+from pmclip_deploy.console import counted
 from pmclip_deploy.errors import BundleError, DeviceError
 from pmclip_deploy.sessions import DEFAULT, Backend, backends
 from pmclip_deploy.sessions.onnxruntime import GPU_STEPS
@@ -149,6 +150,8 @@ def _print(document: dict[str, Any]) -> None:
     lines = [
         f"python   {document['python']} on {document['platform']}",
         f"cpu      {cpu['name']}, {cpu['usable']} of {cpu['logical']} usable, {' '.join(cpu['flags'])}",
+        *([f"cpu      a quota of {cpu['quota']:g} processors"] if cpu["quota"] else []),
+        f"cpu      {counted(cpu['threads'], 'thread')} worth starting, {counted(cpu['fast_cores'], 'fast core')}",
         f"gpu      {gpu['nvidia_driver'] or 'no NVIDIA driver'}",
         *(f"package  {name} {version or 'not installed'}" for name, version in document["packages"].items()),
         *(f"backend  {' '.join(filter(None, (row['name'], row['version'])))}: {_said(row)}" for row in document["backends"]),
