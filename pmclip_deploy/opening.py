@@ -131,14 +131,14 @@ def _session(
 ) -> Session:  # fmt: skip
     from pmclip_deploy.bundle.contract import contract_of
 
-    opened = partial(session_from_bundle, path, manifest, name, notes=notes, single_use=single_use, content=content)
+    choice = choices.get(name, Choice(device))
     try:
-        session = opened(**choices[name]._asdict()) if name in choices else opened(device)
+        session = session_from_bundle(path, manifest, name, choice.device, notes, single_use, content, choice.between, choice.threads)
     except DeviceError as error:
         if choices.pop(name, None) is None:
             raise
         notes.append(f"{error.message}; meanwhile the graph {name} runs as without a tuning")
-        session = opened(device)
+        session = session_from_bundle(path, manifest, name, device, notes, single_use, content)
     inputs, outputs = contract_of(manifest)[name]
     if set(session.inputs) != set(inputs) or not set(outputs) <= set(session.outputs):
         found = f"takes {session.inputs} and gives {session.outputs}, not {inputs} and {outputs}"

@@ -26,9 +26,9 @@ AGAIN = "run `pmclip-deploy tune` again"
 
 
 class Choice(NamedTuple):
-    """How one graph runs."""
+    """How one graph runs. ``device`` is of ``sessions.devices()``; a tuning never names "auto"."""
 
-    device: str  # of sessions.devices(), but "auto"
+    device: str
     between: str = F32
     threads: int | None = None
 

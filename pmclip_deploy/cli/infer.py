@@ -68,7 +68,7 @@ def infer(
     from pmclip_deploy.header.read import ADULT
     from pmclip_deploy.opening import load_while
 
-    predictor = load_while(lambda: _import_reader(images[0]), bundle, device, pictures.alone, pictures.count)
+    predictor = load_while(lambda: _import_reader(images[0]), bundle, device, single_use=pictures.alone, items=pictures.count)
     print_notes(predictor)
 
     def ask(path: Path) -> "list[Answer]":
