@@ -137,11 +137,15 @@ def test_a_precision_that_misses_the_gate_is_dropped(toy: None, tmp_path: Path) 
     assert content_of(tmp_path / "bundle") == before
 
 
-def test_a_plan_is_judged_as_a_whole(toy: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("head", "graphs"), [(None, {"image", "text"}), ("mevf", {"image", "text", "features", "head"})])
+def test_a_plan_is_judged_as_a_whole(
+    toy: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, head: str | None, graphs: set[str]
+) -> None:
     """Graphs that pass one by one may miss together."""
-    path = tiny_bundle(tmp_path / "bundle")
+    path = tiny_bundle(tmp_path / "bundle", head)
     monkeypatch.setattr(tune, "missed", lambda known, sessions: "they miss together" if len(sessions) > 1 else None)
     found = tune.measure(path, rounds=1, cold=1)
+    assert {row.graph for row in found.rows} == graphs
     assert found.dropped and all(line.endswith(": they miss together") for line in found.dropped)
     assert all(len(plan.graphs) < 2 for plan in found.plans)
 
