@@ -47,7 +47,7 @@ def ours(asked: Asked) -> Opened:
         from pmclip_deploy.sessions import onnxruntime as backend
 
         # The runtime has no setting: it takes the cores that it may use.
-        backend.cpu_threads = lambda: asked["threads"]  # type: ignore[attr-defined]
+        backend.cpu_threads = lambda *_: asked["threads"]  # type: ignore[attr-defined]
     from pmclip_deploy.machine import versions
     from pmclip_deploy.opening import load
     from pmclip_deploy.sessions import backends

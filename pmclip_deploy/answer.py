@@ -47,12 +47,14 @@ class ModelInfo:
     bundle: str  #: Name of the bundle.
     version: str  #: Version of the bundle.
     precision: str  #: "fp32", "fp16" or "int8".
-    backend: str  #: "onnxruntime", for one.
+    backend: str  #: "onnxruntime", for one. After `tune` each graph may have its own: "openvino, onnxruntime".
     device: str  #: "cpu", for one.
     sha256: str  #: Of the bundle's manifest.json; empty for a model that is no bundle.
+    between: str = "f32"  #: What the graphs hold in float32 is computed in: "f32", or after `tune` also "bf16" or "f16".
 
     def __str__(self) -> str:
-        return f"{self.bundle} {self.version}, {self.precision}, {self.backend} on {self.device}"
+        reduced = "" if self.between == "f32" else f", {self.between} between operators"
+        return f"{self.bundle} {self.version}, {self.precision}, {self.backend} on {self.device}{reduced}"
 
     def __repr__(self) -> str:
         return f"ModelInfo({self})"

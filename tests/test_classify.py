@@ -216,7 +216,7 @@ def test_export_says_whether_labels_survive(labelled: tuple[Path, Any]) -> None:
     from pmclip_deploy.errors import ParityError
     from pmclip_deploy.export.gates import gate
     from pmclip_deploy.export.parity import label_parity
-    from pmclip_deploy.export.reference import sample_pictures
+    from pmclip_deploy.export.probes import sample_pictures
 
     path, _ = labelled
     assert manifest_from_bundle(path).parity["labels"] == {"n": len(sample_pictures()), "agreement": 1.0}

@@ -68,7 +68,7 @@ def infer(
     from pmclip_deploy.header.read import ADULT
     from pmclip_deploy.opening import load_while
 
-    predictor = load_while(lambda: _import_reader(images[0]), bundle, device, single_use=pictures.alone)
+    predictor = load_while(lambda: _import_reader(images[0]), bundle, device, single_use=pictures.alone, items=pictures.count)
     print_notes(predictor)
 
     def ask(path: Path) -> "list[Answer]":
@@ -192,9 +192,9 @@ def _print_answers(answers: "list[Answer]", prevalence: float | None) -> None:
         table.add_row(Text(one_line(answer.question)), given, Text(_confidence(answer)), ups)
     console = console_for_tables()
     console.print(table)
-    model, times = answers[0].model, answers[0].timings_ms
+    times = answers[0].timings_ms
     console.print(Text(f"image: {_image_line(answers[0].image)}"))
-    console.print(Text(f"model: {model.bundle} {model.version}, {model.precision}, {model.backend} on {model.device}"))
+    console.print(Text(f"model: {answers[0].model}"))
     console.print(Text("time:  " + ", ".join(f"{name} {ms:.0f} ms" for name, ms in times.items())))
     for note in dict.fromkeys(a.note for a in answers if a.note):
         console.print(Text(f"note:  {one_line(note)}"))

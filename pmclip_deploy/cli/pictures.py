@@ -26,6 +26,12 @@ class Pictures:
         self.alone = len(paths) == 1 and not paths[0].is_dir()
         self.unreadable = list[dict[str, str]]()
         self.no_pictures = list[str]()
+        self._listed = dict[Path, tuple[list[Path], dict[Path, InputError]]]()
+
+    @property
+    def count(self) -> int:
+        """How many files may be pictures: a tuning chooses by it."""
+        return sum(len(self._files(path)[0]) if path.is_dir() else 1 for path in self.paths)
 
     @property
     def exit_code(self) -> int:
@@ -55,7 +61,7 @@ class Pictures:
                     self._note(path, result)
 
     def _below(self, folder: Path, make: Callable[[Path], T], bar: str | None) -> Iterator[T]:
-        files, unlisted = files_below(folder)
+        files, unlisted = self._files(folder)
         before, others, count = len(self.unreadable), list[str](), 0
         for each, error in unlisted.items():
             self._note(each, error)
@@ -76,6 +82,12 @@ class Pictures:
             self._note(folder, nothing)
         elif others:
             print_note(f"{folder}: {counted(len(others), 'file is no picture', 'files are no pictures')}")
+
+    def _files(self, folder: Path) -> tuple[list[Path], dict[Path, InputError]]:
+        """``files_below``, listed once."""
+        if folder not in self._listed:
+            self._listed[folder] = files_below(folder)
+        return self._listed[folder]
 
     def _note(self, path: Path, error: InputError) -> None:
         self.unreadable.append(unreadable(path, error))
