@@ -1,4 +1,4 @@
-"""The static INT8 recipe of transformer towers: what is quantised, how near it stays with outlier channels, and that both backends fuse it."""
+"""The static INT8 recipe of transformer towers: what is quantised, how near it stays with outlier channels, what backends fuse."""
 
 from collections import Counter
 from collections.abc import Iterator
