@@ -189,4 +189,4 @@ def _graph_file(folder: Path, manifest: Manifest, name: str, content: Callable[[
 def _integers_alone(content: bytes, graph: Graph) -> bool:
     """Whether a graph says the same from weights that were not packed, and loses little: integer products do; products of floats and of
     blocks give other bits, and integer convolutions take a third longer."""
-    return b"MatMulInteger" in content and b"Conv" not in content and not graph.float_layers
+    return b"QuantizeLinear" in content and b"Conv" not in content and not graph.float_layers
