@@ -1,0 +1,118 @@
+"""Which backbone published tensors are, and what is wrong with them."""
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pmclip_deploy.errors import BundleError
+from pmclip_deploy.train.backbones import BACKBONES
+from pmclip_deploy.train.backbones.base import ACTIVATIONS, Backbone, Tensors
+from pmclip_deploy.train.foreign import kind_of_tensors
+
+NAMED = 3  # tensors that a message names
+
+Shapes = dict[str, tuple[int, ...]]
+Config = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Tensors by our names, and where they come from."""
+
+    kind: str
+    file: Path
+    tensors: Tensors
+    config: Config | None  # the config.json or open_clip_config.json beside them
+    config_file: Path = Path("config.json")
+    shards: tuple[Path, ...] = ()  # if ``file`` only names them
+
+
+def refuse_misfit(path: Path, config: Config) -> None:
+    misfits = [b.misfit(config) for b in importable() if b.activation in (None, ACTIVATIONS[0])]
+    if all(misfits):
+        raise BundleError(f"{path}: fits none of {names_of_importable()}: {', '.join(dict.fromkeys(filter(None, misfits)))}")
+
+
+def importable() -> list[Backbone]:
+    return [b for b in BACKBONES.values() if b.importable]
+
+
+def names_of_importable() -> str:
+    return ", ".join(b.name for b in importable() if b.activation in (None, ACTIVATIONS[0]))
+
+
+@cache
+def _shapes(backbone: Backbone) -> Shapes:
+    with torch.device("meta"):
+        return {k: tuple(v.shape) for k, v in backbone.build().state_dict().items()}
+
+
+def likeness_of(tensors: Tensors) -> dict[str, float]:
+    """Of each backbone that these may be, the share of its tensors that are there, in their shape: to build one takes up to seconds."""
+    anchored = [b for b in importable() if any(anchor in tensors for anchor in b.anchors)]
+    shapes = {b.name: _shapes(b) for b in anchored or importable()}
+    return {name: sum(k in tensors and tensors[k].shape == shape for k, shape in of.items()) / len(of) for name, of in shapes.items()}
+
+
+def fitted(weights: Weights, wanted: Backbone | None) -> tuple[Backbone, Tensors]:
+    """(backbone, its tensors in fp32). Raises BundleError naming the first tensors that are missing, extra, misshapen or not finite."""
+    found: Shapes = {k: tuple(v.shape) for k, v in weights.tensors.items()}
+    likeness = likeness_of(weights.tensors)
+    nearest = BACKBONES[max(likeness, key=lambda name: likeness[name])]
+    spec = wanted or nearest
+    if likeness[nearest.name] < 0.9 and (said := kind_of_tensors(found)):
+        raise BundleError(f"{weights.file}: is {said[0]}; it fits none of {names_of_importable()}", said[1])
+    if likeness[nearest.name] < 0.1:
+        raise BundleError(
+            f"{weights.file}: fits none of {names_of_importable()} ({len(found)} tensors, first {first(sorted(found))})",
+            "give one's published weights",
+        )
+    if spec != nearest and likeness.get(spec.name, 0.0) < likeness[nearest.name]:
+        raise BundleError(
+            f"{weights.file}: these are weights of {nearest.name}, not of {spec.name}", "leave --backbone out or give that one"
+        )
+    if weights.config is not None and (misfit := spec.misfit(weights.config)):
+        raise BundleError(f"{weights.config_file}: {misfit}")
+
+    expected = _shapes(spec)
+    # Counts of batches that torch's batch norm only counts; older files lack them.
+    counters = {k for k in expected if k.endswith(".num_batches_tracked")}
+    tensors = weights.tensors
+    faults = {
+        "missing": sorted(expected.keys() - found.keys() - counters),
+        "extra": sorted(found.keys() - expected.keys()),
+        "misshapen": [
+            f"{k} is {_shape(found[k])}, must be {_shape(expected[k])}"
+            for k in sorted(expected.keys() & found.keys())
+            if found[k] != expected[k]
+        ],
+        "not floats": sorted(k for k, v in tensors.items() if k in expected.keys() - counters and not _is_plain_float(v)),
+    }
+    if any(faults.values()):
+        misfits = "; ".join(f"{len(names)} {fault}: {first(names)}" for fault, names in faults.items() if names)
+        raise BundleError(f"{weights.file}: does not fit {spec.name}: {misfits}")
+    tensors = {k: torch.tensor(0) if k in counters - found.keys() else _fp32(tensors[k]) for k in expected}
+    if broken := [k for k, v in tensors.items() if v.is_floating_point() and not v.isfinite().all()]:
+        raise BundleError(f"{weights.file}: {len(broken)} tensors hold NaN or infinity: {first(broken)}", "get the file again")
+    return spec, tensors
+
+
+def _is_plain_float(x: Tensor) -> bool:
+    """Not sparse, not a promise without data (meta), and not 8 bits, whose scale would be missing."""
+    return x.is_floating_point() and x.layout == torch.strided and x.device.type == "cpu" and x.dtype.itemsize > 1
+
+
+def _fp32(x: Tensor) -> Tensor:
+    return x.detach().float() if x.is_floating_point() else x.detach().long().clone()
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "a scalar"
+
+
+def first(names: list[str]) -> str:
+    return ", ".join(" ".join(n[:120].split()) for n in names[:NAMED]) + (", ..." if len(names) > NAMED else "")
