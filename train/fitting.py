@@ -52,9 +52,12 @@ def _shapes(backbone: Backbone) -> Shapes:
 
 
 def likeness_of(tensors: Tensors) -> dict[str, float]:
-    """Of each backbone that these may be, the share of its tensors that are there, in their shape: to build one takes up to seconds."""
+    """Of each backbone that these may be, the share of its tensors that are there, in their shape; the logit scale does not count.
+
+    To build one takes up to seconds.
+    """
     anchored = [b for b in importable() if any(anchor in tensors for anchor in b.anchors)]
-    shapes = {b.name: _shapes(b) for b in anchored or importable()}
+    shapes = {b.name: {k: shape for k, shape in _shapes(b).items() if k != "logit_scale"} for b in anchored or importable()}
     return {name: sum(k in tensors and tensors[k].shape == shape for k, shape in of.items()) / len(of) for name, of in shapes.items()}
 
 
@@ -64,6 +67,7 @@ def fitted(weights: Weights, wanted: Backbone | None) -> tuple[Backbone, Tensors
     likeness = likeness_of(weights.tensors)
     nearest = BACKBONES[max(likeness, key=lambda name: likeness[name])]
     spec = wanted or nearest
+    found = {k: v for k, v in found.items() if spec.reads(k)}
     if likeness[nearest.name] < 0.9 and (said := kind_of_tensors(found)):
         raise BundleError(f"{weights.file}: is {said[0]}; it fits none of {names_of_importable()}", said[1])
     if likeness[nearest.name] < 0.1:
@@ -81,7 +85,9 @@ def fitted(weights: Weights, wanted: Backbone | None) -> tuple[Backbone, Tensors
     expected = _shapes(spec)
     # Counts of batches that torch's batch norm only counts; older files lack them.
     counters = {k for k in expected if k.endswith(".num_batches_tracked")}
-    tensors = weights.tensors
+    tensors = dict(weights.tensors)
+    if expected.keys() - found.keys() - counters == {"logit_scale"}:  # which the caller says
+        tensors["logit_scale"], found["logit_scale"] = torch.tensor(spec.usual_logit_scale), ()
     faults = {
         "missing": sorted(expected.keys() - found.keys() - counters),
         "extra": sorted(found.keys() - expected.keys()),

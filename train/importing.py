@@ -1,5 +1,6 @@
 """`import`: published CLIP weights, whatever they come in, as a checkpoint of ours; nothing in the file is ever run."""
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +70,7 @@ def import_weights(
                 "source": weights.file.name,
                 "sha256": sha256_of_file(weights.file),
                 **({"shards": {path.name: sha256_of_file(path) for path in weights.shards}} if weights.shards else {}),
+                **({"assumed": assumed} if (assumed := _assumed(spec, weights)) else {}),
                 **({"activation": chosen.activation, "activation_from": chosen.by} if chosen else {}),
                 "licence": "the user's: these weights were brought by whoever imported them, under their own terms",
             }
@@ -108,6 +110,14 @@ def _unreadable(source: Path, error: Exception) -> BundleError:
             "get the weights as safetensors or as a state dict",
         )
     return BundleError(f"{source}: no weights that can be read, or a damaged file", "get it again")
+
+
+def _assumed(spec: Backbone, weights: Weights) -> list[str]:
+    """What the source leaves open and was taken from the backbone, a line each."""
+    lines = []
+    if "logit_scale" not in weights.tensors:
+        lines.append(f"a logit scale of {math.exp(spec.usual_logit_scale):.2f}, since the weights have none")
+    return lines
 
 
 # Writing.

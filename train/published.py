@@ -28,11 +28,12 @@ ADDED = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")  
 
 def weights_from_file(source: Path) -> Weights:
     """Reads without running anything: safetensors, a pickle of tensors alone, or the data of a TorchScript archive."""
-    source = _file_of_folder(source) if source.is_dir() else source
+    before = _parts(source)
+    source = next(iter(before)) if before else _file_of_folder(source) if source.is_dir() else source
     if not source.is_file():
         raise BundleError(f"{source}: not found", "pass the weights' file, or a Hugging Face folder with config.json")
-    shards = _shards(source) if source.name in SHARDS else ()
-    scripted, data = _loaded(source) if not shards else (False, {k: v for shard in shards for k, v in _loaded(shard)[1].items()})
+    before = before or (dict.fromkeys(_shards(source), "") if source.name in SHARDS else {})
+    scripted, data = (False, _joined(before)) if before else _loaded(source)
 
     kind = "OpenAI TorchScript archive" if scripted else "state dict with OpenAI's names"
     for _ in WRAPPERS:  # and no deeper: a pickle's mapping may hold itself
@@ -52,8 +53,38 @@ def weights_from_file(source: Path) -> Weights:
     tensors = _without_prefix(tensors, source)
     families = {type(b): b for b in importable()}.values()
     renamed = [named for family in families if (named := family.from_published(tensors)) is not None]
-    made_by, tensors = max(renamed, key=lambda named: max(likeness_of(named[1]).values()), default=(None, tensors))
-    return Weights(made_by or kind, source, tensors, *_config_beside(source, made_by is not None), shards)
+    made_by, tensors = max(renamed, key=_fit, default=(None, tensors))
+    return Weights(made_by or kind, source, tensors, *_config_beside(source, made_by is not None), tuple(before))
+
+
+def _fit(named: tuple[str | None, Tensors]) -> tuple[float, int]:
+    """How well tensors fit a backbone: by what it has of them, and then by how few are left over."""
+    return max(likeness_of(named[1]).values()), -len(named[1])
+
+
+def _joined(before: Mapping[Path, str]) -> Tensors:
+    """The tensors of several files, each with what stands before its names; a tensor alone has that for its name."""
+    joined: Tensors = {}
+    for file, prefix in before.items():
+        data = _loaded(file)[1]
+        if isinstance(data, Tensor):
+            joined[prefix] = data
+        else:
+            joined |= {f"{prefix}{name}": x for name, x in (_unwrapped(data) or data).items()}
+    return joined
+
+
+def _parts(source: Path) -> dict[Path, str]:
+    """If ``source`` is a folder of weights that are published as several files, or one of these: each, and what stands before its names."""
+    folder = source if source.is_dir() else source.parent
+    for backbone in importable():
+        there = [name for name in backbone.parts if (folder / name).is_file()]
+        if not there or not (source.is_dir() or source.name in backbone.parts):
+            continue
+        if missing := [name for name in backbone.parts if name not in there]:
+            raise BundleError(f"{folder}: has {first(there)} of {backbone.name}, and not {first(missing)}", "put all of them in one folder")
+        return {folder / name: prefix for name, prefix in backbone.parts.items()}
+    return {}
 
 
 def _unwrapped(data: Any) -> Any:

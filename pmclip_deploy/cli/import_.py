@@ -46,6 +46,8 @@ def import_(
     else:
         article = "an" if made["kind"][0] in "AEIOUaeiou" else "a"
         print(f"{meta['backbone']} from {article} {made['kind']}, checkpoint in {one_line(str(output))}")
+        for line in made.get("assumed", ()):
+            print(f"assumed: {one_line(line)}")
         if made.get("activation_from") == "assumed":
             said = "assumed, since no config.json says it. If the model was trained with GELU, give --activation gelu"
             print(f"activation: {made['activation']}, {said}")

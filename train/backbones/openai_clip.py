@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from pmclip_deploy.train.graph import Graph
 
 
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of pictures in 0..1
+
+
 class ClipTowers(CLIP, Towers):  # type: ignore[misc]
     """open_clip's CLIP, same names and same weights, for texts of their own length: a causal tower needs no padding to 77.
 
@@ -127,7 +130,7 @@ class OpenAIClip(Backbone):
 
         g, tower, size = Graph(), towers.visual, self.preprocess.size
         if isinstance(tower, ModifiedResNet):
-            _resnet(g, tower)
+            resnet_graph(g, tower)
         else:
             _vision_transformer(g, tower)
         return g.model("image", {"pixels": (FLOAT, ["B", 3, size, size])}, {"embedding": ["B", self.embed_dim]})
@@ -183,8 +186,8 @@ def _layers(tower: Transformer) -> list[Layer]:
     ]
 
 
-def _resnet(g: "Graph", tower: ModifiedResNet) -> None:
-    """Three convolutions as stem, and strides that are average pools (Radford et al. 2021, section 2.4)."""
+def resnet_graph(g: "Graph", tower: ModifiedResNet) -> None:
+    """From "pixels" to "embedding". Three convolutions as stem, and strides that are average pools (Radford et al. 2021, section 2.4)."""
     x = "pixels"
     for i in (1, 2, 3):
         x = _activated(g, f"stem.{i}", x, getattr(tower, f"conv{i}"), getattr(tower, f"bn{i}"))
@@ -294,8 +297,7 @@ def openai_from_hugging_face(tensors: Tensors) -> Tensors:
 
 
 def _openai(name: str, size: int, embed_dim: int, activation: str) -> OpenAIClip:
-    mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-    preprocess, quick = Preprocess(size, "shortest", mean, std), activation == "quick_gelu"
+    preprocess, quick = Preprocess(size, "shortest", CLIP_MEAN, CLIP_STD), activation == "quick_gelu"
     of_open_clip = name.replace("/", "-").replace("@", "-") + ("-quickgelu" if quick else "")
     return OpenAIClip(name if quick else f"{name}-gelu", preprocess, embed_dim, 77, 0, of_open_clip, activation)
 
