@@ -1,6 +1,7 @@
 """Which backbone published tensors are, and what is wrong with them."""
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,14 @@ import torch
 from torch import Tensor
 
 from pmclip_deploy.errors import BundleError
-from pmclip_deploy.train.backbones import BACKBONES
+from pmclip_deploy.train.backbones import BACKBONES, known_by_towers
 from pmclip_deploy.train.backbones.base import ACTIVATIONS, Backbone, Tensors
+from pmclip_deploy.train.backbones.open_clip_config import backbone_of_config, refusal_of
 from pmclip_deploy.train.foreign import kind_of_tensors
 
 NAMED = 3  # tensors that a message names
+
+SUPPORTED = "read are CLIP's ResNets and vision transformers, with CLIP's text transformer or a BERT"
 
 Shapes = dict[str, tuple[int, ...]]
 Config = dict[str, Any]
@@ -28,13 +32,34 @@ class Weights:
     tensors: Tensors
     config: Config | None  # the config.json or open_clip_config.json beside them
     config_file: Path = Path("config.json")
-    shards: tuple[Path, ...] = ()  # if ``file`` only names them
+    of_bert: Config = field(default_factory=dict)  # BERT's own config.json, if open_clip_config.json names a BERT
+    shards: tuple[Path, ...] = ()  # if there are several files
+    adapter: Path | None = None  # the file of the LoRA adapter that is merged into them
 
 
 def refuse_misfit(path: Path, config: Config) -> None:
     misfits = [b.misfit(config) for b in importable() if b.activation in (None, ACTIVATIONS[0])]
-    if all(misfits):
-        raise BundleError(f"{path}: fits none of {names_of_importable()}: {', '.join(dict.fromkeys(filter(None, misfits)))}")
+    refusal = refusal_of(config) if "model_cfg" in config else ""
+    if all(misfits) and refusal is not None:
+        named = ", ".join(dict.fromkeys(filter(None, misfits)))
+        other = f"; nor a CLIP of other sizes: {refusal}" if refusal else ""
+        raise BundleError(f"{path}: fits none of {names_of_importable()}: {named}{other}", SUPPORTED if other else "")
+
+
+def _described(weights: Weights, nearest: Backbone, exact: bool) -> Backbone | None:
+    """The backbone that open_clip_config.json describes; None if there is no such file, or it is ``nearest`` that it describes."""
+    if weights.config is None or "model_cfg" not in weights.config:
+        return None
+    misfit = nearest.misfit(weights.config)
+    if exact and misfit is None:
+        return None
+    if refusal := refusal_of(weights.config):
+        raise BundleError(f"{weights.config_file}: {misfit if exact else refusal}", SUPPORTED)
+    shapes = {k: tuple(v.shape) for k, v in weights.tensors.items()}
+    try:
+        return known_by_towers(json.loads(backbone_of_config(weights.config, shapes, weights.of_bert).described))
+    except ValueError as error:
+        raise BundleError(f"{weights.config_file}: {error}", SUPPORTED) from None
 
 
 def importable() -> list[Backbone]:
@@ -61,13 +86,8 @@ def likeness_of(tensors: Tensors) -> dict[str, float]:
     return {name: sum(k in tensors and tensors[k].shape == shape for k, shape in of.items()) / len(of) for name, of in shapes.items()}
 
 
-def fitted(weights: Weights, wanted: Backbone | None) -> tuple[Backbone, Tensors]:
-    """(backbone, its tensors in fp32). Raises BundleError naming the first tensors that are missing, extra, misshapen or not finite."""
-    found: Shapes = {k: tuple(v.shape) for k, v in weights.tensors.items()}
-    likeness = likeness_of(weights.tensors)
-    nearest = BACKBONES[max(likeness, key=lambda name: likeness[name])]
-    spec = wanted or nearest
-    found = {k: v for k, v in found.items() if spec.reads(k)}
+def _refuse_foreign(weights: Weights, found: Shapes, spec: Backbone, nearest: Backbone, likeness: dict[str, float]) -> None:
+    """Raises BundleError if the tensors are of something else, or of another backbone, or the configuration is of another model."""
     if likeness[nearest.name] < 0.9 and (said := kind_of_tensors(found)):
         raise BundleError(f"{weights.file}: is {said[0]}; it fits none of {names_of_importable()}", said[1])
     if likeness[nearest.name] < 0.1:
@@ -82,6 +102,17 @@ def fitted(weights: Weights, wanted: Backbone | None) -> tuple[Backbone, Tensors
     if weights.config is not None and (misfit := spec.misfit(weights.config)):
         raise BundleError(f"{weights.config_file}: {misfit}")
 
+
+def fitted(weights: Weights, wanted: Backbone | None) -> tuple[Backbone, Tensors]:
+    """(backbone, its tensors in fp32). Raises BundleError naming the first tensors that are missing, extra, misshapen or not finite."""
+    found: Shapes = {k: tuple(v.shape) for k, v in weights.tensors.items()}
+    likeness = likeness_of(weights.tensors)
+    nearest = BACKBONES[max(likeness, key=lambda name: likeness[name])]
+    described = None if wanted else _described(weights, nearest, likeness[nearest.name] == 1)
+    spec = wanted or described or nearest
+    found = {k: v for k, v in found.items() if spec.reads(k)}
+    if described is None:
+        _refuse_foreign(weights, found, spec, nearest, likeness)
     expected = _shapes(spec)
     # Counts of batches that torch's batch norm only counts; older files lack them.
     counters = {k for k in expected if k.endswith(".num_batches_tracked")}
@@ -96,18 +127,18 @@ def fitted(weights: Weights, wanted: Backbone | None) -> tuple[Backbone, Tensors
             for k in sorted(expected.keys() & found.keys())
             if found[k] != expected[k]
         ],
-        "not floats": sorted(k for k, v in tensors.items() if k in expected.keys() - counters and not _is_plain_float(v)),
+        "not floats": sorted(k for k, v in tensors.items() if k in expected.keys() - counters and not is_plain_float(v)),
     }
     if any(faults.values()):
         misfits = "; ".join(f"{len(names)} {fault}: {first(names)}" for fault, names in faults.items() if names)
-        raise BundleError(f"{weights.file}: does not fit {spec.name}: {misfits}")
+        raise BundleError(f"{weights.file}: does not fit {spec.name if described is None else weights.config_file.name}: {misfits}")
     tensors = {k: torch.tensor(0) if k in counters - found.keys() else _fp32(tensors[k]) for k in expected}
     if broken := [k for k, v in tensors.items() if v.is_floating_point() and not v.isfinite().all()]:
         raise BundleError(f"{weights.file}: {len(broken)} tensors hold NaN or infinity: {first(broken)}", "get the file again")
     return spec, tensors
 
 
-def _is_plain_float(x: Tensor) -> bool:
+def is_plain_float(x: Tensor) -> bool:
     """Not sparse, not a promise without data (meta), and not 8 bits, whose scale would be missing."""
     return x.is_floating_point() and x.layout == torch.strided and x.device.type == "cpu" and x.dtype.itemsize > 1
 

@@ -28,13 +28,19 @@ class Chosen:
 
 
 def import_weights(
-    source: Path, output: Path, backbone: str | None = None, name: str | None = None, activation: str | None = None
+    source: Path,
+    output: Path,
+    backbone: str | None = None,
+    name: str | None = None,
+    activation: str | None = None,
+    adapter: Path | None = None,
 ) -> Checkpoint:
     """Writes ``source`` as a checkpoint to ``output``, all of it or nothing; returns what checkpoint.json says.
 
     ``source`` is OpenAI's TorchScript archive or state dict, PubMedCLIP's training checkpoint, open_clip's state dict, or a
     Hugging Face ``CLIPModel`` (file or folder, in shards too); its content tells which. Floats of any width are stored in fp16.
     ``activation`` is "quick_gelu" or "gelu"; by default what config.json or open_clip_config.json says, or else OpenAI's quick_gelu.
+    ``adapter`` is the folder of a LoRA adapter, by default that of the weights if it has one; it is merged into them.
     Raises BundleError where the file is unreadable, would run code, or does not hold the backbone; UsageError for bad arguments.
     """
     if activation is not None and activation not in ACTIVATIONS:
@@ -48,7 +54,7 @@ def import_weights(
     except OSError as error:
         raise BundleError(f"{output}: cannot be written ({error.strerror})", "choose another folder") from error
     try:
-        weights = weights_from_file(source)
+        weights = weights_from_file(source, adapter)
     except PmclipError:
         raise
     except Costly as error:
@@ -70,6 +76,7 @@ def import_weights(
                 "source": weights.file.name,
                 "sha256": sha256_of_file(weights.file),
                 **({"shards": {path.name: sha256_of_file(path) for path in weights.shards}} if weights.shards else {}),
+                **({"adapter": {weights.adapter.name: sha256_of_file(weights.adapter)}} if weights.adapter else {}),
                 **({"assumed": assumed} if (assumed := _assumed(spec, weights)) else {}),
                 **({"activation": chosen.activation, "activation_from": chosen.by} if chosen else {}),
                 "licence": "the user's: these weights were brought by whoever imported them, under their own terms",

@@ -13,26 +13,35 @@ from pmclip_deploy.errors import BundleError
 from pmclip_deploy.train.backbones.base import Tensors
 from pmclip_deploy.train.fitting import Config, Weights, first, importable, likeness_of, refuse_misfit
 from pmclip_deploy.train.foreign import kind_of_file
+from pmclip_deploy.train.lora import CONFIG as ADAPTER
+from pmclip_deploy.train.lora import Adapter, adapter_of_folder, merged
 from pmclip_deploy.train.pickles import check_pickles
 from pmclip_deploy.train.torchscript import is_torchscript, tensors_from_torchscript
 
 HUGGING_FACE_FILES = ("model.safetensors", "pytorch_model.bin")
 SHARDS = tuple(f"{name}.index.json" for name in HUGGING_FACE_FILES)  # which names them
 OPEN_CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-CONFIGS = {"config.json": HUGGING_FACE_FILES + SHARDS, "open_clip_config.json": OPEN_CLIP_FILES}  # and the weights that each is about
+OPEN_CLIP_SHARDS = tuple(f"{name}.index.json" for name in OPEN_CLIP_FILES)
+CONFIGS = {  # and the weights that each is about
+    "config.json": HUGGING_FACE_FILES + SHARDS,
+    "open_clip_config.json": OPEN_CLIP_FILES + OPEN_CLIP_SHARDS + HUGGING_FACE_FILES + SHARDS,
+}
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "net", "weights")  # keys of training checkpoints
 ADDED = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")  # by torch, anywhere in a name
 
 # From a file to tensors. The first bytes tell how it is packed, the names of the tensors who made it.
 
 
-def weights_from_file(source: Path) -> Weights:
-    """Reads without running anything: safetensors, a pickle of tensors alone, or the data of a TorchScript archive."""
+def weights_from_file(source: Path, adapter: Path | None = None) -> Weights:
+    """Reads without running anything: safetensors, a pickle of tensors alone, or the data of a TorchScript archive.
+
+    ``adapter`` is the folder of a LoRA adapter, by default that of the weights if it has one; it is merged.
+    """
     before = _parts(source)
     source = next(iter(before)) if before else _file_of_folder(source) if source.is_dir() else source
     if not source.is_file():
         raise BundleError(f"{source}: not found", "pass the weights' file, or a Hugging Face folder with config.json")
-    before = before or (dict.fromkeys(_shards(source), "") if source.name in SHARDS else {})
+    before = before or (dict.fromkeys(_shards(source), "") if source.name in SHARDS + OPEN_CLIP_SHARDS else {})
     scripted, data = (False, _joined(before)) if before else _loaded(source)
 
     kind = "OpenAI TorchScript archive" if scripted else "state dict with OpenAI's names"
@@ -51,10 +60,31 @@ def weights_from_file(source: Path) -> Weights:
     if all(k.startswith("module.") for k in tensors):  # of torch's DataParallel, as open_clip saves it
         kind = "open_clip state dict"
     tensors = _without_prefix(tensors, source)
+    lora = _adapter(adapter or source.parent, asked=adapter is not None)
+    if lora is not None:
+        tensors = merged(tensors, _joined({lora.file: ""}), lora)
     families = {type(b): b for b in importable()}.values()
     renamed = [named for family in families if (named := family.from_published(tensors)) is not None]
     made_by, tensors = max(renamed, key=_fit, default=(None, tensors))
-    return Weights(made_by or kind, source, tensors, *_config_beside(source, made_by is not None), tuple(before))
+    config, config_file = _config_beside(source, made_by is not None)
+    adapted = lora.file if lora else None
+    return Weights(made_by or kind, source, tensors, config, config_file, _bert_beside(source), tuple(before), adapted)
+
+
+def _adapter(folder: Path, asked: bool) -> Adapter | None:
+    path = folder / ADAPTER
+    if not path.is_file():
+        if asked:
+            raise BundleError(f"{folder}: has no {ADAPTER}", "pass the folder that PEFT's save_pretrained wrote")
+        return None
+    return adapter_of_folder(folder, read_config(path))
+
+
+def _bert_beside(source: Path) -> Config:
+    """What the config.json of a BERT says that stands beside the weights; empty if it is of something else."""
+    path = source.with_name("config.json")
+    config = read_config(path) if path.is_file() else {}
+    return config if "bert" in str(config.get("model_type")) else {}
 
 
 def _fit(named: tuple[str | None, Tensors]) -> tuple[float, int]:
@@ -67,10 +97,10 @@ def _joined(before: Mapping[Path, str]) -> Tensors:
     joined: Tensors = {}
     for file, prefix in before.items():
         data = _loaded(file)[1]
-        if isinstance(data, Tensor):
-            joined[prefix] = data
-        else:
-            joined |= {f"{prefix}{name}": x for name, x in (_unwrapped(data) or data).items()}
+        named = {prefix: data} if isinstance(data, Tensor) else {f"{prefix}{name}": x for name, x in (_unwrapped(data) or data).items()}
+        if twice := sorted(joined.keys() & named.keys()):
+            raise BundleError(f"{file}: {len(twice)} of its tensors are in another file too: {first(twice)}", "get the folder again")
+        joined |= named
     return joined
 
 
@@ -130,22 +160,28 @@ def _file_of_folder(folder: Path) -> Path:
     """The weights in a Hugging Face folder, once its config.json is one backbone's at least."""
     if (folder / "checkpoint.json").is_file():
         raise BundleError(f"{folder}: is a checkpoint already", "use it as it is")
-    if (folder / "adapter_config.json").is_file():
-        raise BundleError(f"{folder}: is a LoRA adapter", "merge it into its base model, and save that")
-    for config, files in CONFIGS.items():
-        if there := [name for name in files if (folder / name).is_file() and (folder / config).is_file()]:
+    configs = _configs(folder)
+    for config in configs:
+        if there := [name for name in CONFIGS[config] if (folder / name).is_file()]:
             refuse_misfit(folder / config, read_config(folder / config))  # before gigabytes are read
             return folder / there[0]
-    for config, files in CONFIGS.items():
-        if (folder / config).is_file():
-            refuse_misfit(folder / config, read_config(folder / config))
-            raise BundleError(f"{folder}: has none of {', '.join(files)}", "pass the weights' file")
+    if (folder / ADAPTER).is_file():
+        raise BundleError(f"{folder}: is a LoRA adapter", f"merge it into its base model: `pmclip-deploy import BASE --adapter {folder}`")
+    for config in configs:
+        refuse_misfit(folder / config, read_config(folder / config))
+        raise BundleError(f"{folder}: has none of {', '.join(CONFIGS[config])}", "pass the weights' file")
     raise BundleError(f"{folder}: has no config.json, so it is no Hugging Face folder", "pass the weights' file")
+
+
+def _configs(folder: Path) -> list[str]:
+    """The configurations in a folder, first the one that its weights are read by: a BERT's own says nothing of the whole model."""
+    there = [name for name in CONFIGS if (folder / name).is_file()]
+    return there[1:] if len(there) == 2 and read_config(folder / there[0]).get("model_type") != "clip" else there
 
 
 def _config_beside(file: Path, of_hugging_face: bool) -> tuple[Config | None, Path]:
     """(what the config.json of Hugging Face or open_clip says that stands beside a file, its path)"""
-    named = [name for name, files in CONFIGS.items() if file.name in files]
+    named = [name for name in _configs(file.parent) if file.name in CONFIGS[name]]
     for name in named or (["config.json"] if of_hugging_face else reversed(list(CONFIGS))):
         if not (path := file.with_name(name)).is_file():
             continue
@@ -167,7 +203,10 @@ def read_config(path: Path) -> Config:
 
 def _shards(index: Path) -> tuple[Path, ...]:
     """The files that a Hugging Face index names, in its folder. Raises BundleError if one is missing."""
-    names = sorted({str(name) for name in json.loads(index.read_bytes())["weight_map"].values()})
+    listed = read_config(index).get("weight_map")
+    if not isinstance(listed, dict) or not listed:
+        raise BundleError(f"{index}: has no weight_map, which names the files", "get the folder again")
+    names = sorted({str(name) for name in listed.values()})
     if wrong := [name or '""' for name in names if not name or Path(name).name != name]:
         raise BundleError(f"{index}: names {first(wrong)}, which is no file beside it", "get the folder again")
     if missing := [name for name in names if not index.with_name(name).is_file()]:

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from open_clip import CustomTextCLIP
+from open_clip.hf_model import ClsPooler, MeanPooler
 from tokenizers import Tokenizer, normalizers
 from tokenizers.implementations.bert_wordpiece import BertWordPieceTokenizer
+from torch import nn
 
 from pmclip_deploy.errors import BundleError
 from pmclip_deploy.tokens import tokenizer_from_file
@@ -17,6 +19,8 @@ from pmclip_deploy.train.backbones.configs import short
 from pmclip_deploy.train.bpe import cleaning
 
 if TYPE_CHECKING:
+    from onnx import ModelProto
+
     from pmclip_deploy.train.graph import Graph
 
 VOCABULARY = 30522  # word pieces, of every BERT for English texts without case
@@ -132,3 +136,29 @@ def bert_graph(g: "Graph", bert: Any, limit: int, first_only: bool = False, padd
         down = g.linear(f"{name}.down", g.node("Gelu", f"{name}.gelu", up), layer.output.dense.weight, layer.output.dense.bias)
         x = g.norm(f"{name}.norm", g.node("Add", f"{name}.skip", down, x), layer.output.LayerNorm)
     return x, real
+
+
+def bert_text_graph(text: Any, limit: int, embed_dim: int) -> "ModelProto":
+    """Of open_clip's ``HFTextEncoder``, with T <= ``limit``: the mean over what is not padding, or the first token, and a projection."""
+    from pmclip_deploy.train.graph import INT64, Graph
+
+    g, bert = Graph(), text.transformer
+    mean = isinstance(text.pooler, MeanPooler)
+    x, real = bert_graph(g, bert, limit, first_only=not mean)
+    if mean:
+        tokens_axis = g.ints("tokens_axis", [1])
+        total = g.node("ReduceSum", "sum", g.node("Mul", "unpadded", x, real), tokens_axis, keepdims=0)
+        count = g.node("ReduceSum", "count", real, tokens_axis, keepdims=0)
+        x = g.node("Div", "mean", total, count)
+    else:
+        x = g.token(x)
+        if isinstance(text.pooler, ClsPooler) and bert.pooler is not None:
+            x = g.node("Tanh", "pooler", g.linear("pooler.dense", x, bert.pooler.dense.weight, bert.pooler.dense.bias))
+    linears = [layer for layer in text.proj.modules() if isinstance(layer, nn.Linear)]
+    if len(linears) == 2:
+        x = g.node("Gelu", "proj.gelu", g.node("MatMul", "proj.up", x, g.weight("proj.up.weight", linears[0].weight.T)))
+    if linears:
+        g.node("MatMul", "embedding", x, g.weight("proj.weight", linears[-1].weight.T))
+    else:
+        g.node("Identity", "embedding", x)
+    return g.model("text", {"tokens": (INT64, ["B", "T"])}, {"embedding": ["B", embed_dim]})

@@ -14,7 +14,7 @@ from open_clip import CustomTextCLIP
 from pmclip_deploy.errors import UsageError
 from pmclip_deploy.spec import Preprocess
 from pmclip_deploy.train.backbones.base import Backbone, Tensors, Towers
-from pmclip_deploy.train.backbones.bert import BASE, bert_graph, towers_from_config, wordpieces_beside
+from pmclip_deploy.train.backbones.bert import BASE, bert_text_graph, towers_from_config, wordpieces_beside
 from pmclip_deploy.train.backbones.configs import misfit_of_pixels, part_of, short
 from pmclip_deploy.train.backbones.transformer import Layer, layers_graph, patches_graph
 
@@ -117,14 +117,8 @@ class BiomedClip(Backbone):
 
     def text_graph(self, towers: Towers) -> "ModelProto":
         """With T <= 256, read at the first token."""
-        from pmclip_deploy.train.graph import INT64, Graph
-
         model: Any = towers
-        g, (up, _, down) = Graph(), model.text.proj
-        x, _ = bert_graph(g, model.text.transformer, self.context_length, first_only=True)
-        x = g.node("MatMul", "proj.up", g.token(x), g.weight("proj.up.weight", up.weight.T))
-        g.node("MatMul", "embedding", g.node("Gelu", "proj.gelu", x), g.weight("proj.weight", down.weight.T))
-        return g.model("text", {"tokens": (INT64, ["B", "T"])}, {"embedding": ["B", self.embed_dim]})
+        return bert_text_graph(model.text, self.context_length, self.embed_dim)
 
 
 BACKBONES = [

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from pmclip_deploy.spec import Preprocess
 from pmclip_deploy.train.backbones.base import ACTIVATIONS, Backbone, Tensors, Towers
-from pmclip_deploy.train.backbones.configs import misfit_of_pixels, part_of, short
+from pmclip_deploy.train.backbones.configs import misfit_of_pixels, part_of, refusal_of_towers, short
 from pmclip_deploy.train.backbones.transformer import Layer, layers_graph, patches_graph
 from pmclip_deploy.train.bpe import clip_tokenizer_json
 
@@ -94,6 +94,8 @@ class OpenAIClip(Backbone):
             text, seen = part_of(model, "text_cfg"), part_of(model, "vision_cfg")
             if foreign := text.get("hf_model_name") or seen.get("timm_model_name"):
                 return f"it has the tower {short(foreign)}, which is none of CLIP's own"
+            if said := refusal_of_towers(config):
+                return said
             told = {"text_config": text.get("heads", 8)}
             if is_vit:
                 told["vision_config"] = heads["vision_config"] if seen.get("head_width", 64) == 64 else "other"
@@ -165,7 +167,9 @@ class OpenAIClip(Backbone):
 def _vision_transformer(g: "Graph", tower: VisionTransformer) -> None:
     places = tower.positional_embedding.clone()
     places[0] += tower.class_embedding
-    x = g.norm("norm.before", patches_graph(g, tower.conv1.weight, places, tower.grid_size), tower.ln_pre)
+    x = patches_graph(g, tower.conv1.weight, places, tower.grid_size)
+    if isinstance(tower.ln_pre, nn.LayerNorm):  # which a configuration may leave out
+        x = g.norm("norm.before", x, tower.ln_pre)
     x = layers_graph(g, x, _layers(tower.transformer), g.first)
     _projected(g, g.norm("norm.after", x, tower.ln_post), tower.proj)
 
