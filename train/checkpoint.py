@@ -154,8 +154,8 @@ def read_checkpoint(folder: Path) -> tuple[Checkpoint, dict[str, Tensor]]:
     try:
         text = (folder / "checkpoint.json").read_text(encoding="utf-8")
         meta = json.loads(text, parse_constant=no_constant, object_pairs_hook=no_twin)
-        if isinstance(meta, dict) and "towers" in meta:
-            known_by_towers(meta["towers"])
+        if isinstance(meta, dict) and "towers" in meta and known_by_towers(meta["towers"]).name != meta["backbone"]:
+            raise ValueError("other towers than the backbone's")
         tensors = rounded_tensors(folder)
     except FileNotFoundError as error:
         raise BundleError(f"{error.filename or folder}: not found", step_to_checkpoint(folder)) from None

@@ -29,6 +29,9 @@ OTHERS = {
 INITIAL = (True, False, None, "gaussian", "eva", "orthogonal")  # that leave the base as it is; PiSSA, OLoRA and LoftQ change it
 PART = re.compile(r"(.+)\.lora_(embedding_)?([AB])(?:\.default)?(?:\.(weight|bias))?")
 PATTERN = re.compile(r"(?:[\w^$|()-]|\\?\.|\\d\+?|\.\*)*")  # a pattern of names that is matched at once: no quantifier of a group
+# PEFT adapts torch's MultiheadAttention as a whole, under the name of the attention, and adds the change of this layer twice, in training
+# too (0.18 to 0.21): so the model that was trained has it twice.
+INNER = ".base_layer.out_proj"
 HINT = "merge it with PEFT's merge_and_unload, and import the merged model"
 
 
@@ -59,8 +62,7 @@ def adapter_of_folder(folder: Path, config: Mapping[str, Any]) -> Adapter:
 
 def merged(base: Tensors, tensors: Tensors, adapter: Adapter) -> Tensors:
     """``base`` with the adapter's ``tensors`` in it, in fp32. Raises BundleError where these are of another base."""
-    names = {name.removeprefix("base_model.model.").replace(".base_layer", "").replace(".modules_to_save.default", ""): x
-             for name, x in tensors.items()}  # fmt: skip
+    names = {name.removeprefix("base_model.model.").replace(".modules_to_save.default", ""): x for name, x in tensors.items()}
     if wrong := [name for name, x in names.items() if not is_plain_float(x) or x.numel() > LARGEST or not x.isfinite().all()]:
         raise BundleError(f"{adapter.file}: {len(wrong)} tensors are not floats, or hold NaN or infinity: {first(wrong)}", "get it again")
     if magnitude := [name for name in names if "lora_magnitude_vector" in name]:
@@ -69,13 +71,14 @@ def merged(base: Tensors, tensors: Tensors, adapter: Adapter) -> Tensors:
     out, missing = dict(base), []
     for name, x in names.items():
         if found := PART.fullmatch(name):
-            parts.setdefault(found[1], {})[f"{found[3]}.{found[4] or 'weight'}" + (found[2] or "")] = x
-        elif (whole := _of_base(base, name, "")) is not None and base[whole].shape == x.shape:
+            parts.setdefault(found[1], {})[f"{found[3]}.{found[4] or 'weight'}{found[2] or ''}"] = x
+        elif (whole := _of_base(base, name.replace(".base_layer", ""), "")) is not None and base[whole].shape == x.shape:
             out[whole] = x
         else:
             missing.append(name)
     for module, part in parts.items():
-        if (weight := _of_base(base, module, ".weight", ".in_proj_weight")) is None or not _adapt(out, weight, module, part, adapter):
+        weight = _of_base(base, module.replace(".base_layer", ""), ".weight", ".in_proj_weight")
+        if weight is None or not _adapt(out, weight, module, part, adapter):
             missing.append(module)
     if missing:
         of = short(adapter.config.get("base_model_name_or_path") or "a base that it does not name")
@@ -104,9 +107,11 @@ def _adapt(out: Tensors, weight: str, module: str, part: Mapping[str, Tensor], a
     a, b = (part.get(f"{side}.weight" + ("embedding_" if embedding else "")) for side in "AB")
     if a is None or b is None:
         raise BundleError(f"{adapter.file}: {first([module])} lacks one of lora_A and lora_B", "get it again")
-    rank, scale = _rank_and_scale(module, adapter)
+    rank, scale = _rank_and_scale(module.removesuffix(INNER).replace(".base_layer", ""), adapter)
     if len(a) != rank:
         raise BundleError(f"{adapter.file}: {first([module])} has rank {len(a)}, and {CONFIG} says {rank}", "get the folder again")
+    if module.endswith(INNER):
+        scale *= 2
     old, (a, b) = out[weight], (x.float().flatten(1) for x in (a, b))
     rows, columns = len(b), a.shape[1]
     if not is_plain_float(old) or old.numel() > LARGEST or b.shape[1] != rank or rows * columns != old.numel():
@@ -125,18 +130,25 @@ def _adapt(out: Tensors, weight: str, module: str, part: Mapping[str, Tensor], a
 
 def _rank_and_scale(module: str, adapter: Adapter) -> tuple[int, float]:
     config = adapter.config
-    rank = _of_pattern(config.get("rank_pattern"), module, config.get("r", 8), adapter)
-    alpha = _of_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha", 8), adapter)
-    if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float) or not math.isfinite(alpha):
-        raise BundleError(f"{adapter.config_file}: r is {short(rank)} and lora_alpha {short(alpha)}, which are no numbers", "get it again")
+    rank = _of_pattern("rank_pattern", module, config.get("r", 8), adapter)
+    alpha = _of_pattern("alpha_pattern", module, config.get("lora_alpha", 8), adapter)
+    numbers = isinstance(rank, int) and isinstance(alpha, int | float) and not isinstance(rank, bool) and not isinstance(alpha, bool)
+    if not numbers or not 1 <= rank <= 1e5 or not -1e6 <= alpha <= 1e6:  # which NaN is not either
+        raise BundleError(
+            f"{adapter.config_file}: r is {short(rank)} and lora_alpha {short(alpha)}, which are no such numbers", "get it again"
+        )
     return rank, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
-def _of_pattern(patterns: Any, module: str, usual: Any, adapter: Adapter) -> Any:
+def _of_pattern(key: str, module: str, usual: Any, adapter: Adapter) -> Any:
     """The value of the first pattern that matches the module's name to its end, as PEFT finds it."""
-    for pattern, value in (patterns or {}).items():
-        if len(pattern) > 200 or sum(map(pattern.count, "*+")) > 3 or not PATTERN.fullmatch(pattern):
-            raise BundleError(f"{adapter.config_file}: {short(pattern)} is no pattern of names that is read", HINT)
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return value
+    patterns = adapter.config.get(key) or {}
+    for pattern in patterns if isinstance(patterns, dict) else [short(patterns)]:
+        try:
+            if len(pattern) > 200 or sum(map(pattern.count, "*+")) > 3 or not PATTERN.fullmatch(pattern):
+                raise ValueError
+            if re.match(rf"(.*\.)?({pattern})$", module):
+                return patterns[pattern]
+        except (ValueError, TypeError, re.error):
+            raise BundleError(f"{adapter.config_file}: {key} has {short(pattern)}, which is no pattern of names", HINT) from None
     return usual

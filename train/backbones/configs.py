@@ -67,7 +67,7 @@ def refusal_of_towers(config: Mapping[str, Any]) -> str | None:
         return said
     for key in ("mean", "std"):
         if (of := pixels.get(key)) is not None and not (
-            isinstance(of, list) and len(of) == 3 and all(isinstance(x, int | float) for x in of)
+            isinstance(of, list) and len(of) == 3 and all(_is_between(x, key == "std") for x in of)
         ):
             return f"its {key} is {short(of)}, which are no three numbers of pictures in 0..1"
     usual = ((seen, asdict(CLIPVisionCfg()), VISION), (read, asdict(CLIPTextCfg()), BERT if read.get("hf_model_name") else TEXT))
