@@ -13,7 +13,7 @@ from pmclip_deploy.errors import BundleError
 from pmclip_deploy.train.backbones import BACKBONES, known_by_towers
 from pmclip_deploy.train.backbones.base import ACTIVATIONS, Backbone, Tensors
 from pmclip_deploy.train.backbones.open_clip_config import backbone_of_config, refusal_of
-from pmclip_deploy.train.foreign import kind_of_tensors
+from pmclip_deploy.train.foreign import TWO_TOWERS, kind_of_config, kind_of_tensors
 
 NAMED = 3  # tensors that a message names
 
@@ -38,6 +38,9 @@ class Weights:
 
 
 def refuse_misfit(path: Path, config: Config) -> None:
+    """Raises BundleError if no backbone fits, and so that no gigabytes are read for nothing."""
+    if said := kind_of_config(config):
+        raise BundleError(f"{path}: is of {said}", TWO_TOWERS)
     misfits = [b.misfit(config) for b in importable() if b.activation in (None, ACTIVATIONS[0])]
     refusal = refusal_of(config) if "model_cfg" in config else ""
     if all(misfits) and refusal is not None:

@@ -1,5 +1,6 @@
 """`import`: published CLIP weights, whatever they come in, as a checkpoint of ours; nothing in the file is ever run."""
 
+import json
 import math
 import re
 from dataclasses import dataclass
@@ -10,12 +11,14 @@ from pmclip_deploy.bundle.files import name_of_output, sha256_of_file
 from pmclip_deploy.errors import BundleError, PmclipError, UsageError
 from pmclip_deploy.train.backbones import backbone_named
 from pmclip_deploy.train.backbones.base import ACTIVATIONS, Backbone, Tensors
+from pmclip_deploy.train.backbones.configs import part_of
 from pmclip_deploy.train.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
 from pmclip_deploy.train.contrastive import scale_of
 from pmclip_deploy.train.fitting import Weights, fitted, names_of_importable
 from pmclip_deploy.train.pickles import Costly
 from pmclip_deploy.train.published import weights_from_file
 
+TOKENIZERS = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt")
 FILES = {"model.safetensors", "checkpoint.json", "tokenizer.json"}  # of a checkpoint
 
 
@@ -120,10 +123,20 @@ def _unreadable(source: Path, error: Exception) -> BundleError:
 
 
 def _assumed(spec: Backbone, weights: Weights) -> list[str]:
-    """What the source leaves open and was taken from the backbone, a line each."""
+    """What the source leaves open and was taken from the backbone, a line each; of a file without a configuration, only what it lacks."""
     lines = []
     if "logit_scale" not in weights.tensors:
         lines.append(f"a logit scale of {math.exp(spec.usual_logit_scale):.2f}, since the weights have none")
+    if weights.config is None:
+        return lines
+    told = part_of(weights.config, "preprocess_cfg")
+    for key, value in (("mean", spec.preprocess.mean), ("std", spec.preprocess.std)):
+        if told.get(key) is None:
+            lines.append(f"a {key} of {', '.join(f'{x:.3g}' for x in value)} for pictures, since the folder names none")
+    if not any(weights.file.with_name(name).is_file() for name in TOKENIZERS):
+        lines.append("CLIP's own tokenizer, since the folder has none")
+    if spec.described and (bert := json.loads(spec.described)["bert"]) and "num_attention_heads" not in weights.of_bert:
+        lines.append(f"{bert['num_attention_heads']} heads in each of BERT's layers, since no config.json of BERT is beside the weights")
     return lines
 
 

@@ -13,6 +13,8 @@ torch = pytest.importorskip("torch", reason="training needs the extra `train`")
 open_clip = pytest.importorskip("open_clip", reason="training needs the extra `train`")
 pytest.importorskip("transformers", reason="training needs the extra `train`")
 
+from safetensors.torch import load_file, save_file
+
 from pmclip_deploy.errors import BundleError
 from pmclip_deploy.imaging.preprocess import tensor_from_pixels
 from pmclip_deploy.spec import Preprocess
@@ -158,9 +160,7 @@ def refused(source: Path, tmp_path: Path, message: str, **options: Any) -> None:
 
 
 REFUSED = [
-    ({"multimodal_cfg": {"layers": 12}}, "it is CoCa, which writes captions"),
     ({"vision_cfg": {"timm_model_name": "convnext_base"}}, "its image tower is timm's convnext_base"),
-    ({"vision_cfg": {"timm_model_name": "naflexvit_base_patch16_siglip"}}, "naflexvit"),
     ({"vision_cfg": {"attentional_pool": True}}, "its attentional_pool is True"),
     ({"vision_cfg": {"pool_type": "avg"}}, "its pool_type is avg"),
     ({"vision_cfg": {"ls_init_value": 0.1}}, "its ls_init_value is 0.1"),
@@ -208,6 +208,65 @@ def test_what_is_not_read_is_named(change: dict[str, Any], said: str, vit: Path,
 def vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
     top = tmp_path_factory.mktemp("vit")
     return hub.folder_of("vit", top / "hub", hub.model_of("vit", top / "bert"))
+
+
+def test_what_the_folder_leaves_open_is_said(tmp_path: Path, command: Callable[..., Result]) -> None:
+    folder = hub.folder_of("vit-bert", tmp_path / "hub", hub.model_of("vit-bert", tmp_path / "bert"), preprocess_cfg={})
+    state = load_file(folder / "open_clip_model.safetensors")
+    state.pop("logit_scale")
+    save_file(state, folder / "open_clip_model.safetensors")
+    made = command("import", folder, "--output", tmp_path / "out")
+    assert made.code == 0, made.err
+    assert [line.removeprefix("assumed: ") for line in made.out.splitlines() if line.startswith("assumed")] == [
+        "a logit scale of 100.00, since the weights have none",
+        "a mean of 0.481, 0.458, 0.408 for pictures, since the folder names none",
+        "a std of 0.269, 0.261, 0.276 for pictures, since the folder names none",
+        "2 heads in each of BERT's layers, since no config.json of BERT is beside the weights",
+    ]
+    folder = hub.folder_of("vit", tmp_path / "plain", hub.model_of("vit", tmp_path / "bert"))
+    made = command("import", folder, "--output", tmp_path / "out")
+    assert "assumed: CLIP's own tokenizer, since the folder has none" in made.out and made.out.count("assumed") == 1
+
+
+@pytest.mark.parametrize(
+    ("file", "config", "said"),
+    [
+        ("open_clip_config.json", {"model_cfg": {**hub.MODELS["vit"], "multimodal_cfg": {"layers": 12}}}, "is of CoCa, which writes text"),
+        ("open_clip_config.json", {"model_cfg": {"vision_cfg": {"timm_model_name": "naflexvit_base_patch16"}}}, "is of NaFlex"),
+        ("config.json", {"model_type": "blip"}, "is of BLIP, which writes text; only models of an image tower"),
+        ("config.json", {"model_type": "instructblip"}, "is of BLIP"),
+        ("config.json", {"model_type": "llava_next"}, "is of LLaVA"),
+        ("config.json", {"model_type": "video_llava"}, "is of LLaVA"),
+        ("config.json", {"model_type": "qwen2_vl"}, "is of a vision-language model"),
+        ("config.json", {"model_type": "siglip2"}, "SigLIP 2 for pictures of any shape .NaFlex."),
+        ("config.json", {"model_type": "new", "architectures": ["NewForConditionalGeneration"]}, "is of a model, which writes text"),
+    ],
+)
+def test_models_that_write_and_naflex_are_named(file: str, config: Any, said: str, tmp_path: Path, command: Callable[..., Result]) -> None:
+    """Before any weights are read, which may be many gigabytes."""
+    (tmp_path / "hub").mkdir()
+    (tmp_path / "hub" / file).write_text(json.dumps(config))
+    weights = "open_clip_model.safetensors" if file.startswith("open_clip") else "model.safetensors"
+    (tmp_path / "hub" / weights).write_bytes(b"not read")
+    refused(tmp_path / "hub", tmp_path, said)
+    made = command("import", tmp_path / "hub", "--output", tmp_path / "out")
+    assert made.code == 4 and made.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["visual.conv1.weight", "text_decoder.resblocks.0.ln_1.bias"], "is CoCa, which writes text"),
+        (["text_decoder.bert.x", "visual_encoder.x"], "is BLIP or another captioning model"),
+        (["qformer.encoder.x", "language_model.model.x"], "is BLIP-2"),
+        (["model.mm_projector.0.weight", "model.layers.0.x"], "is LLaVA, which"),
+        (["multi_modal_projector.linear_1.weight", "language_model.x"], "is LLaVA or its kind"),
+        (["lm_head.weight", "model.layers.0.x"], "is a language model"),
+    ],
+)
+def test_tensors_of_models_that_write_are_named(names: list[str], said: str, tmp_path: Path) -> None:
+    torch.save({name: torch.zeros(2) for name in names}, tmp_path / "w.pt")
+    refused(tmp_path / "w.pt", tmp_path, f"w.pt: {said}.*only models of an image tower and a text tower are read")
 
 
 def test_tensors_of_another_model_than_the_configurations(vit: Path, tmp_path: Path) -> None:

@@ -16,7 +16,6 @@ BERT = {"hf_model_name", "hf_proj_type", "hf_pooler_type", *TEXT}  # these sizes
 ANY = {"patch_dropout", "hf_model_pretrained", "hf_tokenizer_name", "timm_model_pretrained", "timm_drop", "timm_drop_path"}  # of training
 POOLERS, PROJECTIONS = ("cls_last_hidden_state_pooler", "cls_pooler", "mean_pooler"), ("linear", "mlp", None)
 TOP = {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "custom_text", "init_logit_scale", "tag", "model_name"}
-GENERATIVE = {"multimodal_cfg": "CoCa, which writes captions"}
 
 
 def part_of(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -53,9 +52,6 @@ def refusal_of_towers(config: Mapping[str, Any]) -> str | None:
     for tower in ("vision_cfg", "text_cfg"):
         if not isinstance(model.get(tower), dict):
             return f"its {tower} is {short(model.get(tower))}"
-    for key, name in GENERATIVE.items():
-        if model.get(key):
-            return f"it is {name}; only models of two towers are read"
     if trunk := seen.get("timm_model_name"):
         return f"its image tower is timm's {short(trunk)}"
     if unknown := [key for key in model if key not in TOP and model[key] not in (None, False)]:
