@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pmclip_deploy.train.graph import Graph
 
 VOCABULARY = 30522  # word pieces, of every BERT for English texts without case
-BASE = {
+BASE: dict[str, Any] = {
     "model_type": "bert",
     "vocab_size": VOCABULARY,
     "hidden_size": 768,

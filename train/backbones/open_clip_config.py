@@ -95,8 +95,8 @@ def refusal_of(config: Mapping[str, Any]) -> str | None:
         numbers = value if key == "layers" and isinstance(value, list) and len(value) == 4 and part.startswith("vision") else [value]
         if key in MOST and not all(_is_count(n, MOST[key]) for n in numbers):
             return f"its {part}{key} is {short(value)}, which is no whole number between 1 and {MOST[key]}"
-    for part in (seen, read):
-        if not isinstance(ratio := part.get("mlp_ratio", 4), int | float) or not 0.1 <= ratio <= 16:
+    for tower in (seen, read):
+        if not isinstance(ratio := tower.get("mlp_ratio", 4), int | float) or not 0.1 <= ratio <= 16:
             return f"its mlp_ratio is {short(ratio)}"
     if said := _refusal_of_heads(seen, read):
         return said
