@@ -113,8 +113,8 @@ class Backbone(ABC):
     parts: ClassVar[Mapping[str, str]] = {}  # if weights are published as several files: their names, and what stands before their tensors
     usual_logit_scale: ClassVar[float] = math.log(100)  # where published weights have none: the largest that CLIP allows, and ends at
     open_clip_name: str | None = None  # by which users of open_clip load it
-    described: str = ""  # JSON of what the towers are, if no file here says so; a checkpoint then has it
     activation: str | None = None  # in ACTIVATIONS, if weights of the same shapes are published with another
+    described: str = ""  # JSON of what the towers are, if no file here says so; a checkpoint then has it
 
     # Training.
 
