@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 from pmclip_deploy.answer import Answer
@@ -59,7 +62,7 @@ def page_of(paragraphs: Sequence[str]) -> Image:
     from PIL import Image, ImageDraw, ImageFont
 
     font = ImageFont.load_default(SIZE)  # within Pillow; letters that it lacks become boxes
-    lines = [line for paragraph in paragraphs for line in (*_wrapped(paragraph, font), "")]
+    lines = list(islice((line for paragraph in paragraphs for line in chain(_wrapped(paragraph, font), [""])), MOST_LINES + 1))
     if len(lines) > MOST_LINES:
         lines = [*lines[: MOST_LINES - 1], "The page ends here; the Structured Report has the rest."]
     height = SIZE * 4 // 3
@@ -72,17 +75,25 @@ def page_of(paragraphs: Sequence[str]) -> Image:
 
 def _wrapped(text: str, font: FreeTypeFont | ImageFont) -> Iterator[str]:
     """Lines that are narrow enough, broken at spaces, and within a word that is longer than a line."""
-    line = ""
+    line, width = "", WIDTH - 2 * MARGIN
+
+    def is_wide(text: str) -> bool:
+        return len(text) > width or font.getlength(text) > width  # no letter is narrower than a pixel
+
     for word in text.split(" "):
         joined = f"{line} {word}" if line else word
-        if font.getlength(joined) <= WIDTH - 2 * MARGIN:
+        if not is_wide(joined):
             line = joined
             continue
         if line:
             yield line
-        while font.getlength(word) > WIDTH - 2 * MARGIN:
-            fits = next(n for n in range(min(len(word), WIDTH), 0, -1) if font.getlength(word[:n]) <= WIDTH - 2 * MARGIN)
+        while is_wide(word):
+            fits = bisect_right(range(2, width), width, key=partial(_length, font, word)) + 1
             yield word[:fits]
             word = word[fits:]
         line = word
     yield line
+
+
+def _length(font: FreeTypeFont | ImageFont, word: str, letters: int) -> float:
+    return font.getlength(word[:letters])

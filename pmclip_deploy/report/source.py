@@ -49,8 +49,7 @@ _DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 # Image classes whose instances have one frame, so that a reference has no frame number even if a file claims more (PS3.3 10.3, PS3.4 B.5).
 SINGLE_FRAME = frozenset(
     f"1.2.840.10008.5.1.4.1.1.{number}"
-    for number in ("1", "1.1", "1.1.1", "1.2", "1.2.1", "1.3", "1.3.1", "2", "4", "6", "6.1", "7", "128")
-    + ("77.1.1", "77.1.2", "77.1.3", "77.1.4")
+    for number in "1 1.1 1.1.1 1.2 1.2.1 1.3 1.3.1 2 4 6 6.1 7 128 77.1.1 77.1.2 77.1.3 77.1.4".split()
 )
 
 
@@ -99,19 +98,22 @@ def _source(dataset: Dataset, where: str) -> Source:
     from pydicom.datadict import dictionary_description
 
     reader = _Reader(dataset)
-    uids = [reader.text(dataset, keyword) or "" for keyword in REFERENCE]
+    sop_class, instance, study, series = uids = [reader.text(dataset, keyword) or "" for keyword in REFERENCE]
     if missing := [dictionary_description(keyword) for keyword, uid in zip(REFERENCE, uids, strict=True) if not uid]:
         what = f"has no valid {' and no valid '.join(missing)}, to which a report must refer"
         raise InputError(f"{where}: {what}", "export the image again from the archive, or leave out --sr and --sc")
     if raw.strings_of(dataset, 0x00080070) == (MAKER.upper(),):
         raise NoPictureError(f"{where}: holds a report of {MAKER}, no picture", "give the image itself")
     reader.left_out.clear()  # of the UIDs, which are all valid
-    kept = _kept(reader, dataset, uids[2])
+    kept = _kept(reader, dataset, study)
     zone = reader.text(dataset, "TimezoneOffsetFromUTC") or None
     number = reader.text(dataset, "InstanceNumber")
     reader.left_out.pop("InstanceNumber", None)
     return Source(
-        *uids,
+        sop_class,
+        instance,
+        study,
+        series,
         kept=kept,
         character_sets=reader.sets,
         undeclared=reader.undeclared,
