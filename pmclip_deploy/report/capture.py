@@ -6,6 +6,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import chain, islice
+from math import ceil
 from typing import TYPE_CHECKING
 
 from pmclip_deploy.answer import Answer
@@ -95,5 +96,5 @@ def _wrapped(text: str, font: FreeTypeFont | ImageFont) -> Iterator[str]:
     yield line
 
 
-def _length(font: FreeTypeFont | ImageFont, word: str, letters: int) -> float:
-    return font.getlength(word[:letters])
+def _length(font: FreeTypeFont | ImageFont, word: str, letters: int) -> int:
+    return ceil(font.getlength(word[:letters]))

@@ -47,10 +47,8 @@ _DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
 # Image classes whose instances have one frame, so that a reference has no frame number even if a file claims more (PS3.3 10.3, PS3.4 B.5).
-SINGLE_FRAME = frozenset(
-    f"1.2.840.10008.5.1.4.1.1.{number}"
-    for number in "1 1.1 1.1.1 1.2 1.2.1 1.3 1.3.1 2 4 6 6.1 7 128 77.1.1 77.1.2 77.1.3 77.1.4".split()
-)
+_ONE_FRAME = ("1", "1.1", "1.1.1", "1.2", "1.2.1", "1.3", "1.3.1", "2", "4", "6", "6.1", "7", "128", "77.1.1", "77.1.2", "77.1.3", "77.1.4")
+SINGLE_FRAME = frozenset(raw.STORAGE + number for number in _ONE_FRAME)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pmclip_deploy.console import one_line
 from pmclip_deploy.report.source import MAKER, Source
 
 DESCRIPTION = "AI answers (research, unverified)"  # of the series
-PROBABILITY = "A probability is that of the answer given, calibrated on validation questions."
+PROBABILITY = "A probability is that of the answer, or of the likeliest candidate if there is no answer. Validation questions calibrate it."
 
 
 def banner(model: ModelInfo) -> str:

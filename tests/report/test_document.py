@@ -50,7 +50,7 @@ def test_a_group_for_each_question_and_a_sentence_for_each_answer() -> None:
         "is there a fracture? -> yes; in validation on plain films of the hip or pelvis 60 of 70 such answers were right"
         " (sensitivity 0.80, specificity 0.90)",
         "is there a fracture in the hip? -> no answer: the confidence 0.54 is under the threshold 0.60",
-        "A probability is that of the answer given, calibrated on validation questions.",
+        "A probability is that of the answer, or of the likeliest candidate if there is no answer. Validation questions calibrate it.",
         "in what plane is this image? -> other candidates of the picture: sagittal 8%",
     ]
     containers = [item for item in report.iterall() if item.keyword == "ContinuityOfContent"]

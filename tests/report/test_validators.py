@@ -113,6 +113,10 @@ def test_every_class_and_a_hostile_header_are_valid(tmp_path: Path) -> None:
         source = ct()
         raw(source, keyword, value, vr)
         files.append(written(tmp_path, f"{number}-{keyword}.dcm", report_from_answers(source, ANSWERS)))
+    source, request = ct(), pydicom.Dataset()
+    request.RequestedProcedureID, source.RequestAttributesSequence = "RP1", [request]
+    source.PatientIdentityRemoved, source.DeidentificationMethod, source.TimezoneOffsetFromUTC = "YES", "by hand", "+0100"
+    files.append(written(tmp_path, "request.dcm", report_from_answers(source, ANSWERS)))
     for question in ("a\\b\nc\x00\x1b[31m", "q" * 5000, "骨折はありますか？"):
         files.append(written(tmp_path, f"{len(files)}.dcm", report_from_answers(ct(), [answer(question)])))
         files.append(written(tmp_path, f"{len(files)}-sc.dcm", capture_from_answers(ct(), [answer(question)])))
