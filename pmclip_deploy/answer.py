@@ -130,11 +130,14 @@ class Worth:
             right, wrong = self.specificity * (1 - prevalence), (1 - self.sensitivity) * prevalence
         return right / (right + wrong) if right + wrong else 0.0
 
-    def sentence(self) -> str:
-        """The same in one line, as the command line prints it."""
+    def sentence(self, prevalence: float | None = None) -> str:
+        """The same in one line, as the command line and reports have it; with ``predictive_value`` if ``prevalence`` is given."""
         right, given = self.right_of_yes if self.found else self.right_of_no
         measured = f"sensitivity {self.sensitivity:.2f}, specificity {self.specificity:.2f}"
-        return f"in validation on {self.stratum} {right} of {given} such answers were right ({measured})"
+        said = f"in validation on {self.stratum} {right} of {given} such answers were right ({measured})"
+        if prevalence is None:
+            return said
+        return f"{said}; if {prevalence:.0%} of pictures have it, {self.predictive_value(prevalence):.0%} of such answers are right"
 
 
 @dataclass(frozen=True)
