@@ -26,6 +26,7 @@ COMMANDS = {  # of each command, the module in pmclip_deploy.cli and its functio
     "serve": "serve.serve",
     "evaluate": "evaluate.evaluate",
     "bench": "bench.bench",
+    "tune": "tune.tune",
     "doctor": "doctor.doctor",
     "bundle": "bundle.app",
     "search": "search.app",

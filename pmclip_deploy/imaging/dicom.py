@@ -8,6 +8,7 @@ Everything pydicom or a decoder raises on broken input becomes one InputError of
 from __future__ import annotations
 
 import math
+from contextlib import ExitStack
 from dataclasses import dataclass
 from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ from pmclip_deploy.imaging.decoders.layout import Layout
 from pmclip_deploy.imaging.dicom_file import NATIVE, DicomImage, image_from_dataset, image_from_file, reading
 from pmclip_deploy.imaging.elements import Window, code_string_of, printable_uid, text_of, whole_number
 from pmclip_deploy.imaging.grayscale import gray_from_stored
-from pmclip_deploy.imaging.picture import Picture
+from pmclip_deploy.imaging.picture import Picture, large_alone
 from pmclip_deploy.imaging.stored import layout_from_dataset, stored_values
 from pmclip_deploy.vocabulary import MODALITIES
 
@@ -66,7 +67,7 @@ def picture_from_dicom(
         raise InputError(f"{where}: the window asked for is no center with a positive width", "give two numbers, the width above 0")
     with reading(where) as stack:
         image = image_from_file(where, stack, data) if is_path else image_from_dataset(source)
-        decoded = frame_from_image(where, image, frame)
+        decoded = frame_from_image(where, image, stack, frame)
         return picture_from_frame(where, decoded, None if window is None else (float(window[0]), float(window[1])))
 
 
@@ -91,8 +92,8 @@ class Frame:
     notes: list[str]
 
 
-def frame_from_image(where: str, image: DicomImage, frame: int | None) -> Frame:
-    """Raises InputError, or Refused, where the file holds no picture or not this frame."""
+def frame_from_image(where: str, image: DicomImage, stack: ExitStack, frame: int | None) -> Frame:
+    """Raises InputError, or Refused, where the file holds no picture or not this frame. ``stack`` is that of ``reading``."""
     dataset, notes = image.dataset, list[str]()
     modality = code_string_of(dataset, "Modality")
     classes = text_of(dataset, "SOPClassUID"), text_of(getattr(dataset, "file_meta", {}), "MediaStorageSOPClassUID")
@@ -122,6 +123,7 @@ def frame_from_image(where: str, image: DicomImage, frame: int | None) -> Frame:
     allow(min(frame_bytes * frames, 8 * image.available))
     if isinstance(image.file, BoundedFile):
         image.file.left = 2 * frame_bytes + MAX_HEADER // 2
+    stack.enter_context(large_alone(layout.pixels))
     stored, photometric = stored_values(image, layout, index, frames, notes)
     return Frame(image, layout, index, frames, stored, photometric, modality, notes)
 

@@ -48,7 +48,7 @@ def frame_from_bytes(where: str, data: bytes, frame: int | None = None, window: 
         picture = picture_from_bytes(where, data, frame, window)
         return ColorFrame(picture.pixels, picture.info)
     with reading(where) as stack:
-        decoded = frame_from_image(where, image_from_file(where, stack, data), frame)
+        decoded = frame_from_image(where, image_from_file(where, stack, data), stack, frame)
         picture = picture_from_frame(where, decoded, window)
         if picture.pixels.ndim == 3:
             return ColorFrame(picture.pixels, picture.info)
@@ -60,7 +60,7 @@ def windows_from_bytes(where: str, data: bytes) -> tuple[Window, ...]:
     if data.startswith((PNG, JPEG)):
         return ()
     with reading(where) as stack:
-        decoded = frame_from_image(where, image_from_file(where, stack, data), None)
+        decoded = frame_from_image(where, image_from_file(where, stack, data), stack, None)
         group = frame_group(decoded.image.dataset, decoded.index, "FrameVOILUTSequence")
         pairs = zip(numbers_of(group, "WindowCenter") or [], numbers_of(group, "WindowWidth") or [], strict=False)
         return tuple(pair for pair in pairs if all(map(math.isfinite, pair)) and pair[1] > 0)

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager, suppress
 from functools import partial
 from importlib import resources
 from pathlib import Path as FilePath
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from fastapi import FastAPI, File, Form, Query, Request, UploadFile
@@ -107,6 +107,10 @@ class Service:
         self.metrics.count(answers)
         return answers
 
+    async def report(self, data: bytes, answers: list[Answer]) -> Response:
+        made = await self.readers.call("report", data, answers)
+        return Response(made, media_type="application/dicom", headers={"Content-Disposition": 'attachment; filename="report.dcm"'})
+
     async def picture(self, data: bytes, frame: int | None, window: Window | None) -> Picture:
         picture: Picture = await self.readers.call("picture", data, frame, window)
         return picture
@@ -194,11 +198,13 @@ def _answers(app: FastAPI, service: Service) -> None:
         window_width: WidthField = None,
         age: AgeField = None,
         ignore_header: Annotated[bool, Form(description="Answer from the picture alone.")] = False,
-    ) -> JSONResponse:
+        format: Annotated[Literal["json", "sr"], Form(description="sr gives a Structured Report, as `infer --sr`.")] = "json",
+    ) -> Response:
         """Answers questions about one picture, as `pmclip-deploy infer --json` does."""
-        window = _window(window_center, window_width)
+        window, data = _window(window_center, window_width), await image.read()
         asked = Asked(questions=questions, frame=frame, window=window, age=age, ignore_header=ignore_header)
-        return _answers_document(await service.answers(request, await image.read(), asked))
+        made = await service.answers(request, data, asked)
+        return await service.report(data, made) if format == "sr" else _answers_document(made)
 
     @app.post("/v1/classify", tags=["questions"])
     async def classify(
@@ -255,6 +261,12 @@ def _images(app: FastAPI, service: Service) -> None:
     async def ask(request: Request, image_id: str, asked: Asked) -> JSONResponse:
         """Answers questions about a picture that is kept."""
         return _answers_document(await service.answers(request, service.images.get(image_id), asked))
+
+    @app.post("/v1/images/{image_id}/report", tags=["pictures"], response_class=Response)
+    async def report(request: Request, image_id: str, asked: Asked) -> Response:
+        """Answers questions about a picture that is kept, as a Structured Report (DICOM)."""
+        data = service.images.get(image_id)
+        return await service.report(data, await service.answers(request, data, asked))
 
     @app.get("/v1/images/{image_id}/patient", tags=["pictures"])
     async def patient(image_id: str) -> JSONResponse:

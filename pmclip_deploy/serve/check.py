@@ -9,6 +9,7 @@ from pmclip_deploy.errors import PmclipError
 from pmclip_deploy.extras import step_to_install
 
 MODULES = {  # of the extra `ward`, by the name of the package
+    "highdicom": "highdicom",
     "fastapi": "fastapi",
     "uvicorn": "uvicorn",
     "python-multipart": "multipart",

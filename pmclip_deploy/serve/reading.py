@@ -11,6 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pmclip_deploy.answer import Answer
+from pmclip_deploy.errors import InputError
+from pmclip_deploy.files import JPEG, PNG
 from pmclip_deploy.imaging.dicom_file import image_from_file, reading
 from pmclip_deploy.imaging.elements import Window, frame_group, numbers_of, text_of, whole_number
 from pmclip_deploy.imaging.picture import Picture
@@ -62,6 +65,17 @@ def patient(data: bytes) -> dict[str, str]:
         dataset = image_from_file(UPLOAD, stack, data).dataset
         keywords = {"name": "PatientName", "id": "PatientID", "study_date": "StudyDate"}
         return {key: "".join(filter(str.isprintable, str(dataset.get(word, "") or "")))[:200] for key, word in keywords.items()}
+
+
+def report(data: bytes, answers: list[Answer]) -> bytes:
+    """A DICOM file: the Structured Report of ``answers``. Raises InputError for a picture to which no report can refer."""
+    from pmclip_deploy.report.document import bytes_of, report_from_answers
+
+    if data.startswith((PNG, JPEG)):
+        raise InputError(f"{UPLOAD}: is no DICOM file, so that a report about it belongs to no study", "send a DICOM file")
+    with reading(UPLOAD) as stack:
+        header = image_from_file(UPLOAD, stack, data).dataset
+    return bytes_of(report_from_answers(header, answers))
 
 
 def _spacing(group: Any, keyword: str) -> tuple[float, float] | None:

@@ -1,6 +1,7 @@
 """The HTTP interface: what each route gives, and what is refused."""
 
 import http.client
+import io
 import json
 import socket
 import ssl
@@ -56,6 +57,19 @@ def test_a_kept_picture_is_asked_as_one_that_is_sent(service: Running) -> None:
     assert asked.json()["answers"][0]["image"]["window"] == [100, 50]
     assert service.client.delete(here).status_code == 204
     _problem(service.client.post(f"{here}/answers", json={"questions": [FRACTURE]}), 404, "image.gone")
+
+
+def test_a_report_is_that_of_infer(service: Running, tmp_path: Path) -> None:
+    dcmread = pytest.importorskip("pydicom").dcmread
+    pytest.importorskip("highdicom", reason="reports need the extra `ward`")
+    process("infer", DEMO / "leg-1.dcm", FRACTURE, "--sr", tmp_path / "out.dcm")
+    kept = service.keep(LEG).json()["id"]
+    asked = service.client.post(f"/v1/images/{kept}/report", json={"questions": [FRACTURE]})
+    for reply in (service.ask(LEG, FRACTURE, format="sr"), asked):
+        assert reply.headers["content-type"] == "application/dicom" and reply.headers["content-disposition"].endswith('"report.dcm"')
+        assert dcmread(io.BytesIO(reply.content)).SOPInstanceUID == dcmread(tmp_path / "out.dcm").SOPInstanceUID
+    png = service.client.get(f"/v1/images/{kept}/thumbnail").content
+    assert "no study" in _problem(service.ask(png, FRACTURE, format="sr"), 422, "input")["detail"]
 
 
 def test_labels_are_compared(service: Running) -> None:
