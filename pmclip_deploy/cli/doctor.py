@@ -62,8 +62,8 @@ def doctor(ward: Ward = False, as_json: Json = False) -> int:
     if ward:
         from pmclip_deploy.serve.check import ward as ward_of
 
-        document["ward"] = ward_of()
-        code = code or (DeviceError.exit_code if document["ward"]["problem"] else 0)
+        document["ward"] = found = ward_of()
+        code = code or (DeviceError.exit_code if found["problem"] else 0)
     if as_json:
         print_json(document)
     else:
