@@ -1,5 +1,6 @@
 """Export: every graph against PyTorch, INT8 safe on every CPU, the same bytes twice, and nothing left where a gate fails."""
 
+import gzip
 import json
 import subprocess
 import sys
@@ -203,11 +204,11 @@ def test_refusals(checkpoint: Path, tmp_path: Path, bundles: dict[str, Path]) ->
         (bare / name).symlink_to(checkpoint / name)
     with pytest.raises(UsageError, match="--calibration-images"):
         bundle_from_checkpoint(bare, tmp_path / "out", "int8")
-    calibration = json.loads((checkpoint / CALIBRATION).read_text())
-    (bare / CALIBRATION).write_text(json.dumps(calibration | {"checkpoint": "0" * 64}))  # of other weights
+    calibration = json.loads(gzip.decompress((checkpoint / CALIBRATION).read_bytes()))
+    (bare / CALIBRATION).write_bytes(gzip.compress(json.dumps(calibration | {"checkpoint": "0" * 64}).encode()))  # of other weights
     with pytest.raises(UsageError, match="--calibration-images"):
         bundle_from_checkpoint(bare, tmp_path / "out", "int8")
-    (bare / CALIBRATION).write_text("{}")
+    (bare / CALIBRATION).write_bytes(gzip.compress(b"{}"))
     with pytest.raises(BundleError, match="not a calibration"):
         bundle_from_checkpoint(bare, tmp_path / "out", "int8")
     assert not (tmp_path / "out").exists()

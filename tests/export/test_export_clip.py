@@ -1,5 +1,6 @@
 """Bundles of OpenAI's backbones, with and without MEVF's and QCR's heads, at every precision; and faults that must not pass a gate."""
 
+import gzip
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -200,11 +201,11 @@ def test_a_process_that_asks_once_gets_the_same_numbers(
 def test_one_calibration_serves_every_target(tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tiny_clip.checkpoint(tmp_path / "checkpoint", "tiny", tiny_clip.lively("tiny"))
     exported(folder, tmp_path / "cpu", "int8", "cpu", pictures)
-    table = json.loads((folder / CALIBRATION).read_text())
+    table = json.loads(gzip.decompress((folder / CALIBRATION).read_bytes()))
     assert set(table["kept"]) == {"cpu"} and len(table["images"]) == len(list(pictures.glob("*.png")))
     monkeypatch.setattr("pmclip_deploy.export.recipes.measured_from_feeds", lambda *of: pytest.fail("measured again"))
     exported(folder, tmp_path / "rtx", "int8", "rtx", pictures)
-    after = json.loads((folder / CALIBRATION).read_text())
+    after = json.loads(gzip.decompress((folder / CALIBRATION).read_bytes()))
     assert set(after["kept"]) == {"cpu", "rtx"} and after["tensors"] == table["tensors"]
 
 
