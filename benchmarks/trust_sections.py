@@ -49,6 +49,7 @@ from pmclip_deploy.predictor import Predictor
 
 REGIONS = ("hand", "leg", "hip", "shoulder")
 WEAK = 0.5
+COMMON = ("xr", "ct", "mr", "us")  # families that may hardly be turned away; angiograms, barium studies and mammograms are rare
 
 
 def findings(bench: Bench) -> Iterator[Found]:
@@ -290,6 +291,8 @@ def radiology(bench: Bench) -> Iterator[Found]:
     for name in [name for name in sets if bench.has(name)]:
         rows = bools(f.set == name for f in all_films)
         yield Found("turned away", SETS[name], {"turned away": over.share(away, rows)})
-    for one in ("xr", "ct", "mr", "us"):
+        common = rows & bools(f in COMMON for f in families)
+        yield Found("turned away", f"{SETS[name]}, XR, CT, MR and US", {"turned away": over.share(away, common)})
+    for one in COMMON:
         yield Found("turned away", f"all sets, {one.upper()}", {"turned away": over.share(away, [f == one for f in families])})
     yield Found("turned away", "all sets", {"turned away": over.share(away)})

@@ -47,6 +47,10 @@ GLANCE: Sequence[tuple[str, str, str, str, str, str]] = (
     ("no radiology: turned away", "no radiology: turned away", "all", "no question answered", "97%", "99%"),
     ("radiology: turned away", "radiology: turned away", "all sets", "turned away", "1%", "0.5%"),
     *(
+        (f"... {pictures}, XR, CT, MR and US", "radiology: turned away", f"{pictures}, XR, CT, MR and US", "turned away", "1%", "0.5%")
+        for pictures in (VAL, "SLAKE")
+    ),
+    *(
         (f"{change}: another {kind}", f"robustness: {change}: {kind}", VAL, OTHER, "a third of the first", "a tenth of the first")
         for kind in ("modality family", "modality in detail")
         for change in CHANGES

@@ -5,23 +5,34 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from pmclip_deploy.answer import Candidate
-from pmclip_deploy.decision.evidence import COIN, NO_SIDE, NOT_SURE, WEAKEST, Evidence, Reply, ranked, renormalised, summed
+from pmclip_deploy.decision.evidence import COIN, DETAIL, NO_SIDE, NOT_SURE, WEAKEST, Evidence, Reply, ranked, renormalised, summed
 from pmclip_deploy.header.read import Header, header_value
 from pmclip_deploy.vocabulary import FAMILIES, PROJECTIONS, REGIONS, family_of_answer, view_of_answer
 
 
 def _modality(evidence: Evidence, threshold: float) -> Reply:
-    candidates, families = evidence.opinions.get("modality", ()), evidence.families()
+    candidates = evidence.opinions.get("modality", ())
     if said := header_value(evidence.header, "modality"):
         within = renormalised(c for c in candidates if family_of_answer(c.answer) == evidence.header.family)
         contrast = header_value(evidence.header, "contrast")
         return Reply(f"{said}, {contrast}" if contrast else said, source="header", candidates=within, note=_detail(said, within))
-    if sure := _sure(candidates, threshold):
-        return sure
+    given = modality_from_candidates(candidates, threshold)
+    return Reply(*given, candidates=candidates) if given else _unsure(candidates)
+
+
+def modality_from_candidates(candidates: Sequence[Candidate], threshold: float, detail: float = DETAIL) -> tuple[str, float] | None:
+    """(the likeliest modality where it is sure, else its family where that is, its probability); the likeliest candidate comes first."""
+    if not candidates:
+        return None
+    best, families = candidates[0], summed(candidates, family_of_answer)
+    own = family_of_answer(best.answer)
+    several = own is not None and sum(family_of_answer(c.answer) == own for c in candidates) > 1
+    if best.probability >= max(threshold, detail if several else WEAKEST):
+        return best.answer, best.probability
     family, share = next(iter(families.items()), ("", 0.0))
     if share >= max(WEAKEST, threshold):
-        return Reply(f"{FAMILIES[family].label}, detail not determined", share, candidates=candidates)
-    return _unsure(candidates)
+        return f"{FAMILIES[family].label}, detail not determined", share
+    return None
 
 
 def _detail(said: str, within: Sequence[Candidate]) -> str | None:

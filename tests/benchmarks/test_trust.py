@@ -265,7 +265,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
             }
             rows.append({"image": f"images/{i}.jpg", "group": f"g{i // 2}", "original_size": [400, 300], "labels": labels})
         picture(folder / "vqa-med-2019" / "images" / f"v{i}.jpg", 20 * i)
-        asked = {"modality": ("which modality?", "xr - plain film"), "plane": ("which plane?", "axial"),
+        asked = {"modality": ("which modality?", "an - angiogram" if i % 3 else "xr - plain film"), "plane": ("which plane?", "axial"),
                  "organ": ("which organ?", "breast"), "abnormality": ("what is abnormal in the x-ray?", "fracture")}  # fmt: skip
         questions += [{"image": f"v{i}.jpg", "category": c, "question": q, "answer": a} for c, (q, a) in asked.items()]
         picture(folder / "slake" / "imgs" / f"xmlab{i}" / "source.jpg", 20 * i)
@@ -292,6 +292,8 @@ def test_every_section_on_a_tiny_bundle(data: Path, bundle: Path, tmp_path: Path
     assert all(
         figures["radiology: turned away", f"all sets, {family}"]["turned away"]["value"] in (0, None) for family in ("XR", "CT", "MR")
     )
+    common = figures["radiology: turned away", "VQA-Med 2019 val, XR, CT, MR and US"]["turned away"]
+    assert 0 < common["n"] < figures["radiology: turned away", "VQA-Med 2019 val"]["turned away"]["n"]  # not the one without a family
     unseen = figures["no radiology: turned away", "photographs of opencv-doc"]
     assert unseen == {}  # not measured, and said so
     assert "not measured: not there; apt-get download opencv-doc" in said
