@@ -1,6 +1,5 @@
 """Every implementation of the similarity kernel against the reference: odd shapes, dtypes, ties, and numbers that f32 cannot square."""
 
-import shutil
 import subprocess
 import sys
 import threading
@@ -17,7 +16,6 @@ from hypothesis import strategies as st
 from pmclip_deploy import kernels
 from pmclip_deploy.kernels import Similarity, cpu, numpy_path, reference
 from tests.cores import ALLOWED
-from tests.sources import ROOT
 
 # How far a score may be from the reference's, in parts of logit_scale. Images, products and sums are f32, and every f16 and int8 is an f32;
 # but four images or more may meet int8 rows rounded to 16 bits. Long sums of products of one sign lose more.
@@ -346,31 +344,3 @@ def test_rows_far_from_the_best_change_nothing(kernel: Kernel, B: int, N: int, D
     got = check(kernel, image, bank, logit_scale, 12, threads=threads)
     np.testing.assert_array_equal(got.index[0], got.index[1])
     np.testing.assert_array_equal(got.index[0, ::2] + N // 2, got.index[0, 1::2])  # each best row, then its copy
-
-
-@pytest.mark.slow("compiles the C++ with each sanitizer")
-@pytest.mark.parametrize("kernel_source", ["similarity", "pixels"])
-@pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
-def test_sanitizers(sanitizer: str, kernel_source: str, tmp_path: Path) -> None:
-    compiler = shutil.which("g++") or shutil.which("clang++")
-    if not compiler:
-        pytest.skip("needs a C++ compiler")
-    command = [
-        compiler,
-        f"-fsanitize={sanitizer}",
-        "-fno-sanitize-recover=all",
-        "-O1",
-        "-g",
-        "-std=c++17",
-        "-pthread",
-        "-ffp-contract=fast",
-    ]
-    program, empty = tmp_path / "driver", tmp_path / "empty.cpp"
-    empty.write_text("int main() {}")
-    if subprocess.run([*command, str(empty), "-o", str(program)], capture_output=True).returncode or subprocess.run([program]).returncode:
-        pytest.skip(f"the compiler lacks -fsanitize={sanitizer}")
-    sources = [str(ROOT / "kernels" / f"{kernel_source}.cpp"), str(ROOT / "tests" / "kernels" / f"{kernel_source}_driver.cpp")]
-    built = subprocess.run([*command, f"-I{ROOT / 'kernels'}", *sources, "-o", str(program)], capture_output=True, text=True)
-    assert built.returncode == 0, built.stderr
-    done = subprocess.run([program], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
