@@ -268,13 +268,13 @@ int similarity(const F32 *image, int64_t B, const void *bank, int dtype, const F
     }
     const TileOf tile = path.tile[integers ? 3 : dtype];
     std::atomic<int64_t> next{0};
-    std::vector<std::thread> started;  // all of them, while this one sleeps: where it works on, the system may leave a new one waiting behind it
+    std::vector<std::thread> started;  // beside this one, which need not wait for them
     if (threads > 1) try {
             started.reserve(threads);
-            for (int i = 0; i < threads; ++i) started.emplace_back([&, i] { work(call, tile, block, next, workers[i]); });
+            for (int i = 1; i < threads; ++i) started.emplace_back([&, i] { work(call, tile, block, next, workers[i]); });
         } catch (const std::exception &) {  // no more to be had: those there do the work
         }
-    if (started.empty()) work(call, tile, block, next, workers[0]);
+    work(call, tile, block, next, workers[0]);
     for (std::thread &thread : started) thread.join();
     for (int64_t q = 0; q < B; ++q) merge(workers, q, kept, score + q * k, index + q * k, log_sum_exp + q);
     return PMCLIP_OK;
