@@ -28,9 +28,9 @@ from pmclip_deploy.export.gates import gate
 from pmclip_deploy.export.onnx_from_checkpoint import modules_from_checkpoint, onnx_from_modules
 from pmclip_deploy.export.pack import bundle_from_checkpoint
 from pmclip_deploy.export.parity import parity_of_bundle
+from pmclip_deploy.export.probes import sample_pictures
 from pmclip_deploy.export.recipes import without_islands
 from pmclip_deploy.export.records import CALIBRATION
-from pmclip_deploy.export.reference import sample_pictures
 from pmclip_deploy.export.sensitivity import effects_of_layers
 from pmclip_deploy.imaging.preprocess import tensor_from_pixels
 from pmclip_deploy.imaging.read import picture_from_path
