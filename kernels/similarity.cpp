@@ -9,6 +9,8 @@
 #include <cstring>
 #include <exception>
 #include <thread>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #if defined(__x86_64__)
@@ -20,9 +22,10 @@
 namespace {
 
 constexpr int TILE = 48;            // rows; a multiple of the rows taken at a time (3, 4) and of the lanes of every vector (4, 8, 16)
-constexpr int GROUP = 4, ROWS = 3;  // images and packed rows that are multiplied at a time: 12 sums of 16 registers
+constexpr int GROUP = 4;            // images that are multiplied at a time
 constexpr float SMALLEST = 0x1p-90f, LARGEST = 0x1p100f;  // squared lengths between which f32 has neither lost nor overflowed anything
 constexpr double WORK = 6 << 20, READING = 4;  // multiply-adds that pay for a thread, about 150 us; reading a number costs as many as this
+constexpr float NEGLIGIBLE = 16;    // N terms of exp(-16 - log N) are 1e-7 of a sum with a 1 in it
 constexpr int64_t AHEAD = 4096;     // bytes between what is read and what is fetched
 constexpr int64_t CACHE = 96 << 10; // bytes of packed rows: with the next tile's they fit the second level
 constexpr int64_t WIDEST = 4096;    // numbers whose products, in 16 and 8 bits, eight int32 can sum
@@ -66,6 +69,10 @@ struct Tile {
     alignas(64) float dot[GROUP][TILE];
     float square[TILE];
     float inverse[TILE];  // 1 / length, with the sign of the scale; 0 where there is no direction
+    int32_t total[TILE];  // of the numbers of a row of bytes
+    int32_t high[GROUP][TILE];  // its products with the images' high bytes
+    int32_t low[GROUP][TILE];   // and with their low ones
+    Line parts[GROUP * TILE];   // vectors whose sums are products or squares
 };
 
 struct Worker {
@@ -82,8 +89,10 @@ struct Call {
     const float *step;     // (B,) what 1 in `unit` stands for
     const void *bank;
     const F32 *scales;
+    const float *doubt;    // (B,) what the high bytes may be wrong by
     int64_t B, N, D, stride, k, tile, lines_ahead;
     float logit_scale;
+    float negligible;      // exp of a score that much under the largest changes no sum
 };
 
 void keep(Running &to, Candidate *best, int64_t k, const float *score, int n, int64_t row) {
@@ -121,54 +130,7 @@ float sign(float scale) { return !std::isfinite(scale) || scale == 0 ? 0.f : sca
 
 }  // namespace
 
-#define ISA plain
-#define TARGET
-#define LANES 4
-#define LOADS \
-    INLINE V load(const F32 *p) { return as<V>(p); } \
-    template <class T> INLINE V load(const T *p) { return V{number(p[0]), number(p[1]), number(p[2]), number(p[3])}; }
-#include "similarity_tile.h"
-
-#if defined(__x86_64__)
-
-#define ISA avx2
-#define TARGET __attribute__((target("avx2,fma,f16c")))
-#define LANES 8
-#define LOADS \
-    INLINE V load(const F32 *p) { return as<V>(p); } \
-    INLINE V load(const F16 *p) { return (V)_mm256_cvtph_ps(as<__m128i>(p)); } \
-    INLINE V load(const I8 *p) { return (V)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_cvtsi64_si128(as<int64_t>(p)))); }
-#define PRODUCTS \
-    INLINE W load16(const I8 *p) { return (W)_mm256_cvtepi8_epi16(as<__m128i>(p)); } \
-    INLINE I multiply(W a, W b, I sums) { return sums + (I)_mm256_madd_epi16((__m256i)a, (__m256i)b); }
-#include "similarity_tile.h"
-
-#define ISA avx512
-#define TARGET __attribute__((target("avx512f,avx512bw,avx2,fma,f16c")))
-#define LANES 16
-#define LOADS \
-    INLINE V load(const F32 *p) { return as<V>(p); } \
-    INLINE V load(const F16 *p) { return (V)_mm512_cvtph_ps(as<__m256i>(p)); } \
-    INLINE V load(const I8 *p) { return (V)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(as<__m128i>(p))); }
-#define PRODUCTS \
-    INLINE W load16(const I8 *p) { return (W)_mm512_cvtepi8_epi16(as<__m256i>(p)); } \
-    INLINE I multiply(W a, W b, I sums) { return sums + (I)_mm512_madd_epi16((__m512i)a, (__m512i)b); }
-#include "similarity_tile.h"
-
-#elif defined(__aarch64__)
-
-#define ISA neon
-#define TARGET
-#define LANES 4
-#define LOADS \
-    INLINE V load(const F32 *p) { return as<V>(p); } \
-    INLINE V load(const F16 *p) { return (V)vcvt_f32_f16(vreinterpret_f16_u16(as<uint16x4_t>(p))); } \
-    INLINE V load(const I8 *p) { \
-        return (V)vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vcreate_s8(uint64_t(as<uint32_t>(p))))))); \
-    }
-#include "similarity_tile.h"
-
-#endif
+#include "similarity_isas.h"
 
 namespace {
 
@@ -178,19 +140,25 @@ struct Path {
     const char *name;
     int lanes;
     TileOf tile[4];  // by dtype, and int8 rows with images in 16 bits where there are integer products
+    int size;        // bytes of a number of int8 rows, packed for that
     bool (*here)();
 };
 
 #define TILES(isa) isa::tile<F32>, isa::tile<F16>, isa::tile<I8>
 
+#if defined(__x86_64__)
+bool avx512() { return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("f16c") && __builtin_cpu_supports("fma"); }
+#endif
+
 const Path PATHS[] = {  // the best first
 #if defined(__x86_64__)
-    {"AVX-512", 16, {TILES(avx512), avx512::tile<I8, int16_t>}, [] { return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw"); }},
-    {"AVX2", 8, {TILES(avx2), avx2::tile<I8, int16_t>}, [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); }},
+    {"AVX-512 VNNI", 16, {TILES(vnni), vnni::tile<I8, int8_t>}, 1, [] { return avx512() && __builtin_cpu_supports("avx512vnni"); }},
+    {"AVX-512", 16, {TILES(avx512), avx512::tile<I8, int16_t>}, 2, avx512},
+    {"AVX2", 8, {TILES(avx2), avx2::tile<I8, int16_t>}, 2, [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); }},
 #elif defined(__aarch64__)
-    {"NEON", 4, {TILES(neon), nullptr}, [] { return true; }},
+    {"NEON", 4, {TILES(neon), nullptr}, 4, [] { return true; }},
 #endif
-    {"plain", 4, {TILES(plain), nullptr}, [] { return true; }},
+    {"plain", 4, {TILES(plain), nullptr}, 4, [] { return true; }},
 };
 
 std::atomic<const Path *> chosen{nullptr};
@@ -201,14 +169,14 @@ const Path &best_path() {
 }
 
 // Images of length 1 in P: of each group, a vector of the first, of the second, ..., then their next vectors; zeros from D on. In 16 bits the
-// largest number becomes 32767 and the others are rounded.
+// largest number becomes 32767 and the others are rounded. In 8 bits, 32768 more than that: all high bytes, then all low ones.
 template <class P>
-void interleave(const F32 *image, const double *length, int64_t B, int64_t D, int64_t stride, int lanes, P *unit, float *step) {
+void interleave(const F32 *image, const double *length, int64_t B, int64_t D, int64_t stride, int lanes, P *unit, float *step, float *doubt) {
     for (int64_t q = 0; q < B; ++q, image += D) {
         if (!(length[q] > 0)) continue;
         const int64_t group = q / GROUP * GROUP, count = std::min<int64_t>(GROUP, B - group);
-        double one = length[q];
-        if constexpr (sizeof(P) == 2) {
+        double one = length[q], off = 0;
+        if constexpr (sizeof(P) < 4) {
             float largest = 0;
             for (int64_t d = 0; d < D; ++d) largest = std::max(largest, std::fabs(image[d].x));
             one = double(largest) / 32767;
@@ -217,9 +185,19 @@ void interleave(const F32 *image, const double *length, int64_t B, int64_t D, in
         const double by = 1 / one;
         for (int64_t d = 0; d < D; d += lanes) {
             P *to = unit + group * stride + d * count + (q - group) * lanes;
-            for (int64_t i = 0; i < std::min<int64_t>(lanes, D - d); ++i)
-                to[i] = sizeof(P) == 2 ? P(std::lrint(image[d + i].x * by)) : P(image[d + i].x * by);
+            for (int64_t i = 0; i < std::min<int64_t>(lanes, D - d); ++i) {
+                const double x = image[d + i].x * by;
+                if constexpr (sizeof(P) == 4) to[i] = P(x);
+                else if constexpr (sizeof(P) == 2) to[i] = P(std::lrint(x));
+                else {
+                    const int bits = int(std::lrint(x)) + 32768, low = bits & 255;
+                    to[i] = P(bits >> 8);
+                    to[i + B * stride] = P(low);
+                    off += (low - 127.5) * (low - 127.5);
+                }
+            }
         }
+        doubt[q] = float(std::sqrt(off) * one / length[q]) + 1e-5f;  // of a cosine, and what f32 may lose
     }
 }
 
@@ -258,19 +236,25 @@ int similarity(const F32 *image, int64_t B, const void *bank, int dtype, const F
     threads = std::max(1, int(std::min<double>(threads, most)));
     const Path &path = best_path();
     const bool integers = dtype == PMCLIP_INT8 && path.tile[3] && B >= GROUP && D <= WIDEST;
-    const int64_t size = integers ? 2 : 4;  // of a number, packed
-    const int64_t kept = std::min(k, N), stride = (D + 63) / 64 * 64, bytes = D * (dtype == PMCLIP_F32 ? 4 : dtype == PMCLIP_F16 ? 2 : 1);
+    const int64_t size = integers ? path.size : 4;  // of a number, packed
+    const int64_t kept = std::min(k, N), whole = B == 1 ? 128 : 64, stride = (D + whole - 1) / whole * whole, bytes = D * (dtype == PMCLIP_F32 ? 4 : dtype == PMCLIP_F16 ? 2 : 1);
 
-    std::vector<Line> unit(B * stride * size / 64);
+    std::vector<Line> unit(B * stride * std::max<int64_t>(size, 2) / 64);
     std::vector<double> length(B);
-    std::vector<float> step(B);
+    std::vector<float> step(B), doubt(B);
     for (int64_t q = 0; q < B; ++q) length[q] = length_of(image + q * D, D);
-    if (integers) interleave(image, length.data(), B, D, stride, 2 * path.lanes, reinterpret_cast<int16_t *>(unit.data()), step.data());
-    else interleave(image, length.data(), B, D, stride, path.lanes, unit.data()->x, step.data());
+    const auto images = [&](auto *packed) {
+        interleave(image, length.data(), B, D, stride, path.lanes * 4 / int(sizeof *packed), packed, step.data(), doubt.data());
+    };
+    if (size == 1) images(reinterpret_cast<uint8_t *>(unit.data()));
+    else if (size == 2) images(reinterpret_cast<int16_t *>(unit.data()));
+    else images(unit.data()->x);
+    for (float &wrong : doubt) wrong *= std::fabs(logit_scale);
 
     const int64_t rows = std::max<int64_t>(12, std::min<int64_t>(TILE, CACHE / (stride * size) / 12 * 12));
-    const int64_t products = B < GROUP ? 0 : (B + GROUP - 1) / GROUP * rows / ROWS, lines = products ? (rows * bytes / 64 + products) / products : 0;
-    const Call call{image, length.data(), unit.data(), step.data(), bank, scales, B, N, D, stride, kept, rows, lines, logit_scale};
+    const int64_t products = B < GROUP ? 0 : (B + GROUP - 1) / GROUP * rows / 4, lines = products ? (rows * bytes / 64 + products) / products : 0;
+    const Call call{image, length.data(), unit.data(), step.data(), bank, scales, doubt.data(), B, N, D, stride, kept, rows, lines, logit_scale,
+                    float(std::log(double(N))) + NEGLIGIBLE};
     const int64_t share = std::min(N / threads / 4, BLOCK / bytes);  // small enough that no thread ends long after the others
     const int64_t block = std::max<int64_t>(1, share / rows) * rows;
 
@@ -284,13 +268,13 @@ int similarity(const F32 *image, int64_t B, const void *bank, int dtype, const F
     }
     const TileOf tile = path.tile[integers ? 3 : dtype];
     std::atomic<int64_t> next{0};
-    std::vector<std::thread> started;  // all of them, while this one sleeps: where it works on, the system may leave a new one waiting behind it
+    std::vector<std::thread> started;  // beside this one, which need not wait for them
     if (threads > 1) try {
             started.reserve(threads);
-            for (int i = 0; i < threads; ++i) started.emplace_back([&, i] { work(call, tile, block, next, workers[i]); });
+            for (int i = 1; i < threads; ++i) started.emplace_back([&, i] { work(call, tile, block, next, workers[i]); });
         } catch (const std::exception &) {  // no more to be had: those there do the work
         }
-    if (started.empty()) work(call, tile, block, next, workers[0]);
+    work(call, tile, block, next, workers[0]);
     for (std::thread &thread : started) thread.join();
     for (int64_t q = 0; q < B; ++q) merge(workers, q, kept, score + q * k, index + q * k, log_sum_exp + q);
     return PMCLIP_OK;

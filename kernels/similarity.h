@@ -29,12 +29,12 @@ enum pmclip_status { PMCLIP_OK = 0, PMCLIP_OUT_OF_MEMORY = 1, PMCLIP_BAD_ARGUMEN
  *   threads      at most so many, 0 for as many as the process may use; a small call takes fewer
  *   score        (B, k) f32, out; -inf where there are fewer than k
  *   index        (B, k) rows of the bank, out; -1 where there are fewer than k
- *   log_sum_exp  (B,) natural log, out; -inf where there is no score
+ *   log_sum_exp  (B,) natural log, out; -inf where there is no score; terms of at most 1e-7 of the sum together may be left out
  */
 PMCLIP_API int pmclip_similarity(const float *image, int64_t B, const void *bank, int dtype, const float *scales, int64_t N, int64_t D,
                                  float logit_scale, int64_t k, int threads, float *score, int64_t *index, float *log_sum_exp);
 
-/* The instruction set in use: "AVX-512", "AVX2", "NEON" or "plain". */
+/* The instruction set in use: "AVX-512 VNNI", "AVX-512", "AVX2", "NEON" or "plain". */
 PMCLIP_API const char *pmclip_similarity_isa(void);
 
 /* Takes another one from now on, NULL the best again; PMCLIP_BAD_ARGUMENT where this processor lacks it. For tests. */

@@ -1,81 +1,19 @@
 // One tile of bank rows against every image; similarity.cpp includes it once per instruction set, which gives ISA, TARGET, LANES, LOADS
-// and, where it has them, integer PRODUCTS.
+// and, if it has them, integer PRODUCTS of 16 bits or BYTES, products of 8 bits.
 
 namespace ISA {
 
-#define INLINE TARGET static inline __attribute__((always_inline))
-typedef float V __attribute__((vector_size(4 * LANES)));
-typedef int32_t I __attribute__((vector_size(4 * LANES)));
-constexpr int L = LANES;
-
-template <class To, class From>
-INLINE To as(const From *p) {  // from any address
-    To to;
-    std::memcpy(&to, p, sizeof to);
-    return to;
-}
-
-INLINE V load(const float *p) { return as<V>(p); }
-LOADS
-
-// What rows are packed as, how many numbers a vector of them has, and how they are multiplied.
-template <class P> struct Packed { typedef V Vector; typedef V Sums; };
-INLINE V multiply(V a, V b, V sums) { return sums + a * b; }
-#ifdef PRODUCTS
-typedef int16_t W __attribute__((vector_size(4 * LANES)));
-template <> struct Packed<int16_t> { typedef W Vector; typedef I Sums; };
-PRODUCTS
-#endif
-
-template <class P, class T>
-INLINE typename Packed<P>::Vector numbers(const T *p) {
-    if constexpr (sizeof(P) == 2) return load16(p);
-    else return load(p);
-}
-
-// The last numbers of a row, from `full` on, and zeros. Copied before the loop, for a call inside it would put all its sums into memory.
-template <int n, class T>
-INLINE void copy_edge(const T *row, int64_t full, int64_t D, T *edge) {
-    std::memset(edge, 0, n * sizeof(T));
-    std::memcpy(edge, row + full, size_t(D - full) * sizeof(T));
-}
-
-INLINE V larger(V a, V b) { return a > b ? a : b; }
-INLINE V all(float x) { return V{} + x; }
-
-INLINE float sum(V v) {
-    float x[L];
-    std::memcpy(x, &v, sizeof v);
-    for (int n = L / 2; n; n /= 2)
-        for (int i = 0; i < n; ++i) x[i] += x[i + n];
-    return x[0];
-}
-
-INLINE float sum(I v) { return sum(__builtin_convertvector(v, V)); }  // all of them would not fit an int32
-
-// exp of x <= 0 within 2 ulp; what is under the smallest normal number comes out as that, which no sum with a 1 in it sees.
-INLINE V exponential(V x) {
-    x = larger(x, all(-87.33f));
-    const V shifted = x * 1.44269504f + 12582912.f;  // 1.5 x 2^23: rounds, and leaves the integer in the low bits
-    const V n = shifted - 12582912.f;
-    const V r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
-    V p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.f;
-    return (V)((I)p + ((I)shifted << 23));
-}
+#include "similarity_vectors.h"
 
 // Q images and their rows' squared lengths, straight from the bank: what bounds it is the reading. f32 comes one row at a time, for the
 // processor's own prefetcher follows one stream best; narrower rows come several at a time, to share the images' loads, and are fetched as
-// one stream by hand. At most 12 sums: enough to hide an addition's latency, few enough for 16 registers.
+// one stream by hand. At most 12 sums, or 16 of 32 registers: enough to hide an addition's latency.
 template <int Q, class T>
 TARGET static void stream(const Call &call, const T *bank, int n, Tile &tile) {
-    constexpr int R = Q > 1 ? 3 : sizeof(T) < 4 ? 4 : 1, U = R == 1 ? 4 : 1;  // rows, and vectors of each, at a time
+    constexpr int R = Q > 1 ? 3 : sizeof(T) < 4 ? 4 : 1, U = R > 1 ? 1 : L == 16 ? 8 : 4;  // rows, and vectors of each, at a time
     const int64_t D = call.D, full = D / (L * U) * (L * U);
     const float *unit = static_cast<const float *>(call.unit);
+    V *dots = reinterpret_cast<V *>(tile.parts), *squares = dots + Q * TILE;
     for (int i = 0; i < n; i += R) {
         const T *row[R];
         T edge[R][L * U];
@@ -89,77 +27,110 @@ TARGET static void stream(const Call &call, const T *bank, int n, Tile &tile) {
                 for (int64_t byte = 0; byte < R * L * int64_t(sizeof(T)); byte += 64)
                     __builtin_prefetch(reinterpret_cast<const char *>(row[0]) + R * d * int64_t(sizeof(T)) + byte + AHEAD);
             V b[R * U];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
             for (int j = 0; j < R * U; ++j) b[j] = load((d < full ? row[j % R] + d : edge[j % R]) + j / R * L);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
             for (int j = 0; j < R * U; ++j) square[j] += b[j] * b[j];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
             for (int q = 0; q < Q; ++q)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
                 for (int j = 0; j < R * U; ++j) dot[q][j] += load(unit + (d + j / R * L) * Q + q * L) * b[j];
         }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int j = R; j < R * U; ++j) {
             square[j % R] += square[j];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
             for (int q = 0; q < Q; ++q) dot[q][j % R] += dot[q][j];
         }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int r = 0; r < R; ++r) {
-            tile.square[i + r] = sum(square[r]);
-#pragma GCC unroll 4
-            for (int q = 0; q < Q; ++q) tile.dot[q][i + r] = sum(dot[q][r]);
+            squares[i + r] = square[r];
+#pragma GCC unroll 8
+            for (int q = 0; q < Q; ++q) dots[q * TILE + i + r] = dot[q][r];
         }
+    }
+    for (int i = 0; i < n; i += L) {
+        put(sums(squares + i), tile.square + i);
+        for (int q = 0; q < Q; ++q) put(sums(dots + q * TILE + i), tile.dot[q] + i);
     }
 }
 
 // Rows and their squared lengths from the bank into `packed`, as P and ROWS by ROWS so that `product` reads one stream.
 template <class P, class T>
 TARGET static void pack(const Call &call, const T *bank, int n, Tile &tile, P *packed) {
-    constexpr int U = sizeof(P), W = 4 * L / sizeof(P);
+    constexpr int U = sizeof(P) == 1 ? 1 : sizeof(P), W = 4 * L / sizeof(P);
+    typedef typename Packed<P>::Sums Sums;
     const int64_t D = call.D, full = D / (W * U) * (W * U);
+    typedef std::conditional_t<sizeof(P) == 1, I, V> Parts;
+    Parts *squares = reinterpret_cast<Parts *>(tile.parts), *totals = squares + TILE;
     for (int i = 0; i < n; ++i) {
         P *to = packed + i / ROWS * ROWS * call.stride + i % ROWS * W;
         T edge[W * U];
         if (full < D) copy_edge<W * U>(bank + i * D, full, D, edge);
-        typename Packed<P>::Sums square[4] = {};
+        Sums square[4] = {}, total = {};
         for (int64_t d = 0; d < D; d += W * U) {
             const T *at = d < full ? bank + i * D + d : edge;
 #pragma GCC unroll 4
             for (int u = 0; u < U; ++u) {
                 const auto b = numbers<P>(at + u * W);
-                std::memcpy(to + (d + u * W) * ROWS, &b, sizeof b);
-                square[u] = multiply(b, b, square[u]);
+                put(b, to + (d + u * W) * ROWS);
+                if constexpr (sizeof(P) == 1) {
+                    square[0] = multiply(b ^ int8_t(-128), b, square[0]);  // unsigned: 128 more than b
+                    total = multiply(S{} + int8_t(1), b, total);
+                } else square[u] = multiply(b, b, square[u]);
             }
         }
-        tile.square[i] = sum((square[0] + square[1]) + (square[2] + square[3]));
+        const Sums all_squares = (square[0] + square[1]) + (square[2] + square[3]);
+        if constexpr (sizeof(P) == 1) squares[i] = all_squares, totals[i] = total;
+        else squares[i] = floats(all_squares);  // of 16 bits: their sum would not fit an int32
+    }
+    for (int i = 0; i < n; i += L) {
+        if constexpr (sizeof(P) == 1) {
+            const I total = sums(totals + i);
+            put(total, tile.total + i);
+            put(__builtin_convertvector(sums(squares + i) - 128 * total, V), tile.square + i);
+        } else put(sums(squares + i), tile.square + i);
     }
 }
 
-// Q images and packed rows, while the next tile comes from memory.
-template <int Q, class P>
-TARGET static void product(const Call &call, int64_t image, const P *packed, int n, const char *&ahead, Tile &tile) {
+// Q of `apart` interleaved images and packed rows, while `lines` of the next tile come from memory after each step. Products of bytes are exact.
+template <int Q, class P, class Dot>
+TARGET static void product(const Call &call, const P *unit, int64_t apart, const P *packed, int n, int64_t lines, const char *&ahead, Dot (*to)[TILE]) {
     constexpr int W = 4 * L / sizeof(P);
-    const P *unit = static_cast<const P *>(call.unit) + image * call.stride;
     for (int i = 0; i < n; i += ROWS, packed += ROWS * call.stride) {
-        typename Packed<P>::Sums dot[Q][ROWS] = {};
+        typename Packed<P>::Sums dot[Q * ROWS] = {};
         for (int64_t d = 0; d < call.stride; d += W) {
             typename Packed<P>::Vector b[ROWS];
 #pragma GCC unroll 4
             for (int r = 0; r < ROWS; ++r) b[r] = as<typename Packed<P>::Vector>(packed + d * ROWS + r * W);
 #pragma GCC unroll 4
             for (int q = 0; q < Q; ++q) {
-                const auto a = as<typename Packed<P>::Vector>(unit + d * Q + q * W);
+                const auto a = as<typename Packed<P>::Vector>(unit + d * apart + q * W);
 #pragma GCC unroll 4
-                for (int r = 0; r < ROWS; ++r) dot[q][r] = multiply(a, b[r], dot[q][r]);
+                for (int r = 0; r < ROWS; ++r) dot[q * ROWS + r] = multiply(a, b[r], dot[q * ROWS + r]);
             }
         }
+        std::conditional_t<std::is_same_v<Dot, int32_t>, I, V> parts[Q * ROWS];
+#pragma GCC unroll 16
+        for (int j = 0; j < Q * ROWS; ++j)
+            if constexpr (std::is_same_v<Dot, int32_t>) parts[j] = dot[j];
+            else parts[j] = floats(dot[j]);
+        alignas(64) Dot sum[(Q * ROWS + L - 1) / L * L];
+        put(sums<std::min(L, Q * ROWS)>(parts), sum);
+        if constexpr (Q * ROWS > L) put(sums<std::min(L, Q * ROWS - L)>(parts + L), sum + L);
+        if constexpr (Q * ROWS > 2 * L) put(sums<std::min(L, Q * ROWS - 2 * L)>(parts + 2 * L), sum + 2 * L);
 #pragma GCC unroll 4
-        for (int q = 0; q < Q; ++q)
-#pragma GCC unroll 4
-            for (int r = 0; r < ROWS; ++r) tile.dot[q][i + r] = sum(dot[q][r]) * call.step[image + q];
-        for (int64_t line = 0; line < call.lines_ahead; ++line, ahead += 64) __builtin_prefetch(ahead, 0, 2);
+        for (int q = 0; q < Q; ++q) std::memcpy(to[q] + i, sum + q * ROWS, sizeof(Dot) * ROWS);
+        for (int64_t line = 0; line < lines; ++line, ahead += 64) __builtin_prefetch(ahead, 0, 2);
     }
+}
+
+template <class P, class Dot>
+INLINE void products(const Call &call, int64_t images, const P *unit, const P *packed, int n, int64_t lines, const char *&ahead, Dot (*to)[TILE]) {
+    if (images == 4) product<4>(call, unit, 4, packed, n, lines, ahead, to);
+    else if (images == 3) product<3>(call, unit, 3, packed, n, lines, ahead, to);
+    else if (images == 2) product<2>(call, unit, 2, packed, n, lines, ahead, to);
+    else product<1>(call, unit, 1, packed, n, lines, ahead, to);
 }
 
 // One image's dot products become scores, and go into its sum and its best.
@@ -170,7 +141,7 @@ TARGET static void scores(const Call &call, int64_t image, int n, int64_t row, c
         const V by = load(inverse + i), cosine = load(dot + i) * by;
         const V within = cosine > 1.f ? all(1.f) : cosine < -1.f ? all(-1.f) : cosine;
         const V score = by == 0.f ? all(-INFINITY) : within * call.logit_scale;
-        std::memcpy(dot + i, &score, sizeof score);
+        put(score, dot + i);
         top = larger(top, score);
     }
     float largest = top[0];
@@ -180,11 +151,61 @@ TARGET static void scores(const Call &call, int64_t image, int n, int64_t row, c
         to.sum *= std::exp(double(to.largest) - largest);
         to.largest = largest;
     }
-    V terms = {};
-    for (int i = 0; i < n; i += L) terms += exponential(load(dot + i) - to.largest);
-    to.sum += sum(terms);
+    if (largest >= to.largest - call.negligible) {
+        V terms = {};
+        for (int i = 0; i < n; i += L) terms += exponential(load(dot + i) - to.largest);
+        to.sum += sum(terms);
+    }
     if (largest > to.worst) keep(to, worker.best.data() + image * call.k, call.k, dot, n, row);
 }
+
+#ifdef BYTES
+// Images of 16 bits, high and low bytes apart, and rows of 8. The high bytes tell what a row cannot exceed. The low bytes are multiplied only
+// with rows that may change an image's best or its sum: all rows and images of the group at once if these are many.
+TARGET static void bytes(const Call &call, int64_t begin, int64_t images, const int8_t *packed, int n, int64_t row, const char *&ahead, Worker &worker) {
+    Tile &tile = worker.tile;
+    const int8_t *unit = static_cast<const int8_t *>(call.unit) + begin * call.stride, *low = unit + call.B * call.stride;
+    const auto exact = [&](int64_t q, int i) TARGET {
+        const I high = as<I>(tile.high[q] + i) - 128 * as<I>(tile.total + i);
+        put((floats(high) * 256.f + floats(as<I>(tile.low[q] + i))) * call.step[begin + q], tile.dot[q] + i);
+    };
+    products(call, images, unit, packed, n, call.lines_ahead, ahead, tile.high);
+    unsigned matter[GROUP][TILE / L], count = 0;
+    for (int64_t q = 0; q < images; ++q) {
+        const Running &to = worker.running[begin + q];
+        const float limit = std::min(to.worst, to.largest - call.negligible) - call.doubt[begin + q], by = call.step[begin + q] * call.logit_scale;
+        for (int i = 0; i < n; i += L) {
+            const I total = as<I>(tile.total + i), high = as<I>(tile.high[q] + i) - 128 * total;
+            const V inverse = load(tile.inverse + i), about = (floats(high) * 256.f + floats(total) * 127.5f) * by * inverse;
+            matter[q][i / L] = call.length[begin + q] > 0 ? mask(inverse != 0.f & about >= limit) : 0;
+            count += unsigned(__builtin_popcount(matter[q][i / L]));
+        }
+    }
+    if (4 * count > images * n) {
+        products(call, images, low, packed, n, 0, ahead, tile.low);
+        for (int64_t q = 0; q < images; ++q) {
+            for (int i = 0; i < n; i += L) exact(q, i);
+            if (call.length[begin + q] > 0) scores(call, begin + q, n, row, tile.inverse, tile.dot[q], worker);
+        }
+        return;
+    }
+    for (int64_t q = 0; q < images; ++q)
+        for (int i = 0; i < n; i += L) {
+            if (!matter[q][i / L]) continue;
+            alignas(64) float inverse[L] = {};
+            for (unsigned left = matter[q][i / L]; left; left &= left - 1) {
+                const int r = i + __builtin_ctz(left);
+                const int8_t *a = low + q * 4 * L, *b = packed + r / ROWS * ROWS * call.stride + r % ROWS * 4 * L;
+                I dot = {};
+                for (int64_t d = 0; d < call.stride; d += 4 * L) dot = multiply(as<S>(a + d * images), as<S>(b + d * ROWS), dot);
+                tile.low[q][r] = sums<1>(&dot)[0];
+                inverse[r - i] = tile.inverse[r];
+            }
+            exact(q, i);
+            scores(call, begin + q, L, row + i, inverse, tile.dot[q] + i, worker);
+        }
+}
+#endif
 
 template <class T, class P = float>
 TARGET static void tile(const Call &call, int64_t row, int n, bool last, Worker &worker) {
@@ -212,11 +233,16 @@ TARGET static void tile(const Call &call, int64_t row, int n, bool last, Worker 
 
     for (int64_t begin = 0, end; begin < call.B; begin = end) {
         end = std::min(begin + GROUP, call.B);
+#ifdef BYTES
+        if constexpr (sizeof(P) == 1) {
+            bytes(call, begin, end - begin, packed, n, row, ahead, worker);
+            continue;
+        }
+#endif
         if (call.B >= GROUP) {
-            if (end - begin == 4) product<4>(call, begin, packed, n, ahead, of);
-            else if (end - begin == 3) product<3>(call, begin, packed, n, ahead, of);
-            else if (end - begin == 2) product<2>(call, begin, packed, n, ahead, of);
-            else product<1>(call, begin, packed, n, ahead, of);
+            products(call, end - begin, static_cast<const P *>(call.unit) + begin * call.stride, packed, n, call.lines_ahead, ahead, of.dot);
+            for (int64_t q = begin; q < end; ++q)
+                for (int i = 0; i < n; i += L) put(load(of.dot[q - begin] + i) * call.step[q], of.dot[q - begin] + i);
         }
         for (int64_t q = begin; q < end; ++q) {
             if (!call.length[q]) continue;
@@ -236,3 +262,4 @@ TARGET static void tile(const Call &call, int64_t row, int n, bool last, Worker 
 #undef LANES
 #undef LOADS
 #undef PRODUCTS
+#undef BYTES

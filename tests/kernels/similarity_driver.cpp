@@ -41,7 +41,7 @@ static void run(int dtype, int64_t B, int64_t N, int64_t D, int64_t k, int threa
 }
 
 int main() {
-    for (const char *isa : {"plain", "AVX2", "AVX-512", "NEON"}) {
+    for (const char *isa : {"plain", "AVX2", "AVX-512", "AVX-512 VNNI", "NEON"}) {
         if (pmclip_similarity_use(isa) != PMCLIP_OK) continue;
         for (int dtype = 0; dtype < 3; ++dtype) {
             for (int64_t B : {0, 1, 2, 3, 4, 5, 9})

@@ -1,6 +1,5 @@
 """Every implementation of the similarity kernel against the reference: odd shapes, dtypes, ties, and numbers that f32 cannot square."""
 
-import shutil
 import subprocess
 import sys
 import threading
@@ -17,16 +16,13 @@ from hypothesis import strategies as st
 from pmclip_deploy import kernels
 from pmclip_deploy.kernels import Similarity, cpu, numpy_path, reference
 from tests.cores import ALLOWED
-from tests.sources import ROOT
 
 # How far a score may be from the reference's, in parts of logit_scale. Images, products and sums are f32, and every f16 and int8 is an f32;
 # but four images or more may meet int8 rows rounded to 16 bits. Long sums of products of one sign lose more.
 TOLERANCE = {"float32": 1e-6, "float16": 1e-6, "int8": 1e-6}
 ROUNDED, A_NUMBER = 5e-5, 4e-9
 
-ISAS = [name for name in ("plain", "AVX2", "AVX-512", "NEON") if cpu.library and cpu.use(name)]
-if cpu.library:
-    cpu.use(None)
+ISAS = ("plain", "AVX2", "AVX-512", "AVX-512 VNNI", "NEON")
 
 Kernel = Callable[..., Similarity]
 
@@ -37,7 +33,11 @@ def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
         monkeypatch.setattr(cpu, "library", None)
         yield kernels.contrastive_similarity
     else:
-        assert cpu.use(request.param) and cpu.isa() == request.param
+        if not cpu.library:
+            pytest.skip("needs the compiled kernel")
+        if not cpu.use(request.param):
+            pytest.skip(f"this processor has no {request.param}")
+        assert cpu.isa() == request.param
         yield kernels.contrastive_similarity
         cpu.use(None)
 
@@ -258,7 +258,7 @@ print(most - before - 1)
 def test_no_more_threads_than_the_process_may_use(processors: int) -> None:
     cores = " ".join(map(str, ALLOWED[:processors]))
     done = subprocess.run([sys.executable, "-c", THREADS], input=cores, capture_output=True, text=True, timeout=60)
-    assert done.stdout.strip() == ("0" if processors == 1 else str(processors)), done.stderr
+    assert done.stdout.strip() == str(processors - 1), done.stderr  # beside the calling thread
 
 
 @pytest.mark.skipif(not cpu.library, reason="needs the compiled kernel")
@@ -330,29 +330,17 @@ def test_int8_finds_the_best_ten_when_rescored() -> None:
         assert set(found.index[q][again.index[0]]) == set(exact.index[q])
 
 
-@pytest.mark.slow("compiles the C++ with each sanitizer")
-@pytest.mark.parametrize("kernel_source", ["similarity", "pixels"])
-@pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
-def test_sanitizers(sanitizer: str, kernel_source: str, tmp_path: Path) -> None:
-    compiler = shutil.which("g++") or shutil.which("clang++")
-    if not compiler:
-        pytest.skip("needs a C++ compiler")
-    command = [
-        compiler,
-        f"-fsanitize={sanitizer}",
-        "-fno-sanitize-recover=all",
-        "-O1",
-        "-g",
-        "-std=c++17",
-        "-pthread",
-        "-ffp-contract=fast",
-    ]
-    program, empty = tmp_path / "driver", tmp_path / "empty.cpp"
-    empty.write_text("int main() {}")
-    if subprocess.run([*command, str(empty), "-o", str(program)], capture_output=True).returncode or subprocess.run([program]).returncode:
-        pytest.skip(f"the compiler lacks -fsanitize={sanitizer}")
-    sources = [str(ROOT / "kernels" / f"{kernel_source}.cpp"), str(ROOT / "tests" / "kernels" / f"{kernel_source}_driver.cpp")]
-    built = subprocess.run([*command, f"-I{ROOT / 'kernels'}", *sources, "-o", str(program)], capture_output=True, text=True)
-    assert built.returncode == 0, built.stderr
-    done = subprocess.run([program], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("logit_scale", [100.0, -100.0, 1.0])
+@pytest.mark.parametrize(("B", "N", "D"), [(4, 4000, 192), (17, 3001, 100), (6, 2999, 65)])
+def test_rows_far_from_the_best_change_nothing(kernel: Kernel, B: int, N: int, D: int, logit_scale: float, threads: int) -> None:
+    """Clustered int8 rows: most cannot be among the best nor change the sum, and equal rows come in pairs."""
+    rng = np.random.default_rng(N)
+    centres = rng.normal(size=(40, D))
+    bank = np.clip(np.rint(20 * (centres[rng.integers(0, 40, N)] + 0.3 * rng.normal(size=(N, D)))), -128, 127).astype(np.int8)
+    bank[N // 2 :] = bank[: N - N // 2]
+    image = (centres[rng.integers(0, 40, B)] + 0.3 * rng.normal(size=(B, D))).astype(np.float32)
+    image[1], image[-1] = image[0], 0
+    got = check(kernel, image, bank, logit_scale, 12, threads=threads)
+    np.testing.assert_array_equal(got.index[0], got.index[1])
+    np.testing.assert_array_equal(got.index[0, ::2] + N // 2, got.index[0, 1::2])  # each best row, then its copy
