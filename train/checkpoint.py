@@ -35,6 +35,7 @@ class Checkpoint(_Always, total=False):
     """checkpoint.json: what a checkpoint says of its weights."""
 
     schema: str  # CHECKPOINT_SCHEMA
+    logit_bias: float  # of a sigmoid loss
     answers: Sequence[str]  # of a head
     kinds: list[dict[str, Any]]  # of pmclip-lite's head, with ``abstention``
     abstention: dict[str, Any]

@@ -17,8 +17,9 @@ from pmclip_deploy.bundle.files import name_of_output, sha256_of_file
 from pmclip_deploy.errors import BundleError, PmclipError, UsageError
 from pmclip_deploy.train.backbones import BACKBONES, backbone_named
 from pmclip_deploy.train.backbones.base import ACTIVATIONS, Backbone, Tensors
+from pmclip_deploy.train.backbones.configs import pixels_of_transformers
 from pmclip_deploy.train.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
-from pmclip_deploy.train.contrastive import scale_of
+from pmclip_deploy.train.contrastive import logits_of
 from pmclip_deploy.train.foreign import kind_of_file, kind_of_tensors
 from pmclip_deploy.train.pickles import Costly, check_pickles
 from pmclip_deploy.train.torchscript import is_torchscript, tensors_from_torchscript
@@ -86,12 +87,13 @@ def import_weights(
         raise _unreadable(source, error) from error
     spec, tensors = fitted(weights, wanted)
     spec, chosen = _activated(spec, weights, activation)
+    spec, told = spec.as_told(weights.config)
     tokenizer_json = spec.tokenizer_beside(weights.file)
     meta: Checkpoint = {
         "name": name,
         "version": "0.1.0",
         "backbone": spec.name,
-        "logit_scale": round(scale_of(tensors["logit_scale"]).item(), 4),
+        **logits_of(tensors),  # type: ignore[typeddict-item]
         "metrics": {},
         "provenance": {
             "import": {
@@ -100,6 +102,7 @@ def import_weights(
                 "sha256": sha256_of_file(weights.file),
                 **({"shards": {path.name: sha256_of_file(path) for path in weights.shards}} if weights.shards else {}),
                 **({"activation": chosen.activation, "activation_from": chosen.by} if chosen else {}),
+                **told,
                 "licence": "the user's: these weights were brought by whoever imported them, under their own terms",
             }
         },
@@ -209,7 +212,7 @@ def _config_beside(file: Path, of_hugging_face: bool) -> tuple[Config | None, Pa
         _refuse_misfit(path, config)
         beside = file.with_name("preprocessor_config.json")
         pixels = _config(beside) if name == "config.json" and beside.is_file() else {}
-        return {"preprocess_cfg": {key: pixels[f"image_{key}"] for key in ("mean", "std") if f"image_{key}" in pixels}, **config}, path
+        return {"preprocess_cfg": pixels_of_transformers(pixels), **config}, path
     return None, Path("config.json")
 
 
@@ -264,7 +267,7 @@ def _importable() -> list[Backbone]:
 
 
 def _names() -> str:
-    return ", ".join(b.name for b in _importable() if b.activation in (None, ACTIVATIONS[0]))
+    return ", ".join(dict.fromkeys(b.family or b.name for b in _importable() if b.activation in (None, ACTIVATIONS[0])))
 
 
 @cache
@@ -275,8 +278,8 @@ def _shapes(backbone: Backbone) -> Shapes:
 
 def _likeness(tensors: Tensors) -> dict[str, float]:
     """Of each backbone that these may be, the share of its tensors that are there, in their shape: to build one takes up to seconds."""
-    anchored = [b for b in _importable() if any(anchor in tensors for anchor in b.anchors)]
-    shapes = {b.name: _shapes(b) for b in anchored or _importable()}
+    likely = [b for b in _importable() if b.may_be(tensors)] or [b for b in _importable() if not b.needs_anchor]
+    shapes = {b.name: _shapes(b) for b in likely}
     return {name: sum(k in tensors and tensors[k].shape == shape for k, shape in of.items()) / len(of) for name, of in shapes.items()}
 
 
