@@ -60,14 +60,15 @@ def _from_spiece(file: Path) -> Tokenizer:
         proto.ParseFromString(file.read_bytes())
     except DecodeError:
         raise BundleError(f"{file}: no sentencepiece model, or a damaged one", "get it again") from None
-    if proto.trainer_spec.model_type != UNIGRAM:
-        raise BundleError(f"{file}: a sentencepiece model, and no unigram model", "get it again")
-    pieces = [(piece.piece, piece.score) for piece in proto.pieces]
+    pieces, charsmap = [(piece.piece, piece.score) for piece in proto.pieces], proto.normalizer_spec.precompiled_charsmap
+    if proto.trainer_spec.model_type != UNIGRAM or not 0 <= proto.trainer_spec.unk_id < len(pieces):
+        raise BundleError(f"{file}: a sentencepiece model, and no unigram model with a piece for what is unknown", "get it again")
     tokenizer = Tokenizer(models.Unigram(pieces, proto.trainer_spec.unk_id, proto.trainer_spec.byte_fallback))
-    charsmap = proto.normalizer_spec.precompiled_charsmap
-    tokenizer.normalizer = normalizers.Sequence(
-        [*([normalizers.Precompiled(charsmap)] if charsmap else []), normalizers.Replace(Regex(" {2,}"), " "), AT_END]
-    )
+    try:
+        replaced = [normalizers.Precompiled(charsmap)] if charsmap else []
+    except Exception:  # the tokenizers package raises bare Exceptions
+        raise BundleError(f"{file}: its table of characters is damaged", "get it again") from None
+    tokenizer.normalizer = normalizers.Sequence([*replaced, normalizers.Replace(Regex(" {2,}"), " "), AT_END])
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
     return tokenizer
 

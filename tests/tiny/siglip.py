@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import SiglipConfig, SiglipModel
 from transformers.convert_slow_tokenizer import import_protobuf
 
@@ -18,7 +18,7 @@ from pmclip_deploy.train.bpe import charsmap
 
 SCALE, BIAS = 4.765625, -12.9375  # the scale as a logarithm: 117.4, more than CLIP's bound
 OUTLIERS = (5, 77, 308, 381)  # channels
-GAINS = {"q_proj": 1.5, "k_proj": 1.5, "v_proj": 2, "out_proj": 1.5, "in_proj": 1.5}  # so that the place that is read depends on the others
+GAINS = {"q_proj": 1.5, "k_proj": 1.5, "v_proj": 2, "out_proj": 1.5, "in_proj": 1.5}  # so that what is read depends on all places
 READERS = ("q_proj", "k_proj", "v_proj", "fc1", "text_model.head", "in_proj")  # of what a norm gives
 PIXELS = {  # preprocessor_config.json, as published
     "do_normalize": True,
@@ -31,8 +31,8 @@ PIXELS = {  # preprocessor_config.json, as published
     "rescale_factor": 0.00392156862745098,
 }
 WORDS = (
-    "is there a fracture what imaging modality was used in which plane this image taken organ system shown the ct mri of chest abdomen brain "
-    "x-ray with large pneumothorax on left right an no yes not without contrast study normal"
+    "is there a fracture what imaging modality was used in which plane this image taken organ system shown the ct mri of chest abdomen "
+    "brain x-ray with large pneumothorax on left right an no yes not without contrast study normal"
 )
 
 
@@ -110,7 +110,11 @@ def open_clip_folder(folder: Path, backbone: SigLip, state: dict[str, Any], weig
         save_file({name: x.contiguous() for name, x in state.items()}, folder / weights)
     else:
         torch.save(state, folder / weights)
-    (gemma() if backbone.name.startswith("SigLIP2") else t5()).save(str(folder / "tokenizer.json"))
+    second = backbone.name.startswith("SigLIP2")
+    (gemma() if second else t5()).save(str(folder / "tokenizer.json"))
+    marks = ("<eos>", "<pad>") if second else ("</s>", "</s>")
+    about = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": marks[0], "pad_token": marks[1], "unk_token": "<unk>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(about))
     return folder
 
 
@@ -121,6 +125,14 @@ def _pieces() -> list[tuple[str, float]]:
     return [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *rows.items()]
 
 
+def _characters() -> bytes:
+    """Characters that are replaced, in blocks of 1,024 bytes, as sentencepiece asks."""
+    made = charsmap({0xFF0C: ",", 0xFB01: "fi", 0xA0: " ", 0x2581: " "})
+    end = 4 + int.from_bytes(made[:4], "little")
+    trie = made[4:end] + bytes((4 - end) % 1024)
+    return len(trie).to_bytes(4, "little") + trie + made[end:]
+
+
 @cache
 def spiece() -> bytes:
     """A sentencepiece model of few pieces, laid out as SigLIP's: unigrams, characters replaced, a blank before the text."""
@@ -129,7 +141,7 @@ def spiece() -> bytes:
         proto.pieces.add(piece=piece, score=score, type=(3, 3, 2)[i] if i < 3 else 1)
     proto.trainer_spec.model_type, proto.trainer_spec.unk_id, proto.trainer_spec.vocab_size = 1, 2, len(_pieces())
     proto.trainer_spec.pad_id, proto.trainer_spec.eos_id, proto.trainer_spec.bos_id = 0, 1, -1
-    proto.normalizer_spec.name, proto.normalizer_spec.precompiled_charsmap = "nmt_nfkc", charsmap({0xFF0C: ",", 0xFB01: "fi", 0xA0: " "})
+    proto.normalizer_spec.name, proto.normalizer_spec.precompiled_charsmap = "nmt_nfkc", _characters()
     content: bytes = proto.SerializeToString()
     return content
 
@@ -137,10 +149,11 @@ def spiece() -> bytes:
 def t5() -> Tokenizer:
     """The same pieces as open_clip's repositories have them: T5's fast tokenizer."""
     tokenizer = Tokenizer(models.Unigram(_pieces(), 2, False))
-    tokenizer.normalizer = normalizers.Precompiled(charsmap({0xFF0C: ",", 0xFB01: "fi", 0xA0: " "}))
+    tokenizer.normalizer = normalizers.Precompiled(_characters())
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
     tokenizer.decoder = decoders.Metaspace()
     tokenizer.add_special_tokens(["<pad>", "</s>", "<unk>"])
+    tokenizer.post_processor = processors.TemplateProcessing("$A </s>", special_tokens=[("</s>", 1)])
     return tokenizer
 
 
@@ -154,9 +167,11 @@ def gemma() -> Tokenizer:
             if (pair := (word[: end - 1], word[end - 1])) not in merges:
                 merges.append(pair)
             pieces[word[:end]] = None
-    tokenizer = Tokenizer(models.BPE({piece: i for i, piece in enumerate(pieces)}, merges, fuse_unk=True, unk_token="<unk>", byte_fallback=True))
+    numbers = {piece: i for i, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(models.BPE(numbers, merges, fuse_unk=True, unk_token="<unk>", byte_fallback=True))
     tokenizer.normalizer = normalizers.Replace(" ", "\u2581")
     tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
     tokenizer.add_special_tokens(marks)
     tokenizer.add_tokens(["\n", "\u2581\u2581"])
+    tokenizer.post_processor = processors.TemplateProcessing("$A <eos>", special_tokens=[("<eos>", 1)])
     return tokenizer

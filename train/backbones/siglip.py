@@ -132,12 +132,12 @@ class SigLip(Backbone):
         pixels = part_of(config, "preprocess_cfg")
         if (resize := pixels.get("resize_mode", "squash")) != "squash":
             return f"it scales pictures by {short(resize)}, {self.name} by squash"
+        if (filter_ := pixels.get("interpolation", "bicubic")) not in ("bicubic", "bilinear"):
+            return f"it scales pictures by {short(filter_)}, which is neither bicubic nor bilinear"
         return misfit_of_pixels(config, self.preprocess, self.name)
 
     def as_told(self, config: Mapping[str, Any] | None) -> tuple[Backbone, dict[str, str]]:
         told = part_of(config or {}, "preprocess_cfg").get("interpolation")
-        if told not in (None, "bicubic", "bilinear"):
-            raise UsageError(f"the configuration scales pictures by {short(told)}, which is neither bicubic nor bilinear")
         used = told or self.preprocess.interpolation
         other = used != self.preprocess.interpolation
         return RESAMPLED[self.name] if other else self, {
