@@ -174,7 +174,8 @@ def test_the_whole_model_equals_transformers(name: str, layers: int, resample: i
     siglip.lively.cache_clear()
     for file in hub.iterdir():
         file.unlink()
-    predictor = load(bundle_from_checkpoint(checkpoint, bundle, "fp32").path, "cpu")
+    bundle_from_checkpoint(checkpoint, bundle, "fp32")
+    predictor = load(bundle, "cpu")
     logits = []
     for of, ours in ((image, np.stack([predictor.embed_image(x) for x in shown])), (text, predictor.embed_texts(said))):
         cosines = F.cosine_similarity(of, torch.from_numpy(ours)).numpy()
