@@ -381,9 +381,9 @@ def test_a_sigmoid_loss_gives_each_label_a_probability_of_its_own(sigmoid_towers
     image = picture()
     made = {x.label: x for x in sigmoid_towers.classify(image, LABELS).labels}
     assert all(x.share is None for x in made.values())
-    seen, scale = unit(sigmoid_towers.embed_image(image))[0], sigmoid_towers.manifest.logit_scale
+    seen, scale = unit(sigmoid_towers.embed_image(image)), sigmoid_towers.manifest.logit_scale
     for label, x in made.items():
-        logit = float(scale * seen @ unit(sigmoid_towers.embed_text(label))[0]) - 3.5
+        logit = float(scale * seen @ unit(sigmoid_towers.embed_text(label))) - 3.5
         assert x.score == pytest.approx(logit, abs=1e-4) and x.probability == pytest.approx(1 / (1 + np.exp(-logit)), rel=1e-3)
     few = {x.label: x.probability for x in sigmoid_towers.classify(image, LABELS[:2]).labels}
     assert few == pytest.approx({label: made[label].probability for label in few}, rel=1e-4)  # other labels do not change it

@@ -26,10 +26,12 @@ from pmclip_deploy.imaging.preprocess import resized, tensor_from_pixels
 from pmclip_deploy.tokens import tokenizer_from_file, tokens_from_text
 from pmclip_deploy.train.backbones import BACKBONES
 from pmclip_deploy.train.checkpoint import towers_from_checkpoint
+from pmclip_deploy.train.clip.pairs import train_clip_on_pairs
+from pmclip_deploy.train.clip.recipes import recipe_named
 from pmclip_deploy.train.importing import import_weights
 from pmclip_deploy.train.sentencepieces import tokenizer_from_folder
 from tests.tiny import siglip
-from tests.tiny.clip import pictures
+from tests.tiny.clip import captions, pictures
 
 BASE, SECOND, MED, ODD = "SigLIP-B/16@224", "SigLIP2-B/32@256", "MedSigLIP", "SigLIP-so400m/14@384"
 LENGTH, ERF = 64, {"hidden_act": "gelu"}
@@ -363,3 +365,20 @@ def test_parts_and_other_sizes_are_named(hub: Path, tmp_path: Path) -> None:
     ):
         torch.save({name: x for name, x in {**state, **change}.items() if x is not None}, tmp_path / "weights.pt")
         refused(tmp_path / "weights.pt", tmp_path, said)
+
+
+@pytest.mark.slow("trains a text tower whose word table is of real size")
+def test_training_lowers_the_sigmoid_loss_and_holds_no_scale(checkpoint: Path, tmp_path: Path) -> None:
+    """`train clip --from`, also of a caption without words, whose tokens are padding alone."""
+    data = captions(tmp_path / "data", 8, 4)
+    rows = [json.loads(line) for line in (data / "train.jsonl").read_text().splitlines()]
+    rows[0]["caption"] = "?!"
+    (data / "train.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    recipe = recipe_named("paper", epochs=4, batch_size=4, learning_rate=2e-4, device="cpu", lock_text=True, largest_scale=100.0)
+    description = train_clip_on_pairs([data], checkpoint, tmp_path / "out", recipe)
+    towers, meta, _ = towers_from_checkpoint(tmp_path / "out")
+    scale, bias = (round(x.item(), 4) for x in towers.scale_and_bias())
+    assert meta["logit_bias"] == description["logit_bias"] != siglip.BIAS and meta["logit_bias"] == pytest.approx(bias, abs=0.01)
+    assert meta["logit_scale"] == pytest.approx(scale, rel=2e-3) and scale > 110  # the recipe's bound is the softmax's
+    history = torch.load(tmp_path / "out" / "state.pt", weights_only=True)["history"]
+    assert history[-1]["loss"] < history[0]["loss"]
