@@ -3,7 +3,8 @@
     python -m pmclip_deploy.benchmarks.backends [--devices cpu openvino] [--bundle FOLDER] [--repeats 15] [--cold 9]
 
 Batch 1. The devices take turns, and each ratio is to the first of them, round by round: its median and quartiles. Every question is new to
-the predictor. A new process has the file cache warm, and what a device keeps of a bundle is there or is missing.
+the predictor. A new process has the file cache warm, and what a device keeps of a bundle is there or is missing. "auto" is what `tune`
+chose, if the tuning stands beside the bundle: the user's cache, and the tuning of the embedded bundle in it, is not used here.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from pmclip_deploy.benchmarks import harness
 from pmclip_deploy.bundle.files import manifest_from_bundle
 from pmclip_deploy.errors import PmclipError
 from pmclip_deploy.models import DEFAULT_BUNDLE
-from pmclip_deploy.opening import load, session_from_bundle
+from pmclip_deploy.opening import load
 
 PICTURE = DEFAULT_BUNDLE.parents[1] / "demo" / "leg-1.dcm"
 LENGTH = 10  # tokens of a text
@@ -69,7 +70,7 @@ def jobs(bundle: Path, device: str) -> dict[str, Callable[[], Any]]:
         made["an answer"] = lambda: predictor.ask(PICTURE, f"what is shown in picture {next(new)}?")
     if manifest.findings:
         made["an answer about a finding"] = lambda: predictor.ask(PICTURE, f"is there a fracture in picture {next(new)}?")
-    graphs = {f"graph {name}": partial(session_from_bundle(bundle, manifest, name, device).run, of) for name, of in inputs.items()}
+    graphs = {f"graph {name}": partial(predictor._sessions[name].run, of) for name, of in inputs.items()}
     made = {**graphs, **made}
     for job in made.values():
         job()

@@ -54,7 +54,7 @@ def jobs(stack: contextlib.ExitStack) -> dict[str, Callable[[], Any]]:
     radiograph = stages.dataset_from_stored(stages.radiograph_from_ct())
     made: dict[str, Callable[[], Any]] = {
         "image tower": lambda: predictor.embedding_from_tensor(tensor),
-        "text tower": lambda: predictor._embedding_from_text(stages.QUESTION),
+        "text tower": lambda: predictor.towers.of_text(stages.QUESTION),
         "head": lambda: predictor.head_logits(seen[None], asked),
         "window and preprocess, radiograph": stages.rendering(radiograph, predictor.manifest.preprocess)[0],
         "similarity over 10,000 rows": lambda: kernels.contrastive_similarity(image, bank, 1.0, 10, threads=1),

@@ -26,7 +26,8 @@ from pmclip_deploy.export.checks import differences
 from pmclip_deploy.export.gates import gate
 from pmclip_deploy.export.onnx_from_checkpoint import modules_from_checkpoint
 from pmclip_deploy.export.parity import parity_of
-from pmclip_deploy.export.reference import KnownSession, Reference
+from pmclip_deploy.export.probes import KnownSession
+from pmclip_deploy.export.reference import Reference
 from pmclip_deploy.models import DEFAULT_BUNDLE, DEFAULT_CHECKPOINT
 from pmclip_deploy.opening import load
 from pmclip_deploy.predictor import Predictor

@@ -111,7 +111,8 @@ def _cosines(a: Array, b: Array) -> Array:
 def main() -> None:
     from pmclip_deploy.bundle.files import sha256_of_file
     from pmclip_deploy.export.onnx_from_checkpoint import modules_from_checkpoint
-    from pmclip_deploy.export.reference import QUESTIONS, predictor_from_modules, sample_pictures
+    from pmclip_deploy.export.probes import QUESTIONS, sample_pictures
+    from pmclip_deploy.export.reference import predictor_from_modules
 
     pictures = sample_pictures()
     outputs: dict[str, Any] = said(predictor_from_modules(modules_from_checkpoint(DEFAULT_CHECKPOINT)), pictures, QUESTIONS)

@@ -75,17 +75,21 @@ def found(part: str, measured: Measurement, **figures: Any) -> Found:
 
 def cold_start(bundle: Path, manifest: Manifest, device: str, repeats: int = COLD) -> Iterator[Found]:
     """A new process from nothing to its first answer, the file cache warm. Raises the process's own error, exit code and all."""
-    picture = str(picture_file(CT))
-    if manifest.head is None:
-        command = [sys.executable, "-c", EMBED, str(bundle), picture, QUESTION, device]
-    else:
-        command = [*harness.CLI, "infer", picture, QUESTION, "--bundle", str(bundle), "--device", device, "--json"]
+    command = first_answer(bundle, manifest, device)
     runs = [harness.process(command) for _ in range(1 + repeats)][1:]
     seconds = [took for took, _, _ in runs]
     low, median, high = np.percentile(seconds, (25, 50, 75))
     memory = [peak for _, peak, _ in runs if peak is not None]
     yield Found("infer", "cold", {"p50_ms": 1e3 * median, "p25_ms": 1e3 * low, "p75_ms": 1e3 * high,
                                   "peak_mib": statistics.median(memory) if memory else None}, len(runs))  # fmt: skip
+
+
+def first_answer(bundle: Path, manifest: Manifest, device: str) -> list[str]:
+    """The command that answers once, or embeds a picture and a text where the bundle has no head."""
+    picture = str(picture_file(CT))
+    if manifest.head is None:
+        return [sys.executable, "-c", EMBED, str(bundle), picture, QUESTION, device]
+    return [*harness.CLI, "infer", picture, QUESTION, "--bundle", str(bundle), "--device", device, "--json"]
 
 
 def scenarios(
@@ -148,13 +152,13 @@ def stages(predictor: Any, seconds: float) -> Iterator[Found]:
         jobs["window and preprocess, CT"] = rendering(path, manifest.preprocess)
         jobs["window and preprocess, radiograph"] = rendering(radiograph, manifest.preprocess)
         jobs["image tower"] = (lambda: predictor.embedding_from_tensor(tensor), {})
-        jobs["text tower"] = (lambda: predictor._embedding_from_text(QUESTION), {"tokens": predictor.tokens([QUESTION])[0].shape[1]})
+        jobs["text tower"] = (lambda: predictor.towers.of_text(QUESTION), {"tokens": predictor.tokens([QUESTION])[0].shape[1]})
         if manifest.head is not None:
             seen, asked = predictor.image_features(picture), predictor.question_features([QUESTION])
             jobs["head"] = (lambda: predictor.head_logits(seen[None], asked), {})
 
             def infer() -> None:
-                predictor._text_embedding.cache_clear()  # a question that was not asked before
+                predictor.towers.forget_texts()  # a question that was not asked before
                 predictor.ask(path, QUESTION)
 
             jobs["infer"] = (infer, {})

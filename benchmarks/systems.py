@@ -47,7 +47,7 @@ def ours(asked: Asked) -> Opened:
         from pmclip_deploy.sessions import onnxruntime as backend
 
         # The runtime has no setting: it takes the cores that it may use.
-        backend.cpu_threads = lambda: asked["threads"]  # type: ignore[attr-defined]
+        backend.cpu_threads = lambda *_: asked["threads"]  # type: ignore[attr-defined]
     from pmclip_deploy.machine import versions
     from pmclip_deploy.opening import load
     from pmclip_deploy.sessions import backends
@@ -68,7 +68,7 @@ def ours(asked: Asked) -> Opened:
 
     def infer(rows: Any) -> None:
         for path, question in rows:
-            predictor._text_embedding.cache_clear()  # a question that was not asked before
+            predictor.towers.forget_texts()  # a question that was not asked before
             predictor.ask(str(path), str(question))
 
     packages = versions("pmclip-deploy", *backends()[predictor.model.backend].packages)

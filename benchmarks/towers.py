@@ -20,7 +20,7 @@ from PIL import Image
 
 from pmclip_deploy.benchmarks.peers import VIT
 from pmclip_deploy.export.pack import bundle_from_checkpoint
-from pmclip_deploy.export.reference import sample_pictures
+from pmclip_deploy.export.probes import sample_pictures
 from pmclip_deploy.imaging.read import picture_from_path
 from pmclip_deploy.opening import load
 from pmclip_deploy.sessions import SessionOptions, open_session

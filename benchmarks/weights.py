@@ -30,8 +30,9 @@ from pmclip_deploy.bundle.names import TOKENIZER
 from pmclip_deploy.errors import InputError
 from pmclip_deploy.export.onnx_from_checkpoint import Modules, modules_from_checkpoint
 from pmclip_deploy.export.pack import bundle_from_checkpoint
+from pmclip_deploy.export.probes import QUESTIONS
 from pmclip_deploy.export.records import CALIBRATION
-from pmclip_deploy.export.reference import QUESTIONS, tokenizers_of
+from pmclip_deploy.export.reference import tokenizers_of
 from pmclip_deploy.imaging.preprocess import tensor_from_pixels
 from pmclip_deploy.imaging.read import picture_from_path
 from pmclip_deploy.models import DEFAULT_BUNDLE, DEFAULT_CHECKPOINT

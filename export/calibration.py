@@ -1,4 +1,4 @@
-"""What quantisation must know of real data, measured once on the fp32 graphs and kept as calibration.json, for any target and method."""
+"""What quantisation must know of real data, measured once on the fp32 graphs and kept as calibration.json.gz, for any target and method."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -178,5 +178,5 @@ def mse_range(sample: Floats, ends: NDArray[np.float64]) -> tuple[float, float]:
 
 
 def _short(x: float) -> float:
-    """Six digits: what calibration.json holds is what is used."""
+    """Six digits: what calibration.json.gz holds is what is used."""
     return float(f"{float(x):.6g}")

@@ -2,25 +2,28 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
-from onnx.utils import Extractor
 
 from pmclip_deploy.bundle.files import rows_from_bundle
 from pmclip_deploy.bundle.manifest import Manifest
 from pmclip_deploy.bundle.names import LABELS, QUESTION_EMBEDDINGS, SIGNATURES, TOKENIZER
 from pmclip_deploy.classify import bank_from_labels, templates_of
 from pmclip_deploy.decision.heads import HeadLogits, decision_from_heads
-from pmclip_deploy.export.contents import asked_of, files_as_they_are
-from pmclip_deploy.export.onnx_from_checkpoint import Modules
-from pmclip_deploy.export.reference import QUESTIONS, TEXTS, Floats, Reference, findings_outputs
+from pmclip_deploy.decision.needs import asked_of
+from pmclip_deploy.export.probes import QUESTIONS, TEXTS, Floats, findings_outputs
 from pmclip_deploy.imaging.images import picture_from_image
 from pmclip_deploy.predictor import Predictor
 from pmclip_deploy.sessions.onnxruntime import import_onnxruntime
 from pmclip_deploy.tokens import tokens_from_text
+
+if TYPE_CHECKING:
+    import onnx
+
+    from pmclip_deploy.export.onnx_from_checkpoint import Modules
+    from pmclip_deploy.export.reference import Reference
 
 # What a manifest says of the model: each decides an answer, or says what an answer is worth.
 OF_THE_MODEL = (
@@ -35,15 +38,21 @@ TEXTS_OF_EACH = 7  # that the head is asked of a view
 Images = Sequence[NDArray[np.uint8]]
 
 
-def checks(of: Reference, bundle: Predictor, pictures: Images) -> dict[str, Any]:
+def checks(of: "Reference", bundle: Predictor, pictures: Images) -> dict[str, Any]:
     """{"differ": [names], "outputs": {GRAPH/OUTPUT: figures}, "decisions": {"n", "crossed"} or None where there is no head}.
 
     ``pictures`` are (H, W) or (H, W, 3) u8, seen as they are and turned. Of an output's rows and columns ``row`` and ``column`` are the
     largest root mean square error, relative to that of the reference's. ``shift`` is the largest mean difference of a column.
     """
-    reference = of.predictor
+    words = _of_words(of.graphs, bundle)
+    differ = differences(of.modules, of.predictor.manifest, bundle.manifest)
+    return {"differ": differ, **checks_of_runs(of.predictor, bundle, pictures, words)}
+
+
+def checks_of_runs(reference: Predictor, bundle: Predictor, pictures: Images, words: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """``checks`` of what the graphs of both give, without "differ"."""
     views = [np.ascontiguousarray(view) for pixels in pictures for view in (pixels, np.rot90(pixels))]
-    outputs = {**_of_image(reference, bundle, views), **_of_texts(reference, bundle), **_of_words(of.graphs, bundle)}
+    outputs = {**_of_image(reference, bundle, views), **_of_texts(reference, bundle), **(words or {})}
     if bundle.manifest.labels:
         outputs |= _of_labels(reference, bundle, pictures)
     if reference.manifest.findings is not None:
@@ -52,11 +61,13 @@ def checks(of: Reference, bundle: Predictor, pictures: Images) -> dict[str, Any]
     if reference.manifest.head is not None:
         of_head, decisions = _of_head(reference, bundle, views)
         outputs |= of_head
-    return {"differ": differences(of.modules, reference.manifest, bundle.manifest), "outputs": outputs, "decisions": decisions}
+    return {"outputs": outputs, "decisions": decisions}
 
 
-def differences(modules: Modules, ours: Manifest, theirs: Manifest) -> list[str]:
+def differences(modules: "Modules", ours: Manifest, theirs: Manifest) -> list[str]:
     """What of a bundle's manifest and files must be the checkpoint's, and is not."""
+    from pmclip_deploy.export.contents import files_as_they_are
+
     found = [name for name in OF_THE_MODEL if getattr(ours, name) != getattr(theirs, name)]
     if theirs.asked != asked_of(ours):
         found.append("asked")
@@ -123,8 +134,10 @@ def _of_labels(reference: Predictor, bundle: Predictor, pictures: Images) -> dic
     return {f"kept/{LABELS}": error_of(expected, bank), "kept/scores of labels": error_of(exact, scores)}
 
 
-def _of_words(graphs: Mapping[str, onnx.ModelProto], bundle: Predictor) -> dict[str, Any]:
+def _of_words(graphs: "Mapping[str, onnx.ModelProto]", bundle: Predictor) -> dict[str, Any]:
     """Of each tensor that is looked up by token, and of its sum with the positions: all words of the table, and all positions."""
+    import onnx
+
     found = dict[str, Any]()
     for name, model in graphs.items():
         looked_up = [n for n in model.graph.node if n.op_type == "Gather" and n.input[1] == "tokens"]
@@ -148,13 +161,18 @@ def _length(manifest: Manifest, graph: str) -> int:
     return manifest.context_length if words is None else words.length
 
 
-def _graph(bundle: Predictor, name: str) -> onnx.ModelProto:
+def _graph(bundle: Predictor, name: str) -> "onnx.ModelProto":
+    import onnx
+
     assert bundle.path is not None
     return onnx.load(bundle.path / bundle.manifest.graphs[name].file)
 
 
-def _computed(model: onnx.ModelProto, names: Sequence[str], tokens: NDArray[np.int64]) -> Mapping[str, Floats]:
+def _computed(model: "onnx.ModelProto", names: Sequence[str], tokens: NDArray[np.int64]) -> Mapping[str, Floats]:
     """The inner tensors of these names, from tokens alone."""
+    import onnx
+    from onnx.utils import Extractor
+
     model.graph.value_info.extend(onnx.ValueInfoProto(name=name) for name in names)  # what may be cut out
     part = Extractor(model).extract_model(["tokens"], [*names])
     session = import_onnxruntime().InferenceSession(part.SerializeToString(), providers=["CPUExecutionProvider"])

@@ -16,8 +16,7 @@ from pmclip_deploy.bundle.manifest import Manifest
 from pmclip_deploy.bundle.names import LABELS, QUESTION_EMBEDDINGS, SIGNATURES, TOKENIZER, WORDS
 from pmclip_deploy.bundle.types import Graph as GraphFile
 from pmclip_deploy.classify import bank_from_labels, templates_of
-from pmclip_deploy.decision.evidence import FACETS
-from pmclip_deploy.decision.needs import facet_kinds
+from pmclip_deploy.decision.needs import asked_of
 from pmclip_deploy.export.int8_from_onnx import Graphs
 from pmclip_deploy.export.onnx_from_checkpoint import Modules
 from pmclip_deploy.export.precisions.base import Recipe
@@ -94,11 +93,6 @@ def _files_from_labels(reference: Reference, labels: Sequence[str]) -> dict[str,
     rows, dim = bank.shape
     graph = similarity_graph(rows, dim, k=rows)
     return {"labels.onnx": graph.SerializeToString(deterministic=True), LABELS: _npy(bank)}
-
-
-def asked_of(manifest: Manifest) -> tuple[str, ...]:
-    """All that the head is asked to answer any question, where the rules of decision are about it."""
-    return tuple(sorted({question for _, question in FACETS.values()})) if facet_kinds(manifest) else ()
 
 
 def _file_from_asked(modules: Modules, asked: Sequence[str]) -> dict[str, bytes]:

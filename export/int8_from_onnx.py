@@ -8,8 +8,8 @@ import onnx
 from pmclip_deploy.export.calibration import Calibration, Measured
 from pmclip_deploy.export.fp16_from_onnx import half_from_onnx
 from pmclip_deploy.export.int8_dynamic import int8_dynamic
-from pmclip_deploy.export.int8_static import CPU, TENSORRT, int8_static
-from pmclip_deploy.export.smooth import smoothed
+from pmclip_deploy.export.int8_static import CPU, CPU_MATRICES, TENSORRT, int8_static
+from pmclip_deploy.export.smooth import APART, smoothed
 from pmclip_deploy.export.weights import half_stored, int8_blocks, int8_tables, layers_of
 
 Graphs = dict[str, onnx.ModelProto]
@@ -31,13 +31,14 @@ TOWERS = ("image", "text", "findings")
 
 
 def _for_cpu(model: onnx.ModelProto, tensors: Mapping[str, Measured], method: str, keep: Collection[str]) -> onnx.ModelProto:
-    """Convolutions static, matrices dynamic where there are no outlier channels or they can be smoothed; else a scale per 32 channels."""
+    """Convolutions static, transformers static if norms can be smoothed, a head's steps dynamic; other matrices a scale per 32 channels."""
     if any(node.op_type == "Conv" for node in model.graph.node):
         return half_stored(int8_dynamic(int8_static(model, tensors, _ranges(tensors, method), CPU, keep), tensors, keep))
-    smooth, scales = smoothed(model, {name: t.largest for name, t in tensors.items() if t.largest})
-    recurrent = model.graph.name == "head" and "tokens" in {x.name for x in model.graph.input}  # states lie between -1 and 1
-    if scales or recurrent:
-        return half_stored(int8_tables(int8_dynamic(smooth, _divided(tensors, scales), keep)))
+    if smoothed(model, _largest(tensors))[1]:
+        smooth, divided = _smooth(model, tensors, keep)
+        return half_stored(int8_tables(int8_static(smooth, divided, _ranges(divided, method), CPU_MATRICES, keep)))
+    if model.graph.name == "head" and "tokens" in {x.name for x in model.graph.input}:  # recurrent: states lie between -1 and 1
+        return half_stored(int8_tables(int8_dynamic(model, tensors, keep)))
     return int8_tables(int8_blocks(model, keep))
 
 
@@ -45,9 +46,20 @@ def _for_gpu(model: onnx.ModelProto, tensors: Mapping[str, Measured], method: st
     """Towers as Q/DQ, the rest of them and the small head in fp16."""
     if model.graph.name not in TOWERS:
         return half_from_onnx(model, _ranges(tensors, "max"))[0]
-    smooth, scales = smoothed(model, {name: t.largest for name, t in tensors.items() if t.largest})
-    divided = _divided(tensors, scales)
+    smooth, divided = _smooth(model, tensors, keep)
     return half_from_onnx(int8_static(smooth, divided, _ranges(divided, method), TENSORRT, keep), _ranges(divided, "max"))[0]
+
+
+def _smooth(
+    model: onnx.ModelProto, tensors: Mapping[str, Measured], keep: Collection[str]
+) -> tuple[onnx.ModelProto, dict[str, Measured]]:
+    """(the smoothed model, what a calibration of it would say)"""
+    smooth, scales = smoothed(model, _largest(tensors), apart=True, keep=keep)
+    return smooth, _divided(tensors, scales)
+
+
+def _largest(tensors: Mapping[str, Measured]) -> dict[str, list[float]]:
+    return {name: t.largest for name, t in tensors.items() if t.largest}
 
 
 def _ranges(tensors: Mapping[str, Measured], method: str) -> dict[str, tuple[float, float]]:
@@ -57,9 +69,11 @@ def _ranges(tensors: Mapping[str, Measured], method: str) -> dict[str, tuple[flo
 def _divided(tensors: Mapping[str, Measured], scales: Mapping[str, np.ndarray]) -> dict[str, Measured]:
     """What a calibration of the smoothed graph would say: of the divided tensors the largest value, whatever the method."""
     out = dict(tensors)
-    for name in set(scales) & {name for name, t in tensors.items() if t.largest}:
-        largest = np.array(tensors[name].largest) / scales[name]
+    for name, scale in scales.items():
+        of = tensors.get(name.removesuffix(APART))
+        if of is None or not of.largest:  # no matrix reads it
+            continue
+        largest = np.array(of.largest) / scale
         bound = float(largest.max())
-        ranges = dict.fromkeys(tensors[name].ranges, (-bound, bound))
-        out[name] = Measured(ranges, (np.array(tensors[name].means) / scales[name]).tolist(), largest.tolist())
+        out[name] = Measured(dict.fromkeys(of.ranges, (-bound, bound)), (np.array(of.means) / scale).tolist(), largest.tolist())
     return out

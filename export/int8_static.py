@@ -5,7 +5,7 @@ The nodes are placed here, not by onnxruntime.quantization: its result had cosin
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx
@@ -28,6 +28,7 @@ class Scheme:
 
 
 CPU = Scheme(symmetric=False, pairs=True, bias=True, matrices=False, connectors=True)
+CPU_MATRICES = replace(CPU, matrices=True)  # of transformers
 TENSORRT = Scheme(symmetric=True, pairs=False, bias=False, matrices=True, connectors=False)
 
 
@@ -108,7 +109,7 @@ class _Writer:
         x, w = node.input
         weight = self.weights[w]
         node.input[0] = self._quantised(x)
-        q, scale = int8_from_weight(weight, 1)
+        q, scale = int8_from_weight(weight, 1, "neighbours" if self.scheme.pairs else "none")
         node.input[1] = self._dequantised(w, q, scale, 1)
         if (b := self.bias_of.get(node.output[0])) is not None:
             self.made[b] = (self.weights[b] + np.array(self.tensors[x].means) @ (weight - q * scale)).astype(np.float32)

@@ -21,9 +21,10 @@ from pmclip_deploy.export.onnx_from_checkpoint import modules_from_checkpoint, o
 from pmclip_deploy.export.parity import parity_of
 from pmclip_deploy.export.precisions import PRECISIONS, TENSOR_GATES
 from pmclip_deploy.export.precisions.base import Recipe
+from pmclip_deploy.export.probes import Progress
 from pmclip_deploy.export.recipes import ExportOptions, Work, tables_for
 from pmclip_deploy.export.records import parity_known, record_calibration, record_parity
-from pmclip_deploy.export.reference import Progress, Reference
+from pmclip_deploy.export.reference import Reference
 from pmclip_deploy.export.samples import images_of
 from pmclip_deploy.export.sensitivity import Effect
 from pmclip_deploy.export.speed import speed_against_fp32

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,30 +13,23 @@ from pmclip_deploy.classify import scores_from_bundle
 from pmclip_deploy.errors import BundleError, ParityError
 from pmclip_deploy.evaluation.rows import Row, normalised, pictures_of, sha256_of_rows
 from pmclip_deploy.evaluation.statistics import Bootstrap, mcnemar
-from pmclip_deploy.export.checks import checks
-from pmclip_deploy.export.onnx_from_checkpoint import Modules
-from pmclip_deploy.export.reference import (
-    QUESTIONS,
-    Floats,
-    Progress,
-    Reference,
-    RowOutputs,
-    computing_nothing_twice,
-    findings_outputs,
-    outputs_for,
-    sample_pictures,
-)
+from pmclip_deploy.export.checks import checks, checks_of_runs
+from pmclip_deploy.export.probes import QUESTIONS, Floats, Progress, computing_nothing_twice, findings_outputs, sample_pictures
 from pmclip_deploy.imaging.preprocess import tensor_from_pixels
 from pmclip_deploy.imaging.read import picture_from_path
 from pmclip_deploy.opening import load
 from pmclip_deploy.predictor import Predictor
+
+if TYPE_CHECKING:
+    from pmclip_deploy.export.onnx_from_checkpoint import Modules
+    from pmclip_deploy.export.reference import Reference, RowOutputs
 
 NEAR_TIE = 0.25  # a finding's logit may be this far from a threshold and fall to the other side: at most 0.06 of probability
 
 
 def parity_of_bundle(
     bundle: Path,
-    modules: Modules,
+    modules: "Modules",
     rows: Sequence[Row] | None = None,
     images: Path | None = None,
     pictures: Sequence[Path] | None = None,
@@ -44,11 +37,13 @@ def parity_of_bundle(
 ) -> tuple[str, dict[str, Any]]:
     """(the bundle's precision, {"stages": ..., "tensors": ..., "answers": ... or None, "labels" and "findings": ... where it has some});
     tensors over ``pictures``, or pydicom's."""
+    from pmclip_deploy.export.reference import Reference
+
     return parity_of(Reference(modules, rows, images, pictures, progress), load(bundle, "cpu"))
 
 
 def parity_of(
-    reference: Reference, bundle: Predictor, answers: dict[str, Any] | None = None, findings: dict[str, Any] | None = None
+    reference: "Reference", bundle: Predictor, answers: dict[str, Any] | None = None, findings: dict[str, Any] | None = None
 ) -> tuple[str, dict[str, Any]]:
     """As parity_of_bundle. Raises BundleError where the bundle is of another model, and ParityError where it computes what is no number.
 
@@ -69,11 +64,13 @@ def parity_of(
 
 
 def _parity_of_parts(
-    reference: Reference, bundle: Predictor, pictures: Sequence[Path], answers: dict[str, Any] | None, findings: dict[str, Any] | None
+    reference: "Reference", bundle: Predictor, pictures: Sequence[Path], answers: dict[str, Any] | None, findings: dict[str, Any] | None
 ) -> dict[str, Any]:
     """Of answers, labels and findings, as far as there are some."""
     measured, rows, images = dict[str, Any](), reference.rows, reference.images
     if answers is None and (said := reference.row_outputs) is not None:
+        from pmclip_deploy.export.reference import outputs_for
+
         assert rows is not None and images is not None
         measured["answers"] = answer_parity(rows, said, outputs_for(bundle, rows, images, reference.progress))
     if bundle.manifest.labels:
@@ -82,6 +79,22 @@ def _parity_of_parts(
         measured["labels"] = label_parity(reference.predictor, bundle, reference.progress(pictures, "Classifying"))
     if (known := bundle.manifest.findings) is not None:
         measured["findings"] = findings or finding_parity(known, reference.looks, reference.looks_of(bundle))
+    return measured
+
+
+def parity_of_runs(reference: Predictor, other: Predictor) -> dict[str, Any]:
+    """The part of ``parity_of`` that needs no checkpoint: how far a bundle is, run in another way, from the same bundle.
+
+    Both see the pictures in pydicom's wheel. Raises BundleError where a head gives what is no number.
+    """
+    pictures = sample_pictures()
+    read = [picture_from_path(path).pixels for path in pictures]
+    measured = {**tensor_parity(reference, other, pictures, lambda items, what: items), "answers": None}
+    measured["checks"] = {"differ": [], **checks_of_runs(reference, other, read)}
+    if (known := reference.manifest.findings) is not None:
+        looked = [[findings_outputs(p, pixels) for pixels in read] for p in (reference, other)]
+        logits = [(np.stack([x["finding"].mean(0) for x in of]), np.stack([x["region"].mean(0) for x in of])) for of in looked]
+        measured["findings"] = finding_parity(known, *logits)
     return measured
 
 
@@ -176,7 +189,7 @@ def finding_parity(findings: Findings, reference: tuple[Floats, Floats], other: 
     }
 
 
-def answer_parity(rows: Sequence[Row], reference: RowOutputs, other: RowOutputs) -> dict[str, Any]:
+def answer_parity(rows: Sequence[Row], reference: "RowOutputs", other: "RowOutputs") -> dict[str, Any]:
     """Over real questions: how often both say the same, and the difference in accuracy with a paired 95% interval and McNemar's test.
 
     ``agreement`` is of what is said, over the ``answered`` rows: those where at least one of the two does not abstain (None without any).

@@ -17,8 +17,9 @@ from pmclip_deploy.export.gates import ANSWERS, FINDINGS, PARTS, part_of
 from pmclip_deploy.export.int8_from_onnx import Graphs, int8_from_graphs, int8_layers
 from pmclip_deploy.export.onnx_from_checkpoint import Modules
 from pmclip_deploy.export.precisions.base import STORED, Recipe
+from pmclip_deploy.export.probes import QUESTIONS, Progress, sample_pictures
 from pmclip_deploy.export.records import CALIBRATION, record_calibration, tables_of, weights_sha256
-from pmclip_deploy.export.reference import QUESTIONS, Progress, Reference, sample_pictures, tokenizers_of
+from pmclip_deploy.export.reference import Reference, tokenizers_of
 from pmclip_deploy.export.samples import FEW, IMAGES, feeds_of, images_of, questions_of, spread
 from pmclip_deploy.export.sensitivity import Effect, effects_of_layers, said, said_of_findings
 from pmclip_deploy.predictor import Predictor

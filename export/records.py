@@ -1,7 +1,9 @@
 """What is recorded beside a checkpoint, so that a rebuild gives the same bytes: ranges of a calibration, figures of parity."""
 
+import gzip
 import hashlib
 import json
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +19,13 @@ from pmclip_deploy.export.gates import FINDINGS, PARTS
 from pmclip_deploy.export.onnx_from_checkpoint import Modules
 from pmclip_deploy.train.checkpoint import rounded_tensors
 
-CALIBRATION, PARITY = "calibration.json", "parity.json"
+CALIBRATION, PARITY = "calibration.json.gz", "parity.json"
+
+MOST = 1 << 26  # bytes of such a file when it is read: 64 MiB
 
 
 def tables_of(modules: Modules) -> tuple[Calibration | None, Calibration | None]:
-    """What calibration.json holds for these weights: of the graphs that answer, of the findings."""
+    """What calibration.json.gz holds for these weights: of the graphs that answer, of the findings."""
     path = modules.folder / CALIBRATION
     if not path.is_file():
         return None, None
@@ -41,7 +45,7 @@ def record_calibration(modules: Modules, made: Calibration) -> None:
     before, findings = tables_of(modules)
     whole = made.joined(before, findings)
     if (replace(whole, findings=None), whole.findings) != (before, findings):
-        _keep(modules.folder / CALIBRATION, json_bytes(whole.to_json()))
+        _keep(modules.folder / CALIBRATION, gzip.compress(json_bytes(whole.to_json()), mtime=0))
 
 
 def parity_known(folder: Path, manifest: Manifest) -> dict[str, Any]:
@@ -59,11 +63,7 @@ def record_parity(folder: Path, manifest: Manifest, parity: dict[str, Any]) -> N
 
 def _hashes(manifest: Manifest, part: str) -> dict[str, str]:
     """Of the files that decide what a part says."""
-    return {
-        name: file.sha256
-        for name, file in manifest.files.items()
-        if (name.partition(".")[0] == FINDINGS) == (part == FINDINGS)
-    }
+    return {name: file.sha256 for name, file in manifest.files.items() if (name.partition(".")[0] == FINDINGS) == (part == FINDINGS)}
 
 
 def weights_sha256(modules: Modules) -> tuple[str, str]:
@@ -82,10 +82,14 @@ def _keep(path: Path, content: bytes) -> None:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_bytes(), object_pairs_hook=no_twin)
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            data = file.read(MOST + 1)
+        if len(data) > MOST:
+            raise ValueError("longer than any such file")
+        content = json.loads(data, object_pairs_hook=no_twin)
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError):
+    except (OSError, EOFError, ValueError, zlib.error):
         raise BundleError(f"{path}: not readable JSON", "remove it, and pass --calibration-images FOLDER and --data FILE again") from None
     return content if isinstance(content, dict) else {}
 

@@ -11,7 +11,7 @@ import numpy as np
 from pmclip_deploy.errors import InputError
 from pmclip_deploy.evaluation.rows import rows_from_jsonl
 from pmclip_deploy.export.gates import FINDINGS
-from pmclip_deploy.export.reference import QUESTIONS, Progress
+from pmclip_deploy.export.probes import QUESTIONS, Progress
 from pmclip_deploy.imaging.preprocess import grey_from_pixels, tensor_from_pixels
 from pmclip_deploy.imaging.read import picture_from_path
 from pmclip_deploy.predictor import Predictor

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pmclip_deploy.decision.heads import decision_from_heads, sigmoid
 from pmclip_deploy.errors import BundleError
-from pmclip_deploy.export.reference import QUESTIONS, Progress, findings_outputs
+from pmclip_deploy.export.probes import QUESTIONS, Progress, findings_outputs
 from pmclip_deploy.imaging.read import picture_from_path
 from pmclip_deploy.predictor import Predictor
 from pmclip_deploy.sessions import Session, SessionOptions, open_session

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pmclip_deploy.bundle.files import manifest_from_bundle
 from pmclip_deploy.export.int8_from_onnx import Graphs
-from pmclip_deploy.export.reference import QUESTIONS
+from pmclip_deploy.export.probes import QUESTIONS
 from pmclip_deploy.predictor import Predictor
 from pmclip_deploy.sessions.onnxruntime import import_onnxruntime
 

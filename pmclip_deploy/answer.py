@@ -47,12 +47,14 @@ class ModelInfo:
     bundle: str  #: Name of the bundle.
     version: str  #: Version of the bundle.
     precision: str  #: "fp32", "fp16" or "int8".
-    backend: str  #: "onnxruntime", for one.
+    backend: str  #: "onnxruntime", for one. After `tune` each graph may have its own: "openvino, onnxruntime".
     device: str  #: "cpu", for one.
     sha256: str  #: Of the bundle's manifest.json; empty for a model that is no bundle.
+    between: str = "f32"  #: What the graphs hold in float32 is computed in: "f32", or after `tune` also "bf16" or "f16".
 
     def __str__(self) -> str:
-        return f"{self.bundle} {self.version}, {self.precision}, {self.backend} on {self.device}"
+        reduced = "" if self.between == "f32" else f", {self.between} between operators"
+        return f"{self.bundle} {self.version}, {self.precision}, {self.backend} on {self.device}{reduced}"
 
     def __repr__(self) -> str:
         return f"ModelInfo({self})"
@@ -128,11 +130,14 @@ class Worth:
             right, wrong = self.specificity * (1 - prevalence), (1 - self.sensitivity) * prevalence
         return right / (right + wrong) if right + wrong else 0.0
 
-    def sentence(self) -> str:
-        """The same in one line, as the command line prints it."""
+    def sentence(self, prevalence: float | None = None) -> str:
+        """The same in one line, as the command line and reports have it; with ``predictive_value`` if ``prevalence`` is given."""
         right, given = self.right_of_yes if self.found else self.right_of_no
         measured = f"sensitivity {self.sensitivity:.2f}, specificity {self.specificity:.2f}"
-        return f"in validation on {self.stratum} {right} of {given} such answers were right ({measured})"
+        said = f"in validation on {self.stratum} {right} of {given} such answers were right ({measured})"
+        if prevalence is None:
+            return said
+        return f"{said}; if {prevalence:.0%} of pictures have it, {self.predictive_value(prevalence):.0%} of such answers are right"
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Which of some labels an image shows: zero-shot from the labels' words, or from a few examples, on the towers' frozen embeddings."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pmclip_deploy.answer import Classification, Label, ModelInfo
+from pmclip_deploy.beside import made
 from pmclip_deploy.bundle.files import rows_from_bundle
 from pmclip_deploy.bundle.manifest import Manifest
 from pmclip_deploy.bundle.names import LABELS
 from pmclip_deploy.decision.heads import Floats, sigmoid, softmax
-from pmclip_deploy.errors import BundleError, UsageError
+from pmclip_deploy.errors import BundleError, InputError, UsageError
 from pmclip_deploy.imaging.images import Image, picture_from_image
 from pmclip_deploy.kernels import contrastive_similarity, implementation
 
@@ -33,6 +34,8 @@ class Embedder(Protocol):
     model: ModelInfo
 
     def embed_image(self, image: Image) -> Floats: ...
+
+    def embeddings_of_images(self, images: Iterable[Image]) -> Iterator[Floats | InputError]: ...
 
     def embed_texts(self, texts: Sequence[str]) -> Floats: ...
 
@@ -117,7 +120,7 @@ class Classifier:
 def _few_shot(
     predictor: Embedder, examples: Mapping[str, Iterable[Image]], method: str, templates: Sequence[str]
 ) -> Callable[[Floats], Floats]:
-    rows = {name: [predictor.embed_image(image) for image in images] for name, images in examples.items()}
+    rows = {name: [made(row) for row in predictor.embeddings_of_images(images)] for name, images in examples.items()}
     if (empty := next((name for name in rows if not rows[name]), None)) is not None:
         raise UsageError(f"the label {empty[:60]!r} has no examples", "give one image or more of each label")
     x = _numbers(np.concatenate(list(rows.values())))

@@ -5,6 +5,8 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
+from pmclip_deploy import process
+
 T = TypeVar("T")
 quiet = False  # --quiet: neither notes nor progress bars
 
@@ -35,7 +37,8 @@ def print_note(message: str) -> None:
 
 
 def _print(message: str) -> None:
-    print(one_line(_PARAMETER.sub(r"--\1 \2", message)), file=sys.stderr)
+    with process.stderr:
+        print(one_line(_PARAMETER.sub(r"--\1 \2", message)), file=sys.stderr)
 
 
 _PARAMETER = re.compile(r'\b(bundle|data|device)="([^"]*)"')  # of a hint, as Python writes it; options have the same names

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from pmclip_deploy.sessions import backends
+from pmclip_deploy.threads import FLAGS, cpu_quota, cpu_threads, performance_cores
 
 PACKAGES = (
     *("pmclip-deploy", "numpy", "pillow", "pydicom", "python-gdcm", "pylibjpeg-openjpeg", "pyjpegls", "tokenizers"),
     *dict.fromkeys(package for backend in backends().values() for package in backend.packages),
 )
-CPU_FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm", "sve")
 GPU_FIELDS = ("name", "driver_version", "memory.total", "compute_cap", "power.limit")  # of nvidia-smi
 
 
@@ -49,7 +49,10 @@ def cpu() -> dict[str, Any]:
         "name": info.get("model name") or platform.processor() or platform.machine(),
         "logical": os.cpu_count(),
         "usable": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "flags": [flag for flag in CPU_FLAGS if flag in flags],
+        "flags": [flag for flag in FLAGS if flag in flags],
+        "quota": cpu_quota(),
+        "threads": cpu_threads(),
+        "fast_cores": performance_cores(),
     }
 
 

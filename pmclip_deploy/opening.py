@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from threading import Lock
@@ -15,7 +16,8 @@ from pmclip_deploy.bundle.types import Graph
 from pmclip_deploy.errors import BundleError, DeviceError
 from pmclip_deploy.models import DEFAULT_BUNDLE
 from pmclip_deploy.process import one_thread_for_numpy
-from pmclip_deploy.sessions import GraphFile, Session, SessionOptions, backend_for, backends, onnx_sha256
+from pmclip_deploy.sessions import F32, GraphFile, Session, SessionOptions, backend_for, backends, onnx_sha256
+from pmclip_deploy.tuning import Choice, choices_of
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -25,12 +27,16 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def load(bundle: "str | os.PathLike[str] | None" = None, device: str = "auto", *, single_use: bool = False) -> "Predictor":
+def load(
+    bundle: "str | os.PathLike[str] | None" = None, device: str = "auto", *, single_use: bool = False, items: int | None = None
+) -> "Predictor":
     """Verifies a bundle and opens what ``ask`` runs, the rest when it is first needed.
 
     Without a head it waits for the image tower alone: the text tower and the tokenizer go on opening behind. ``device`` is of
-    ``sessions.devices()``; "auto" takes what runs here and says in ``Predictor.notes`` what does not. ``single_use`` is for a process
-    that asks about one picture and ends: INT8 transformers open sooner, run slower and say the same (docs/measured/cold-start.md).
+    ``sessions.devices()``; "auto" takes what `pmclip-deploy tune` chose, else what runs here, and says in ``Predictor.notes`` what does
+    not. ``single_use`` is for a process that asks about one picture and ends: INT8 transformers open sooner, run slower and say the same
+    (docs/measured/cold-start.md). ``items`` says how many pictures there will be, if that is known: for few of them a tuning may have
+    chosen what opens sooner.
 
     Raises BundleError where the folder is no whole bundle, UsageError for an unknown device, and DeviceError where one that was asked for
     by name is not there.
@@ -39,10 +45,12 @@ def load(bundle: "str | os.PathLike[str] | None" = None, device: str = "auto", *
     >>> pm.load(device="cpu")
     Predictor(pmclip-lite 0.1.0, int8, onnxruntime on cpu)
     """
-    return load_while(lambda: None, bundle, device, single_use)
+    return load_while(lambda: None, bundle, device, single_use, items)
 
 
-def load_while(work: Callable[[], object], bundle: "str | os.PathLike[str] | None", device: str, single_use: bool) -> "Predictor":
+def load_while(
+    work: Callable[[], object], bundle: "str | os.PathLike[str] | None", device: str, single_use: bool, items: int | None = None
+) -> "Predictor":
     """``load``, which calls ``work`` while the graphs are opened, when the interpreter's lock is free for other imports."""
     path = DEFAULT_BUNDLE if bundle is None else Path(bundle)
     if single_use:
@@ -70,18 +78,20 @@ def load_while(work: Callable[[], object], bundle: "str | os.PathLike[str] | Non
 
         import pmclip_deploy.imaging.preprocess  # noqa: F401
 
-        backend_for(device).version()  # imports its package
+        notes = list[str]()
+        choices = choices_of(path, 1 if single_use else items, notes) if device == "auto" else {}
+        if not {*at_once} <= {*choices}:  # the packages of what was chosen are imported
+            backend_for(device).version()
         from pmclip_deploy.predictor import Predictor
 
         def session(name: str) -> Session:
-            return _session(path, manifest, name, device, notes, single_use, content)
+            return _session(path, manifest, name, device, notes, single_use, content, choices)
 
         def tokenizer(name: str) -> "Tokenizer":
             from pmclip_deploy.tokens import tokenizer_from_text
 
             return tokenizer_from_text(content(name).decode(errors="surrogateescape"), path / name)  # refused there if it is no UTF-8
 
-        notes = list[str]()
         sessions, tokenizers = LazyMap(session, manifest.graphs), LazyMap(tokenizer, (TOKENIZER, WORDS))
         opening: list[Future[Any]] = [pool.submit(sessions.__getitem__, name) for name in at_once]
         opening += [pool.submit(tokenizers.__getitem__, name) for name in texts]
@@ -93,7 +103,12 @@ def load_while(work: Callable[[], object], bundle: "str | os.PathLike[str] | Non
             future.result()
     finally:
         pool.shutdown(wait=False)
-    return Predictor(path, manifest, sessions, tokenizers, notes)
+    predictor = Predictor(path, manifest, sessions, tokenizers, notes)
+    if runs := [choices[name] for name in manifest.graphs if name in choices]:  # each as `tune` chose it
+        names = dict.fromkeys(backend_for(choice.device).name for choice in runs)
+        between = dict.fromkeys(choice.between for choice in runs)
+        predictor.model = replace(predictor.model, backend=", ".join(names), between=", ".join(between))
+    return predictor
 
 
 class LazyMap(dict[str, T]):
@@ -111,11 +126,19 @@ class LazyMap(dict[str, T]):
 
 
 def _session(
-    path: Path, manifest: Manifest, name: str, device: str, notes: list[str], single_use: bool, content: Callable[[str], bytes]
-) -> Session:
+    path: Path, manifest: Manifest, name: str, device: str, notes: list[str], single_use: bool, content: Callable[[str], bytes],
+    choices: dict[str, Choice],
+) -> Session:  # fmt: skip
     from pmclip_deploy.bundle.contract import contract_of
 
-    session = session_from_bundle(path, manifest, name, device, notes, single_use, content)
+    choice = choices.get(name, Choice(device))
+    try:
+        session = session_from_bundle(path, manifest, name, choice.device, notes, single_use, content, choice.between, choice.threads)
+    except DeviceError as error:
+        if choices.pop(name, None) is None:
+            raise
+        notes.append(f"{error.message}; meanwhile the graph {name} runs as without a tuning")
+        session = session_from_bundle(path, manifest, name, device, notes, single_use, content)
     inputs, outputs = contract_of(manifest)[name]
     if set(session.inputs) != set(inputs) or not set(outputs) <= set(session.outputs):
         found = f"takes {session.inputs} and gives {session.outputs}, not {inputs} and {outputs}"
@@ -131,6 +154,8 @@ def session_from_bundle(
     notes: list[str] | None = None,
     single_use: bool = False,
     content: Callable[[str], bytes] | None = None,
+    between: str = F32,
+    threads: int | None = None,
 ) -> Session:
     """Opens the graph ``name`` of a bundle. ``content`` gives a file that was verified; by default each is read and verified here.
 
@@ -140,7 +165,7 @@ def session_from_bundle(
     """
     backend, graph = backend_for(device), _graph_file(folder, manifest, name, content or partial(content_of_file, folder, manifest))
     prepack = not (single_use and _integers_alone(graph.read(graph.path), manifest.graphs[name]))
-    options = SessionOptions(device, integer_kernels=manifest.target == "cpu", prepack=prepack)
+    options = SessionOptions(device, manifest.target == "cpu", prepack, between, threads)
     if device != "auto":
         return backend.open(graph, options)
     errors = list[DeviceError]()
@@ -164,4 +189,4 @@ def _graph_file(folder: Path, manifest: Manifest, name: str, content: Callable[[
 def _integers_alone(content: bytes, graph: Graph) -> bool:
     """Whether a graph says the same from weights that were not packed, and loses little: integer products do; products of floats and of
     blocks give other bits, and integer convolutions take a third longer."""
-    return b"MatMulInteger" in content and b"Conv" not in content and not graph.float_layers
+    return b"QuantizeLinear" in content and b"Conv" not in content and not graph.float_layers

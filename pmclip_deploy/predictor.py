@@ -6,8 +6,8 @@ Longer than other files, since the docstrings of its public methods are the refe
 import hashlib
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property, lru_cache
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,21 +15,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pmclip_deploy.answer import Answer, Candidate, Classification, Match, ModelInfo
+from pmclip_deploy.beside import made
 from pmclip_deploy.bundle.contract import contract_of
 from pmclip_deploy.bundle.files import rows_from_bundle
 from pmclip_deploy.bundle.manifest import Manifest
-from pmclip_deploy.bundle.names import MANIFEST, QUESTION_EMBEDDINGS, TOKENIZER, WORDS
+from pmclip_deploy.bundle.names import MANIFEST, QUESTION_EMBEDDINGS, WORDS
 from pmclip_deploy.bundle.types import Head
 from pmclip_deploy.decision.evidence import FACETS, Evidence, FindingScores, Reply, findings_of
 from pmclip_deploy.decision.heads import Floats, HeadLogits, decision_from_heads, softmax
 from pmclip_deploy.decision.needs import facet_kinds, graphs_of_ask
 from pmclip_deploy.decision.rules import askable, facets_of, reply, taught_findings, why_not_validated
-from pmclip_deploy.errors import BundleError, UsageError
+from pmclip_deploy.errors import BundleError, InputError, UsageError
 from pmclip_deploy.header.read import Header
 from pmclip_deploy.imaging.images import Image, picture_from_image
 from pmclip_deploy.looking import PictureGraphs
 from pmclip_deploy.questions import Intent, understood
 from pmclip_deploy.sessions import Session
+from pmclip_deploy.towers import Towers
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -83,9 +85,9 @@ class Predictor:
         self._contract = contract_of(manifest)
         self._sessions = sessions
         self._tokenizers = tokenizers
-        self._text_embedding = lru_cache(1024)(self._embedding_from_text)  # the same questions are asked of many images
         self._facets = facet_kinds(manifest)
         self._graphs = PictureGraphs(path, manifest, sessions)
+        self.towers = Towers(path, manifest, sessions, tokenizers)
         first = sessions[graphs_of_ask(manifest)[0]]
         self.model = ModelInfo(
             bundle=manifest.name,
@@ -299,6 +301,29 @@ class Predictor:
         picture = picture_from_image(image, frame, window)
         return self.embedding_from_tensor(tensor_from_pixels(picture.pixels, self.manifest.preprocess))
 
+    def embed_images(self, images: Iterable[Image]) -> Floats:
+        """(N, D) f32, not normalised: ``embed_image`` of each, bit for bit. One image is read while another is computed.
+
+        Raises the InputError of the first image that cannot be read, and UsageError if there are no images.
+
+        >>> import pmclip_deploy as pm
+        >>> pm.load().embed_images(["scan.dcm", "scan.dcm"]).shape
+        (2, 512)
+        """
+        rows = [made(row) for row in self.embeddings_of_images(images)]
+        if not rows:
+            raise UsageError("pass one or more images")
+        return np.stack(rows)
+
+    def embeddings_of_images(self, images: Iterable[Image]) -> Iterator[Floats | InputError]:
+        """``embed_images``, one after another: (D,) of each image in order, or the InputError of one that cannot be read.
+
+        >>> import pmclip_deploy as pm
+        >>> [type(row).__name__ for row in pm.load().embeddings_of_images(["scan.dcm", "no-such-file"])]
+        ['ndarray', 'InputError']
+        """
+        return self.towers.of_images(images)
+
     def embed_text(self, text: str) -> Floats:
         """The text tower's embedding, (D,) f32, not normalised. Raises UsageError for an empty text.
 
@@ -310,9 +335,9 @@ class Predictor:
         return embedding
 
     def embed_texts(self, texts: Sequence[str]) -> Floats:
-        """(N, D) f32, not normalised: ``embed_text`` of each. Raises UsageError where there are none, or an empty one."""
+        """(N, D) f32, not normalised: ``embed_text`` of each, bit for bit. Raises UsageError where there are none, or an empty one."""
         _check_texts(texts)
-        return np.concatenate([self._text_embedding(text) for text in texts])
+        return self.towers.of_texts(texts)
 
     def search(
         self,
@@ -347,17 +372,9 @@ class Predictor:
         embedding = self.embed_text(text) if text is not None else self.embed_image(image, frame=frame, window=window)  # type: ignore[arg-type]
         return opened.matches(unit(embedding, "the query").astype(np.float32), k)
 
-    def _embedding_from_text(self, text: str) -> Floats:
-        """(1, D). Alone: a dynamically quantised tower takes its scales from the batch, and an answer must not depend on
-        which other questions were asked beside it."""
-        return self._sessions["text"].run({"tokens": self.tokens([text])[0]})["embedding"]
-
     def tokens(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
         """What the text tower reads of each, (1, T) i64 token ids of its own length."""
-        from pmclip_deploy.tokens import tokens_from_text
-
-        tokenizer, limit, pad = self._tokenizers[TOKENIZER], self.manifest.context_length, self.manifest.pad_id
-        return [tokens_from_text(tokenizer, [text], limit, pad) for text in texts]
+        return [self.towers.tokens(text) for text in texts]
 
     def embedding_from_tensor(self, tensor: Floats) -> Floats:
         """(3, S, S) f32, as preprocessed -> (D,) f32."""
@@ -375,7 +392,9 @@ class Predictor:
         _check_questions(questions)
         if words is None:
             kept = self._kept
-            return np.stack([kept[question] if question in kept else self.embed_text(question) for question in questions])
+            others = [question for question in dict.fromkeys(questions) if question not in kept]
+            rows = kept | dict(zip(others, self.embed_texts(others), strict=True)) if others else kept
+            return np.stack([rows[question] for question in questions])
         from pmclip_deploy.tokens import tokens_from_text
 
         return tokens_from_text(self._tokenizers[WORDS], questions, words.length, words.pad_id, length=words.length)

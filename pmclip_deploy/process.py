@@ -3,8 +3,10 @@
 import os
 import signal
 import sys
+from threading import Lock
 
 taken_over = False
+stderr = Lock()  # held by whoever writes a message, and while file descriptor 2 leads nowhere
 
 
 def take_over() -> None:

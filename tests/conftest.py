@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from tests.sources import SHARED
 take_share()  # before a library counts the cores
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before a test file imports onnxruntime, which would report to its maker
+
+# A tuning of whoever runs the tests would change what they see.
+os.environ["LOCALAPPDATA" if os.name == "nt" else "XDG_CACHE_HOME"] = str(Path(tempfile.gettempdir(), "pmclip-deploy-tests"))
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts the tests in the background has them ignore Ctrl-C
 

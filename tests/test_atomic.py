@@ -127,7 +127,7 @@ def calibration(folder: Path) -> None:
     train_parts()
     from pmclip_deploy.export.records import _keep
 
-    _keep(folder / "calibration.json", b"x" * 300)
+    _keep(folder / "calibration.json.gz", b"x" * 300)
 
 
 def timing_cache(folder: Path) -> None:
@@ -180,7 +180,7 @@ WRITERS = (
     Writer("checkpoint", checkpoint, UsageError, f"checkpoint: the checkpoint cannot be written ({{}}); {RESUME}"),
     Writer("import", imported, BundleError, "checkpoint: cannot be written ({}); check the space left and the permissions"),
     Writer("signatures of pictures", signatures_of_pictures, UsageError, f"seen.npy: cannot be written ({{}}); {RESUME}"),
-    Writer("calibration", calibration, BundleError, "calibration.json: cannot be written ({}); export a copy of the checkpoint"),
+    Writer("calibration", calibration, BundleError, "calibration.json.gz: cannot be written ({}); export a copy of the checkpoint"),
     Writer("timing cache", timing_cache, UsageError, "cache: the timing cache cannot be written ({}); name another file"),
     Writer("parity report", parity_report, UsageError, "report.html: the report cannot be written ({}); give another --report"),
     Writer("submission", submission, UsageError, "run.json: cannot be written ({}); give another --submit-file"),

@@ -112,7 +112,12 @@ def test_an_image_or_an_example_without_numbers_is_refused(
     embed = towers.embed_image
     given: dict[str, Any] = {"labels": list(examples)} if method == "zero-shot" else {"examples": examples}
     for broken in [image] if method == "zero-shot" else [image, examples["fracture"][0]]:
-        monkeypatch.setattr(towers, "embed_image", lambda x, wrong=broken, **_: np.full_like(embed(x), bad) if x is wrong else embed(x))
+
+        def wrong(x: Any, broken: Any = broken) -> Any:
+            return np.full_like(embed(x), bad) if x is broken else embed(x)
+
+        monkeypatch.setattr(towers, "embed_image", wrong)
+        monkeypatch.setattr(towers, "embeddings_of_images", lambda images, wrong=wrong: map(wrong, images))
         with pytest.raises(pm.BundleError, match="computes NaN or infinity"):
             towers.classify(image, method=method, **given)
 
@@ -211,7 +216,7 @@ def test_export_says_whether_labels_survive(labelled: tuple[Path, Any]) -> None:
     from pmclip_deploy.errors import ParityError
     from pmclip_deploy.export.gates import gate
     from pmclip_deploy.export.parity import label_parity
-    from pmclip_deploy.export.reference import sample_pictures
+    from pmclip_deploy.export.probes import sample_pictures
 
     path, _ = labelled
     assert manifest_from_bundle(path).parity["labels"] == {"n": len(sample_pictures()), "agreement": 1.0}

@@ -18,7 +18,7 @@ from pmclip_deploy.bundle.files import sha256_of_file
 from pmclip_deploy.bundle.names import MANIFEST, SIGNATURES
 from pmclip_deploy.errors import BundleError
 from pmclip_deploy.spec import CHECKPOINT_SCHEMA
-from pmclip_deploy.train.backbones import BACKBONES
+from pmclip_deploy.train.backbones import BACKBONES, known_by_towers
 from pmclip_deploy.train.backbones.base import Package, Towers
 
 
@@ -36,6 +36,7 @@ class Checkpoint(_Always, total=False):
 
     schema: str  # CHECKPOINT_SCHEMA
     logit_bias: float  # of a sigmoid loss
+    towers: dict[str, Any]  # of a backbone that an open_clip_config.json described; ``save_checkpoint`` adds it
     answers: Sequence[str]  # of a head
     kinds: list[dict[str, Any]]  # of pmclip-lite's head, with ``abstention``
     abstention: dict[str, Any]
@@ -74,7 +75,8 @@ def save_checkpoint(folder: Path, tensors: dict[str, Tensor], meta: Checkpoint, 
     own = _packed({k: v for k, v in stored.items() if k not in left_out})
     same = _same_as_tower(own)
     said = {**locked, **({SAME: same} if same else {})}
-    text = json.dumps({"schema": CHECKPOINT_SCHEMA, **meta}, indent=1, ensure_ascii=False)
+    towers = {"towers": json.loads(backbone.described)} if backbone and backbone.described else {}
+    text = json.dumps({"schema": CHECKPOINT_SCHEMA, **meta, **towers}, indent=1, ensure_ascii=False)
     with written_into(folder) as new:
         with written(new / "model.safetensors") as file:
             save_file({k: v for k, v in own.items() if k not in same}, file, {LOCKED: json.dumps(said)} if said else None)
@@ -153,6 +155,8 @@ def read_checkpoint(folder: Path) -> tuple[Checkpoint, dict[str, Tensor]]:
     try:
         text = (folder / "checkpoint.json").read_text(encoding="utf-8")
         meta = json.loads(text, parse_constant=no_constant, object_pairs_hook=no_twin)
+        if isinstance(meta, dict) and "towers" in meta and known_by_towers(meta["towers"]).name != meta["backbone"]:
+            raise ValueError("other towers than the backbone's")
         tensors = rounded_tensors(folder)
     except FileNotFoundError as error:
         raise BundleError(f"{error.filename or folder}: not found", step_to_checkpoint(folder)) from None
@@ -207,8 +211,12 @@ def under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def towers_from_checkpoint(folder: Path) -> tuple[Towers, Checkpoint, dict[str, Tensor]]:
     """(towers in eval mode, checkpoint.json, all tensors). Raises BundleError."""
     meta, tensors = read_checkpoint(folder)
-    model = BACKBONES[meta["backbone"]].build()
+    backbone = BACKBONES[meta["backbone"]]
     try:
+        if backbone.described:  # by the file: its sizes may be any, so they are compared before they are made
+            with torch.device("meta"):
+                backbone.build().load_state_dict(under(tensors, "clip"), assign=True)
+        model = backbone.build()
         model.load_state_dict(under(tensors, "clip"))
     except RuntimeError as error:
         first = str(error).splitlines()[-1].strip()

@@ -71,7 +71,7 @@ def classify(
     from pmclip_deploy.classify import Classifier
     from pmclip_deploy.opening import load
 
-    predictor = load(bundle, device, single_use=pictures.alone and not files)
+    predictor = load(bundle, device, single_use=pictures.alone and not files, items=pictures.count + sum(map(len, files.values())))
     print_notes(predictor)
     every, skipped = [file for of in files.values() for file in of], list[NoPictureError]()
     bar = iter(progress(every, "Embedding"))

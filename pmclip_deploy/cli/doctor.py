@@ -2,10 +2,13 @@
 
 import platform
 import shutil
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from pmclip_deploy.cli.options import Json
 from pmclip_deploy.cli.output import print_json
+from pmclip_deploy.console import counted
 from pmclip_deploy.errors import BundleError, DeviceError
 from pmclip_deploy.sessions import DEFAULT, Backend, backends
 from pmclip_deploy.sessions.onnxruntime import GPU_STEPS
@@ -21,7 +24,10 @@ LIBRARIES = {  # of CODECS, by the start of the transfer syntax
 }
 
 
-def doctor(as_json: Json = False) -> int:
+Ward = Annotated[bool, typer.Option("--ward", help="Also check what `serve` needs. The command exits with 0 if `serve` works here too.")]
+
+
+def doctor(ward: Ward = False, as_json: Json = False) -> int:
     """List the backends, decoders and devices of this machine. The command exits with 0 if `infer` works here."""
     from pmclip_deploy.machine import cpu
 
@@ -51,7 +57,13 @@ def doctor(as_json: Json = False) -> int:
         "similarity": _similarity(),
         "dicom": _decoders(),
         "bundle": bundle,
+        "tuning": None if bundle_code else _tuning(),
     }
+    if ward:
+        from pmclip_deploy.serve.check import ward as ward_of
+
+        document["ward"] = found = ward_of()
+        code = code or (DeviceError.exit_code if found["problem"] else 0)
     if as_json:
         print_json(document)
     else:
@@ -110,6 +122,19 @@ def _bundle() -> tuple[dict[str, Any], int]:
     return {"path": str(DEFAULT_BUNDLE), "verified": True, "problem": None, **found}, 0
 
 
+def _tuning() -> dict[str, Any] | None:
+    """What `tune` chose for the embedded bundle, for one picture and for many; None where it never ran here."""
+    from pmclip_deploy.models import DEFAULT_BUNDLE
+    from pmclip_deploy.tuning import choices_of, tuning_file
+
+    file, notes = tuning_file(DEFAULT_BUNDLE), list[str]()
+    if file is None:
+        return None
+    chosen = {name: choices_of(DEFAULT_BUNDLE, items, notes) for name, items in (("one", 1), ("many", None))}
+    plans = {name: {graph: choice._asdict() for graph, choice in of.items()} for name, of in chosen.items()}
+    return {"file": str(file), **plans, "problem": notes[0] if notes else None}
+
+
 def _decoders() -> list[dict[str, Any]]:
     """The transfer syntaxes that are read, and whether the library that decodes each can be imported here."""
     from importlib import import_module
@@ -135,6 +160,8 @@ def _print(document: dict[str, Any]) -> None:
     lines = [
         f"python   {document['python']} on {document['platform']}",
         f"cpu      {cpu['name']}, {cpu['usable']} of {cpu['logical']} usable, {' '.join(cpu['flags'])}",
+        *([f"cpu      a quota of {cpu['quota']:g} processors"] if cpu["quota"] else []),
+        f"cpu      {counted(cpu['threads'], 'thread')} worth starting, {counted(cpu['fast_cores'], 'fast core')}",
         f"gpu      {gpu['nvidia_driver'] or 'no NVIDIA driver'}",
         *(f"package  {name} {version or 'not installed'}" for name, version in document["packages"].items()),
         *(f"backend  {' '.join(filter(None, (row['name'], row['version'])))}: {_said(row)}" for row in document["backends"]),
@@ -143,10 +170,28 @@ def _print(document: dict[str, Any]) -> None:
         *(f"dicom    {d['name']}: {d['library'] or 'built in'}" for d in document["dicom"] if d["readable"]),
         *(f"dicom    not readable here: {name}" for name in unreadable),
         f"bundle   {bundle['problem'] or '{name} {version} {precision}, verified'.format(**bundle)}",
+        *(_ward_lines(document["ward"]) if "ward" in document else ()),
+        *_lines_of_tuning(document["tuning"]),
         "infer works here" if document["ok"] else "infer does not work here",
     ]
     for line in lines:
         print("".join(c if c.isprintable() else "?" for c in line))
+
+
+def _ward_lines(ward: dict[str, Any]) -> list[str]:
+    port = f"port {ward['port']} {'is free' if ward['port_is_free'] else 'is taken; choose another one with --port'}"
+    packages = [f"ward     {name} {version or 'not installed'}" for name, version in ward["packages"].items()]
+    return [*packages, f"ward     {port}", f"ward     {ward['problem'] or 'serve works here'}"]
+
+
+def _lines_of_tuning(tuning: dict[str, Any] | None) -> list[str]:
+    if tuning is None or tuning["problem"]:
+        return [f"tuning   {tuning['problem'] if tuning else 'none; `pmclip-deploy tune` measures what is fastest here'}"]
+    lines = []
+    for name, pictures in (("one", "one picture"), ("many", "many pictures")):
+        graphs = [f"{graph} {of['device']} {of['between']} {of['threads'] or 'all'} threads" for graph, of in tuning[name].items()]
+        lines.append(f"tuning   {pictures}: {', '.join(graphs) or 'as without a tuning'}")
+    return lines
 
 
 def _said(row: dict[str, Any]) -> str:

@@ -160,7 +160,7 @@ def _asked(path: Path | None, is_checkpoint: bool, rows: "Sequence[Row]", images
     from pmclip_deploy.evaluation.evaluate import about_bundle, bundle_answerer
     from pmclip_deploy.opening import load
 
-    predictor = load(path, device)
+    predictor = load(path, device, items=len({row.image for row in rows}))
     print_notes(predictor)
     return bundle_answerer(predictor, rows, images, stages if len(rows) >= LONG else progress), about_bundle(predictor)
 

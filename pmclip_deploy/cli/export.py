@@ -57,7 +57,7 @@ Output = Annotated[
 Name = Annotated[str | None, typer.Option(help="Name of the bundle. Default: the name of the checkpoint.", show_default=False)]
 CalibrationImages = Annotated[
     Path | None,
-    typer.Option(help="int8: folder of training images for calibration, or train.jsonl. Default: calibration.json of the checkpoint."),
+    typer.Option(help="int8: folder of training images for calibration, or train.jsonl. Default: calibration.json.gz of the checkpoint."),
 ]
 CalibrationFindings = Annotated[
     list[Path] | None,

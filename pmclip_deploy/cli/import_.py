@@ -30,6 +30,10 @@ def import_(
             show_default=False,
         ),
     ] = None,
+    adapter: Annotated[
+        Path | None,
+        typer.Option(help="Folder of a LoRA adapter to merge. Default: the one in the folder of the weights.", show_default=False),
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the model. Default: the name of the output folder.", show_default=False)] = None,
     as_json: Json = False,
 ) -> None:
@@ -37,7 +41,7 @@ def import_(
     need_extra("train", "this command", "torch", "open_clip", "safetensors")
     from pmclip_deploy.train.importing import import_weights
 
-    meta = import_weights(weights, output, backbone, name, activation)
+    meta = import_weights(weights, output, backbone, name, activation, adapter)
     made = meta["provenance"]["import"]
     if as_json:
         print_json(
@@ -46,6 +50,10 @@ def import_(
     else:
         article = "an" if made["kind"][0] in "AEIOUaeiou" else "a"
         print(f"{meta['backbone']} from {article} {made['kind']}, checkpoint in {one_line(str(output))}")
+        for file in made.get("adapter", ()):
+            print(f"LoRA adapter merged: {one_line(file)}")
+        for line in made.get("assumed", ()):
+            print(f"assumed: {one_line(line)}")
         if made.get("activation_from") == "assumed":
             said = "assumed, since no config.json says it. If the model was trained with GELU, give --activation gelu"
             print(f"activation: {made['activation']}, {said}")

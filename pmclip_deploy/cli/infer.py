@@ -1,5 +1,6 @@
 """`pmclip-deploy infer`: answers questions about images."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -41,6 +42,22 @@ SavePicture = Annotated[
     typer.Option(metavar="OUT.png", help="Write the picture as the model saw it. If a finding is answered yes, the picture shows its map."),
 ]
 
+Sr = Annotated[
+    Path | None,
+    typer.Option(
+        "--sr",
+        metavar="OUT.dcm",
+        help="Write the answers as a DICOM Structured Report. For several images: a folder, with a file per image.",
+    ),
+]
+SrClass = Annotated[
+    str, typer.Option("--sr-class", help="SOP class of the Structured Report: comprehensive3d, comprehensive or enhanced.")
+]
+Sc = Annotated[
+    Path | None,
+    typer.Option("--sc", metavar="OUT.dcm", help="Write the answers as a page, a DICOM Secondary Capture. For several images: a folder."),
+]
+
 
 def infer(
     arguments: Arguments,
@@ -53,6 +70,9 @@ def infer(
     age: Age = None,
     prevalence: Prevalence = None,
     save_picture: SavePicture = None,
+    sr: Sr = None,
+    sr_class: SrClass = "comprehensive3d",
+    sc: Sc = None,
     output: Output = None,
     as_json: Json = False,
 ) -> int:
@@ -64,11 +84,16 @@ def infer(
     pictures = Pictures(images)
     _check_picture(save_picture, pictures.alone)
     rows = None if output is None else RowsFile(output, COLUMNS)
+    reports = None
+    if sr is not None or sc is not None:
+        from pmclip_deploy.cli.reports import Reports
+
+        reports = Reports(sr, sc, sr_class, prevalence, pictures)
 
     from pmclip_deploy.header.read import ADULT
     from pmclip_deploy.opening import load_while
 
-    predictor = load_while(lambda: _import_reader(images[0]), bundle, device, single_use=pictures.alone)
+    predictor = load_while(lambda: _import_reader(images[0]), bundle, device, single_use=pictures.alone, items=pictures.count)
     print_notes(predictor)
 
     def ask(path: Path) -> "list[Answer]":
@@ -76,7 +101,7 @@ def infer(
         return predictor.ask_many(path, questions, frame=frame, window=window, top=top, ignore_header=ignore_header, child=child)
 
     documents, count = list[dict[str, Any]](), 0
-    for answers in pictures.each(ask, "Asking" if as_json or rows is not None else None):
+    for answers in pictures.each(partial(reports.write, ask=ask) if reports else ask, "Asking" if as_json or rows is not None else None):
         count += 1
         if save_picture is not None:
             from pmclip_deploy.imaging.overlay import save_png
@@ -93,10 +118,13 @@ def infer(
     if rows is not None:
         rows.add_unreadable(pictures.unreadable)
     if as_json:
-        print_json({"schema": ANSWERS_SCHEMA, "answers": documents, **pictures.to_json()})
+        written = {} if reports is None else {"reports": reports.written}
+        print_json({"schema": ANSWERS_SCHEMA, "answers": documents, **pictures.to_json(), **written})
     elif count:
         if rows is not None:
             print(one_line(f"{output}: {counted(count * len(questions), 'answer')} about {counted(count, 'picture')}"))
+        if reports is not None:
+            reports.print()
         print(RESEARCH_ONLY)
     return pictures.exit_code
 
@@ -127,7 +155,7 @@ def _document(answer: "Answer", prevalence: float | None) -> dict[str, Any]:
 def _row(answer: "Answer", prevalence: float | None) -> dict[str, object]:
     """Of ``COLUMNS``."""
     cells = {name: getattr(answer, name) for name in ("question", "answer", "probability", "source", "reason", "note")}
-    worth = None if answer.worth is None else _worth(answer, prevalence)
+    worth = None if answer.worth is None else answer.worth.sentence(prevalence)
     return {"image": answer.image.source, "frame": answer.image.frame, **cells, "worth": worth, "model": str(answer.model)}
 
 
@@ -188,13 +216,13 @@ def _print_answers(answers: "list[Answer]", prevalence: float | None) -> None:
         others = () if answer.worth else answer.candidates if answer.abstained or answer.source == "header" else answer.candidates[1:]
         ups = Text(", ".join(f"{one_line(c.answer)} {c.probability:.0%}" for c in others))
         if answer.worth is not None:
-            given.append(Text(f" - {_worth(answer, prevalence)}", "not bold"))
+            given.append(Text(f" - {answer.worth.sentence(prevalence)}", "not bold"))
         table.add_row(Text(one_line(answer.question)), given, Text(_confidence(answer)), ups)
     console = console_for_tables()
     console.print(table)
-    model, times = answers[0].model, answers[0].timings_ms
+    times = answers[0].timings_ms
     console.print(Text(f"image: {_image_line(answers[0].image)}"))
-    console.print(Text(f"model: {model.bundle} {model.version}, {model.precision}, {model.backend} on {model.device}"))
+    console.print(Text(f"model: {answers[0].model}"))
     console.print(Text("time:  " + ", ".join(f"{name} {ms:.0f} ms" for name, ms in times.items())))
     for note in dict.fromkeys(a.note for a in answers if a.note):
         console.print(Text(f"note:  {one_line(note)}"))
@@ -211,14 +239,6 @@ def _confidence(answer: "Answer") -> str:
     if answer.worth is not None:  # the answer has the figures measured in validation beside it
         return ""
     return "" if answer.probability is None else f"{answer.probability:.0%}"
-
-
-def _worth(answer: "Answer", prevalence: float | None) -> str:
-    assert answer.worth is not None
-    if prevalence is None:
-        return answer.worth.sentence()
-    value = answer.worth.predictive_value(prevalence)
-    return f"{answer.worth.sentence()}; if {prevalence:.0%} of pictures have it, {value:.0%} of such answers are right"
 
 
 def _image_line(image: "ImageInfo") -> str:

@@ -2,9 +2,11 @@
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pmclip_deploy.beside import side_by_side
 from pmclip_deploy.console import counted, print_error, print_note, progress
 from pmclip_deploy.errors import InputError
 from pmclip_deploy.files import PICTURES, files_below, is_no_picture, unreadable
@@ -13,7 +15,7 @@ T = TypeVar("T")
 
 
 class Pictures:
-    """The pictures of files and folders, one after another.
+    """The pictures of files and folders, in order.
 
     A picture that cannot be read is an error on stderr and does not stop the others. ``unreadable`` lists them, and ``exit_code`` tells.
     Files of a folder that are no pictures are counted in a note, and ``no_pictures`` has their paths.
@@ -24,6 +26,12 @@ class Pictures:
         self.alone = len(paths) == 1 and not paths[0].is_dir()
         self.unreadable = list[dict[str, str]]()
         self.no_pictures = list[str]()
+        self._listed = dict[Path, tuple[list[Path], dict[Path, InputError]]]()
+
+    @property
+    def count(self) -> int:
+        """How many files may be pictures: a tuning chooses by it."""
+        return sum(len(self._files(path)[0]) if path.is_dir() else 1 for path in self.paths)
 
     @property
     def exit_code(self) -> int:
@@ -34,36 +42,37 @@ class Pictures:
         return {"unreadable": self.unreadable, "no_pictures": self.no_pictures}
 
     def each(self, make: Callable[[Path], T], bar: str | None) -> Iterator[T]:
-        """What ``make`` gives for each picture. ``bar`` titles a progress bar. Raises InputError if a single path gives nothing."""
-        for path in self.paths:
-            if path.is_dir():
-                yield from self._below(path, make, bar)
+        """What ``make`` gives for each picture, in order; threads make some of them ahead. ``bar`` titles a progress bar.
+
+        Raises InputError if a single path gives nothing.
+        """
+        for are_folders, paths in groupby(self.paths, Path.is_dir):
+            if are_folders:
+                for folder in paths:
+                    yield from self._below(folder, make, bar)
                 continue
-            try:
-                made = make(path)
-            except InputError as error:
-                if self.alone:
-                    raise
-                self._note(path, error)
-            else:
-                yield made
+            files = list(paths)
+            for path, result in zip(files, side_by_side(make, files), strict=True):
+                if not isinstance(result, InputError):
+                    yield result
+                elif self.alone:
+                    raise result
+                else:
+                    self._note(path, result)
 
     def _below(self, folder: Path, make: Callable[[Path], T], bar: str | None) -> Iterator[T]:
-        files, unlisted = files_below(folder)
+        files, unlisted = self._files(folder)
         before, others, count = len(self.unreadable), list[str](), 0
         for each, error in unlisted.items():
             self._note(each, error)
-        for file in progress(files, bar) if bar else files:
-            try:
-                made = make(file)
-            except InputError as error:
-                if is_no_picture(file, error):
-                    others.append(str(file))
-                else:
-                    self._note(file, error)
-            else:
+        for file, result in zip(progress(files, bar) if bar else files, side_by_side(make, files), strict=True):
+            if not isinstance(result, InputError):
                 count += 1
-                yield made
+                yield result
+            elif is_no_picture(file, result):
+                others.append(str(file))
+            else:
+                self._note(file, result)
         self.no_pictures += others
         if not count and before == len(self.unreadable):
             reason = f"{folder}: a folder without readable images ({counted(len(files), 'file')})"
@@ -73,6 +82,12 @@ class Pictures:
             self._note(folder, nothing)
         elif others:
             print_note(f"{folder}: {counted(len(others), 'file is no picture', 'files are no pictures')}")
+
+    def _files(self, folder: Path) -> tuple[list[Path], dict[Path, InputError]]:
+        """``files_below``, listed once."""
+        if folder not in self._listed:
+            self._listed[folder] = files_below(folder)
+        return self._listed[folder]
 
     def _note(self, path: Path, error: InputError) -> None:
         self.unreadable.append(unreadable(path, error))

@@ -1,7 +1,7 @@
 """`pmclip-deploy search index | query | delete | show`: embeds images or captions into one file, and finds the nearest ones."""
 
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -64,9 +64,8 @@ def index(
     import_pydicom_lean()
     predictor = _predictor(bundle, device)
     embedded: Source[Any] = images_of_folder(predictor, source, salt) if source.is_dir() else captions_of_file(predictor, source)
-    items = list(embedded.items)
     try:
-        report = build_index(output, replace(embedded, items=(stages if len(items) >= LONG else progress)(items, "Embedding")))
+        report = build_index(output, embedded, lambda items: (stages if len(items) >= LONG else progress)(items, "Embedding"))
     except KeyboardInterrupt:
         print_note(f"{output}: stopped. Run the same command to continue.")
         raise
@@ -75,7 +74,7 @@ def index(
     if not report.embedded and not report.known and not report.broken:
         if not source.is_dir():
             raise InputError(f"{source}: holds no caption", "write one caption per line")
-        raise InputError(f"{source}: holds no picture ({counted(len(items), 'file')})", "give DICOM, PNG or JPEG files")
+        raise InputError(f"{source}: holds no picture ({counted(len(embedded.items), 'file')})", "give DICOM, PNG or JPEG files")
     if as_json:
         print_json({"schema": INDEXING_SCHEMA, "index": str(output), **asdict(report)})
     elif report.embedded or report.known:

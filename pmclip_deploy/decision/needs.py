@@ -18,6 +18,11 @@ def asks_from_memory(manifest: Manifest) -> bool:
     return bool(facet_kinds(manifest)) and {question for _, question in FACETS.values()} <= {*manifest.asked}
 
 
+def asked_of(manifest: Manifest) -> tuple[str, ...]:
+    """All that the head is asked to answer any question, where the rules of decision are about it."""
+    return tuple(sorted({question for _, question in FACETS.values()})) if facet_kinds(manifest) else ()
+
+
 def facet_kinds(manifest: Manifest) -> dict[str, int]:
     """The place of each of FACETS among the kinds of question; empty where the rules of decision are not about this head."""
     places = {kind.name: i for i, kind in enumerate(manifest.kinds)}

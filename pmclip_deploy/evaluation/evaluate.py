@@ -6,11 +6,13 @@ Questions about one image are correlated, so every interval comes from resamplin
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pmclip_deploy.beside import chunks, made, side_by_side
 from pmclip_deploy.decision.heads import Decision, decision_from_heads
 from pmclip_deploy.evaluation.counting import VQA_MED_2019, Count, Judged
 from pmclip_deploy.evaluation.rows import Array, Row, normalised, pictures_of, types_of
@@ -18,6 +20,7 @@ from pmclip_deploy.evaluation.statistics import Bootstrap, calibration_error, co
 from pmclip_deploy.predictor import Predictor
 from pmclip_deploy.spec import EVALUATION_SCHEMA
 
+AT_ONCE = 256  # questions that are encoded together
 REASONS = {
     "question": "the kind of question is not sure, or no word of it is known",
     "radiograph": "the picture does not look like a radiology image",
@@ -75,10 +78,13 @@ def tower_trained_on(provenance: Mapping[str, Any]) -> list[str]:
 
 
 def bundle_answerer(predictor: Predictor, rows: Sequence[Row], images: Path, progress: Progress = lambda items, what: items) -> Answerer:
-    """Each image and each question is encoded once, alone, just as `infer` does. Raises UsageError where the bundle has no head."""
+    """Each image and each question is encoded once, as `infer` does, bit for bit. Raises UsageError where the bundle has no head."""
     questions = list(dict.fromkeys(row.question for row in rows))
-    pictures = np.stack([predictor.image_features(images / name) for name in progress(pictures_of(rows)[0], "Encoding images")])
-    encoded = np.concatenate([predictor.question_features([question]) for question in progress(questions, "Encoding questions")])
+    names = pictures_of(rows)[0]
+    seen = side_by_side(lambda name: predictor.image_features(images / name), names)
+    pictures = np.stack([made(row) for _, row in zip(progress(names, "Encoding images"), seen, strict=True)])
+    asked_of = chain.from_iterable(map(predictor.question_features, chunks(questions, AT_ONCE)))
+    encoded = np.stack([row for _, row in zip(progress(questions, "Encoding questions"), asked_of, strict=True)])
     place = {question: i for i, question in enumerate(questions)}
     of_row = encoded[[place[row.question] for row in rows]]  # (rows, D) or (rows, T)
     manifest = predictor.manifest

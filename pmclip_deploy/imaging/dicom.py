@@ -8,10 +8,13 @@ Everything pydicom or a decoder raises on broken input becomes one InputError of
 from __future__ import annotations
 
 import math
+from contextlib import ExitStack
+from dataclasses import dataclass
 from os import PathLike, fspath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pmclip_deploy.answer import ImageInfo
 from pmclip_deploy.errors import InputError, NoPictureError
@@ -19,10 +22,11 @@ from pmclip_deploy.header.read import header_from_dataset
 from pmclip_deploy.header.work import allow
 from pmclip_deploy.imaging.bounded import MAX_HEADER, BoundedFile
 from pmclip_deploy.imaging.decoders.frame import CODECS
+from pmclip_deploy.imaging.decoders.layout import Layout
 from pmclip_deploy.imaging.dicom_file import NATIVE, DicomImage, image_from_dataset, image_from_file, reading
 from pmclip_deploy.imaging.elements import Window, code_string_of, printable_uid, text_of, whole_number
 from pmclip_deploy.imaging.grayscale import gray_from_stored
-from pmclip_deploy.imaging.picture import Picture
+from pmclip_deploy.imaging.picture import Picture, large_alone
 from pmclip_deploy.imaging.stored import layout_from_dataset, stored_values
 from pmclip_deploy.vocabulary import MODALITIES
 
@@ -63,7 +67,8 @@ def picture_from_dicom(
         raise InputError(f"{where}: the window asked for is no center with a positive width", "give two numbers, the width above 0")
     with reading(where) as stack:
         image = image_from_file(where, stack, data) if is_path else image_from_dataset(source)
-        return _picture(where, image, frame, None if window is None else (float(window[0]), float(window[1])))
+        decoded = frame_from_image(where, image, stack, frame)
+        return picture_from_frame(where, decoded, None if window is None else (float(window[0]), float(window[1])))
 
 
 def _is_image_class(uid: str) -> bool:
@@ -73,8 +78,23 @@ def _is_image_class(uid: str) -> bool:
     return "Image Storage" in UID(uid).name
 
 
-def _picture(where: str, image: DicomImage, frame: int | None, window: Window | None) -> Picture:
-    dataset, notes = image.dataset, []
+@dataclass(frozen=True)
+class Frame:
+    """One frame of a file, decoded."""
+
+    image: DicomImage
+    layout: Layout
+    index: int
+    frames: int
+    stored: NDArray[Any]  # (H, W) or (H, W, 3)
+    photometric: str  # of the stored values
+    modality: str
+    notes: list[str]
+
+
+def frame_from_image(where: str, image: DicomImage, stack: ExitStack, frame: int | None) -> Frame:
+    """Raises InputError, or Refused, where the file holds no picture or not this frame. ``stack`` is that of ``reading``."""
+    dataset, notes = image.dataset, list[str]()
     modality = code_string_of(dataset, "Modality")
     classes = text_of(dataset, "SOPClassUID"), text_of(getattr(dataset, "file_meta", {}), "MediaStorageSOPClassUID")
     for name in (modality, *classes):
@@ -103,22 +123,29 @@ def _picture(where: str, image: DicomImage, frame: int | None, window: Window | 
     allow(min(frame_bytes * frames, 8 * image.available))
     if isinstance(image.file, BoundedFile):
         image.file.left = 2 * frame_bytes + MAX_HEADER // 2
+    stack.enter_context(large_alone(layout.pixels))
     stored, photometric = stored_values(image, layout, index, frames, notes)
+    return Frame(image, layout, index, frames, stored, photometric, modality, notes)
+
+
+def picture_from_frame(where: str, decoded: Frame, window: Window | None) -> Picture:
+    image, layout, stored, photometric, notes = decoded.image, decoded.layout, decoded.stored, decoded.photometric, decoded.notes
     applied = None
     if photometric == "PALETTE COLOR" or layout.samples == 3:
         from pmclip_deploy.imaging.color import rgb_from_palette, rgb_from_samples
 
         pixels = rgb_from_palette(image, stored) if photometric == "PALETTE COLOR" else rgb_from_samples(stored, photometric, layout)
     else:
-        pixels, applied = gray_from_stored(image, layout, stored, index, window, notes)
+        shown = gray_from_stored(image, layout, stored, decoded.index, window, notes)
+        pixels, applied = shown.pixels, shown.window
     if window is not None and applied is None:
         raise InputError(f"{where}: is a colour picture, and a window is for grayscale", "leave the window out")
     info = ImageInfo(
         source=where,
         format="dicom",
-        modality=modality if modality in MODALITIES else None,
-        frame=index,
-        frames=frames,
+        modality=decoded.modality if decoded.modality in MODALITIES else None,
+        frame=decoded.index,
+        frames=decoded.frames,
         rows=layout.rows,
         columns=layout.columns,
         transfer_syntax=printable_uid(image.syntax),
@@ -126,4 +153,4 @@ def _picture(where: str, image: DicomImage, frame: int | None, window: Window | 
         window=applied,
         warnings=tuple(notes),
     )
-    return Picture(np.ascontiguousarray(pixels), info, header_from_dataset(dataset, index))
+    return Picture(np.ascontiguousarray(pixels), info, header_from_dataset(image.dataset, decoded.index))

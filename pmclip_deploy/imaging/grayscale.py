@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,12 +27,22 @@ Gray = NDArray[np.uint8]
 SHOWN_AS_STORED = {f"1.2.840.10008.5.1.4.1.1.12.{tail}" for tail in ("1", "1.1", "2", "2.1", "3")}
 
 
+class Rendering(NamedTuple):
+    """A frame as it is shown, and what was applied to its stored values."""
+
+    pixels: Gray  # (H, W)
+    modality: Modality
+    voi: Voi
+    inverse: bool
+    window: Window | None  # that a person would read off a viewer; None where a table was applied
+
+
 def gray_from_stored(
     image: DicomImage, layout: Layout, stored: NDArray[Any], index: int, window: Window | None, notes: list[str]
-) -> tuple[Gray, Window | None]:
+) -> Rendering:
     """The grayscale pipeline of PS3.4 N.2.1 for one frame."""
     dataset = image.dataset
-    modality = _Modality.of(image, layout, index, notes)
+    modality = Modality.of(image, layout, index, notes)
     kept = _padding_left_out(dataset, layout, stored)
     ends = int(stored.min()), int(stored.max())
     low, high = modality.extent(stored, kept, ends)
@@ -41,17 +51,17 @@ def gray_from_stored(
 
     if window is not None and modality.is_lost:
         raise Refused("a window cannot be applied, because its modality transformation cannot be used")
-    voi = _Voi.asked(image, index, window) if window is not None else _Voi.of(image, index, modality.lowest(layout), notes)
+    voi = Voi.asked(image, index, window) if window is not None else Voi.of(image, index, modality.lowest(layout), notes)
     if voi is not None and modality.is_lost:
         notes.append("the file's own window is for rescaled values and is not applied; an automatic window is used")
         voi = None
     if voi is not None:
         pixels = _through(stored, modality, voi, inverse, ends)
         if window is not None or low == high or not _is_flat(pixels):
-            return pixels, voi.window
+            return Rendering(pixels, modality, voi, inverse, voi.window)
         notes.append("the file's own window shows one flat grey; an automatic window is used")
-    voi = _Voi("LINEAR_EXACT", ((low + high) / 2, high - low))  # what LINEAR does with the window that is told, without its rounding
-    return _through(stored, modality, voi, inverse, ends), automatic_window(low, high)
+    voi = Voi("LINEAR_EXACT", ((low + high) / 2, high - low))  # what LINEAR does with the window that is told, without its rounding
+    return Rendering(_through(stored, modality, voi, inverse, ends), modality, voi, inverse, automatic_window(low, high))
 
 
 def _is_flat(pixels: Gray) -> bool:
@@ -59,12 +69,16 @@ def _is_flat(pixels: Gray) -> bool:
     return bool(few.min() == few.max()) and bool(pixels.min() == pixels.max())
 
 
-def _through(stored: NDArray[Any], modality: _Modality, voi: _Voi, inverse: bool, ends: tuple[int, int]) -> Gray:
+def gray_from_modality(values: NDArray[np.float64], voi: Voi, inverse: bool) -> Gray:
+    gray = np.floor(voi(values) * 255 + 0.5).astype(np.uint8)
+    return 255 - gray if inverse else gray
+
+
+def _through(stored: NDArray[Any], modality: Modality, voi: Voi, inverse: bool, ends: tuple[int, int]) -> Gray:
     """Stored values between ``ends`` to 0..255: 32 bits by arithmetic, in blocks that fit the cache, up to 16 through a table."""
 
     def rendered(values: NDArray[Any]) -> Gray:
-        gray = np.floor(voi(modality(values)) * 255 + 0.5).astype(np.uint8)
-        return 255 - gray if inverse else gray
+        return gray_from_modality(modality(values), voi, inverse)
 
     step = max(1, (1 << 17) // stored.shape[1])
     blocks = [slice(row, row + step) for row in range(0, len(stored), step)]
@@ -128,7 +142,7 @@ class _Table:
 
 
 @dataclass(frozen=True)
-class _Modality:
+class Modality:
     """Stored values to modality values: a table, or slope and intercept (C.11.1)."""
 
     table: _Table | None
@@ -157,7 +171,7 @@ class _Modality:
         return 0 if self.table is not None else float(self(np.array([layout.low, layout.high])).min())
 
     @classmethod
-    def of(cls, image: DicomImage, layout: Layout, index: int, notes: list[str]) -> _Modality:
+    def of(cls, image: DicomImage, layout: Layout, index: int, notes: list[str]) -> Modality:
         dataset = image.dataset
         if _is_shown_as_stored(dataset):
             return cls(None)
@@ -185,7 +199,7 @@ def _is_shown_as_stored(dataset: Dataset) -> bool:
 
 
 @dataclass(frozen=True)
-class _Voi:
+class Voi:
     """Modality values to 0..1 (C.11.2)."""
 
     function: str  # LINEAR, LINEAR_EXACT, SIGMOID or TABLE
@@ -209,12 +223,12 @@ class _Voi:
         return unit
 
     @classmethod
-    def asked(cls, image: DicomImage, index: int, window: Window) -> _Voi:
+    def asked(cls, image: DicomImage, index: int, window: Window) -> Voi:
         function = _function(frame_group(image.dataset, index, "FrameVOILUTSequence"))
         return cls("LINEAR_EXACT" if function == "LINEAR" and window[1] < 1 else function, (float(window[0]), float(window[1])))
 
     @classmethod
-    def of(cls, image: DicomImage, index: int, low: float, notes: list[str]) -> _Voi | None:
+    def of(cls, image: DicomImage, index: int, low: float, notes: list[str]) -> Voi | None:
         """A table comes before windows, and the first usable window is taken: several are alternatives (C.11.2.1.2)."""
         group = frame_group(image.dataset, index, "FrameVOILUTSequence")  # C.7.6.16.2.10
         for item in items_of(group, "VOILUTSequence") or items_of(image.dataset, "VOILUTSequence"):

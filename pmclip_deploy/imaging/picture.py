@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import RLock
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 
 
 MAX_PIXELS = 1 << 26  # 8192 x 8192, twice the largest mammogram: more is a mistake or an attack
+
+LARGE = 1 << 24  # pixels: while it is decoded, a picture may take eight times its memory
 
 BAND = 1 << 18  # pixels that are converted at a time: the wide values of a whole picture take many times its memory
 
@@ -59,6 +63,19 @@ def check_size(where: str, width: int, height: int) -> None:
     """Raises InputError if there are more than MAX_PIXELS."""
     if width * height > MAX_PIXELS:
         raise InputError(f"{where}: {width} x {height} is more than {MAX_PIXELS} pixels", "make it smaller")
+
+
+_large = RLock()
+
+
+@contextmanager
+def large_alone(pixels: int) -> Iterator[None]:
+    """Of pictures of more than LARGE pixels, one is decoded at a time, whoever's threads read."""
+    if pixels <= LARGE:
+        yield
+        return
+    with _large:
+        yield
 
 
 def bands(height: int, width: int) -> Iterator[slice]:

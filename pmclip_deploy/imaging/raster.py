@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import ExitStack
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -15,7 +16,7 @@ from pmclip_deploy.errors import InputError, PmclipError
 from pmclip_deploy.faults import is_ours
 from pmclip_deploy.imaging.decoders.jpeg_whole import image_from_jpeg
 from pmclip_deploy.imaging.decoders.layout import Refused
-from pmclip_deploy.imaging.picture import Picture, automatic_window, bands, check_size
+from pmclip_deploy.imaging.picture import Picture, automatic_window, bands, check_size, large_alone
 from pmclip_deploy.imaging.quiet import quiet, quieten
 from pmclip_deploy.imaging.raster_file import lean_jpeg, lean_png, png_is_cut
 
@@ -58,7 +59,7 @@ def picture_from_pil(image: Image.Image) -> Picture:
     where, kind = "PIL image", str(getattr(image, "format", None) or "").lower()
     kind, notes = "jpeg" if kind == "mpo" else kind, list[str]()
     try:
-        with quiet():
+        with quiet(), ExitStack() as stack:
             if not image.width * image.height:
                 raise InputError(f"{where}: {image.width} x {image.height} has no pixels", "give one that has")
             check_size(where, image.width, image.height)
@@ -67,7 +68,7 @@ def picture_from_pil(image: Image.Image) -> Picture:
             if raw_mode and kind in ("png", "jpeg") and (file := getattr(image, "fp", None)) and image.tell() == 0:
                 place = file.tell()
                 file.seek(0)
-                decoded, wide = _decoded(where, kind, file, notes)
+                decoded, wide = _decoded(where, kind, file, notes, stack)
                 file.seek(place)
                 if (decoded[0].size, decoded[0].mode) == (image.size, image.mode):  # not a draft of it
                     images = decoded
@@ -91,9 +92,9 @@ def picture_from_raster(source: str, kind: str, data: bytes | None = None) -> Pi
     """Of a file's content, ``data``, or of the file at ``source``."""
     notes: list[str] = []
     try:
-        with quiet():  # Pillow's own remarks on odd files; what matters is raised below
+        with quiet(), ExitStack() as stack:  # Pillow's own remarks on odd files; what matters is raised below
             with BytesIO(data) if data is not None else open(source, "rb") as file:  # noqa: PTH123 - the name comes as a str
-                images, wide = _decoded(source, kind, file, notes)
+                images, wide = _decoded(source, kind, file, notes, stack)
             pixels, window = _pixels_from_image(images, wide)
     except PmclipError:
         raise
@@ -127,7 +128,7 @@ def _raw_mode(image: Image.Image) -> str:
     return str(args[0] if isinstance(args, tuple) and args else args)
 
 
-def _decoded(where: str, kind: str, file: BinaryIO, notes: list[str]) -> tuple[list[Image.Image], str]:
+def _decoded(where: str, kind: str, file: BinaryIO, notes: list[str], stack: ExitStack) -> tuple[list[Image.Image], str]:
     """The image in the file, decoded, and ""; or the images that hold the bytes of its 16-bit colours, and their raw mode."""
     lean = (lean_png if kind == "png" else lean_jpeg)(where, file)
     _import_plugins(lean)
@@ -138,6 +139,7 @@ def _decoded(where: str, kind: str, file: BinaryIO, notes: list[str]) -> tuple[l
     def opened(data: BytesIO, raw_mode: str = "") -> Image.Image:
         image = Image.open(data, formats=(kind.upper(),))
         check_size(where, image.width, image.height)
+        stack.enter_context(large_alone(image.width * image.height))
         if raw_mode:
             image.tile = [tile._replace(args=raw_mode) for tile in image.tile]
         return image

@@ -4,7 +4,7 @@ import base64
 import hmac
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from hashlib import sha256
@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Generic, TypeAlias, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
+from pmclip_deploy.beside import chunks, made, outcome
 from pmclip_deploy.bundle.checks import no_twin
 from pmclip_deploy.console import counted
+from pmclip_deploy.decision.heads import Floats
 from pmclip_deploy.errors import BundleError, InputError, UsageError
 from pmclip_deploy.files import files_below, is_no_picture, unreadable
 from pmclip_deploy.predictor import Predictor
@@ -27,6 +28,8 @@ JOURNAL_SCHEMA = "pmclip-deploy/index-journal/2"
 SALT_CHECK = b"pmclip-deploy/index-journal/1"  # never to be changed: indexes hold eight digits of its HMAC
 SALT_BYTES = 16  # at least: a short salt can be guessed, and with it the UIDs
 
+AT_ONCE = 256  # items whose ids are read before the first of them is embedded
+
 T = TypeVar("T")
 Line: TypeAlias = tuple[int, str]  # its number and text
 
@@ -36,9 +39,9 @@ class Source(Generic[T]):
     """What is to be embedded, and how an item is named for a message."""
 
     about: About
-    items: Iterable[T]
+    items: Sequence[T]
     id: Callable[[T], str]
-    embed: Callable[[T], NDArray[np.float32]]
+    embed: Callable[[Sequence[T]], Iterable[Floats | InputError]]  # of each in order (D,), or why it cannot be read
     name: Callable[[T], str]
     broken: Mapping[Path, InputError] = field(default_factory=dict)  # what could not even be looked into
 
@@ -65,7 +68,7 @@ def images_of_folder(predictor: Predictor, folder: Path, salt: bytes | None = No
         about=_about(predictor, "image", "path" if salt is None else "uid", salt),
         items=files,
         id=partial(_id_from_path, folder) if salt is None else partial(_id_from_uid, salt),
-        embed=predictor.embed_image,
+        embed=predictor.embeddings_of_images,
         name=str,
         broken=unlisted,
     )
@@ -86,13 +89,13 @@ def captions_of_file(predictor: Predictor, file: Path) -> Source[Line]:
         about=_about(predictor, "text", "caption"),
         items=[(number, line.strip()) for number, line in lines_of_file(file, "check the path")],
         id=lambda line: id_and_caption(line)[0],
-        embed=lambda line: predictor.embed_text(id_and_caption(line)[1]),
+        embed=lambda lines: predictor.embed_texts([id_and_caption(line)[1] for line in lines]) if lines else (),
         name=name,
     )
 
 
-def build_index(path: Path, source: Source[T]) -> Report:
-    """Makes the index at ``path``, or adds to it. A row whose id is there stays as it is."""
+def build_index(path: Path, source: Source[T], progress: Callable[[Sequence[T]], Iterable[T]] = lambda items: items) -> Report:
+    """Makes the index at ``path``, or adds to it. A row whose id is there stays as it is. ``progress`` is told of each item in its turn."""
     path = path.resolve()
     counts = {"embedded": 0, "known": 0, "other": 0}
     broken = [unreadable(path, error) for path, error in source.broken.items()]
@@ -102,12 +105,13 @@ def build_index(path: Path, source: Source[T]) -> Report:
             _refuse_other(index, source.about)
         indexed = frozenset(() if index is None else index.ids())
         with Journal(beside(path, "part"), source.about) as journal:
-            for item in source.items:
+            rows = chain.from_iterable(_embedded(source, part, indexed | journal.ids) for part in chunks(source.items, AT_ONCE))
+            for item, (id, row) in zip(progress(source.items), rows, strict=True):
                 try:
-                    if (id := source.id(item)) in indexed or id in journal.ids:
+                    if made(id) in indexed or id in journal.ids:
                         counts["known"] += 1
                         continue
-                    journal.add(id, unit(source.embed(item), source.name(item)))
+                    journal.add(made(id), unit(made(row), source.name(item)))
                     counts["embedded"] += 1
                 except InputError as error:
                     if isinstance(item, Path) and is_no_picture(item, error):
@@ -120,6 +124,14 @@ def build_index(path: Path, source: Source[T]) -> Report:
                 write_index(path, source.about, journal.dim, chain(kept, journal.chunks(without=indexed)))
         journal.path.unlink(missing_ok=True)
     return Report(**counts, broken=len(broken), unreadable=tuple(broken))
+
+
+def _embedded(source: Source[T], items: Sequence[T], known: Set[str]) -> Iterator[tuple[str | InputError, Floats | InputError]]:
+    """The id and the embedding of each item, an error for what cannot be read. What is ``known`` is not embedded."""
+    ids = [outcome(source.id, item) for item in items]
+    new = [not isinstance(id, InputError) and id not in known for id in ids]
+    rows = iter(source.embed([item for item, is_new in zip(items, new, strict=True) if is_new]))
+    return ((id, next(rows) if is_new else np.empty(0, np.float32)) for id, is_new in zip(ids, new, strict=True))
 
 
 def delete_rows(path: Path, ids: Sequence[str]) -> None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from pmclip_deploy.bundle.types import Engine
 
+F32 = "f32"  # between operators: what a graph holds in float32 is computed in it
 DEFAULT = "onnxruntime"  # runs any graph on any CPU: what "auto" takes where no engine fits
 
 
@@ -62,6 +63,8 @@ class SessionOptions(NamedTuple):
     integer_kernels: bool = True
     # Without it no second copy of the weights is made in the order in which kernels read them: the graph opens sooner and runs slower.
     prepack: bool = True
+    between: str = F32  # the precision between operators, of the backend's ``between()``
+    threads: int | None = None  # on a CPU; None: cpu_threads()
 
 
 class Backend(ABC):
@@ -91,6 +94,10 @@ class Backend(ABC):
     @abstractmethod
     def version(self) -> str | None:
         """Its package's, imported; None where it cannot be."""
+
+    def between(self) -> tuple[str, ...]:
+        """The precisions in which it can compute on this processor what a graph holds in float32. `tune` tries them all."""
+        return (F32,)
 
     def about(self) -> dict[str, Any]:
         """What else `doctor` says of it."""
@@ -149,10 +156,18 @@ def cache_folder(*names: str) -> Path | None:
 
     None where there is none to write to; the backend then compiles each time.
     """
-    root = os.environ.get("LOCALAPPDATA" if os.name == "nt" else "XDG_CACHE_HOME")
     try:
-        folder = Path(root or Path.home() / ".cache", "pmclip-deploy", *names)
-        folder.mkdir(0o700, parents=True, exist_ok=True)
-    except (OSError, RuntimeError):  # a home that cannot be written, or no home
+        if folder := cache_path(*names):
+            folder.mkdir(0o700, parents=True, exist_ok=True)
+    except OSError:  # a home that cannot be written
         return None
     return folder
+
+
+def cache_path(*names: str) -> Path | None:
+    """Where ``cache_folder`` is or would be; None without a home."""
+    root = os.environ.get("LOCALAPPDATA" if os.name == "nt" else "XDG_CACHE_HOME")
+    try:
+        return Path(root or Path.home() / ".cache", "pmclip-deploy", *names)
+    except RuntimeError:
+        return None

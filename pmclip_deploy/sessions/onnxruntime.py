@@ -126,7 +126,7 @@ class OnnxRuntimeSession:
             ort.preload_dlls()  # CUDA and cuDNN from the NVIDIA wheels
         others = [other for other in (*wanted.behind, CPU) if other in available and other != wanted.name]
         providers = [(wanted.name, _provider_options(wanted, graph.sha256)), *((other, dict[str, str]()) for other in others)]
-        settings = _settings(ort, options.integer_kernels or device != "cpu", options.prepack)
+        settings = _settings(ort, options.integer_kernels or device != "cpu", options)
         try:
             values = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in weights.items()}
             if values:
@@ -154,16 +154,16 @@ def _provider_options(provider: Provider, key: str | None) -> dict[str, str]:
     return {**{option: str(folder) for option in provider.caches}, **dict(provider.flags)} if folder else {}
 
 
-def _settings(ort: Any, integer_kernels: bool, prepack: bool) -> Any:
+def _settings(ort: Any, integer_kernels: bool, options: SessionOptions) -> Any:
     settings = ort.SessionOptions()
     settings.log_severity_level = ERROR
-    settings.intra_op_num_threads = cpu_threads()
+    settings.intra_op_num_threads = options.threads or cpu_threads()
     settings.inter_op_num_threads = 1
     # Workers spin within a run, where they are needed again at once, and not after it: another graph or program wants the core.
     settings.add_session_config_entry("session.force_spinning_stop", "1")
     settings.add_session_config_entry("session.intra_op.spin_duration_us", "1000")  # nor while the other graphs are opened
     settings.add_session_config_entry("session.disable_quant_qdq", "0" if integer_kernels else "1")
-    settings.add_session_config_entry("session.disable_prepacking", "0" if prepack else "1")
+    settings.add_session_config_entry("session.disable_prepacking", "0" if options.prepack else "1")
     settings.add_session_config_entry("session.load_model_format", "ONNX")  # its own format is not what was checked
     return settings
 

@@ -1,4 +1,4 @@
-"""OpenVINO: a bundle's own ONNX graphs on the CPU, with Q/DQ as they are and f32 elsewhere. The one place that imports it."""
+"""OpenVINO: a bundle's own ONNX graphs on the CPU, with Q/DQ as they are, and f32 elsewhere by default. The one place that imports it."""
 
 import hashlib
 import io
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pmclip_deploy.atomic import written
 from pmclip_deploy.errors import BundleError, DeviceError
 from pmclip_deploy.onnx_file import model_from_file, with_weights_inside
-from pmclip_deploy.sessions import Backend, Device, GraphFile, SessionOptions, cache_folder
+from pmclip_deploy.sessions import F32, Backend, Device, GraphFile, SessionOptions, cache_folder
 from pmclip_deploy.threads import cpu_threads
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ INSTALL = "`pip install openvino`"
 # What its import must not reach: the converter reports the import to the package's maker, by way of openvino_telemetry
 # (docs/reference/network-and-files.md). Without both the import takes two thirds of the time.
 REPORTING = ("openvino.tools", "openvino_telemetry")
+REDUCED = {"BF16": "bf16", "FP16": "f16"}  # by OpenVINO's name of what the processor has. It would take bf16 where f16 is missing
 DIGEST = hashlib.sha256().digest_size
 
 
@@ -62,6 +63,12 @@ class OpenVino(Backend):
     def version(self) -> str | None:
         return str(import_openvino().__version__) if self.available() else None
 
+    def between(self) -> tuple[str, ...]:
+        if not self.available():
+            return (F32,)
+        has = core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        return (F32, *(name for capability, name in REDUCED.items() if capability in has))
+
     def about(self) -> dict[str, Any]:
         return {"threads": cpu_threads() if self.available() else None}
 
@@ -80,12 +87,12 @@ class OpenVinoSession:
         config = {
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,
-            "INFERENCE_NUM_THREADS": cpu_threads(),
+            "INFERENCE_NUM_THREADS": options.threads or cpu_threads(),
             "ENABLE_CPU_PINNING": False,  # two processes would be pinned to the same cores
-            "INFERENCE_PRECISION_HINT": "f32",  # by default it computes in bf16 on a processor that has it, which no gate has seen
+            "INFERENCE_PRECISION_HINT": options.between,  # without it bf16 on a processor that has it, which no gate has seen
             **({} if options.integer_kernels else {"LP_TRANSFORMS_MODE": "NO"}),
         }
-        kept = _kept(graph.sha256, options.integer_kernels)
+        kept = _kept(graph.sha256, options)
         self._model = _model_from_kept(kept, config) or _compiled(graph, config, kept)
         self._takes = {port.node.friendly_name: (port.element_type.to_dtype(), port.partial_shape) for port in self._model.inputs}
         self.inputs = tuple(self._takes)
@@ -131,10 +138,10 @@ def _compiled(graph: GraphFile, config: Mapping[str, Any], kept: "Path | None") 
     return model
 
 
-def _kept(sha256: str | None, integer_kernels: bool) -> "Path | None":
+def _kept(sha256: str | None, options: SessionOptions) -> "Path | None":
     """Where a compiled graph is kept."""
     folder = cache_folder("openvino", sha256) if sha256 else None
-    version = f"{import_openvino().__version__} {integer_kernels}"
+    version = f"{import_openvino().__version__} {options.integer_kernels} {options.between}"
     return folder and folder / f"{hashlib.sha256(version.encode()).hexdigest()[:16]}.blob"
 
 

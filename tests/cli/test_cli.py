@@ -65,7 +65,7 @@ def test_infer_json_is_the_contract(run: Any, folder: Path) -> None:
         "image": sorted(
             ["source", "format", "modality", "frame", "frames", "rows", "columns", "transfer_syntax", "photometric", "window", "warnings"]
         ),
-        "model": sorted(["bundle", "version", "precision", "backend", "device", "sha256"]),
+        "model": sorted(["bundle", "version", "precision", "backend", "device", "sha256", "between"]),
         "timings_ms": sorted(["read", "preprocess", "encode", "answer", "total"]),
         "note": "NoneType",
         "source": "str",
@@ -78,9 +78,7 @@ def test_infer_json_is_the_contract(run: Any, folder: Path) -> None:
 def test_one_picture_is_asked_about_once_and_several_are_not(run: Any, folder: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[bool] = []
     opened = opening.load_while
-    monkeypatch.setattr(
-        opening, "load_while", lambda *given, single_use: (seen.append(single_use), opened(*given, single_use=single_use))[1]
-    )
+    monkeypatch.setattr(opening, "load_while", lambda *given, **how: (seen.append(how["single_use"]), opened(*given, **how))[1])
     one, two = folder / "bright.png", folder / "ct.dcm"
     for images in ([one], [one, two], [folder]):
         run("infer", *images, FRACTURE, "--bundle", bundle)

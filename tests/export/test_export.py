@@ -25,8 +25,9 @@ from pmclip_deploy.export.gates import gate
 from pmclip_deploy.export.onnx_from_checkpoint import modules_from_checkpoint
 from pmclip_deploy.export.pack import bundle_from_checkpoint
 from pmclip_deploy.export.parity import answer_parity
+from pmclip_deploy.export.probes import sample_pictures
 from pmclip_deploy.export.records import CALIBRATION
-from pmclip_deploy.export.reference import outputs_for, predictor_from_modules, sample_pictures
+from pmclip_deploy.export.reference import outputs_for, predictor_from_modules
 from pmclip_deploy.export.weights import arrays
 from pmclip_deploy.imaging.preprocess import tensor_from_pixels
 from pmclip_deploy.imaging.read import picture_from_path

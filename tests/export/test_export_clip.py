@@ -28,9 +28,9 @@ from pmclip_deploy.export.gates import gate
 from pmclip_deploy.export.onnx_from_checkpoint import modules_from_checkpoint, onnx_from_modules
 from pmclip_deploy.export.pack import bundle_from_checkpoint
 from pmclip_deploy.export.parity import parity_of_bundle
+from pmclip_deploy.export.probes import sample_pictures
 from pmclip_deploy.export.recipes import without_islands
 from pmclip_deploy.export.records import CALIBRATION
-from pmclip_deploy.export.reference import sample_pictures
 from pmclip_deploy.export.sensitivity import effects_of_layers
 from pmclip_deploy.imaging.preprocess import tensor_from_pixels
 from pmclip_deploy.imaging.read import picture_from_path
@@ -253,7 +253,7 @@ def test_what_is_wrong_at_the_start_is_said_before_any_work(
     (tmp_path / "q.jsonl").write_text('{"image": "no.png", "question": "q", "answer": "a"}')
     monkeypatch.setattr(pack, "onnx_from_modules", lambda *of, **more: pytest.fail("worked before it looked"))
     for code, said, *options in (
-        (2, "has no calibration.json for these weights; pass --calibration-images FOLDER"),
+        (2, "has no calibration.json.gz for these weights; pass --calibration-images FOLDER"),
         (3, "none: no images (.jpg, .png, .dcm) to calibrate on", "--calibration-images", tmp_path / "none"),
         (2, "has no findings to calibrate", "--calibration-findings", pictures),
         (3, "no.png is missing", "--calibration-images", pictures, "--data", tmp_path / "q.jsonl", "--images", pictures),
@@ -273,7 +273,7 @@ def test_a_finished_calibration_outlives_ctrl_c(tmp_path: Path, pictures: Path) 
 
     with pytest.raises(KeyboardInterrupt):
         bundle_from_checkpoint(folder, tmp_path / "cut", "int8", calibration_images=pictures, progress=cut_off)
-    assert not (tmp_path / "cut").exists() and (folder / "calibration.json").is_file()
+    assert not (tmp_path / "cut").exists() and (folder / "calibration.json.gz").is_file()
 
     def stages(items: Any, what: str) -> Any:
         assert not what.startswith("Calibrating")
@@ -283,7 +283,7 @@ def test_a_finished_calibration_outlives_ctrl_c(tmp_path: Path, pictures: Path) 
     other = tiny_clip.checkpoint(tmp_path / "other", "tiny", tiny_clip.lively("tiny"))
     whole = bundle_from_checkpoint(other, tmp_path / "whole", "int8", calibration_images=pictures)
     assert made.manifest.files == whole.manifest.files
-    assert (folder / "calibration.json").read_bytes() == (other / "calibration.json").read_bytes()
+    assert (folder / "calibration.json.gz").read_bytes() == (other / "calibration.json.gz").read_bytes()
 
 
 # Faults.

@@ -29,9 +29,10 @@ from pmclip_deploy.export.pack import bundle_from_checkpoint
 from pmclip_deploy.export.parity import NEAR_TIE, finding_parity, parity_of, parity_of_bundle
 from pmclip_deploy.export.precisions import PRECISIONS
 from pmclip_deploy.export.precisions.base import Recipe
+from pmclip_deploy.export.probes import sample_pictures
 from pmclip_deploy.export.recipes import ExportOptions, Work
 from pmclip_deploy.export.records import CALIBRATION
-from pmclip_deploy.export.reference import Reference, sample_pictures
+from pmclip_deploy.export.reference import Reference
 from pmclip_deploy.export.weights import arrays
 from pmclip_deploy.imaging.preprocess import tensor_from_pixels
 from pmclip_deploy.imaging.read import picture_from_path

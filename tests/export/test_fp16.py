@@ -25,7 +25,7 @@ from pmclip_deploy.export.head_graphs import features_graph, head_graph
 from pmclip_deploy.export.int8_static import TENSORRT, int8_static
 from pmclip_deploy.export.onnx_from_checkpoint import modules_from_checkpoint, onnx_from_modules
 from pmclip_deploy.export.precisions import TENSOR_GATES
-from pmclip_deploy.export.reference import sample_pictures
+from pmclip_deploy.export.probes import sample_pictures
 from pmclip_deploy.export.weights import arrays
 from pmclip_deploy.imaging.preprocess import tensor_from_pixels
 from pmclip_deploy.imaging.read import picture_from_path

@@ -400,7 +400,7 @@ def test_a_journal_without_rows_does_not_stay(predictor: pm.Predictor, folder: P
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(predictor, "embed_image", interrupt)
+    monkeypatch.setattr(predictor, "embeddings_of_images", interrupt)
     with pytest.raises(KeyboardInterrupt):
         build_index(index, images_of_folder(predictor, folder))
     assert names(index.parent) == ["study"]

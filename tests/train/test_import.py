@@ -25,11 +25,13 @@ from safetensors.torch import load_file, save_file
 from pmclip_deploy.bundle.files import name_of_output
 from pmclip_deploy.errors import BundleError, PmclipError, UsageError
 from pmclip_deploy.tokens import tokens_from_text
-from pmclip_deploy.train import importing
+from pmclip_deploy.train import fitting
 from pmclip_deploy.train.backbones import BACKBONES
 from pmclip_deploy.train.checkpoint import towers_from_checkpoint
-from pmclip_deploy.train.importing import Weights, fitted, import_weights, weights_from_file
+from pmclip_deploy.train.fitting import Weights, fitted
+from pmclip_deploy.train.importing import import_weights
 from pmclip_deploy.train.pickles import Costly, check_pickles
+from pmclip_deploy.train.published import weights_from_file
 from tests.tiny import clip as tiny_clip
 from tests.tiny.backbone import BACKBONES as TOYS
 from tests.tiny.backbone import Toy
@@ -541,7 +543,7 @@ def test_what_does_not_fit_is_named(state: Callable[[], Any], options: dict[str,
 def test_every_family_is_asked_and_the_best_fit_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A family that takes all names for its own and stands first keeps no file from another."""
     greedy = Greedy("greedy", TOYS[0].preprocess, embed_dim=12, context_length=20, pad_id=0)
-    monkeypatch.setattr(importing, "BACKBONES", {"greedy": greedy, **BACKBONES})
+    monkeypatch.setattr(fitting, "BACKBONES", {"greedy": greedy, **BACKBONES})
     weights = weights_from_file(saved(tmp_path / "w.pt", light("RN50")))
     assert weights.kind == "state dict with OpenAI's names" and fitted(weights, None)[0].name == "RN50"
 
@@ -564,7 +566,7 @@ def test_hugging_face_faults_are_named(tmp_path: Path) -> None:
         ({"model_type": "bert"}, "model_type is not clip"),
         ({"model_type": "clip", "text_config": {"num_attention_heads": 16}}, "text_config has 16 heads, OpenAI's ViT-B/32 8"),
         ({"model_type": "siglip"}, "has none of model.safetensors"),
-        ({"model_type": "siglip2"}, "model_type is not clip but siglip2; only CLIPModel is read.*it is a NaFlex model"),
+        ({"model_type": "siglip2"}, "is of SigLIP 2 for pictures of any shape"),
         ({"model_type": "clip", "text_config": 3}, "has none of model.safetensors"),
         ([], "model_type is not clip"),
         (None, "no config.json"),

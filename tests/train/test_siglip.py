@@ -310,8 +310,7 @@ def refused(folder: Path, tmp_path: Path, message: str) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"model_type": "siglip2"}, "it is a NaFlex model, whose pictures keep their shape; only models of one resolution"),
-        ({"model_type": "siglip", "vision_config": {"num_patches": 256}}, "it is a NaFlex model"),
+        ({"model_type": "siglip2"}, "is of SigLIP 2 for pictures of any shape .NaFlex.; only models of an image tower and a text"),
         ({"model_type": "siglip", "text_config": {"vocab_size": 256000, "hidden_size": 1152}}, "768 and 1152, SigLIP's the same"),
         ({"model_type": "siglip", "vision_config": {"image_size": 240}}, "a SigLIP model of image 240, patch 16, width 768"),
         ({"model_type": "siglip", "vision_config": ERF, "text_config": ERF}, "its hidden_act is gelu, SigLIP's gelu_pytorch_tanh"),
@@ -328,7 +327,7 @@ def test_other_configurations_of_transformers_are_refused(change: dict[str, Any]
 @pytest.mark.parametrize(
     ("part", "change", "said"),
     [
-        ("vision_cfg", {"timm_model_name": "naflexvit_base_patch16_siglip"}, "it is a NaFlex model"),
+        ("vision_cfg", {"timm_model_name": "naflexvit_base_patch16_siglip"}, "is of NaFlex, which reads pictures of any shape"),
         ("vision_cfg", {"timm_pool": "avg"}, "its timm_pool is avg, SigLIP's map"),
         ("text_cfg", {"pool_type": "argmax"}, "its pool_type is argmax, SigLIP's last"),
         ("text_cfg", {"no_causal_mask": False}, "its no_causal_mask is False, SigLIP's True"),

@@ -1,5 +1,6 @@
 """What a backbone is: a dual encoder's sizes, towers, published weights, tokenizer, loss and graphs."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -114,8 +115,11 @@ class Backbone(ABC):
     importable: ClassVar[bool] = False  # whether there are published weights of it
     anchors: ClassVar[tuple[str, ...]] = ()  # tensors of published weights; what stands before such a name stands before all names
     needs_anchor: ClassVar[bool] = False  # whether weights without an anchor are none of these, which are many, and take time to build
+    parts: ClassVar[Mapping[str, str]] = {}  # if weights are published as several files: their names, and what stands before their tensors
+    usual_logit_scale: ClassVar[float] = math.log(100)  # where published weights have none: the largest that CLIP allows, and ends at
     open_clip_name: str | None = None  # by which users of open_clip load it
     activation: str | None = None  # in ACTIVATIONS, if weights of the same shapes are published with another
+    described: str = ""  # JSON of what the towers are, if no file here says so; a checkpoint then has it
     family: str | None = None  # by which errors name it, if it is one of many sizes
 
     # Training.
@@ -165,6 +169,10 @@ class Backbone(ABC):
     def may_be(self, tensors: Tensors) -> bool:
         """Whether these could be its tensors, as far as can be told without building it."""
         return any(anchor in tensors for anchor in self.anchors)
+
+    def reads(self, name: str) -> bool:
+        """Whether the towers have this tensor of ``from_published``; if not, it is left out."""
+        return True
 
     def misfit(self, config: Mapping[str, Any]) -> str | None:
         """What in the config.json beside published weights is not this backbone's; None where all is. The activation is not looked at."""

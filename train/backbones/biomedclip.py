@@ -10,16 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from open_clip import CustomTextCLIP
-from tokenizers import Tokenizer, normalizers
 
-from pmclip_deploy.errors import BundleError, UsageError
+from pmclip_deploy.errors import UsageError
 from pmclip_deploy.spec import Preprocess
-from pmclip_deploy.tokens import tokenizer_from_file
 from pmclip_deploy.train.backbones.base import Backbone, Tensors, Towers
-from pmclip_deploy.train.backbones.bert import BASE, VOCABULARY, bert_graph, towers_from_config, uncased_tokenizer
+from pmclip_deploy.train.backbones.bert import BASE, bert_text_graph, towers_from_config, wordpieces_beside
 from pmclip_deploy.train.backbones.configs import misfit_of_pixels, part_of, short
 from pmclip_deploy.train.backbones.transformer import layers_graph, layers_of_timm, patches_graph
-from pmclip_deploy.train.bpe import cleaning
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -69,29 +66,7 @@ class BiomedClip(Backbone):
         raise UsageError(f"no package has the tokenizer of backbone {self.name}", "give a checkpoint that `import` made")
 
     def tokenizer_beside(self, weights: Path) -> str:
-        """Of the tokenizer.json, or else the vocab.txt, in the folder of the weights; a text is cleaned first, as open_clip does it."""
-        there = [path for name in ("tokenizer.json", "vocab.txt") if (path := weights.with_name(name)).is_file()]
-        hint = f"put the tokenizer.json of {self.name} beside the weights"
-        if not there:
-            raise BundleError(f"{weights.parent}: has no tokenizer.json", hint)
-        file = there[0]
-        tokenizer = tokenizer_from_file(file) if file.suffix == ".json" else uncased_tokenizer(file)
-        if wrong := self._misfit_of_tokenizer(tokenizer):
-            raise BundleError(f"{file}: is not the tokenizer of {self.name}: {wrong}", hint)
-        tokenizer.no_truncation()
-        tokenizer.normalizer = normalizers.Sequence([*cleaning(), tokenizer.normalizer])
-        return tokenizer.to_str()
-
-    def _misfit_of_tokenizer(self, tokenizer: Tokenizer) -> str | None:
-        if (marks := tokenizer.encode("").tokens) != ["[CLS]", "[SEP]"]:
-            return f"an empty text is {short(marks)}, not [CLS] and [SEP]"
-        if (pad := tokenizer.token_to_id("[PAD]")) != self.pad_id:
-            return f"[PAD] is {pad}, not {self.pad_id}"
-        if (last := max(tokenizer.get_vocab().values())) >= VOCABULARY:
-            return f"its last piece has the number {last}, and there are {VOCABULARY}"
-        if tokenizer.normalizer is None or tokenizer.encode("CT").ids != tokenizer.encode("ct").ids:
-            return "it tells upper from lower case"
-        return None
+        return wordpieces_beside(weights, self.name, self.pad_id)
 
     def from_published(self, tensors: Tensors) -> tuple[str | None, Tensors] | None:
         """open_clip's names."""
@@ -129,14 +104,8 @@ class BiomedClip(Backbone):
 
     def text_graph(self, towers: Towers) -> "ModelProto":
         """With T <= 256, read at the first token."""
-        from pmclip_deploy.train.graph import INT64, Graph
-
         model: Any = towers
-        g, (up, _, down) = Graph(), model.text.proj
-        x, _ = bert_graph(g, model.text.transformer, self.context_length, first_only=True)
-        x = g.node("MatMul", "proj.up", g.token(x), g.weight("proj.up.weight", up.weight.T))
-        g.node("MatMul", "embedding", g.node("Gelu", "proj.gelu", x), g.weight("proj.weight", down.weight.T))
-        return g.model("text", {"tokens": (INT64, ["B", "T"])}, {"embedding": ["B", self.embed_dim]})
+        return bert_text_graph(model.text, self.context_length, self.embed_dim)
 
 
 BACKBONES = [

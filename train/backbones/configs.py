@@ -1,9 +1,21 @@
 """What the config.json or open_clip_config.json beside published weights says, and how an error quotes it."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
-from pmclip_deploy.spec import Preprocess
+from open_clip import CLIPTextCfg, CLIPVisionCfg
+
+from pmclip_deploy.spec import Preprocess, Resize
+
+RESIZE: Mapping[str, Resize] = {"shortest": "shortest", "squash": "squash", "longest": "pad"}  # open_clip's names, and ours
+# What an open_clip_config.json may say of a tower that is read; anything else must be what open_clip takes for it by default.
+VISION = {"layers", "width", "head_width", "mlp_ratio", "patch_size", "image_size", "no_ln_pre"}
+TEXT = {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio"}
+BERT = {"hf_model_name", "hf_proj_type", "hf_pooler_type", *TEXT}  # these sizes are then BERT's own
+ANY = {"patch_dropout", "hf_model_pretrained", "hf_tokenizer_name", "timm_model_pretrained", "timm_drop", "timm_drop_path"}  # of training
+POOLERS, PROJECTIONS = ("cls_last_hidden_state_pooler", "cls_pooler", "mean_pooler"), ("linear", "mlp", None)
+TOP = {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "custom_text", "init_logit_scale", "tag", "model_name"}
 
 
 def part_of(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -21,10 +33,60 @@ def pixels_of_transformers(told: Mapping[str, Any]) -> dict[str, Any]:
 
 def misfit_of_pixels(config: Mapping[str, Any], preprocess: Preprocess, ours: str) -> str | None:
     """How the pictures of ``config`` are normalised, if ``ours``, a backbone with ``preprocess``, normalises them otherwise."""
+    told = part_of(config, "preprocess_cfg")
+    if (resize := told.get("resize_mode") or "shortest") != "shortest" and RESIZE.get(resize) != preprocess.resize:
+        return f"its resize_mode is {short(resize)}, that of {ours} {preprocess.resize}"
+    if said := _refusal_of_pixels(told):
+        return said
     for key, mine in (("mean", preprocess.mean), ("std", preprocess.std)):
-        if (theirs := part_of(config, "preprocess_cfg").get(key)) is not None and not _is_close(theirs, mine):
+        if (theirs := told.get(key)) is not None and not _is_close(theirs, mine):
             return f"it normalises pictures by a {key} of {short(theirs)}, {ours} by {short(mine)}"
     return None
+
+
+def _refusal_of_pixels(told: Mapping[str, Any]) -> str | None:
+    usual = {"interpolation": "bicubic", "fill_color": 0, "mode": "RGB"}
+    for key, mine in usual.items():
+        if told.get(key, mine) not in (mine, None):
+            return f"its {key} is {short(told[key])}; only {mine} is read"
+    return None
+
+
+def refusal_of_towers(config: Mapping[str, Any]) -> str | None:
+    """What in an open_clip_config.json is of no tower of CLIP's own and of no BERT; None if all is."""
+    model = part_of(config, "model_cfg")
+    seen, read = part_of(model, "vision_cfg"), part_of(model, "text_cfg")
+    for tower in ("vision_cfg", "text_cfg"):
+        if not isinstance(model.get(tower), dict):
+            return f"its {tower} is {short(model.get(tower))}"
+    if trunk := seen.get("timm_model_name"):
+        return f"its image tower is timm's {short(trunk)}"
+    if unknown := [key for key in model if key not in TOP and model[key] not in (None, False)]:
+        return f"it has {short(unknown[0])}"
+    pixels = part_of(config, "preprocess_cfg")
+    if (resize := pixels.get("resize_mode") or "shortest") not in RESIZE:
+        return f"its resize_mode is {short(resize)}; read are {', '.join(RESIZE)}"
+    if said := _refusal_of_pixels(pixels):
+        return said
+    for key in ("mean", "std"):
+        if (of := pixels.get(key)) is not None and not (
+            isinstance(of, list) and len(of) == 3 and all(_is_between(x, key == "std") for x in of)
+        ):
+            return f"its {key} is {short(of)}, which are no three numbers of pictures in 0..1"
+    usual = ((seen, asdict(CLIPVisionCfg()), VISION), (read, asdict(CLIPTextCfg()), BERT if read.get("hf_model_name") else TEXT))
+    for told, default, known in usual:
+        for key, value in told.items():
+            if key not in known | ANY and value != default.get(key) and value not in ({}, "tok" if key == "pool_type" else {}):
+                return f"its {short(key)} is {short(value)}"
+    if read.get("hf_model_name") and (pooler := read.get("hf_pooler_type", "mean_pooler")) not in POOLERS:
+        return f"its hf_pooler_type is {short(pooler)}; read are {', '.join(POOLERS)}"
+    if read.get("hf_model_name") and (proj := read.get("hf_proj_type", "mlp")) not in PROJECTIONS:
+        return f"its hf_proj_type is {short(proj)}; read are linear and mlp"
+    return None
+
+
+def _is_between(x: object, positive: bool) -> bool:
+    return isinstance(x, int | float) and (1e-6 if positive else 0) <= x <= 1
 
 
 def _is_close(theirs: object, mine: tuple[float, ...]) -> bool:

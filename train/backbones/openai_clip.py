@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from pmclip_deploy.spec import Preprocess
 from pmclip_deploy.train.backbones.base import ACTIVATIONS, Backbone, Tensors, Towers
-from pmclip_deploy.train.backbones.configs import misfit_of_pixels, part_of, short
+from pmclip_deploy.train.backbones.configs import misfit_of_pixels, part_of, refusal_of_towers, short
 from pmclip_deploy.train.backbones.transformer import attended_graph, layers_graph, layers_of_open_clip, patches_graph
 from pmclip_deploy.train.bpe import clip_tokenizer_json
 
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
     from pmclip_deploy.train.graph import Graph
+
+
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of pictures in 0..1
 
 
 class ClipTowers(CLIP, Towers):  # type: ignore[misc]
@@ -93,6 +96,8 @@ class OpenAIClip(Backbone):
             text, seen = part_of(model, "text_cfg"), part_of(model, "vision_cfg")
             if foreign := text.get("hf_model_name") or seen.get("timm_model_name"):
                 return f"it has the tower {short(foreign)}, which is none of CLIP's own"
+            if said := refusal_of_towers(config):
+                return said
             told = {"text_config": text.get("heads", 8)}
             if is_vit:
                 told["vision_config"] = heads["vision_config"] if seen.get("head_width", 64) == 64 else "other"
@@ -129,7 +134,7 @@ class OpenAIClip(Backbone):
 
         g, tower, size = Graph(), towers.visual, self.preprocess.size
         if isinstance(tower, ModifiedResNet):
-            _resnet(g, tower)
+            resnet_graph(g, tower)
         else:
             _vision_transformer(g, tower)
         return g.model("image", {"pixels": (FLOAT, ["B", 3, size, size])}, {"embedding": ["B", self.embed_dim]})
@@ -164,13 +169,15 @@ class OpenAIClip(Backbone):
 def _vision_transformer(g: "Graph", tower: VisionTransformer) -> None:
     places = tower.positional_embedding.clone()
     places[0] += tower.class_embedding
-    x = g.norm("norm.before", patches_graph(g, tower.conv1.weight, places, tower.grid_size), tower.ln_pre)
+    x = patches_graph(g, tower.conv1.weight, places, tower.grid_size)
+    if isinstance(tower.ln_pre, nn.LayerNorm):  # which a configuration may leave out
+        x = g.norm("norm.before", x, tower.ln_pre)
     x = layers_graph(g, x, layers_of_open_clip(tower.transformer), g.first)
     _projected(g, g.norm("norm.after", x, tower.ln_post), tower.proj)
 
 
-def _resnet(g: "Graph", tower: ModifiedResNet) -> None:
-    """Three convolutions as stem, and strides that are average pools (Radford et al. 2021, section 2.4)."""
+def resnet_graph(g: "Graph", tower: ModifiedResNet) -> None:
+    """From "pixels" to "embedding". Three convolutions as stem, and strides that are average pools (Radford et al. 2021, section 2.4)."""
     x = "pixels"
     for i in (1, 2, 3):
         x = _activated(g, f"stem.{i}", x, getattr(tower, f"conv{i}"), getattr(tower, f"bn{i}"))
@@ -277,8 +284,7 @@ def openai_from_hugging_face(tensors: Tensors) -> Tensors:
 
 
 def _openai(name: str, size: int, embed_dim: int, activation: str) -> OpenAIClip:
-    mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-    preprocess, quick = Preprocess(size, "shortest", mean, std), activation == "quick_gelu"
+    preprocess, quick = Preprocess(size, "shortest", CLIP_MEAN, CLIP_STD), activation == "quick_gelu"
     of_open_clip = name.replace("/", "-").replace("@", "-") + ("-quickgelu" if quick else "")
     return OpenAIClip(name if quick else f"{name}-gelu", preprocess, embed_dim, 77, 0, of_open_clip, activation)
 

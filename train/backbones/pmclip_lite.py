@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pmclip_deploy.spec import Preprocess
 from pmclip_deploy.train.backbones import efficientnet
 from pmclip_deploy.train.backbones.base import Backbone, LiteTowers, Package, Towers
-from pmclip_deploy.train.backbones.bert import BASE, bert_graph, towers_from_config
+from pmclip_deploy.train.backbones.bert import BASE, bert_text_graph, towers_from_config
 from pmclip_deploy.train.rounding import RoundedTower
 
 if TYPE_CHECKING:
@@ -150,16 +150,8 @@ class PmclipLite(Backbone):
 
     def text_graph(self, towers: Towers) -> "ModelProto":
         """BERT with a mean over the tokens that are not padding, and a linear projection."""
-        from pmclip_deploy.train.graph import INT64, Graph
-
         model: Any = towers
-        g = Graph()
-        x, real = bert_graph(g, model.text.transformer, self.context_length)
-        tokens_axis = g.ints("tokens_axis", [1])
-        total = g.node("ReduceSum", "sum", g.node("Mul", "unpadded", x, real), tokens_axis, keepdims=0)
-        count = g.node("ReduceSum", "count", real, tokens_axis, keepdims=0)
-        g.node("MatMul", "embedding", g.node("Div", "mean", total, count), g.weight("proj.weight", model.text.proj.weight.T))
-        return g.model("text", {"tokens": (INT64, ["B", "T"])}, {"embedding": ["B", self.embed_dim]})
+        return bert_text_graph(model.text, self.context_length, self.embed_dim)
 
 
 def _renumbered(tokenizer: str) -> tuple[str, list[int]]:

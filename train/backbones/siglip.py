@@ -129,12 +129,10 @@ class SigLip(Backbone):
         if told != {**ours, "heads": read["heads"], "words": read["vocab_size"], "places": self.context_length}:
             said = ", ".join(f"{key} {short(value)}" for key, value in told.items())
             return f"it is a SigLIP model of {said}, which is not one that is read, or not the one in the weights"
-        pixels = part_of(config, "preprocess_cfg")
-        if (resize := pixels.get("resize_mode", "squash")) != "squash":
-            return f"it scales pictures by {short(resize)}, {self.name} by squash"
-        if (filter_ := pixels.get("interpolation", "bicubic")) not in ("bicubic", "bilinear"):
-            return f"it scales pictures by {short(filter_)}, which is neither bicubic nor bilinear"
-        return misfit_of_pixels(config, self.preprocess, self.name)
+        pixels = dict(part_of(config, "preprocess_cfg"))
+        if (used := pixels.pop("interpolation", "bicubic")) not in ("bicubic", "bilinear"):
+            return f"it scales pictures by {short(used)}, which is neither bicubic nor bilinear"
+        return misfit_of_pixels({"preprocess_cfg": pixels}, self.preprocess, self.name)
 
     def as_told(self, config: Mapping[str, Any] | None) -> tuple[Backbone, dict[str, str]]:
         told = part_of(config or {}, "preprocess_cfg").get("interpolation")

@@ -11,7 +11,6 @@ from pmclip_deploy.train.backbones.configs import part_of, short
 
 PROBE, LATENT, POSITIONS = "vision_model.head.probe", "visual.trunk.attn_pool.latent", "visual.trunk.pos_embed"
 TANH = "gelu_pytorch_tanh"
-NAFLEX = "it is a NaFlex model, whose pictures keep their shape; only models of one resolution are read"
 # Of open_clip's configurations.
 TOWERS: dict[str, Any] = {"timm_pool": "map", "timm_proj": "none", "no_causal_mask": True, "proj_bias": True, "pool_type": "last"}
 
@@ -20,18 +19,13 @@ def told_of_config(config: Mapping[str, Any]) -> dict[str, Any] | str | None:
     """The sizes that a configuration names, what is wrong with it, or None if it is of no SigLIP. Defaults are transformers'."""
     if model := part_of(config, "model_cfg"):
         seen, read = part_of(model, "vision_cfg"), part_of(model, "text_cfg")
-        name = str(seen.get("timm_model_name"))
-        if "naflex" in name:
-            return NAFLEX
-        if not (patch := re.search(r"patch(\d+)_siglip", name)):
+        if not (patch := re.search(r"patch(\d+)_siglip", str(seen.get("timm_model_name")))):
             return None
         told = {**seen, **read}
         if wrong := [key for key in TOWERS if told.get(key) != TOWERS[key]]:
             return f"its {wrong[0]} is {short(told.get(wrong[0]))}, SigLIP's {TOWERS[wrong[0]]}"
         sizes = {"image": seen.get("image_size", 224), "patch": int(patch[1]), "width": read.get("width", 512)}
         return {**sizes, "layers": read.get("layers", 12), "heads": read.get("heads", 8), **_words(read, "vocab_size", "context_length")}
-    if config.get("model_type") == "siglip2" or "num_patches" in part_of(config, "vision_config"):
-        return NAFLEX
     if config.get("model_type") != "siglip":
         return None
     usual: dict[str, Any] = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "hidden_act": TANH}

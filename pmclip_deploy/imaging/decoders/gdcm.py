@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from struct import pack
+from threading import Lock
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from pmclip_deploy import process
 from pmclip_deploy.imaging.decoders.jpeg_header import segments
 from pmclip_deploy.imaging.decoders.layout import Header, Layout, Refused, Samples, as_declared
 
-_stderr = threading.Lock()
+_one = Lock()  # GDCM has one decode at a time, whoever's threads read
 
 
 @contextmanager
@@ -26,7 +26,7 @@ def _native_stderr_off() -> Iterator[None]:
     if not process.taken_over:
         yield
         return
-    with _stderr:
+    with process.stderr:
         try:
             kept = os.dup(2)
         except OSError:  # closed: nothing to keep quiet
@@ -75,7 +75,7 @@ def decode(frame: bytes, layout: Layout, header: Header) -> tuple[Samples, str]:
         image.SetPlanarConfiguration(0)
     image.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.GetTSType(syntax)))
     image.SetPixelFormat(gdcm.PixelFormat(layout.samples, bits, depth, depth - 1, 0))
-    with _native_stderr_off():
+    with _one, _native_stderr_off():
         try:
             buffer = image.GetBuffer().encode("utf-8", "surrogateescape")
         except Exception:
