@@ -17,7 +17,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 
 from pmclip_deploy.bundle.files import verify_bundle
 from pmclip_deploy.export.pack import bundle_from_checkpoint
-from pmclip_deploy.export.reference import QUESTIONS, TEXTS
+from pmclip_deploy.export.probes import QUESTIONS, TEXTS
 from pmclip_deploy.imaging.read import picture_from_path
 from pmclip_deploy.opening import load
 from pmclip_deploy.tokens import tokens_from_text

@@ -21,7 +21,7 @@ from transformers.convert_slow_tokenizer import import_protobuf
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from pmclip_deploy.errors import BundleError
-from pmclip_deploy.export.reference import QUESTIONS, TEXTS
+from pmclip_deploy.export.probes import QUESTIONS, TEXTS
 from pmclip_deploy.imaging.preprocess import resized, tensor_from_pixels
 from pmclip_deploy.tokens import tokenizer_from_file, tokens_from_text
 from pmclip_deploy.train.backbones import BACKBONES
@@ -74,7 +74,7 @@ def linked(hub: Path, folder: Path, *left_out: str) -> Path:
 def equal_to_transformers(name: str, checkpoint: Path) -> None:
     """Image tower, text tower and logits: of texts of all lengths, padded as transformers pads them and at their own length."""
     model, theirs, backbone = towers_from_checkpoint(checkpoint)[0], siglip.lively(name), BACKBONES[name]
-    pixels = pictures(backbone.preprocess.size, 3)
+    pixels = pictures(backbone.preprocess.size, 3) + torch.tensor([-0.8, 0.0, 0.8])[:, None, None, None]  # dark to bright
     tokens = torch.from_numpy(tokens_from_text(checkpoint / "tokenizer.json", SOME, LENGTH, backbone.pad_id, LENGTH))
     with torch.no_grad():
         wanted = theirs(input_ids=tokens, pixel_values=pixels)
