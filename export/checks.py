@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pmclip_deploy.bundle.files import rows_from_bundle
 from pmclip_deploy.bundle.manifest import Manifest
 from pmclip_deploy.bundle.names import LABELS, QUESTION_EMBEDDINGS, SIGNATURES, TOKENIZER
-from pmclip_deploy.classify import bank_from_labels
+from pmclip_deploy.classify import bank_from_labels, templates_of
 from pmclip_deploy.decision.heads import HeadLogits, decision_from_heads
 from pmclip_deploy.decision.needs import asked_of
 from pmclip_deploy.export.probes import QUESTIONS, TEXTS, Floats, findings_outputs
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 # What a manifest says of the model: each decides an answer, or says what an answer is worth.
 OF_THE_MODEL = (
-    "backbone", "preprocess", "context_length", "pad_id", "embed_dim", "logit_scale", "head", "answers", "kinds", "abstention", "findings",
+    "backbone", "preprocess", "context_length", "pad_id", "embed_dim", "logit_scale", "logit_bias", "head", "answers", "kinds",
+    "abstention", "findings",
 )  # fmt: skip
 LEAD = 0.25  # in probability: a decision whose best candidate leads by less may fall otherwise
 LEAST = 0.25  # of an output's root mean square: an error is relative to no less
@@ -129,7 +130,7 @@ def _of_labels(reference: Predictor, bundle: Predictor, pictures: Images) -> dic
     scores = np.zeros((len(seen), len(labels)), np.float32)
     np.put_along_axis(scores, found["index"], found["score"], 1)
     exact = scale * (seen / np.linalg.norm(seen, axis=1, keepdims=True)) @ bank.T
-    expected = bank_from_labels(reference.embed_texts, labels)
+    expected = bank_from_labels(reference.embed_texts, labels, templates_of(reference.manifest))
     return {f"kept/{LABELS}": error_of(expected, bank), "kept/scores of labels": error_of(exact, scores)}
 
 

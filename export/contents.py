@@ -15,7 +15,7 @@ from pmclip_deploy.bundle.files import sha256_of_file
 from pmclip_deploy.bundle.manifest import Manifest
 from pmclip_deploy.bundle.names import LABELS, QUESTION_EMBEDDINGS, SIGNATURES, TOKENIZER, WORDS
 from pmclip_deploy.bundle.types import Graph as GraphFile
-from pmclip_deploy.classify import bank_from_labels
+from pmclip_deploy.classify import bank_from_labels, templates_of
 from pmclip_deploy.decision.needs import asked_of
 from pmclip_deploy.export.int8_from_onnx import Graphs
 from pmclip_deploy.export.onnx_from_checkpoint import Modules
@@ -89,7 +89,7 @@ def manifest_of_recipe(reference: Reference, options: ExportOptions, recipe: Rec
 
 def _files_from_labels(reference: Reference, labels: Sequence[str]) -> dict[str, bytes]:
     """The labels' embeddings, by the fp32 text tower whatever the bundle's precision, and the graph that finds the nearest."""
-    bank = bank_from_labels(reference.predictor.embed_texts, labels)
+    bank = bank_from_labels(reference.predictor.embed_texts, labels, templates_of(reference.predictor.manifest))
     rows, dim = bank.shape
     graph = similarity_graph(rows, dim, k=rows)
     return {"labels.onnx": graph.SerializeToString(deterministic=True), LABELS: _npy(bank)}

@@ -126,6 +126,7 @@ def manifest_from_modules(modules: Modules) -> Manifest:
             embed_dim=backbone.embed_dim,
             logit_scale=float(meta["logit_scale"]),
             graphs={name: Graph(f"{name}.onnx", "fp32") for name in ("image", "text")},
+            logit_bias=meta.get("logit_bias"),
             metrics=meta["metrics"],
             provenance=meta["provenance"],
         )

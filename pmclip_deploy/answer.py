@@ -179,7 +179,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Label:
-    """A label of a classification, its share and its score.
+    """A label of a classification, its share or its probability, and its score.
 
     >>> import pmclip_deploy as pm
     >>> pm.Label("ct", share=0.998, score=1.74)
@@ -187,11 +187,13 @@ class Label:
     """
 
     label: str  #: As it was given.
-    share: float  #: Among the labels that were given, 1 in all. It is no probability.
-    score: float  #: What the share is made of, in the units of the method; -inf where the label's embedding has no direction.
+    share: float | None  #: Among the labels that were given, 1 in all. It is no probability. None if there is a probability.
+    score: float  #: What the share or probability is made of, in the units of the method; -inf where the embedding has no direction.
+    probability: float | None = None  #: Of this label alone, 0 to 1, by the sigmoid loss of models that have one; else None.
 
     def __repr__(self) -> str:
-        return f"Label({self.label!r}, share={self.share:.3g}, score={self.score:.3g})"
+        said = f"share={self.share:.3g}" if self.share is not None else f"probability={self.probability:.3g}"
+        return f"Label({self.label!r}, {said}, score={self.score:.3g})"
 
     def to_json(self) -> dict[str, Any]:
         """The fields by name; a score that is not finite is null."""

@@ -14,7 +14,7 @@ from pmclip_deploy.beside import made
 from pmclip_deploy.bundle.files import rows_from_bundle
 from pmclip_deploy.bundle.manifest import Manifest
 from pmclip_deploy.bundle.names import LABELS
-from pmclip_deploy.decision.heads import Floats, softmax
+from pmclip_deploy.decision.heads import Floats, sigmoid, softmax
 from pmclip_deploy.errors import BundleError, InputError, UsageError
 from pmclip_deploy.imaging.images import Image, picture_from_image
 from pmclip_deploy.kernels import contrastive_similarity, implementation
@@ -72,7 +72,7 @@ class Classifier:
                 "the bundle's labels were embedded at export, so they take no templates", "leave out the templates, or pass the labels"
             )
         self.predictor, self.labels, self.examples = predictor, labels, examples
-        self.prompts = TEMPLATES if templates is None else templates
+        self.prompts = templates_of(predictor.manifest) if templates is None else templates
 
     @cached_property
     def scores(self) -> Callable[[Floats], Floats]:
@@ -85,6 +85,11 @@ class Classifier:
         bank = bank_from_labels(predictor.embed_texts, self.names, self.prompts)
         return lambda seen: zero_shot_scores(seen, bank, predictor.manifest.logit_scale)
 
+    @property
+    def bias(self) -> float | None:
+        """What makes a score a logit, of models with a sigmoid loss, and only of a picture and one text, as they were trained."""
+        return self.predictor.manifest.logit_bias if self.method == "zero-shot" and len(self.prompts) == 1 else None
+
     def __call__(self, image: Image, frame: int | None = None, window: tuple[float, float] | None = None) -> Classification:
         start = time.perf_counter()
         picture = picture_from_image(image, frame, window)
@@ -92,13 +97,20 @@ class Classifier:
         seen = _numbers(self.predictor.embed_image(picture))  # (D,)
         encoded = time.perf_counter()
         scores = self.scores(seen)
-        shares = softmax(scores)
+        bias = self.bias
+        if bias is None:
+            made = [
+                Label(name, share, score) for name, share, score in zip(self.names, softmax(scores).tolist(), scores.tolist(), strict=True)
+            ]
+        else:
+            logits = scores.astype(np.float64) + bias
+            made = [Label(name, None, x, p) for name, x, p in zip(self.names, logits.tolist(), sigmoid(logits).tolist(), strict=True)]
         best = np.argsort(-scores, kind="stable")
         done = time.perf_counter()
         timings = {"read": read - start, "encode": encoded - read, "classify": done - encoded, "total": done - start}
         return Classification(
             method=self.method,
-            labels=tuple(Label(self.names[i], float(shares[i]), float(scores[i])) for i in best),
+            labels=tuple(made[i] for i in best),
             image=picture.info,
             model=self.predictor.model,
             timings_ms={name: round(1e3 * seconds, 2) for name, seconds in timings.items()},
@@ -127,6 +139,11 @@ def bank_from_labels(embed: Callable[[Sequence[str]], Floats], labels: Sequence[
             raise UsageError(f"the template {template[:60]!r} has no {{}}", 'write {} where the label goes, as in "an image showing {}"')
     prompts = [template.replace("{}", label) for label in labels for template in templates]
     return _unit(_unit(embed(prompts)).reshape(len(labels), len(templates), -1).mean(1))
+
+
+def templates_of(manifest: Manifest) -> tuple[str, ...]:
+    """TEMPLATES, or the label alone for a model with a sigmoid loss, whose probabilities are of one text and not of a mean of several."""
+    return TEMPLATES if manifest.logit_bias is None else TEMPLATES[:1]
 
 
 def check_labels(labels: Sequence[str]) -> None:

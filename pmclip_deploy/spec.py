@@ -19,6 +19,7 @@ SEARCH_SCHEMA = "pmclip-deploy/search/1"
 BENCH_SCHEMA = "pmclip-deploy/bench/1"
 
 Resize = Literal["shortest", "squash", "pad"]
+Interpolation = Literal["bicubic", "bilinear"]
 METHODS = ("percentile", "max", "entropy", "mse")  # of calibration: how a tensor's range follows from its values; the first is the default
 
 # The parity gates of answers, every precision; those of tensors stand in export/precisions/. Near-ties among 1,500 names of abnormalities,
@@ -31,8 +32,9 @@ class Preprocess:
     """From an 8-bit image to the image tower's input.
 
     ``resize`` is open_clip's ``resize_mode``: "shortest" scales the short side to ``size`` and crops the centre,
-    "squash" scales both sides to ``size``, "pad" the long side, and centres the picture on black. All use Pillow's antialiased bicubic.
-    ``mean`` and ``std`` are for values in 0..1. With ``trim`` the margins that show nothing are cut off first (imaging/margins.py).
+    "squash" scales both sides to ``size``, "pad" the long side, and centres the picture on black. ``mean`` and
+    ``std`` are for values in 0..1. With ``trim`` the margins that show nothing are cut off first (imaging/margins.py). ``interpolation``
+    names Pillow's antialiased filter.
     """
 
     size: int
@@ -40,3 +42,4 @@ class Preprocess:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     trim: bool = False
+    interpolation: Interpolation = "bicubic"

@@ -369,3 +369,55 @@ def test_what_goes_wrong_is_one_line(
     monkeypatch.chdir(there)
     got, out, err = command("classify", *arguments, "--bundle", "bundle")
     assert got == code and said in err and err.count("\n") == 1 and not out
+
+
+# --- a sigmoid loss ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def sigmoid_towers(tmp_path_factory: pytest.TempPathFactory) -> pm.Predictor:
+    made = pm.load(tiny_bundle(tmp_path_factory.mktemp("sigmoid") / "bundle", None, logit_bias=-3.5))
+    assert made.manifest.logit_bias == -3.5
+    return made
+
+
+def test_a_sigmoid_loss_gives_each_label_a_probability_of_its_own(sigmoid_towers: pm.Predictor, towers: pm.Predictor) -> None:
+    """Of the label's own text: a mean of prompts is none of the texts that the loss saw."""
+    image = picture()
+    made = {x.label: x for x in sigmoid_towers.classify(image, LABELS).labels}
+    assert all(x.share is None for x in made.values())
+    seen, scale = unit(sigmoid_towers.embed_image(image)), sigmoid_towers.manifest.logit_scale
+    for label, x in made.items():
+        logit = float(scale * seen @ unit(sigmoid_towers.embed_text(label))) - 3.5
+        assert x.score == pytest.approx(logit, abs=1e-4) and x.probability == pytest.approx(1 / (1 + np.exp(-logit)), rel=1e-3)
+    few = {x.label: x.probability for x in sigmoid_towers.classify(image, LABELS[:2]).labels}
+    assert few == pytest.approx({label: made[label].probability for label in few}, rel=1e-4)  # other labels do not change it
+    both = [x.classify(image, LABELS).labels[0] for x in (towers, sigmoid_towers)]
+    assert [(x.share is None, x.probability is None) for x in both] == [(False, True), (True, False)]
+    assert [set(x.to_json()) for x in both] == [{"label", "share", "score", "probability"}] * 2
+    assert "share=" in repr(both[0]) and "probability=" in repr(both[1])
+
+
+def test_what_the_sigmoid_loss_did_not_see_has_shares(sigmoid_towers: pm.Predictor) -> None:
+    image, examples = picture(), {label: [picture(60), picture(200)] for label in LABELS[:2]}
+    for made in (
+        sigmoid_towers.classify(image, LABELS, templates=["{}", "is {} there"]),
+        sigmoid_towers.classify(image, examples=examples),
+        sigmoid_towers.classify(image, examples=examples, method="probe"),
+    ):
+        assert all(x.probability is None for x in made.labels)
+        assert sum(x.share or 0 for x in made.labels) == pytest.approx(1)
+
+
+def test_the_command_says_probability_only_of_a_sigmoid_loss(
+    sigmoid_towers: pm.Predictor, towers: pm.Predictor, command: Any, tmp_path: Path
+) -> None:
+    Image.fromarray(picture()).save(tmp_path / "a.png")
+    said = {}
+    for name, of in (("sigmoid", sigmoid_towers), ("softmax", towers)):
+        done = command("classify", tmp_path / "a.png", *LABELS, "--bundle", of.path)
+        assert done.code == 0
+        said[name] = done.out
+    assert "Probability" in said["sigmoid"] and "Share" not in said["sigmoid"]
+    assert "each probability is of its label alone, by the model's sigmoid loss" in said["sigmoid"]
+    assert "Share" in said["softmax"] and "Probability" not in said["softmax"] and "They are not probabilities" in said["softmax"]

@@ -35,6 +35,7 @@ class Checkpoint(_Always, total=False):
     """checkpoint.json: what a checkpoint says of its weights."""
 
     schema: str  # CHECKPOINT_SCHEMA
+    logit_bias: float  # of a sigmoid loss
     towers: dict[str, Any]  # of a backbone that an open_clip_config.json described; ``save_checkpoint`` adds it
     answers: Sequence[str]  # of a head
     kinds: list[dict[str, Any]]  # of pmclip-lite's head, with ``abstention``

@@ -1,9 +1,9 @@
-"""The symmetric contrastive loss: of one batch, with gradients cached over pieces of it, and over the batches of several processes.
+"""The symmetric contrastive loss and the sigmoid loss: of one batch, with gradients cached over pieces of it, and of several processes.
 
 Memory grows with the batch, not with its square: B x B cosines are made BLOCK rows at a time, forwards and again backwards.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -18,6 +18,13 @@ BLOCK = 1024  # rows of cosines
 def scale_of(logit_scale: Tensor) -> Tensor:
     """Of the cosines, (): at most 100, as CLIP does."""
     return logit_scale.clamp(max=4.6052).exp()
+
+
+def logits_of(tensors: Mapping[str, Tensor]) -> dict[str, float]:
+    """What checkpoint.json says of published towers' logits. A sigmoid loss has a bias, and does not bound the scale."""
+    if "logit_bias" not in tensors:
+        return {"logit_scale": round(scale_of(tensors["logit_scale"]).item(), 4)}
+    return {"logit_scale": round(tensors["logit_scale"].exp().item(), 4), "logit_bias": round(tensors["logit_bias"].item(), 4)}
 
 
 def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
@@ -55,6 +62,35 @@ def _cross_entropy(rows: Tensor, others: Tensor, scale: Tensor, first: int) -> T
         for i, block in enumerate(rows.split(BLOCK))
     ]
     return torch.stack(parts).sum() / len(rows)
+
+
+def sigmoid_loss(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    """The mean over images of -log sigmoid of every pair with its sign, all of the batch's texts summed up (SigLIP, Zhai et al. 2023).
+
+    As ``contrastive_loss``; ``bias`` () is added to the scaled cosines.
+    """
+    return _sigmoid(F.normalize(image, dim=-1), F.normalize(text, dim=-1), scale, bias, 0)
+
+
+def sigmoid_loss_of_processes(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    """This process's images against everybody's texts; the parts sum to the loss of one process, as ``contrastive_loss_of_processes``."""
+    if not dist.is_initialized():
+        return sigmoid_loss(image, text, scale, bias)
+    image, texts = F.normalize(image, dim=-1), rows_of_processes(F.normalize(text, dim=-1))
+    return _sigmoid(image, texts, scale, bias, dist.get_rank() * len(image)) / dist.get_world_size()
+
+
+def _sigmoid(rows: Tensor, others: Tensor, scale: Tensor, bias: Tensor, first: int) -> Tensor:
+    """Mean over ``rows`` (B, D); row i's pair is ``others[first + i]``."""
+    if len(rows) > BLOCK:
+        parts = [
+            len(block) * checkpoint(_sigmoid, block, others, scale, bias, first + i * BLOCK, use_reentrant=False, preserve_rng_state=False)
+            for i, block in enumerate(rows.split(BLOCK))
+        ]
+        return torch.stack(parts).sum() / len(rows)
+    logits = scale * rows @ others.T + bias
+    own = logits.diagonal(first)[: len(rows)]
+    return (F.softplus(logits).sum() - own.sum()) / len(rows)  # softplus(-x) = softplus(x) - x
 
 
 def in_pieces(encode: Callable[[Tensor], Tensor], inputs: Tensor, size: int) -> Tensor:

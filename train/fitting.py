@@ -54,7 +54,7 @@ def _described(weights: Weights, nearest: Backbone, exact: bool) -> Backbone | N
     if weights.config is None or "model_cfg" not in weights.config:
         return None
     misfit = nearest.misfit(weights.config)
-    if exact and misfit is None:
+    if misfit is None and (exact or refusal_of(weights.config)):
         return None
     if refusal := refusal_of(weights.config):
         raise BundleError(f"{weights.config_file}: {misfit if exact else refusal}", SUPPORTED)
@@ -70,7 +70,7 @@ def importable() -> list[Backbone]:
 
 
 def names_of_importable() -> str:
-    return ", ".join(b.name for b in importable() if b.activation in (None, ACTIVATIONS[0]))
+    return ", ".join(dict.fromkeys(b.family or b.name for b in importable() if b.activation in (None, ACTIVATIONS[0])))
 
 
 @cache
@@ -84,8 +84,8 @@ def likeness_of(tensors: Tensors) -> dict[str, float]:
 
     To build one takes up to seconds.
     """
-    anchored = [b for b in importable() if any(anchor in tensors for anchor in b.anchors)]
-    shapes = {b.name: {k: shape for k, shape in _shapes(b).items() if k != "logit_scale"} for b in anchored or importable()}
+    likely = [b for b in importable() if b.may_be(tensors)] or [b for b in importable() if not b.needs_anchor]
+    shapes = {b.name: {k: shape for k, shape in _shapes(b).items() if k != "logit_scale"} for b in likely}
     return {name: sum(k in tensors and tensors[k].shape == shape for k, shape in of.items()) / len(of) for name, of in shapes.items()}
 
 

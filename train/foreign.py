@@ -6,8 +6,9 @@ from typing import Any
 
 FORMAT = "give the same model as safetensors or PyTorch's state dict"
 PAGE = ("a web page, without the weights", "download the file itself")
+WHOLE = "give the weights of the whole model, with both towers"
 LORA = ("a LoRA adapter", "merge it into its base model, and save that")
-SIGLIP = ("a SigLIP model, which has other towers and another loss than CLIP", "")
+SIGLIP = ("a SigLIP model of a size that is not read, or parts of one", WHOLE)
 MAGIC = {
     b"\x89HDF": ("an HDF5 file, as TensorFlow writes it", FORMAT),
     b"GGUF": ("a GGUF file", FORMAT),
@@ -39,7 +40,6 @@ KINDS = {  # parts of a config.json's model_type; the first that is in it is tak
     "naflex": "NaFlex, which reads pictures of any shape",
 }
 GENERATES = ("causallm", "conditionalgeneration")  # in a config.json's architectures
-WHOLE = "give the weights of the whole model, with both towers"
 NAMED = {  # parts of tensors' names, all of which must be there; the first row that fits is taken
     (".lora_",): LORA,
     ("lora_A",): LORA,

@@ -13,12 +13,12 @@ from pmclip_deploy.train.backbones import backbone_named
 from pmclip_deploy.train.backbones.base import ACTIVATIONS, Backbone, Tensors
 from pmclip_deploy.train.backbones.configs import part_of
 from pmclip_deploy.train.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
-from pmclip_deploy.train.contrastive import scale_of
+from pmclip_deploy.train.contrastive import logits_of
 from pmclip_deploy.train.fitting import Weights, fitted, names_of_importable
 from pmclip_deploy.train.pickles import Costly
 from pmclip_deploy.train.published import weights_from_file
 
-TOKENIZERS = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt")
+TOKENIZERS = ("spiece.model", "tokenizer.json", "vocab.json", "vocab.txt", "merges.txt")
 FILES = {"model.safetensors", "checkpoint.json", "tokenizer.json"}  # of a checkpoint
 
 
@@ -66,12 +66,13 @@ def import_weights(
         raise _unreadable(source, error) from error
     spec, tensors = fitted(weights, wanted)
     spec, chosen = _activated(spec, weights, activation)
+    spec, told = spec.as_told(weights.config)
     tokenizer_json = spec.tokenizer_beside(weights.file)
     meta: Checkpoint = {
         "name": name,
         "version": "0.1.0",
         "backbone": spec.name,
-        "logit_scale": round(scale_of(tensors["logit_scale"]).item(), 4),
+        **logits_of(tensors),  # type: ignore[typeddict-item]
         "metrics": {},
         "provenance": {
             "import": {
@@ -82,6 +83,7 @@ def import_weights(
                 **({"adapter": {weights.adapter.name: sha256_of_file(weights.adapter)}} if weights.adapter else {}),
                 **({"assumed": assumed} if (assumed := _assumed(spec, weights)) else {}),
                 **({"activation": chosen.activation, "activation_from": chosen.by} if chosen else {}),
+                **told,
                 "licence": "the user's: these weights were brought by whoever imported them, under their own terms",
             }
         },

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pmclip_deploy.errors import BundleError
 from pmclip_deploy.train.backbones.base import Tensors
+from pmclip_deploy.train.backbones.configs import pixels_of_transformers
 from pmclip_deploy.train.fitting import Config, Weights, first, importable, likeness_of, refuse_misfit
 from pmclip_deploy.train.foreign import kind_of_file
 from pmclip_deploy.train.lora import CONFIG as ADAPTER
@@ -191,7 +192,7 @@ def _config_beside(file: Path, of_hugging_face: bool) -> tuple[Config | None, Pa
         refuse_misfit(path, config)
         beside = file.with_name("preprocessor_config.json")
         pixels = read_config(beside) if name == "config.json" and beside.is_file() else {}
-        return {"preprocess_cfg": {key: pixels[f"image_{key}"] for key in ("mean", "std") if f"image_{key}" in pixels}, **config}, path
+        return {"preprocess_cfg": pixels_of_transformers(pixels), **config}, path
     return None, Path("config.json")
 
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, get_args
 from pmclip_deploy.bundle.names import GRAPHS, HEADS, MANIFEST, SEAL, SIGNATURE
 from pmclip_deploy.bundle.types import Abstention, Engine, File, Finding, Findings, Graph, Head, Kind, Probe, Stratum, Words
 from pmclip_deploy.sessions import targets
-from pmclip_deploy.spec import Preprocess, Resize
+from pmclip_deploy.spec import Interpolation, Preprocess, Resize
 from pmclip_deploy.vocabulary import FAMILIES, REGIONS
 
 T = TypeVar("T")
@@ -84,7 +84,9 @@ def preprocess_from_json(data: dict[str, Any], where: str) -> Preprocess:
         raise ValueError(f"{where}.mean and .std are not three numbers each, up to 10, and std from 0.001 on")
     size = between(get(data, "size", int, where), 8, 4096, f"{where}.size")
     trim = get({"trim": False, **data}, "trim", bool, where)
-    return Preprocess(size, resize, (mean[0], mean[1], mean[2]), (std[0], std[1], std[2]), trim)  # type: ignore[arg-type]
+    interpolation = get({"interpolation": "bicubic", **data}, "interpolation", str, where)
+    _one_of(get_args(Interpolation), interpolation, f"{where}.interpolation")
+    return Preprocess(size, resize, (mean[0], mean[1], mean[2]), (std[0], std[1], std[2]), trim, interpolation)  # type: ignore[arg-type]
 
 
 def graphs_from_json(data: dict[str, Any]) -> dict[str, Graph]:

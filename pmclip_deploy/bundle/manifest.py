@@ -39,6 +39,7 @@ class Manifest:
     embed_dim: int
     logit_scale: float
     graphs: Mapping[str, Graph]
+    logit_bias: float | None = None  # added to the scaled cosines by a sigmoid loss
     head: Head | None = None  # without one a bundle embeds, and answers nothing
     answers: tuple[str, ...] = ()
     kinds: tuple[Kind, ...] = ()
@@ -74,6 +75,7 @@ class Manifest:
             embed_dim=between(get(data, "embed_dim", int), 1, 1 << 16, "embed_dim"),
             logit_scale=within(get(data, "logit_scale", float), 1e-3, 1e4, "logit_scale"),
             graphs=graphs,
+            logit_bias=within(get(data, "logit_bias", float), -1e4, 1e4, "logit_bias") if "logit_bias" in data else None,
             head=None if head is None else head_from_json(of_type(head, dict, "head")),
             answers=answers,
             kinds=tuple(kind_from_json(k, f"kinds[{i}]", len(answers)) for i, k in enumerate(get(data, "kinds", list))),
@@ -109,6 +111,11 @@ class Manifest:
         for absent in ("labels", "asked", "findings", "probes"):
             if not data[absent]:
                 del data[absent]
+        if self.logit_bias is None:
+            del data["logit_bias"]
+        for of in (data["preprocess"], data.get("findings", {}).get("preprocess", {})):
+            if of.get("interpolation") == "bicubic":  # the default
+                del of["interpolation"]
         text = {"context_length": data.pop("context_length"), "pad_id": data.pop("pad_id")}
         first = {key: data.pop(key) for key in ("name", "version", "precision", "target", "backbone", "preprocess")}
         return {"schema": BUNDLE_SCHEMA, **first, "text": text, **data}

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from pmclip_deploy.answer import Classification
     from pmclip_deploy.imaging.picture import Picture
 
-COLUMNS = ("image", "frame", "label", "share", "score", "method", "model", "error")  # of --output
+COLUMNS = ("image", "frame", "label", "share", "probability", "score", "method", "model", "error")  # of --output
+
+SHARES = "shares compare these labels with each other. They are not probabilities that a label is right."
+PROBABILITIES = "each probability is of its label alone, by the model's sigmoid loss. It was not calibrated on medical images."
 
 
 def classify(
@@ -96,7 +99,7 @@ def classify(
         if rows is not None:
             print(one_line(f"{output}: labels for {counted(count, 'picture')}"))
         print(one_line(f"model: {made.model}, {made.method}"))
-        print("note:  shares compare these labels with each other. They are not probabilities that a label is right.")
+        print(f"note:  {PROBABILITIES if made.labels[0].share is None else SHARES}")
         print(RESEARCH_ONLY)
     return pictures.exit_code
 
@@ -163,7 +166,14 @@ def _print(made: "Classification") -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("Label", "Share", "Score", title=Text(one_line(made.image.source)), title_justify="left")
+    table = Table(
+        "Label",
+        "Probability" if made.labels[0].share is None else "Share",
+        "Score",
+        title=Text(one_line(made.image.source)),
+        title_justify="left",
+    )
     for label in made.labels:
-        table.add_row(Text(one_line(label.label)), f"{label.share:.0%}", decimal(label.score, ".2f"))
+        of_label = format(label.share, ".0%") if label.share is not None else format(label.probability, ".2%")
+        table.add_row(Text(one_line(label.label)), of_label, decimal(label.score, ".2f"))
     console_for_tables().print(table)

@@ -59,3 +59,6 @@ def import_(
             print(f"activation: {made['activation']}, {said}")
         elif "activation" in made:
             print(f"activation: {made['activation']}, as {made['activation_from']} says")
+        if "interpolation" in made:
+            by = "assumed" if made["interpolation_from"] == "assumed" else "as the configuration beside the weights says"
+            print(f"pictures are scaled by a {made['interpolation']} filter, {by}")

@@ -7,31 +7,31 @@ from numpy.typing import NDArray
 
 from pmclip_deploy.imaging.decoders.layout import LARGE
 from pmclip_deploy.imaging.margins import inner_box
-from pmclip_deploy.spec import Preprocess
+from pmclip_deploy.spec import Interpolation, Preprocess
 
 
 def resized(pixels: NDArray[np.uint8], preprocess: Preprocess) -> NDArray[np.uint8]:
-    """The uint8 stage: Pillow's antialiased bicubic, then the centre crop, as open_clip's ``image_transform``. -> (S, S) or (S, S, 3)
+    """The uint8 stage: Pillow's antialiased filter, then the centre crop, as open_clip's ``image_transform``. -> (S, S) or (S, S, 3)
 
     Pillow resamples each channel by itself, so one gray channel gives what three equal ones would, in a third of the time.
     """
-    size = preprocess.size
+    size, interpolation = preprocess.size, preprocess.interpolation
     if preprocess.trim:
         pixels = pixels[inner_box(pixels)]
     if preprocess.resize == "squash":
-        return _bicubic(pixels, size, size)
+        return _scaled(pixels, size, size, interpolation)
     height, width = pixels.shape[:2]
     if preprocess.resize == "pad":
         rows, columns = padded_place(height, width, size)
         canvas = np.zeros((size, size, *pixels.shape[2:]), np.uint8)
-        canvas[rows, columns] = _bicubic(pixels, rows.stop - rows.start, columns.stop - columns.start)
+        canvas[rows, columns] = _scaled(pixels, rows.stop - rows.start, columns.stop - columns.start, interpolation)
         return canvas
     if width <= height:  # torchvision's Resize(int): the long side is cut down to a whole number
         width, height = size, int(size * height / width)
     else:
         width, height = int(size * width / height), size
     left, top = round((width - size) / 2.0), round((height - size) / 2.0)  # torchvision's CenterCrop: half to even
-    return _bicubic(pixels, height, width)[top : top + size, left : left + size]
+    return _scaled(pixels, height, width, interpolation)[top : top + size, left : left + size]
 
 
 def padded_place(height: int, width: int, size: int) -> tuple[slice, slice]:
@@ -42,9 +42,9 @@ def padded_place(height: int, width: int, size: int) -> tuple[slice, slice]:
     return slice(top, top + rows), slice(left, left + columns)
 
 
-def _bicubic(pixels: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-    """Pillow's; in a kernel that gives the same, where it is large and grey."""
-    if pixels.ndim == 2 and pixels.size >= LARGE:
+def _scaled(pixels: NDArray[np.uint8], height: int, width: int, interpolation: Interpolation) -> NDArray[np.uint8]:
+    """Pillow's; bicubic in a kernel that gives the same, where it is large and grey."""
+    if interpolation == "bicubic" and pixels.ndim == 2 and pixels.size >= LARGE:
         from pmclip_deploy.kernels.pixels import bicubic
 
         small: NDArray[np.uint8] | None = bicubic(np.ascontiguousarray(pixels), height, width)
@@ -52,7 +52,7 @@ def _bicubic(pixels: NDArray[np.uint8], height: int, width: int) -> NDArray[np.u
             return small
     from PIL import Image
 
-    return np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).resize((width, height), Image.Resampling.BICUBIC))
+    return np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).resize((width, height), Image.Resampling[interpolation.upper()]))
 
 
 def tensor_from_pixels(pixels: NDArray[np.uint8], preprocess: Preprocess) -> NDArray[np.float32]:

@@ -14,7 +14,13 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pmclip_deploy.train import contrastive
-from pmclip_deploy.train.contrastive import contrastive_loss, contrastive_loss_of_processes, in_pieces
+from pmclip_deploy.train.contrastive import (
+    contrastive_loss,
+    contrastive_loss_of_processes,
+    in_pieces,
+    sigmoid_loss,
+    sigmoid_loss_of_processes,
+)
 
 
 def plain(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
@@ -50,6 +56,32 @@ def test_loss_and_gradients_do_not_depend_on_the_block(block: int, monkeypatch: 
     assert ours.item() == pytest.approx(expected.item(), abs=1e-12)
     for a, b in zip(torch.autograd.grad(ours, inputs), gradients, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
+
+
+def plain_sigmoid(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    """Every pair of the batch by itself (SigLIP, Zhai et al. 2023, algorithm 1)."""
+    n = len(image)
+    total = torch.zeros((), dtype=image.dtype)
+    for i in range(n):
+        for j in range(n):
+            logit = scale * torch.cosine_similarity(image[i], text[j], dim=0) + bias
+            total = total - torch.nn.functional.logsigmoid(logit if i == j else -logit)
+    return total / n
+
+
+@pytest.mark.parametrize(("n", "scale", "bias", "block"), [(1, 1.0, 0.0, 8), (7, 117.3, -12.9, 8), (12, 10.0, -10.0, 5)])
+def test_the_sigmoid_loss_and_its_gradients_equal_the_plain_computation(
+    n: int, scale: float, bias: float, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(n)
+    inputs = [torch.randn(n, 5, generator=generator, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    inputs += [torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (scale, bias)]
+    monkeypatch.setattr(contrastive, "BLOCK", block)
+    expected = plain_sigmoid(*inputs)
+    for ours in (sigmoid_loss(*inputs), sigmoid_loss_of_processes(*inputs)):  # without processes they are the same
+        assert ours.item() == pytest.approx(expected.item(), rel=1e-10)
+        for a, b in zip(torch.autograd.grad(ours, inputs), torch.autograd.grad(expected, inputs, retain_graph=True), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9)
 
 
 def test_no_tensor_is_as_large_as_the_square_of_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,6 +167,9 @@ def test_caching_encodes_each_piece_twice_and_keeps_no_activation_in_between() -
     assert sorted(n for n, back in calls if back) == [2, 4, 4]
 
 
+PROCESSES = [("softmax", contrastive_loss_of_processes, ()), ("sigmoid", sigmoid_loss_of_processes, (torch.tensor(-4.0).double(),))]
+
+
 def of_one_process(rank: int, folder: str) -> None:
     """Three rows of six each: writes the loss and the gradients that this process has."""
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
@@ -143,8 +178,9 @@ def of_one_process(rank: int, folder: str) -> None:
     everything = inputs_of_processes()
     mine = [x[3 * rank : 3 * rank + 3] for x in everything[:2]]
     weight, scale = everything[2:]
-    loss = contrastive_loss_of_processes(in_pieces(lambda x: x @ weight, mine[0], 1), mine[1] @ weight, scale)
-    torch.save([loss.detach(), *torch.autograd.grad(loss, [weight, scale])], Path(folder, f"{rank}.pt"))
+    for name, loss_of, more in PROCESSES:
+        loss = loss_of(in_pieces(lambda x: x @ weight, mine[0], 1), mine[1] @ weight, scale, *more)
+        torch.save([loss.detach(), *torch.autograd.grad(loss, [weight, scale])], Path(folder, f"{name}{rank}.pt"))
     dist.barrier()  # gloo may abort a process whose peer is gone before it
     dist.destroy_process_group()
 
@@ -159,7 +195,8 @@ def inputs_of_processes() -> list[Tensor]:
 def test_the_parts_of_several_processes_sum_to_the_whole(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(of_one_process, (str(tmp_path),), nprocs=2)
     image, text, weight, scale = inputs_of_processes()
-    loss = contrastive_loss(image @ weight, text @ weight, scale)
-    parts = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
-    for expected, *found in zip([loss.detach(), *torch.autograd.grad(loss, [weight, scale])], *parts, strict=True):
-        torch.testing.assert_close(sum(found), expected, rtol=1e-10, atol=1e-12)
+    for (name, _, more), whole in zip(PROCESSES, (contrastive_loss, sigmoid_loss), strict=True):
+        loss = whole(image @ weight, text @ weight, scale, *more)
+        parts = [torch.load(tmp_path / f"{name}{rank}.pt", weights_only=True) for rank in range(2)]
+        for expected, *found in zip([loss.detach(), *torch.autograd.grad(loss, [weight, scale])], *parts, strict=True):
+            torch.testing.assert_close(sum(found), expected, rtol=1e-10, atol=1e-12)

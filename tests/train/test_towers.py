@@ -26,10 +26,11 @@ from pmclip_deploy.models import DEFAULT_CHECKPOINT
 from pmclip_deploy.tokens import tokenizer_from_file, tokens_from_text
 from pmclip_deploy.train.backbones import BACKBONES
 from pmclip_deploy.train.backbones.base import Backbone
+from pmclip_deploy.train.backbones.openai_clip import OpenAIClip
 from pmclip_deploy.train.bpe import clip_tokenizer_json
 from pmclip_deploy.train.checkpoint import ALWAYS, Checkpoint, read_checkpoint, save_checkpoint, towers_from_checkpoint, under
 
-CLIP_ROWS = [b for b in BACKBONES.values() if b.open_clip_name]
+CLIP_ROWS = [b for b in BACKBONES.values() if isinstance(b, OpenAIClip)]
 RN50 = BACKBONES["RN50"]
 
 row = pytest.mark.parametrize("backbone", CLIP_ROWS, ids=lambda b: b.name)

@@ -241,8 +241,8 @@ def test_the_validation_loss_is_that_of_whole_batches() -> None:
     image, text = (torch.randn(11, 4, generator=torch.Generator().manual_seed(i)) for i in (1, 2))
     scale = torch.tensor(5.0)
     first, second = (contrastive_loss(image[i : i + 4], text[i : i + 4], scale).item() for i in (0, 4))
-    assert loss_over(image, text, scale, 4, contrastive_loss) == pytest.approx((first + second) / 2)
-    assert loss_over(image, text, scale, 64, contrastive_loss) == pytest.approx(contrastive_loss(image, text, scale).item())
+    assert loss_over(image, text, [scale], 4, contrastive_loss) == pytest.approx((first + second) / 2)
+    assert loss_over(image, text, [scale], 64, contrastive_loss) == pytest.approx(contrastive_loss(image, text, scale).item())
 
 
 def test_retrieval_counts_what_stands_before_the_pair() -> None:

@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -24,7 +24,7 @@ ACTIVATIONS = ("quick_gelu", "gelu")  # as config.json names them
 
 
 class Towers(nn.Module):
-    """A dual encoder. ``visual`` is its image tower; all else but ``logit_scale`` is its text tower."""
+    """A dual encoder. ``visual`` is its image tower; all else but ``logit_scale`` and ``logit_bias`` is its text tower."""
 
     visual: nn.Module
     logit_scale: nn.Parameter  # () f32, the logarithm
@@ -36,6 +36,10 @@ class Towers(nn.Module):
     def encode_text(self, text: Tensor) -> Tensor:
         """(B, T) i64, padded with ``pad_id`` -> (B, D), not normalised."""
         raise NotImplementedError
+
+    def scale_and_bias(self) -> tuple[Tensor, ...]:
+        """What the backbone's loss multiplies cosines by, (), and, if it is a sigmoid loss, what it adds to them, ()."""
+        return (self.logit_scale.exp(),)
 
 
 class LiteTowers(Towers):
@@ -110,16 +114,20 @@ class Backbone(ABC):
     pad_id: int
     importable: ClassVar[bool] = False  # whether there are published weights of it
     anchors: ClassVar[tuple[str, ...]] = ()  # tensors of published weights; what stands before such a name stands before all names
+    needs_anchor: ClassVar[bool] = False  # whether weights without an anchor are none of these, which are many, and take time to build
     parts: ClassVar[Mapping[str, str]] = {}  # if weights are published as several files: their names, and what stands before their tensors
     usual_logit_scale: ClassVar[float] = math.log(100)  # where published weights have none: the largest that CLIP allows, and ends at
     open_clip_name: str | None = None  # by which users of open_clip load it
     activation: str | None = None  # in ACTIVATIONS, if weights of the same shapes are published with another
     described: str = ""  # JSON of what the towers are, if no file here says so; a checkpoint then has it
+    family: str | None = None  # by which errors name it, if it is one of many sizes
 
     # Training.
 
-    loss = staticmethod(contrastive_loss)  # of a batch
-    loss_of_processes = staticmethod(contrastive_loss_of_processes)  # this process's part of the loss of all processes' batch
+    loss: ClassVar[Callable[..., Tensor]] = staticmethod(contrastive_loss)  # of a batch, as ``scale_and_bias`` of its towers has it
+    loss_of_processes: ClassVar[Callable[..., Tensor]] = staticmethod(
+        contrastive_loss_of_processes
+    )  # this process's part of the loss of all processes' batch
 
     @abstractmethod
     def build(self) -> Towers:
@@ -158,6 +166,10 @@ class Backbone(ABC):
         """
         return None
 
+    def may_be(self, tensors: Tensors) -> bool:
+        """Whether these could be its tensors, as far as can be told without building it."""
+        return any(anchor in tensors for anchor in self.anchors)
+
     def reads(self, name: str) -> bool:
         """Whether the towers have this tensor of ``from_published``; if not, it is left out."""
         return True
@@ -173,6 +185,10 @@ class Backbone(ABC):
     def with_activation(self, activation: str) -> "Backbone":
         """The backbone of the same shapes with this activation. Raises UsageError if there is none."""
         raise UsageError(f"backbone {self.name} has one activation only", "leave out --activation")
+
+    def as_told(self, config: Mapping[str, Any] | None) -> tuple["Backbone", dict[str, str]]:
+        """(the backbone of these weights with what else their configuration says, what of it was taken or assumed: for the provenance)"""
+        return self, {}
 
     # Graphs, in fp32 and written straight from the weights, so that their bytes depend on the weights alone.
 

@@ -16,7 +16,7 @@ from pmclip_deploy.spec import Preprocess
 from pmclip_deploy.train.backbones.base import Backbone, Tensors, Towers
 from pmclip_deploy.train.backbones.bert import BASE, bert_text_graph, towers_from_config, wordpieces_beside
 from pmclip_deploy.train.backbones.configs import misfit_of_pixels, part_of, short
-from pmclip_deploy.train.backbones.transformer import Layer, layers_graph, patches_graph
+from pmclip_deploy.train.backbones.transformer import layers_graph, layers_of_timm, patches_graph
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -98,20 +98,7 @@ class BiomedClip(Backbone):
         places[0] += trunk.cls_token[0, 0]
         places[1:] += trunk.patch_embed.proj.bias
         x = patches_graph(g, trunk.patch_embed.proj.weight, places, trunk.patch_embed.grid_size)
-        layers = [
-            Layer(
-                heads=block.attn.num_heads,
-                norm_attention=block.norm1,
-                qkv=(block.attn.qkv.weight, block.attn.qkv.bias),
-                out=block.attn.proj,
-                norm_mlp=block.norm2,
-                up=block.mlp.fc1,
-                activation="gelu",
-                down=block.mlp.fc2,
-            )
-            for block in trunk.blocks
-        ]
-        x = g.norm("norm.after", layers_graph(g, x, layers, g.first), trunk.norm)
+        x = g.norm("norm.after", layers_graph(g, x, layers_of_timm(trunk.blocks), g.first), trunk.norm)
         g.node("MatMul", "embedding", g.token(x), g.weight("proj.weight", visual.head.proj.weight.T))
         return g.model("image", {"pixels": (FLOAT, ["B", 3, size, size])}, {"embedding": ["B", self.embed_dim]})
 

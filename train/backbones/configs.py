@@ -24,6 +24,13 @@ def part_of(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return {key: value for part in parts for key, value in part.items()}
 
 
+def pixels_of_transformers(told: Mapping[str, Any]) -> dict[str, Any]:
+    """What a preprocessor_config.json says, as ``preprocess_cfg`` of an open_clip_config.json does. It numbers filters as Pillow does."""
+    filters = {2: "bilinear", 3: "bicubic"}
+    said = {key: told[f"image_{key}"] for key in ("mean", "std") if f"image_{key}" in told}
+    return said | ({"interpolation": filters.get(told["resample"], short(told["resample"]))} if "resample" in told else {})
+
+
 def misfit_of_pixels(config: Mapping[str, Any], preprocess: Preprocess, ours: str) -> str | None:
     """How the pictures of ``config`` are normalised, if ``ours``, a backbone with ``preprocess``, normalises them otherwise."""
     told = part_of(config, "preprocess_cfg")

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from pmclip_deploy.spec import Preprocess
 from pmclip_deploy.train.backbones.base import ACTIVATIONS, Backbone, Tensors, Towers
 from pmclip_deploy.train.backbones.configs import misfit_of_pixels, part_of, refusal_of_towers, short
-from pmclip_deploy.train.backbones.transformer import Layer, layers_graph, patches_graph
+from pmclip_deploy.train.backbones.transformer import attended_graph, layers_graph, layers_of_open_clip, patches_graph
 from pmclip_deploy.train.bpe import clip_tokenizer_json
 
 if TYPE_CHECKING:
@@ -75,6 +75,8 @@ class OpenAIClip(Backbone):
 
     def from_published(self, tensors: Tensors) -> tuple[str | None, Tensors] | None:
         """OpenAI's own names, which open_clip and PubMedCLIP keep, or Hugging Face's."""
+        if "logit_bias" in tensors:  # of a sigmoid loss, which CLIP has not
+            return None
         if "text.token_embedding.weight" in tensors:  # open_clip's CustomTextCLIP
             tensors = {k.removeprefix("text."): v for k, v in tensors.items()}
         if not any(k.startswith(("visual.", "transformer.", "token_embedding.", "vision_model.", "text_model.")) for k in tensors):
@@ -156,7 +158,7 @@ class OpenAIClip(Backbone):
             return g.node("GatherND", name, x, end, batch_dims=1)  # (B, T, W) -> (B, 1, W)
 
         mask_at_end = g.node("Gather", "mask.end", mask, end, axis=0)  # (B, 1, 1, T)
-        x = layers_graph(g, x, _layers(clip.transformer), at_end, mask, mask_at_end)
+        x = layers_graph(g, x, layers_of_open_clip(clip.transformer), at_end, mask, mask_at_end)
         _projected(g, g.norm("norm", x, clip.ln_final), clip.text_projection)
         return g.model("text", {"tokens": (INT64, ["B", "T"])}, {"embedding": ["B", self.embed_dim]})
 
@@ -170,24 +172,8 @@ def _vision_transformer(g: "Graph", tower: VisionTransformer) -> None:
     x = patches_graph(g, tower.conv1.weight, places, tower.grid_size)
     if isinstance(tower.ln_pre, nn.LayerNorm):  # which a configuration may leave out
         x = g.norm("norm.before", x, tower.ln_pre)
-    x = layers_graph(g, x, _layers(tower.transformer), g.first)
+    x = layers_graph(g, x, layers_of_open_clip(tower.transformer), g.first)
     _projected(g, g.norm("norm.after", x, tower.ln_post), tower.proj)
-
-
-def _layers(tower: Transformer) -> list[Layer]:
-    return [
-        Layer(
-            heads=block.attn.num_heads,
-            norm_attention=block.ln_1,
-            qkv=(block.attn.in_proj_weight, block.attn.in_proj_bias),
-            out=block.attn.out_proj,
-            norm_mlp=block.ln_2,
-            up=block.mlp.c_fc,
-            activation="gelu" if isinstance(block.mlp.gelu, nn.GELU) else "quick_gelu",
-            down=block.mlp.c_proj,
-        )
-        for block in tower.resblocks
-    ]
 
 
 def resnet_graph(g: "Graph", tower: ModifiedResNet) -> None:
@@ -245,10 +231,7 @@ def _attention_pool(g: "Graph", x: str, pool: AttentionPool2d) -> None:
     q = turned("pool.q.turned", g.node("Reshape", "pool.q.heads", q, g.ints("heads_shape", [0, heads, side])))
     k = g.weight("pool.k.weight", pool.k_proj.weight.reshape(heads, side, width))
     scores = g.node("MatMul", "pool.scores", turned("pool.k.turned", g.node("MatMul", "pool.k", q, k)), x)  # (B, H, T)
-    seen = g.node("MatMul", "pool.seen", g.node("Softmax", "pool.softmax", scores, axis=-1), rows)  # (B, H, W)
-    v = g.weight("pool.v.weight", pool.v_proj.weight.reshape(heads, side, width).transpose(1, 2))
-    attended = turned("pool.v.turned", g.node("MatMul", "pool.v", turned("pool.seen.turned", seen), v))  # (B, H, W / H)
-    joined = g.node("Reshape", "pool.joined", attended, g.ints("joined_shape", [0, width]))
+    joined = attended_graph(g, scores, rows, pool.v_proj.weight, heads)
     out = pool.c_proj
     g.linear("embedding", joined, out.weight, out.bias + out.weight @ pool.v_proj.bias)
 

@@ -1,7 +1,7 @@
 """Embeddings of images and texts: retrieval among them, and the losses that compare them over a locked text tower."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,7 +77,8 @@ def embeddings_from_images(model: Towers, images: Images) -> Tensor:
     return torch.cat([model.encode_image(images.clean(i)) for i in torch.arange(len(images)).split(32)])
 
 
-def loss_over(image: Tensor, text: Tensor, scale: Tensor, size: int, loss: Callable[..., Tensor]) -> float:
+def loss_over(image: Tensor, text: Tensor, scale_and_bias: Iterable[Tensor], size: int, loss: Callable[..., Tensor]) -> float:
     """The mean loss of batches of ``size``, which a loss can be compared at; a last short one counts only if there is no other."""
+    of = [x.cpu() for x in scale_and_bias]
     batches = [pair for pair in zip(image.split(size), text.split(size), strict=True) if len(pair[0]) == min(size, len(image))]
-    return sum(loss(i, t, scale).item() for i, t in batches) / len(batches)
+    return sum(loss(i, t, *of).item() for i, t in batches) / len(batches)

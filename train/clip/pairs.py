@@ -80,11 +80,13 @@ class Step:
         for module in self.locked:
             module.eval()
         self.hold_scale()
-        return self.spec.loss_of_processes(*self.embedded(batch), self.model.logit_scale.exp())
+        return self.spec.loss_of_processes(*self.embedded(batch), *self.model.scale_and_bias())
 
     def embedded(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """pixels (B, 3, S, S), tokens (B, T) -> (image, text), both (B, D) f32."""
-        longest = int((batch[1] != self.spec.pad_id).any(0).nonzero().max()) + 1  # before the move: a GPU would have to be waited for
+        longest = (
+            max((batch[1] != self.spec.pad_id).any(0).nonzero().flatten().tolist(), default=0) + 1
+        )  # before the move: a GPU would have to be waited for
         pixels, tokens = (x.to(self.device, non_blocking=True) for x in (batch[0], batch[1][:, :longest]))
         with autocast(self.device, self.recipe.is_mixed(self.recipe.mixed)):
             image = in_pieces(self.model.encode_image, pixels, self.recipe.micro_batch)
@@ -93,7 +95,7 @@ class Step:
 
     @torch.no_grad()
     def hold_scale(self) -> None:
-        if self.recipe.largest_scale:
+        if self.recipe.largest_scale and len(self.model.scale_and_bias()) == 1:  # a sigmoid loss bounds nothing: SigLIP's scale is 117
             self.model.logit_scale.clamp_(max=math.log(self.recipe.largest_scale))
 
 
@@ -113,7 +115,7 @@ class Written:
             "name": self.name,
             "version": self.source["version"],
             "backbone": self.source["backbone"],
-            "logit_scale": round(self.model.logit_scale.detach().exp().item(), 4),
+            **dict(zip(("logit_scale", "logit_bias"), (round(x.item(), 4) for x in self.model.scale_and_bias()), strict=False)),  # type: ignore[typeddict-item]
             "metrics": {"retrieval_validation": measured} if measured else {},
             "provenance": {**self.source["provenance"], "clip": {**self.provenance, **more}},
         }
@@ -141,7 +143,7 @@ class Validation:
         model.eval()
         image, text = embeddings_from_pairs(self.step.embedded, self.pairs, self.workers)
         row = {
-            "validation_loss": round(loss_over(image, text, model.logit_scale.exp().cpu(), recipe.batch_size, self.step.spec.loss), 4),
+            "validation_loss": round(loss_over(image, text, model.scale_and_bias(), recipe.batch_size, self.step.spec.loss), 4),
             **recall_at(image, text, self.captions),
         }
         if rank() == 0 and row["validation_loss"] < min((h["validation_loss"] for h in history), default=math.inf):
@@ -224,7 +226,7 @@ def lock_towers(model: Towers, recipe: Recipe) -> list[nn.Module]:
     if recipe.lock_image and recipe.lock_text:
         raise UsageError("with both towers locked there is nothing to train", "leave out --lock-image or --lock-text")
     for name, parameter in model.named_parameters():
-        if name != "logit_scale" and (recipe.lock_image if name.startswith("visual.") else recipe.lock_text):
+        if name not in ("logit_scale", "logit_bias") and (recipe.lock_image if name.startswith("visual.") else recipe.lock_text):
             parameter.requires_grad_(False)
     return [part for name, part in model.named_children() if (recipe.lock_image if name == "visual" else recipe.lock_text)]
 

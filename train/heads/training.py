@@ -167,6 +167,8 @@ def train_head(data: Path, clip: Path, output: Path, plan: Plan, settings: Setti
         "metrics": {"validation": validated(head, split, split.of_held(inputs).embedded(), settings.seed), "history": history},
         "provenance": {**meta["provenance"], "head": {**made_with, "data": [data.name], **_sizes(split.training), **_run(seconds, device)}},
     }
+    if "logit_bias" in meta:
+        description["logit_bias"] = meta["logit_bias"]
     write_checkpoint(output, towers, description, clip / "tokenizer.json", head.model)
     if plan.fine_tune:
         write_signatures(output, {q.image for q in split.training})
