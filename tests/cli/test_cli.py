@@ -745,7 +745,7 @@ def test_long_work_says_what_begins_where_stderr_is_no_terminal(run: Any, folder
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["infer", "CT", FRACTURE, "--nosuch"], "No such option: --nosuch. See pmclip-deploy infer --help"),
+        (["infer", "CT", FRACTURE, "--xyzzy"], "No such option: --xyzzy. See pmclip-deploy infer --help"),
         (["infer", "CT", FRACTURE, "--window", "1"], "Option '--window' requires 2 arguments. See pmclip-deploy infer --help"),
         (["infers"], "No such command 'infers'. Did you mean 'infer'? See pmclip-deploy --help"),
         (["infer", "", FRACTURE], "'': no such file or folder; check the path"),

@@ -146,9 +146,9 @@ def test_pixels_are_those_of_python(page: Page, shared: Path) -> None:
         dragged = picture_from_bytes("it", data, shown.info.frame, tuple(window)).pixels.ravel().astype(np.int64)
         assert np.abs(page.gray() - dragged).max() <= 1, path.name
         compared += 1
-        if compared == 12:
+        if compared == 6:
             break
-    assert compared >= 5
+    assert compared == 6
 
 
 def test_keys_alone(page: Page) -> None:
