@@ -236,6 +236,12 @@ def _words(paths: Sequence[Path]) -> set[str]:
     return {word for path in paths for word in re.findall(r"(?m)^[a-z]{4,}$", path.read_text(encoding="utf-8").lower())}
 
 
+def phrasings(path: Path, part: str | None = None) -> list[dict[str, Any]]:
+    """A row per question. In the file, the questions of one intent stand together."""
+    groups = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [group | {"question": question} for group in groups if part in (None, group["part"]) for question in group["questions"]]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", type=Path, nargs="*")
@@ -251,8 +257,7 @@ def main() -> None:
         common = _words(options.common)
         print(*confusable(_words(options.confusable), common), sep="\n")
         return
-    rows = [json.loads(line) for path in options.files for line in path.read_text(encoding="utf-8").splitlines()]
-    rows = [row for row in rows if options.part in (None, row["part"])]
+    rows = [row for path in options.files for row in phrasings(path, options.part)]
     if rows:
         print(table(rows, reader_of_tower(options.bundle) if options.tower else None), confusion(rows, understood), sep="\n\n")
     for row in rows if options.failures else ():

@@ -26,7 +26,7 @@ def skip_offline(said: str, what: str) -> None:
     pytest.fail(f"{what}: {last}")
 
 
-@pytest.mark.slow("asks an index about a hundred packages")
+@pytest.mark.nightly  # asks an index about a hundred packages, four times
 @pytest.mark.parametrize("python", ["3.10", "3.13"])
 @pytest.mark.parametrize("resolution", ["lowest-direct", "highest"])
 def test_no_allowed_version_has_a_known_vulnerability(resolution: str, python: str, tmp_path: Path) -> None:

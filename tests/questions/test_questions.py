@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pmclip_deploy.benchmarks.questions import CATEGORIES, REFUSED, _questions, fits, label_of, misread, readings
+from pmclip_deploy.benchmarks.questions import CATEGORIES, REFUSED, _questions, fits, label_of, misread, phrasings, readings
 from pmclip_deploy.benchmarks.questions import confusable as near_a_target
 from pmclip_deploy.questions import Intent, may_show, nearest, understood
 from pmclip_deploy.questions.lexicon import MEANINGS, ROWS, SIMPLE, WORDS
@@ -33,11 +33,6 @@ ASKABLE = [
 ]
 
 
-def phrasings(name: str, part: str) -> list[dict[str, Any]]:
-    rows = [json.loads(line) for line in (GOLDEN / name).read_text(encoding="utf-8").splitlines()]
-    return [row for row in rows if row["part"] == part]
-
-
 @pytest.mark.parametrize(
     ("name", "part", "n", "least", "misreads"),
     [
@@ -49,7 +44,7 @@ def phrasings(name: str, part: str) -> list[dict[str, Any]]:
 def test_phrasings_are_read_by_their_whole_intent_and_hardly_ever_as_another(
     name: str, part: str, n: int, least: float, misreads: int
 ) -> None:
-    rows = phrasings(name, part)
+    rows = phrasings(GOLDEN / name, part)
     read = [(row, understood(row["question"])) for row in rows]
     assert len(rows) == n
     assert sum(any(fits(intent, right) for right in readings(row)) for row, intent in read) >= least * n
