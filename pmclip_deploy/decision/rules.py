@@ -83,6 +83,7 @@ EXAMPLES = {  # question: the facet that answers it
     "is this T1 or T2?": "weighting",
     "which side is shown?": "laterality",
 }
+DETAILS = ("contrast", "weighting")  # of a modality, with questions of their own
 COUNTED = ("fracture",)  # findings that take an article
 
 
@@ -125,7 +126,7 @@ def _asked(manifest: Manifest, intent: Intent, evidence: Evidence) -> Reply:
         return Reply(None, reason=NOT_NAMED)
     if taken := taken_for_granted(intent, evidence):
         return Reply(None, reason=taken, source="header" if evidence.header.family else "picture")
-    if intent.kind in ("contrast", "weighting") and (refused := not_of_this_family(intent.kind, evidence)):
+    if intent.kind in DETAILS and (refused := not_of_this_family(intent.kind, evidence)):
         return Reply(None, reason=refused, source="header" if evidence.header.family else "picture")
     if intent.form == "closed":
         return closed_reply(intent, evidence)
@@ -141,9 +142,9 @@ def _open(manifest: Manifest, kind: str, evidence: Evidence) -> Reply:
 
 def _not_determined(manifest: Manifest, intent: Intent, evidence: Evidence) -> str | None:
     """Why contrast or weighting is withheld from a closed question: the open question has no answer, and the claim is not false anyway."""
-    if intent.kind not in ("contrast", "weighting") or intent.form == "open":
+    if intent.kind not in DETAILS or intent.form == "open":
         return None
     if any(facet == "modality" and evidence.family() not in (None, value) for facet, value in intent.asked):
         return None
-    said = _open(manifest, intent.kind, evidence)
-    return said.reason if said.answer is None else None
+    opened = [_open(manifest, detail, evidence) for detail in DETAILS if any(facet == detail for facet, _ in intent.asked)]
+    return next((said.reason for said in opened if said.answer is None), None)

@@ -192,6 +192,9 @@ def test_what_the_picture_alone_says(question: str, answer: str | None, reason: 
     assert given.answer == answer and (reason is None or reason in (given.reason or "")), given
 
 
+T2_AND_CONTRAST = "is this a t2 mri with contrast?"
+
+
 def mr(share: float) -> Evidence:
     """An MR with contrast and T2 weighting of this probability."""
     contrast, weighting = of(("contrast", share), ("noncontrast", 1 - share)), of(("t2", share), ("t1", 1 - share))
@@ -227,6 +230,9 @@ def test_a_detail_is_given_from_the_same_certainty_on_however_it_is_asked(questi
         ("was contrast given?", replace(mr(0.6), header=Header(family="mr", contrast=False)), "no", None),
         ("what contrast was given?", replace(mr(0.6), header=Header(family="mr", contrast=True)), "with contrast", None),
         ("is this a noncontrast ct?", mr(0.6), "no", None),
+        (T2_AND_CONTRAST, replace(mr(0.6), header=Header(family="mr", contrast=True)), None, "weighting is not determined"),
+        (T2_AND_CONTRAST, Evidence({**mr(0.97).opinions, "weighting": of(("t2", 0.6))}), None, "weighting is not determined"),
+        (T2_AND_CONTRAST, Evidence({**mr(0.6).opinions, "weighting": of(("t2", 0.97))}), None, "contrast is not determined"),
         ("was gi contrast given?", mr(0.6), None, "does not judge 'gi' contrast"),
         ("was contrast given?", replace(mr(0.6), radiology=False), None, NO_RADIOGRAPH),
     ],
