@@ -156,7 +156,7 @@ class Receiver:
         threading.Thread(target=server.serve_forever, name="listener", daemon=True).start()
         return int(server.server_address[1])
 
-    def close(self, grace_s: float = 30.0) -> None:
+    def close(self, grace_s: float = 5.0) -> None:
         """Takes no new association, and lets those that there are end."""
         if self._server is None:
             return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any
 
 from pmclip_deploy.answer import Answer
@@ -17,8 +18,9 @@ from pmclip_deploy.node.settings import Ward
 from pmclip_deploy.predictor import Predictor
 from pmclip_deploy.report.document import SR_CLASSES, Asked, Previous
 from pmclip_deploy.serve.problems import Problem
-from pmclip_deploy.serve.readers import START_S, Reader
+from pmclip_deploy.serve.readers import START_S, DecoderEnded, Reader
 
+TRIES = 3
 READ_S = 60.0  # in which a file must be decoded
 MEMORY = 4 << 30  # bytes of address space of the process that decodes
 PICKED = {"middle": "the middle", "all": "all", "every_n": "one of every {n}", "largest": "the largest"}
@@ -123,6 +125,13 @@ class Worker:
             self._reader.call(START_S, "warm_up", "highdicom.sr")
 
     def _call(self, name: str, *arguments: Any) -> Any:
+        """A process that died by something else than the file answers the next time."""
+        for _ in range(TRIES - 1):
+            with suppress(DecoderEnded):
+                return self._called(name, *arguments)
+        return self._called(name, *arguments)
+
+    def _called(self, name: str, *arguments: Any) -> Any:
         self.open()
         assert self._reader is not None
         return self._reader.call(READ_S, name, *arguments)

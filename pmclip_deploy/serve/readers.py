@@ -16,6 +16,10 @@ START_S = 120.0  # for the imports of a new process, on a busy machine
 START = "from pmclip_deploy.serve.child import main; main({memory})"
 
 
+class DecoderEnded(InputError):
+    """The process died while it read a file, by the file or by something else."""
+
+
 class Reader:
     """One process."""
 
@@ -48,7 +52,7 @@ class Reader:
             self.close()
             if late.is_set():
                 raise Problem(504, "timeout", f"the picture was not decoded in {seconds:g} s")
-            raise InputError("the upload: the decoder ended while it read the file", "export the picture again, uncompressed")
+            raise DecoderEnded("the upload: the decoder ended while it read the file", "export the picture again, uncompressed")
         error, result = reply
         if error is not None:
             raise error

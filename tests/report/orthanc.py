@@ -13,6 +13,8 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -62,30 +64,38 @@ def kept() -> dict[str, str]:
     return {number: base64.b64encode(ask(f"/instances/{number}/file")).decode() for number in ids}
 
 
-def main() -> None:
-    folder, files = Path(sys.argv[1]), [Path(name) for name in sys.argv[2:]]
-    loopback_up()
+@contextmanager
+def running(folder: Path) -> Iterator["subprocess.Popen[bytes]"]:
+    """Orthanc on HTTP and DICOM, with its files in ``folder``."""
+    folder.mkdir(exist_ok=True)
     settings: dict[str, Any] = {
         "Name": "test", "StorageDirectory": str(folder), "IndexDirectory": str(folder), "HttpPort": HTTP, "DicomPort": DICOM,
         "DicomAlwaysAllowStore": True, "AuthenticationEnabled": False, "RemoteAccessAllowed": False, "Plugins": [str(PLUGIN)],
-        "OverwriteInstances": True,
+        "OverwriteInstances": True, "DicomCheckCalledAet": False,
     }  # fmt: skip
     (folder / "orthanc.json").write_text(json.dumps(settings))
-    with (folder / "log").open("wb") as log, subprocess.Popen(["Orthanc", folder / "orthanc.json"], stdout=log, stderr=log) as server:
+    with (folder / "log").open("ab") as log, subprocess.Popen(["Orthanc", folder / "orthanc.json"], stdout=log, stderr=log) as server:
         try:
             wait_for(server)
-            found = {}
-            for name, send in {"C-STORE": store, "STOW-RS": stow}.items():
-                for file in files:
-                    send(file)
-                found[name] = kept()
-                for number in found[name]:
-                    urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
-                        urllib.request.Request(f"http://127.0.0.1:{HTTP}/instances/{number}", method="DELETE"), timeout=30
-                    ).close()
-            print(json.dumps(found))
+            yield server
         finally:
             server.terminate()
+
+
+def main() -> None:
+    folder, files = Path(sys.argv[1]), [Path(name) for name in sys.argv[2:]]
+    loopback_up()
+    with running(folder):
+        found = {}
+        for name, send in {"C-STORE": store, "STOW-RS": stow}.items():
+            for file in files:
+                send(file)
+            found[name] = kept()
+            for number in found[name]:
+                urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
+                    urllib.request.Request(f"http://127.0.0.1:{HTTP}/instances/{number}", method="DELETE"), timeout=30
+                ).close()
+        print(json.dumps(found))
 
 
 if __name__ == "__main__":
