@@ -11,13 +11,14 @@ export const view = new View(at("view"), status);
 
 const say = (text) => { at("message").textContent = text; };
 const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1);
+const ofFile = (text) => text.replace(/^the upload: is /, "this file is ").replace(/^the upload: /, "this file: ");
 
 async function attempt(work) {
   say("");
   try { return await work(); }
   catch (error) {
     if (error.status === 401) askForToken();
-    else say(sentence(error instanceof api.Problem ? error.message : `The page failed: ${error.message}`));
+    else say(sentence(error instanceof api.Problem ? ofFile(error.message) : `The page failed: ${error.message}`));
     return undefined;
   }
 }
@@ -73,7 +74,7 @@ async function take(files) {
   const first = pictures.find((picture) => !before.has(picture));
   if (first) await select(first);
   else status();
-  if (failed) say(files.length === 1 ? sentence(reason) : `${failed} of ${files.length} files could not be read. The last one: ${reason}`);
+  if (failed) say(files.length === 1 ? sentence(ofFile(reason)) : `${failed} of ${files.length} files could not be read. The last one: ${ofFile(reason)}`);
 }
 
 function list() {
@@ -102,14 +103,14 @@ async function select(picture) {
   current = picture;
   const { about } = picture;
   view.fresh();
-  for (const id of ["send", "report", "similar", "forget"]) at(id).disabled = false;
+  for (const id of ["report", "similar", "forget"]) at(id).disabled = false;
   at("view").hidden = at("tools").hidden = false;
   at("drop").classList.add("small");
   at("framebox").hidden = about.frames < 2;
   at("frame").max = about.frames - 1;
   at("presets").replaceChildren(...about.windows.slice(0, 5).map((preset, index) => {
     const button = document.createElement("button");
-    button.textContent = preset.name;
+    button.textContent = preset.name.replace(/^file/, "file window");
     button.title = String(index + 1);
     button.addEventListener("click", () => view.setWindow(preset.center, preset.width));
     return button;
@@ -138,7 +139,7 @@ function status() {
   const { about } = current, window = view.takesWindow ? view.shownWindow : null;
   const number = (value) => Number(value.toPrecision(6)).toString();
   at("status").textContent = [window && `C ${number(window[0])} W ${number(window[1])}`, `frame ${frame + 1}/${about.frames}`,
-    `${about.columns} x ${about.rows}`, about.modality ?? about.format, view.length, ...about.warnings].filter(Boolean).join("   ");
+    `${about.columns} x ${about.rows}`, about.modality ?? about.format, view.length, ...about.warnings].filter(Boolean).join(" · ");
 }
 
 async function name() {
@@ -152,6 +153,7 @@ const asking = (questions) => ({ questions, frame, window: view.window });
 at("ask").addEventListener("submit", async (event) => {
   event.preventDefault();
   const question = at("question").value.trim(), picture = current;
+  if (!picture) say("Choose a picture first.");
   if (!question || !picture) return;
   at("send").disabled = true;
   const reply = await attempt(() => api.ask(picture.about.id, asking([question])));
@@ -200,16 +202,19 @@ at("forget").addEventListener("click", async () => {
   pictures.length = 0;
   current = null;
   view.clear();
-  for (const id of ["send", "report", "similar", "forget"]) at(id).disabled = true;
+  for (const id of ["report", "similar", "forget"]) at(id).disabled = true;
   at("view").hidden = at("tools").hidden = at("list").hidden = true;
   at("drop").classList.remove("small");
   at("answers").replaceChildren();
-  at("name").textContent = at("question").value = at("files").value = at("folder").value = "";
+  at("name").textContent = at("question").value = "";
   status();
 });
 
-at("files").addEventListener("change", (event) => take([...event.target.files]));
-at("folder").addEventListener("change", (event) => take([...event.target.files]));
+for (const id of ["files", "folder"]) at(id).addEventListener("change", ({ target }) => {
+  const chosen = [...target.files];
+  target.value = ""; // so that the same file can be chosen again
+  take(chosen);
+});
 at("reset").addEventListener("click", () => view.reset());
 at("invert").addEventListener("click", () => view.invert());
 at("measure").addEventListener("click", measure);
