@@ -205,6 +205,15 @@ def test_a_series_is_listed_in_anatomical_order(page: Page) -> None:
     page.page.wait_for_selector("#list li:nth-child(4)")
     orders = page.page.evaluate("import('/page/app.js').then((app) => app.pictures.map((picture) => picture.about.order))")
     assert orders == [-10, 0, 20, 30]
+    shown = "document.querySelector('#list [aria-current=true]')?.getAttribute('aria-label') === 'Picture {} of 4'"
+    page.page.focus("#view")
+    page.page.keyboard.press("ArrowRight")
+    page.page.keyboard.press("End")
+    page.until(shown.format(4))
+    page.page.locator("#view").hover()
+    page.page.mouse.wheel(0, -100)
+    page.until(shown.format(3))
+    page.until("import('/page/app.js').then((app) => app.view.window !== null)")  # it stays within a series
 
 
 def test_one_bad_file_among_good_ones(page: Page) -> None:

@@ -100,9 +100,9 @@ function list() {
 }
 
 async function select(picture) {
-  current = picture;
   const { about } = picture;
-  view.fresh();
+  if (!about.series || about.series !== current?.about.series) view.fresh(); // else the window and the zoom stay
+  current = picture;
   for (const id of ["report", "similar", "forget"]) at(id).disabled = false;
   at("view").hidden = at("tools").hidden = false;
   at("drop").classList.add("small");
@@ -116,9 +116,17 @@ async function select(picture) {
     return button;
   }));
   for (const each of pictures) each.button?.setAttribute("aria-current", each === picture);
+  picture.button?.scrollIntoView({ block: "nearest", inline: "nearest" });
   at("answers").replaceChildren(...picture.answers);
   await show(about.frame);
   await name();
+}
+
+// Through the frames of a file, or the files of a series.
+function step(to) {
+  if (current.about.frames > 1) { show(to(frame)); return; }
+  const index = Math.min(Math.max(to(pictures.indexOf(current)), 0), pictures.length - 1);
+  if (pictures[index] !== current) select(pictures[index]);
 }
 
 async function show(index) {
@@ -247,13 +255,13 @@ async function below(entry) {
 
 at("view").addEventListener("wheel", (event) => {
   event.preventDefault();
-  if (event.ctrlKey || current.about.frames < 2) view.zoomBy(event.deltaY < 0 ? 1.15 : 1 / 1.15);
-  else show(frame + Math.sign(event.deltaY));
+  if (event.ctrlKey || (current.about.frames < 2 && pictures.length < 2)) view.zoomBy(event.deltaY < 0 ? 1.15 : 1 / 1.15);
+  else step((index) => index + Math.sign(event.deltaY));
 }, { passive: false });
 
 const keys = {
   ArrowUp: () => view.nudge(-1, 0), ArrowDown: () => view.nudge(1, 0), ArrowLeft: () => view.nudge(0, -1), ArrowRight: () => view.nudge(0, 1),
-  PageUp: () => show(frame - 1), PageDown: () => show(frame + 1), Home: () => show(0), End: () => show(Infinity),
+  PageUp: () => step((index) => index - 1), PageDown: () => step((index) => index + 1), Home: () => step(() => 0), End: () => step(() => Infinity),
   "+": () => view.zoomBy(1.25), "=": () => view.zoomBy(1.25), "-": () => view.zoomBy(0.8),
   r: () => view.reset(), i: () => view.invert(), m: measure,
 };
