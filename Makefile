@@ -12,9 +12,11 @@ demo: $(DEMO_VENV)/ready
 
 test: $(TEST_VENV)/ready
 	$(TEST_VENV)/bin/ruff check .
-	$(TEST_VENV)/bin/mypy
-	$(MAKE) docs
+	$(MAKE) --jobs 2 --output-sync types docs
 	$(TEST_VENV)/bin/python -m pytest -n 2
+
+types: $(TEST_VENV)/ready
+	$(TEST_VENV)/bin/mypy
 
 # A warning fails the build, and so does a page that fetches something from another host (docs/_ext/checks.py). The second line runs the examples.
 docs: $(TEST_VENV)/ready
@@ -36,4 +38,4 @@ $(TEST_VENV)/ready: pyproject.toml tests/constraints.txt
 clean:
 	rm -rf $(DEMO_VENV) $(TEST_VENV) pmclip-demo build dist *.egg-info
 
-.PHONY: demo test docs clean
+.PHONY: demo test types docs clean

@@ -1,6 +1,6 @@
 """This project and its peers on one model: the same weights, inputs and threads, outputs checked equal before anything is timed.
 
-    python -m pmclip_deploy.benchmarks.compare --model ViT-B/32 --peers peers --output benchmarks/results/bench.jsonl
+    python -m pmclip_deploy.benchmarks.compare --model ViT-B/32 --peers peers --output benchmarks/results/bench.jsonl.gz
 
 ``peers`` is what environments.py builds; a peer whose environment is not there, or that gives other numbers, becomes "not measured" with
 the reason. Every system is a process of its own, and all are timed in turn, round by round. Rows are results.py's.

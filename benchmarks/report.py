@@ -1,6 +1,6 @@
 """The benchmark report: rows of results.py as Markdown and as one page of HTML. No figure in it is typed by hand.
 
-    python -m pmclip_deploy.benchmarks.report [benchmarks/results/bench.jsonl ...] --markdown docs/measured/report.md --html report.html
+    python -m pmclip_deploy.benchmarks.report [benchmarks/results/bench.jsonl.gz ...] --markdown docs/measured/report.md --html report.html
 
 Of each kind of run, model and machine the newest counts. What is divided by what comes from one run. The same rows give the same bytes.
 """
@@ -46,7 +46,7 @@ from pmclip_deploy.errors import PmclipError, UsageError
 from pmclip_deploy.export.page import NOT_MEASURED, finite, largest, number, percent
 from pmclip_deploy.sessions import backends
 
-ROWS = Path("benchmarks/results/bench.jsonl")
+ROWS = Path("benchmarks/results/bench.jsonl.gz")
 
 
 def document(rows: Iterable[Row]) -> Document:

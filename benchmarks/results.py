@@ -1,13 +1,16 @@
 """Results as JSON lines: one row per run, model, system, part and scenario. Rows of one run compare as ratios, those of two never do.
 
-The first row of a run names its command and its environment. Later rows of that run in the same file may leave them out.
+The first row of a run names its command and its environment. Later rows of that run in the same file may leave them out. A file whose name
+ends in .gz is compressed; what is appended to it is a member of its own (RFC 1952 2.2).
 """
 
 from __future__ import annotations
 
+import gzip
 import json
 import sys
 import uuid
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -81,14 +84,16 @@ def append(path: Path, rows: Iterable[Row]) -> None:
         lines.append(json.dumps(short, ensure_ascii=False, allow_nan=False) + "\n")
         named.add(row["run"])
     with write_errors(f"{path}: the results", "give another --output"):
-        atomic.append(path, "".join(lines))
+        text = "".join(lines).encode()
+        atomic.append(path, gzip.compress(text, mtime=0) if path.suffix == ".gz" else text)
 
 
 def read(path: Path) -> list[Row]:
     """The rows of a file. Raises InputError with the number of the first line that is none."""
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError):
+        data = path.read_bytes()
+        lines = (gzip.decompress(data) if path.suffix == ".gz" else data).decode().split("\n")
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error):
         raise InputError(f"{path}: cannot be read", "give a file that `bench --output` wrote") from None
     named: dict[str, Row] = {}  # the first row of each run
     return [_row(line, f"{path}, line {number}", named) for number, line in enumerate(lines, 1) if line.strip()]

@@ -12,6 +12,7 @@ from pmclip_deploy.vocabulary import CONFUSABLE_FAMILIES, FAMILY_OF_MODALITY, NO
 
 FRONTAL = ("ap", "pa", "frontal")
 WORDS_OF_CHOICE = {"with contrast": "contrast", "without contrast": "noncontrast"}  # and the label's
+TYPES_OF_CONTRAST = ("gi", "iv", "gi and iv")
 
 
 def word(answer: Answer) -> str | None:
@@ -40,7 +41,9 @@ def is_right(answer: Answer, truth: str) -> bool:
         return WORDS_OF_CHOICE.get(likeliest or "", likeliest) == known
     coarse, (_, view) = said.partition(",")[0], view_of_answer(known) or ("", "")
     coarse = WORDS_OF_CHOICE.get(coarse, coarse)
-    return known == coarse or family(said) == family(known) is not None or view == coarse or (coarse == "frontal" and view in FRONTAL)
+    if (coarse == "frontal" and view in FRONTAL) or (coarse == "contrast" and known in TYPES_OF_CONTRAST):
+        return True
+    return known == coarse or family(said) == family(known) is not None or view == coarse
 
 
 def agree(one: Answer, other: Answer) -> bool:

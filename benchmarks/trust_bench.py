@@ -28,6 +28,14 @@ NORMAL, ABNORMAL = "is this a normal x-ray?", "is there an abnormality?"
 XRAY, CHEST_XRAY, CHEST_IMAGE = "is this an x-ray?", "is this a chest x-ray?", "is this a chest image?"
 MODALITY, PLANE, ORGAN = "what imaging modality is shown?", "in what plane is this image taken?", "what organ system is shown?"
 
+WEIGHTING = "what is the mr weighting in this image?"
+CLAIMS = {  # question: which fact it is about, and for which value of it the answer is yes
+    "is this a ct scan?": ("family", "ct"),
+    "is this an mri image?": ("family", "mr"),
+    "is this a t1 weighted image?": ("weighting", "t1"),
+    "is this a t2 weighted image?": ("weighting", "t2"),
+}
+
 VQA_MED, FRACATLAS, KERMANY, SLAKE, DICOM = "vqa-med-2019", "fracatlas", "kermany-cxr", "slake", "dicom"
 SETS = {VQA_MED: "VQA-Med 2019 val", FRACATLAS: "FracAtlas", KERMANY: "Kermany", SLAKE: "SLAKE"}
 MANY = 300  # of each class, where a set is larger than need be
@@ -198,12 +206,16 @@ class Bench:
 
     @cached_property
     def slake(self) -> tuple[list[Film], Said]:
-        """Each picture of all three parts, and what is said of its modality."""
+        """Each picture of all three parts, and what is said of its modality and weighting."""
         files = [self.data / SLAKE / f"{split}.json" for split in ("train", "validate", "test")]
-        modality = {row["img_name"]: row["modality"] for file in files for row in json.loads(file.read_text(encoding="utf-8"))}
-        films = [Film(self.data / SLAKE / "imgs" / name, SLAKE, name, {"family": family(of)}) for name, of in sorted(modality.items())]
+        rows = [row for file in files for row in json.loads(file.read_text(encoding="utf-8"))]
+        weighting = {row["img_name"]: row["answer"].lower() for row in rows if row["answer"] in ("T1", "T2")}
+        films = [
+            Film(self.data / SLAKE / "imgs" / name, SLAKE, name, {"family": family(of), "weighting": weighting.get(name)})
+            for name, of in sorted({row["img_name"]: row["modality"] for row in rows}.items())
+        ]
         films = self.drawn([film for film in films if self.predictor_of(film) is not None])
-        return films, self.said(films, (MODALITY,))
+        return films, self.said(films, (MODALITY, WEIGHTING, *CLAIMS))
 
 
 def _facts(rows: Sequence[Mapping[str, str]]) -> dict[str, Any]:

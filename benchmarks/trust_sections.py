@@ -13,6 +13,7 @@ from pmclip_deploy.benchmarks.trust_bench import (
     ABNORMAL,
     CHEST_IMAGE,
     CHEST_XRAY,
+    CLAIMS,
     DICOM,
     DISPLACED,
     FRACATLAS,
@@ -29,6 +30,7 @@ from pmclip_deploy.benchmarks.trust_bench import (
     SETS,
     SLAKE,
     VQA_MED,
+    WEIGHTING,
     XRAY,
     Bench,
     Bools,
@@ -49,6 +51,7 @@ from pmclip_deploy.predictor import Predictor
 
 REGIONS = ("hand", "leg", "hip", "shoulder")
 WEAK = 0.5
+FINER = {"t1": ("t1",), "t2": ("t2", "flair")}  # FLAIR is T2-weighted, with the fluid's signal nulled
 COMMON = ("xr", "ct", "mr", "us")  # families that may hardly be turned away; angiograms, barium studies and mammograms are rare
 
 
@@ -210,6 +213,17 @@ def weak(bench: Bench) -> Iterator[Found]:
                 rows.append((film.group, kind, a := of[r["question"]], is_right(a, r["answer"])))
     cases = [(SETS[VQA_MED], kind, [r for r in rows if r[1] == kind]) for kind in sorted({r[1] for r in rows})]
     cases += [(SETS[VQA_MED], "all kinds", rows)] if rows else []
+    if bench.has(SLAKE):
+        pairs = list(zip(*bench.slake, strict=True))
+        claims = [
+            (f.group, "", s[question], is_right(s[question], "yes" if f.facts[fact] == value else "no"))
+            for f, s in pairs
+            for question, (fact, value) in CLAIMS.items()
+            if f.facts[fact]
+        ]
+        cases.append((SETS[SLAKE], "modality yes/no", claims))
+        weighted = [(f.group, s[WEIGHTING], FINER[f.facts["weighting"]]) for f, s in pairs if f.facts["weighting"]]
+        cases.append((SETS[SLAKE], "weighting", [(group, "", a, any(is_right(a, t) for t in truth)) for group, a, truth in weighted]))
     for name, question, positive in ((FRACATLAS, FRACTURE, "fractured"), (KERMANY, PNEUMONIA, "pneumonia")):
         if bench.has(name):
             films, said = bench.fracatlas if name == FRACATLAS else bench.kermany

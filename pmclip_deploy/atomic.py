@@ -62,12 +62,12 @@ def _open_file(path: Path) -> int | None:
     return int(found[1]) if found else {"/dev/stdout": 1, "/dev/stderr": 2}.get(place)
 
 
-def append(path: Path, content: str) -> None:
+def append(path: Path, content: bytes | str) -> None:
     """To the end of a file; what was written is taken back where the disk does not take all of it. Raises OSError."""
     fresh, size = not path.exists(), path.stat().st_size if path.is_file() else None
     try:
         with path.open("ab") as file:
-            file.write(content.encode())
+            file.write(content.encode() if isinstance(content, str) else content)
     except OSError:
         if size is not None:
             os.truncate(path, size)

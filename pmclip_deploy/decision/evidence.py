@@ -25,7 +25,7 @@ FACETS = {
 }
 WEAKEST = 0.5  # an answer that is less likely than all others together is not given
 COIN = 0.6  # of two answers, one that is less likely than this is not given
-DETAIL = 0.95  # of a family of several modalities, one that is less likely than this is not given: docs/tried/robust-details.md
+DETAIL = 0.95  # a modality within its family, contrast or MR weighting, less likely than this, is not given: docs/tried/robust-details.md
 SHOWN = 0.5  # a region from this probability on is taken to be in the picture
 FILM = "xr"  # the family of all pictures whose regions the graph "findings" tells apart
 UNLIKE = 0.2  # a picture whose region has less than this contradicts a header that names it

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from pmclip_deploy.answer import Candidate
-from pmclip_deploy.decision.evidence import COIN, DETAIL, NO_SIDE, NOT_SURE, WEAKEST, Evidence, Reply, ranked, renormalised, summed
+from pmclip_deploy.decision.evidence import DETAIL, NO_SIDE, NOT_SURE, WEAKEST, Evidence, Reply, ranked, renormalised, summed
 from pmclip_deploy.header.read import Header, header_value
 from pmclip_deploy.vocabulary import FAMILIES, PROJECTIONS, REGIONS, family_of_answer, view_of_answer
 
@@ -73,12 +74,12 @@ def _contrast(evidence: Evidence, threshold: float) -> Reply:
     candidates = () if share is None else ranked({"with contrast": share, "without contrast": 1 - share})
     if said := header_value(evidence.header, "contrast"):
         return Reply(said, source="header", candidates=candidates)
-    return _sure(candidates, max(COIN, threshold)) or _unsure(candidates)
+    given = _detail_given("contrast", candidates, threshold)
+    return replace(given, answer="with contrast, type not determined") if given.answer == "with contrast" else given
 
 
 def _weighting(evidence: Evidence, threshold: float) -> Reply:
-    candidates = evidence.opinions.get("weighting", ())
-    return _sure(candidates, threshold) or _unsure(candidates)
+    return _detail_given("weighting", evidence.opinions.get("weighting", ()), threshold)
 
 
 def _side(evidence: Evidence, threshold: float) -> Reply:
@@ -95,6 +96,15 @@ def _sure(candidates: Sequence[Candidate], threshold: float) -> Reply | None:
     if candidates and candidates[0].probability >= max(WEAKEST, threshold):
         return Reply(candidates[0].answer, candidates[0].probability, candidates=tuple(candidates))
     return None
+
+
+def _detail_given(what: str, candidates: Sequence[Candidate], threshold: float) -> Reply:
+    """The likeliest where it is as sure as a detail of a modality must be, else which detail is not determined."""
+    needed, given = max(DETAIL, threshold), _unsure(candidates)
+    if not candidates:
+        return given
+    reason = f"{what} is not determined: {candidates[0].answer} is the likeliest, and under {needed:.0%}"
+    return _sure(candidates, needed) or replace(given, reason=reason)
 
 
 def _unsure(candidates: Sequence[Candidate]) -> Reply:

@@ -29,7 +29,7 @@ from pmclip_deploy.decision.evidence import (
 from pmclip_deploy.decision.facets import OPEN
 from pmclip_deploy.decision.findings import finding_reply
 from pmclip_deploy.header.read import contradiction
-from pmclip_deploy.questions import LANGUAGE, OUT_OF_SCOPE, Intent, Taught, nearest
+from pmclip_deploy.questions import LANGUAGE, OUT_OF_SCOPE, Intent, Taught, nearest, understood
 
 
 def facets_of(intents: Iterable[Intent]) -> set[str]:
@@ -47,7 +47,8 @@ def reply(manifest: Manifest, intent: Intent, evidence: Evidence, question: str 
     given = _reply(manifest, intent, evidence)
     if given.answer is not None or given.note or given.candidates or given.source == "header" or intent.kind == LANGUAGE:
         return given
-    others = [other for other in nearest(question, askable(manifest)) if other != question]
+    offered = [q for q in askable(manifest) if EXAMPLES.get(q) != intent.kind or _reply(manifest, understood(q), evidence).answer]
+    others = [other for other in nearest(question, offered) if other != question]
     return replace(given, note=f"this can be asked: {', '.join(others)}") if others else given
 
 
@@ -82,6 +83,7 @@ EXAMPLES = {  # question: the facet that answers it
     "is this T1 or T2?": "weighting",
     "which side is shown?": "laterality",
 }
+DETAILS = ("contrast", "weighting")  # of a modality, with questions of their own
 COUNTED = ("fracture",)  # findings that take an article
 
 
@@ -91,8 +93,11 @@ def _reply(manifest: Manifest, intent: Intent, evidence: Evidence) -> Reply:
     if evidence.header.outside:
         return Reply(None, reason=f"the file says it holds {evidence.header.outside}, which is no radiology image", source="header")
     given = _asked(manifest, intent, evidence)
-    if not evidence.radiology and given.source == "picture" and (given.answer is not None or given.candidates):
-        return replace(given, answer=None, reason=NO_RADIOGRAPH, worth=None)
+    if given.source == "picture" and (given.answer is not None or given.candidates):
+        if not evidence.radiology:
+            return replace(given, answer=None, reason=NO_RADIOGRAPH, worth=None)
+        if unsaid := _not_determined(manifest, intent, evidence):
+            given = Reply(None, reason=unsaid)
     families = evidence.families()
     likeliest = next(iter(families), None)
     against = contradiction(evidence.header, likeliest, families.get(likeliest or "", 0.0)) if evidence.radiology else None
@@ -121,14 +126,25 @@ def _asked(manifest: Manifest, intent: Intent, evidence: Evidence) -> Reply:
         return Reply(None, reason=NOT_NAMED)
     if taken := taken_for_granted(intent, evidence):
         return Reply(None, reason=taken, source="header" if evidence.header.family else "picture")
-    if intent.kind in ("contrast", "weighting") and (refused := not_of_this_family(intent.kind, evidence)):
+    if intent.kind in DETAILS and (refused := not_of_this_family(intent.kind, evidence)):
         return Reply(None, reason=refused, source="header" if evidence.header.family else "picture")
     if intent.form == "closed":
         return closed_reply(intent, evidence)
     if intent.form == "choice":
         return choice_reply(intent, evidence)
-    return OPEN[intent.kind](evidence, _thresholds(manifest).get(intent.kind, 0.0))
+    return _open(manifest, intent.kind, evidence)
 
 
-def _thresholds(manifest: Manifest) -> dict[str, float]:
-    return {kind.name: kind.threshold for kind in manifest.kinds}
+def _open(manifest: Manifest, kind: str, evidence: Evidence) -> Reply:
+    thresholds = {kind.name: kind.threshold for kind in manifest.kinds}
+    return OPEN[kind](evidence, thresholds.get(kind, 0.0))
+
+
+def _not_determined(manifest: Manifest, intent: Intent, evidence: Evidence) -> str | None:
+    """Why contrast or weighting is withheld from a closed question: the open question has no answer, and the claim is not false anyway."""
+    if intent.kind not in DETAILS or intent.form == "open":
+        return None
+    if any(facet == "modality" and evidence.family() not in (None, value) for facet, value in intent.asked):
+        return None
+    opened = [_open(manifest, detail, evidence) for detail in DETAILS if any(facet == detail for facet, _ in intent.asked)]
+    return next((said.reason for said in opened if said.answer is None), None)

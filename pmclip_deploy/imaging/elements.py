@@ -76,6 +76,18 @@ def whole_number(dataset: Dataset, keyword: str, default: int) -> int:
     return int(numbers[0])
 
 
+def order_in_series(dataset: Any) -> float:
+    """Where an image stands in its series: along the normal of the planes (PS3.3 C.7.6.2.1.1), else by Instance Number (0020,0013)."""
+    position, orientation = numbers_of(dataset, "ImagePositionPatient") or [], numbers_of(dataset, "ImageOrientationPatient") or []
+    if len(position) == 3 and len(orientation) == 6:
+        (a, b, c), (d, e, f) = orientation[:3], orientation[3:]
+        along = (b * f - c * e) * position[0] + (c * d - a * f) * position[1] + (a * e - b * d) * position[2]
+        if math.isfinite(along):
+            return along
+    number = (numbers_of(dataset, "InstanceNumber") or [0.0])[0]
+    return number if math.isfinite(number) else 0.0
+
+
 def text_of(group: Any, keyword: str) -> str:
     try:
         value = group.get(keyword) if keyword in group and not raw.is_long(group.get_item(keyword)) else ""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,26 @@ SR_CLASSES = {  # the same content is valid in each
 SERIES = 9901
 
 
+@dataclass(frozen=True)
+class Previous:
+    """The report that a new one takes the place of (PS3.3 C.17.2, Predecessor Documents Sequence)."""
+
+    study: str
+    series: str
+    sop_class: str
+    instance: str
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a protocol adds to a report: who asked, the codes of findings by question, and what else a reader must know."""
+
+    protocol: str = ""
+    codes: Mapping[str, tuple[str, str, str]] = field(default_factory=dict)  # (value, scheme, meaning)
+    notes: tuple[str, ...] = ()
+    previous: Previous | None = None
+
+
 def report_from_answers(
     dataset: Dataset, answers: Sequence[Answer], *, sr_class: str = "comprehensive3d", prevalence: float | None = None
 ) -> Dataset:
@@ -39,17 +60,38 @@ def report_from_answers(
 
     The SOP Instance UID is a hash of all content but the date and time of writing: the same answers give the same UID.
     """
+    return report_from_images([(dataset, answers)], sr_class=sr_class, prevalence=prevalence)
+
+
+def report_from_images(
+    images: Sequence[tuple[Dataset, Sequence[Answer]]],
+    *,
+    sr_class: str = "comprehensive3d",
+    prevalence: float | None = None,
+    asked: Asked | None = None,
+) -> Dataset:
+    """One report about several images of a study, each with its answers; else as ``report_from_answers``.
+
+    Patient and study are those of the first image. Raises UsageError if the images are of several studies.
+    """
     check_extra()
-    check_answers(answers)
+    for _, answers in images:
+        check_answers(answers)
     if sr_class not in SR_CLASSES:
         raise UsageError(f"there is no SR class {sr_class[:60]!r}", f"choose one of {', '.join(SR_CLASSES)}")
-    source = source_from_dataset(dataset, answers[0].image.source)
+    parts = [(source_from_dataset(dataset, answers[0].image.source), answers) for dataset, answers in images]
+    if len({(source.study, bundle_of(answers[0].model)) for source, answers in parts}) != 1:
+        raise UsageError("a report is about images of one study, asked about with one bundle", "make a report for each study")
+    source, answers = parts[0]
+    asked = asked or Asked()
     report = new_document(SR_CLASSES[sr_class], "SR", SERIES, source, answers)
     report.CompletionFlag, report.PreliminaryFlag, report.VerificationFlag = "COMPLETE", "PRELIMINARY", "UNVERIFIED"
     report.ReferencedPerformedProcedureStepSequence = report.PerformedProcedureCodeSequence = []
-    report.CurrentRequestedProcedureEvidenceSequence = [_evidence(source)]
+    report.CurrentRequestedProcedureEvidenceSequence = [_evidence([source for source, _ in parts])]
+    if asked.previous is not None:
+        report.PredecessorDocumentsSequence = [_previous(asked.previous)]
     report.CodingSchemeIdentificationSequence = [_coding_scheme()]
-    report.update(content_from_answers(source, answers, prevalence))
+    report.update(content_from_answers(parts, prevalence, asked.protocol, asked.codes, asked.notes))
     finish(report, source)
     return report
 
@@ -112,13 +154,26 @@ def reference(source: Source) -> Dataset:
     return item
 
 
-def _evidence(source: Source) -> Dataset:
-    """The image in its series and study (PS3.3 C.17.2.2)."""
+def _evidence(sources: Sequence[Source]) -> Dataset:
+    """The images in their series and study (PS3.3 C.17.2.2)."""
     from pydicom import Dataset
 
-    study, series = Dataset(), Dataset()
-    series.SeriesInstanceUID, series.ReferencedSOPSequence = source.series, [reference(source)]
-    study.StudyInstanceUID, study.ReferencedSeriesSequence = source.study, [series]
+    study = Dataset()
+    study.StudyInstanceUID, study.ReferencedSeriesSequence = sources[0].study, []
+    for uid in dict.fromkeys(source.series for source in sources):
+        series, of = Dataset(), {source.instance: source for source in sources if source.series == uid}
+        series.SeriesInstanceUID, series.ReferencedSOPSequence = uid, [reference(source) for source in of.values()]
+        study.ReferencedSeriesSequence.append(series)
+    return study
+
+
+def _previous(one: Previous) -> Dataset:
+    from pydicom import Dataset
+
+    study, series, item = Dataset(), Dataset(), Dataset()
+    item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = one.sop_class, one.instance
+    series.SeriesInstanceUID, series.ReferencedSOPSequence = one.series, [item]
+    study.StudyInstanceUID, study.ReferencedSeriesSequence = one.study, [series]
     return study
 
 

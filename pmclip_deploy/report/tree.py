@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from pmclip_deploy.answer import Answer, ModelInfo
@@ -45,24 +46,33 @@ def uid_of(*parts: str) -> str:
     return f"2.25.{uuid.UUID(bytes=digest[:16], version=5).int}"
 
 
-def content_from_answers(source: Source, answers: Sequence[Answer], prevalence: float | None) -> Dataset:
-    """The root container. All answers are about the image of ``source`` and from one model."""
+def content_from_answers(
+    parts: Sequence[tuple[Source, Sequence[Answer]]],
+    prevalence: float | None,
+    protocol: str = "",
+    codes: Mapping[str, tuple[str, str, str]] = MappingProxyType({}),
+    notes: Sequence[str] = (),
+) -> Dataset:
+    """The root container. The answers of a part are about the image of its source; all are from one model."""
     from highdicom import sr
-    from pydicom.sr.codedict import codes
+    from pydicom.sr.codedict import codes as standard
 
+    source, answers = parts[0]
     model = answers[0].model
     device = sr.DeviceObserverIdentifyingAttributes(
         uid=uid_of("device", bundle_of(model)), name=MAKER, manufacturer_name=MAKER, model_name=model_name(model)
     )
-    observer = sr.ObserverContext(observer_type=codes.DCM.Device, observer_identifying_attributes=device)
+    observer = sr.ObserverContext(observer_type=standard.DCM.Device, observer_identifying_attributes=device)
     root: Dataset = sr.MeasurementReport(
         observation_context=sr.ObservationContext(observer_device_context=observer),
         procedure_reported=_code(*_procedure(source)),
-        imaging_measurements=[_group(source, answer) for answer in answers],
-        title=codes.DCM.ImagingMeasurementReport,
+        imaging_measurements=[
+            _group(source, answer, protocol, codes.get(answer.question)) for source, answers in parts for answer in answers
+        ],
+        title=standard.DCM.ImagingMeasurementReport,
         language_of_content_item_and_descendants=sr.LanguageOfContentItemAndDescendants(_code("en", "RFC5646", "English")),
     )[0]
-    root.ContentSequence.append(_evaluations(source, answers, prevalence))
+    root.ContentSequence.append(_evaluations(parts, prevalence, notes))
     _separate(root)
     return root
 
@@ -107,14 +117,15 @@ def _procedure(source: Source) -> tuple[str, str, str]:
     return (*code, PROCEDURES[code])
 
 
-def _group(source: Source, answer: Answer) -> MeasurementsAndQualitativeEvaluations:
+def _group(
+    source: Source, answer: Answer, protocol: str, coded: tuple[str, str, str] | None
+) -> MeasurementsAndQualitativeEvaluations:
     from highdicom import sr
 
     image, model, present = answer.image, answer.model, texts.presence(answer)
     frame = source.frame_number(image)
     finding = answer.understood_as.finding if present and answer.understood_as else None
     version = f"{model.version}+{model.sha256[:8]}" if model.sha256 else model.version
-    value, meaning = FINDINGS.get(finding or "", ("", ""))
     tracked = uid_of("tracking", source.instance, str(image.frame), answer.question, bundle_of(model))
     measured, judged = [], []
     if answer.probability is not None:
@@ -125,15 +136,26 @@ def _group(source: Source, answer: Answer) -> MeasurementsAndQualitativeEvaluati
         judged.append(sr.QualitativeEvaluation(name, _code(PRESENCE[present], "SCT", present)))
     return sr.MeasurementsAndQualitativeEvaluations(
         tracking_identifier=sr.TrackingIdentifier(uid=tracked, identifier=one_line(answer.question)),
-        finding_type=None if finding is None else _code(value, "SCT", meaning) if value else _own_code(finding),
-        algorithm_id=sr.AlgorithmIdentification(name=one_line(model.bundle), version=one_line(version), parameters=[_parameters(answer)]),
+        finding_type=_finding(finding, coded),
+        algorithm_id=sr.AlgorithmIdentification(
+            name=one_line(model.bundle), version=one_line(version), parameters=[_parameters(answer, protocol)]
+        ),
         measurements=measured or None,
         qualitative_evaluations=judged or None,
         source_images=[sr.SourceImageForMeasurementGroup(source.sop_class, source.instance, None if frame is None else [frame])],
     )
 
 
-def _parameters(answer: Answer) -> str:
+def _finding(finding: str | None, coded: tuple[str, str, str] | None) -> CodedConcept | None:
+    """The protocol's code, else ours, for a finding that was asked about."""
+    if coded is not None:
+        return _code(*coded)
+    if finding is None:
+        return None
+    return _code(FINDINGS[finding][0], "SCT", FINDINGS[finding][1]) if finding in FINDINGS else _own_code(finding)
+
+
+def _parameters(answer: Answer, protocol: str) -> str:
     image, model = answer.image, answer.model
     of = {
         "bundle": f"sha256:{model.sha256}" if model.sha256 else "none",
@@ -141,20 +163,22 @@ def _parameters(answer: Answer) -> str:
         "frame": f"{image.frame + 1}/{image.frames}",
         "window": f"{image.window[0]:g}/{image.window[1]:g}" if image.window else "none",
         "source": answer.source,
-    }
+    } | ({"protocol": protocol} if protocol else {})
     return "; ".join(f"{name}={value}" for name, value in of.items())
 
 
-def _evaluations(source: Source, answers: Sequence[Answer], prevalence: float | None) -> Dataset:
+def _evaluations(parts: Sequence[tuple[Source, Sequence[Answer]]], prevalence: float | None, notes: Sequence[str]) -> Dataset:
     """Qualitative Evaluations (TID 1500, rows 12 to 14), which highdicom writes only in a group: each text says question and answer."""
     from highdicom import sr
 
     relation = sr.RelationshipTypeValues.CONTAINS
     container: Dataset = sr.ContainerContentItem(_code("C0034375", "UMLS", "Qualitative Evaluations"), relationship_type=relation)
-    rows = [
-        (_code("status", SCHEME, "Status"), texts.banner(answers[0].model)),
-        *((_own_code(answer.question), texts.said(answer, prevalence)) for answer in answers),
-        *((_code("notes", SCHEME, "Notes"), text) for text in texts.notes(answers, source)),
-    ]
+    rows = [(_code("status", SCHEME, "Status"), texts.banner(parts[0][1][0].model))]
+    said = list[str]()
+    for number, (source, answers) in enumerate(parts, 1):
+        of = f"image {number} of {len(parts)}: " if len(parts) > 1 else ""
+        rows += [(_own_code(answer.question), of + texts.said(answer, prevalence)) for answer in answers]
+        said += [text if text == texts.PROBABILITY else of + text for text in texts.notes(answers, source)]
+    rows += [(_code("notes", SCHEME, "Notes"), text) for text in dict.fromkeys((*said, *map(one_line, notes)))]
     container.ContentSequence = sr.ContentSequence([sr.TextContentItem(name, text, relation) for name, text in rows])
     return container

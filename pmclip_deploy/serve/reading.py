@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
-import math
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from pmclip_deploy.answer import Answer
 from pmclip_deploy.errors import InputError
 from pmclip_deploy.files import JPEG, PNG
 from pmclip_deploy.imaging.dicom_file import image_from_file, reading
-from pmclip_deploy.imaging.elements import Window, frame_group, numbers_of, text_of, whole_number
+from pmclip_deploy.imaging.elements import Window, frame_group, numbers_of, order_in_series, text_of
 from pmclip_deploy.imaging.picture import Picture
 from pmclip_deploy.imaging.read import picture_from_bytes
 from pmclip_deploy.imaging.values import ColorFrame, GrayFrame, frame_from_bytes, windows_from_bytes
@@ -23,9 +23,10 @@ from pmclip_deploy.imaging.values import ColorFrame, GrayFrame, frame_from_bytes
 UPLOAD = "the upload"  # its name in messages; the file's own may name a patient
 
 
-def warm_up() -> None:
+def warm_up(*modules: str) -> None:
     """Imports what the first file would have to wait for."""
-    import pydicom  # noqa: F401
+    for name in ("pydicom", *modules):
+        import_module(name)
 
 
 def picture(data: bytes, frame: int | None, window: Window | None) -> Picture:
@@ -56,7 +57,7 @@ def place_from_bytes(data: bytes, salt: bytes) -> Place:
         spacing, at_detector = _spacing(measures, "PixelSpacing"), False
         if spacing is None:
             spacing, at_detector = _spacing(dataset, "ImagerPixelSpacing"), True
-        return Place(int.from_bytes(series[:6], "big"), _order(dataset), spacing, at_detector and spacing is not None)
+        return Place(int.from_bytes(series[:6], "big"), order_in_series(dataset), spacing, at_detector and spacing is not None)
 
 
 def patient(data: bytes) -> dict[str, str]:
@@ -69,27 +70,26 @@ def patient(data: bytes) -> dict[str, str]:
 
 def report(data: bytes, answers: list[Answer]) -> bytes:
     """A DICOM file: the Structured Report of ``answers``. Raises InputError for a picture to which no report can refer."""
-    from pmclip_deploy.report.document import bytes_of, report_from_answers
+    return report_of_images([(data, answers)], "comprehensive3d")[0]
 
-    if data.startswith((PNG, JPEG)):
-        raise InputError(f"{UPLOAD}: is no DICOM file, so that a report about it belongs to no study", "send a DICOM file")
-    with reading(UPLOAD) as stack:
-        header = image_from_file(UPLOAD, stack, data).dataset
-    return bytes_of(report_from_answers(header, answers))
+
+def report_of_images(images: list[tuple[bytes, list[Answer]]], sr_class: str, asked: Any = None) -> tuple[bytes, str, str]:
+    """(a DICOM file, its SOP Instance UID, its Series Instance UID): one report about all of them; ``asked`` as ``report_from_images``."""
+    from pmclip_deploy.report.document import bytes_of, report_from_images
+
+    headers = []
+    for data, answers in images:
+        if data.startswith((PNG, JPEG)):
+            raise InputError(f"{UPLOAD}: is no DICOM file, so that a report about it belongs to no study", "send a DICOM file")
+        with reading(UPLOAD) as stack:
+            headers.append((image_from_file(UPLOAD, stack, data).dataset, answers))
+    made = report_from_images(headers, sr_class=sr_class, asked=asked)
+    return bytes_of(made), str(made.SOPInstanceUID), str(made.SeriesInstanceUID)
 
 
 def _spacing(group: Any, keyword: str) -> tuple[float, float] | None:
     found = numbers_of(group, keyword) or []
     return (found[0], found[1]) if len(found) == 2 and all(0 < mm < 1e3 for mm in found) else None
-
-
-def _order(dataset: Any) -> float:
-    position, orientation = numbers_of(dataset, "ImagePositionPatient") or [], numbers_of(dataset, "ImageOrientationPatient") or []
-    if len(position) == 3 and len(orientation) == 6:  # PS3.3 C.7.6.2.1.1
-        along = float(np.cross(orientation[:3], orientation[3:]) @ np.array(position))
-        if math.isfinite(along):
-            return along
-    return float(whole_number(dataset, "InstanceNumber", 0))
 
 
 def frame_values(data: bytes, frame: int | None) -> GrayFrame | ColorFrame:

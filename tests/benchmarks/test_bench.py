@@ -225,6 +225,17 @@ def test_rows_are_appended_and_read_back(tmp_path: Path) -> None:
         results.append(tmp_path / "nowhere" / "rows.jsonl", [row])
 
 
+def test_rows_of_a_compressed_file(tmp_path: Path) -> None:
+    file, row = tmp_path / "rows.jsonl.gz", results.Run("bench", {}).row("tiny", "null", "image", "offline", {}, threads=2)
+    results.append(file, [row])
+    results.append(file, [row])
+    assert results.read(file) == [row, row]
+    for broken in (file.read_bytes()[:-9], b"plain"):
+        file.write_bytes(broken)
+        with pytest.raises(InputError, match="cannot be read"):
+            results.read(file)
+
+
 def test_a_command_line_has_no_paths(tmp_path: Path) -> None:
     given = ["bench", "--bundle", "smith", "--output=smith", f"--other={tmp_path}", "--seconds", "1.5", "--device", "cpu", "--json", "a\\b"]
     told = "pmclip-deploy bench --bundle PATH --output=PATH --other=PATH --seconds 1.5 --device cpu --json PATH"

@@ -29,7 +29,7 @@ def stage(path: Path, seconds: float = 60, name: str = "fast") -> Stage:
     return Stage(name, results.Run("python -m pmclip_deploy.benchmarks.gpu --output PATH", {}), path, "cpu", time.monotonic() + seconds)
 
 
-@pytest.mark.slow("Triton's interpreter, three imports of torch")
+@pytest.mark.nightly  # Triton's interpreter, three imports of torch
 def test_a_rehearsal(tmp_path: Path) -> None:
     """Every row is measured, but for those that need a GPU, and for those that a busy machine has no time for."""
     for name in ("torch", "open_clip"):

@@ -111,6 +111,8 @@ def test_reading_an_answer() -> None:
         ("breast", "gastrointestinal", False),
         ("with contrast", "contrast", True),
         ("without contrast", "contrast", False),
+        ("with contrast, type not determined", "gi and iv", True),
+        ("with contrast, type not determined", "noncontrast", False),
     ],
 )
 def test_a_coarser_answer_is_right_where_the_truth_is_one_of_it(said: str, truth: str, right: bool) -> None:
@@ -269,7 +271,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
                  "organ": ("which organ?", "breast"), "abnormality": ("what is abnormal in the x-ray?", "fracture")}  # fmt: skip
         questions += [{"image": f"v{i}.jpg", "category": c, "question": q, "answer": a} for c, (q, a) in asked.items()]
         picture(folder / "slake" / "imgs" / f"xmlab{i}" / "source.jpg", 20 * i)
-        slake.append({"img_name": f"xmlab{i}/source.jpg", "modality": "MRI"})
+        slake.append({"img_name": f"xmlab{i}/source.jpg", "modality": "MRI", "answer": "T2" if i % 2 else "MRI"})
     for name, rows in (("fracatlas/labels.jsonl", bone), ("kermany-cxr/labels.jsonl", chest), ("vqa-med-2019/val.jsonl", questions)):
         (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     for split, rows in (("train", slake), ("validate", []), ("test", [])):
@@ -294,6 +296,15 @@ def test_every_section_on_a_tiny_bundle(data: Path, bundle: Path, tmp_path: Path
     )
     common = figures["radiology: turned away", "VQA-Med 2019 val, XR, CT, MR and US"]["turned away"]
     assert 0 < common["n"] < figures["radiology: turned away", "VQA-Med 2019 val"]["turned away"]["n"]  # not the one without a family
+    films, yes_or_no, weighted = (
+        figures[part, "SLAKE"][figure]["n"]
+        for part, figure in (
+            ("radiology: turned away", "turned away"),
+            ("confidence: modality yes/no", "answered"),
+            ("confidence: weighting", "answered"),
+        )
+    )
+    assert 0 < weighted < films and yes_or_no == 2 * films + 2 * weighted  # is it a CT, an MRI, and where that is known T1, T2
     unseen = figures["no radiology: turned away", "photographs of opencv-doc"]
     assert unseen == {}  # not measured, and said so
     assert "not measured: not there; apt-get download opencv-doc" in said

@@ -8,7 +8,7 @@ import pytest
 from pmclip_deploy.answer import Candidate
 from pmclip_deploy.bundle.manifest import Manifest
 from pmclip_deploy.decision.evidence import NO_RADIOGRAPH, NOT_SURE, Evidence, FindingScores, Reply
-from pmclip_deploy.decision.rules import facets_of, reply
+from pmclip_deploy.decision.rules import EXAMPLES, facets_of, reply
 from pmclip_deploy.header.read import Header
 from pmclip_deploy.questions import understood
 from tests.tiny.bundle import tiny_manifest
@@ -189,6 +189,58 @@ def test_an_open_answer_is_as_fine_as_the_picture_is_sure(question: str, facet: 
 )
 def test_what_the_picture_alone_says(question: str, answer: str | None, reason: str | None) -> None:
     given = said(question, Evidence(FILM))
+    assert given.answer == answer and (reason is None or reason in (given.reason or "")), given
+
+
+T2_AND_CONTRAST = "is this a t2 mri with contrast?"
+
+
+def mr(share: float) -> Evidence:
+    """An MR with contrast and T2 weighting of this probability."""
+    contrast, weighting = of(("contrast", share), ("noncontrast", 1 - share)), of(("t2", share), ("t1", 1 - share))
+    return Evidence({"modality": of(("mr - flair", 0.97), ("ct noncontrast", 0.03)), "contrast of mr": contrast, "weighting": weighting})
+
+
+@pytest.mark.parametrize(
+    ("question", "what", "answer"),
+    [
+        ("what contrast was given?", "contrast", "with contrast, type not determined"),
+        ("with or without contrast?", "contrast", "with contrast"),
+        ("was contrast given?", "contrast", "yes"),
+        ("is this a noncontrast mri?", "contrast", "no"),
+        ("what is the mr weighting?", "weighting", "t2"),
+        ("t1 or t2?", "weighting", "t2"),
+        ("is this t2 weighted?", "weighting", "yes"),
+        ("is this a t1 weighted mri?", "weighting", "no"),
+    ],
+)
+def test_a_detail_is_given_from_the_same_certainty_on_however_it_is_asked(question: str, what: str, answer: str) -> None:
+    assert said(question, mr(0.96)).answer == answer
+    for share in (0.94, 0.55):
+        unsure = reply(MANIFEST, understood(question), mr(share), question)
+        assert unsure.answer is None and (unsure.reason or "").startswith(f"{what} is not determined: "), unsure
+        if understood(question).form != "open":
+            same = [q for q, facet in EXAMPLES.items() if facet == what]  # which have no answer either
+            assert "this can be asked: " in (unsure.note or "") and not any(q in str(unsure.note) for q in same), unsure
+
+
+@pytest.mark.parametrize(
+    ("question", "evidence", "answer", "reason"),
+    [
+        ("was contrast given?", replace(mr(0.6), header=Header(family="mr", contrast=False)), "no", None),
+        ("what contrast was given?", replace(mr(0.6), header=Header(family="mr", contrast=True)), "with contrast", None),
+        ("is this a noncontrast ct?", mr(0.6), "no", None),
+        (T2_AND_CONTRAST, replace(mr(0.6), header=Header(family="mr", contrast=True)), None, "weighting is not determined"),
+        (T2_AND_CONTRAST, Evidence({**mr(0.97).opinions, "weighting": of(("t2", 0.6))}), None, "weighting is not determined"),
+        (T2_AND_CONTRAST, Evidence({**mr(0.6).opinions, "weighting": of(("t2", 0.97))}), None, "contrast is not determined"),
+        ("was gi contrast given?", mr(0.6), None, "does not judge 'gi' contrast"),
+        ("was contrast given?", replace(mr(0.6), radiology=False), None, NO_RADIOGRAPH),
+    ],
+)
+def test_a_detail_that_is_not_determined_hides_nothing_that_is_known(
+    question: str, evidence: Evidence, answer: str | None, reason: str | None
+) -> None:
+    given = said(question, evidence)
     assert given.answer == answer and (reason is None or reason in (given.reason or "")), given
 
 

@@ -141,7 +141,7 @@ def test_towers_equal_fp32(name: str, part: str) -> None:
 
 
 @pytest.mark.slow("image towers of real size, at three precisions each")
-@pytest.mark.parametrize("name", ["ViT-B/32", "RN50"])
+@pytest.mark.parametrize("name", [pytest.param("ViT-B/32", marks=pytest.mark.nightly), "RN50"])
 def test_a_real_image_tower_equals_fp32(name: str) -> None:
     graph, feed = tower(name, "image")
     feed = {"pixels": feed["pixels"][:2]}
@@ -408,7 +408,7 @@ def uncast(model: Any, name: str) -> None:
     model.graph.node.extend(nodes)
 
 
-@pytest.mark.slow("builds an engine of real size")
+@pytest.mark.nightly
 def test_an_engine_of_the_real_image_tower() -> None:
     """Half the size, every product in fp16, attention fused."""
     graph, _ = tower("ViT-B/32", "image")

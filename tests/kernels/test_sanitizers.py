@@ -11,7 +11,7 @@ from tests.sources import ROOT
 
 @pytest.mark.slow("compiles the C++ with each sanitizer")
 @pytest.mark.parametrize("kernel_source", ["similarity", "pixels"])
-@pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
+@pytest.mark.parametrize("sanitizer", ["address,undefined", pytest.param("thread", marks=pytest.mark.nightly)])
 def test_sanitizers(sanitizer: str, kernel_source: str, tmp_path: Path) -> None:
     compiler = shutil.which("g++") or shutil.which("clang++")
     if not compiler:

@@ -98,7 +98,7 @@ def test_towers_and_logits_equal_those_of_transformers(checkpoint: Path) -> None
     equal_to_transformers(BASE, checkpoint)
 
 
-@pytest.mark.slow("a word table of 256,000 rows, and towers 1,152 wide")
+@pytest.mark.nightly  # a word table of 256,000 rows, and towers 1,152 wide
 @pytest.mark.parametrize(("name", "resample"), [(SECOND, 2), (MED, 2), (ODD, 3)])
 def test_other_sizes_equal_transformers(name: str, resample: int, tmp_path: Path) -> None:
     """SigLIP 2 in shards; MedSigLIP; and so400m at 384, whose patches of 14 leave out six rows and columns."""

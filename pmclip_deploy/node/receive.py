@@ -1,0 +1,330 @@
+"""The storage SCP: an image is acknowledged when it and its row lie on the disk, and not before."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import ssl
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+from selectors import EVENT_READ, DefaultSelector
+from socket import socket
+from typing import Any, cast
+
+from pmclip_deploy.atomic import sync_folder
+from pmclip_deploy.errors import InputError
+from pmclip_deploy.header.raw import STORAGE, strings_of
+from pmclip_deploy.imaging.decoders.frame import CODECS
+from pmclip_deploy.imaging.dicom_file import image_from_file, reading
+from pmclip_deploy.imaging.elements import order_in_series, text_of, whole_number
+from pmclip_deploy.node.ledger import Arrival, Ledger
+from pmclip_deploy.node.protocol import Protocol, keywords_of, values_of
+from pmclip_deploy.node.settings import Ward
+from pmclip_deploy.report.source import MAKER
+
+NATIVE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99")
+SYNTAXES = (*NATIVE, *CODECS)  # docs/reference/dicom.md
+_TAILS = (
+    *("1", "1.1", "1.1.1", "1.2", "1.2.1", "1.3", "1.3.1", "2", "2.1", "2.2", "3", "3.1", "4", "4.1", "4.3", "4.4", "5", "6", "6.1", "6.2"),
+    *("7", "7.1", "7.2", "7.3", "7.4", "12.1", "12.1.1", "12.2", "12.2.1", "13.1.1", "13.1.2", "13.1.3", "20", "128", "128.1", "130"),
+)
+IMAGE_CLASSES = tuple(STORAGE + tail for tail in _TAILS)  # radiology images, and Secondary Capture (PS3.4 B.5)
+
+# Statuses of C-STORE (PS3.4 B.2.3).
+STORED, FULL, MISMATCH, NO_IMAGE = 0x0000, 0xA700, 0xA900, 0xC000
+REJECT = {"calling": (1, 1, 3), "called": (1, 1, 7), "busy": (2, 3, 2)}  # result, source, reason (PS3.8 9.3.4)
+MOST_CONNECTIONS = 1000  # also those that have asked for nothing yet
+SILENT_S = 10.0  # in which a connection must say who it is
+IDLE_S = 60.0
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Of a node's state. All are readable by their owner only."""
+
+    state: Path
+
+    @property
+    def incoming(self) -> Path:
+        return self.state / "incoming"  # what is being received
+
+    @property
+    def images(self) -> Path:
+        return self.state / "images"
+
+    @property
+    def reports(self) -> Path:
+        return self.state / "reports"
+
+    def make(self) -> None:
+        for folder in (self.state, self.incoming, self.images, self.reports):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def sweep(self, ledger: Ledger) -> int:
+        """Deletes what a process that was killed left behind: it was never acknowledged. Returns the number of files."""
+        known = ledger.files()
+        left = [*self.incoming.iterdir(), *(path for path in self.images.iterdir() if path.name not in known)]
+        for path in left:
+            path.unlink(missing_ok=True)
+        return len(left)
+
+
+class Quiet:
+    """How long nothing of a study came, on any association. An association that is receiving keeps the study of its last image open."""
+
+    def __init__(self) -> None:
+        self.begun = time.monotonic()
+        self._lock = threading.Lock()
+        self._touched = dict[str, float]()
+        self._studies = dict[int, str]()  # by association
+
+    def stored(self, association: int, study: str) -> None:
+        with self._lock:
+            self._studies[association] = study
+            self._touched[study] = time.monotonic()
+
+    def receiving(self, association: int) -> None:
+        with self._lock:
+            if (study := self._studies.get(association)) is not None:
+                self._touched[study] = time.monotonic()
+
+    def ended(self, association: int) -> None:
+        with self._lock:
+            self._studies.pop(association, None)
+
+    def seconds(self, study: str) -> float:
+        """A study of which nothing came since the start of this process is quiet since then."""
+        with self._lock:
+            return time.monotonic() - self._touched.get(study, self.begun)
+
+    def forget(self, study: str) -> None:
+        with self._lock:
+            self._touched.pop(study, None)
+
+
+class Receiver:
+    """Takes images from the peers of ward.yaml."""
+
+    def __init__(self, ward: Ward, protocols: Sequence[Protocol], ledger: Ledger, quiet: Quiet, log: Callable[..., None]) -> None:
+        self.ward, self.protocols, self.ledger, self.quiet, self.log = ward, protocols, ledger, quiet, log
+        self.folders = Folders(ward.state)
+        self.statuses = Counter[int]()
+        self._keywords = keywords_of(protocols)
+        self._parsing = threading.Lock()  # pydicom's warnings are caught for the whole process
+        self._bytes = Counter[int]()  # by association, of the image that it is sending
+        self._open = set[int]()  # associations that were asked for and not rejected
+        self._server: Any = None
+
+    # The association.
+
+    def open(self) -> int:
+        """Listens, and returns the port. Raises OSError."""
+        import tempfile
+
+        from pynetdicom import AE, _config, evt
+        from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
+
+        tempfile.tempdir = str(self.folders.incoming)  # where pynetdicom writes as it receives
+        _config.STORE_RECV_CHUNKED_DATASET = True
+        _config.LOG_HANDLER_LEVEL = "none"
+        node = self.ward.node
+        entity = AE(node.aet)
+        entity.maximum_associations, entity.maximum_pdu_size = MOST_CONNECTIONS, node.max_pdu
+        entity.acse_timeout, entity.dimse_timeout, entity.network_timeout = SILENT_S, IDLE_S, IDLE_S
+        entity.add_supported_context(Verification)
+        for sop_class in IMAGE_CLASSES:
+            entity.add_supported_context(sop_class, list(SYNTAXES))
+        handlers: Any = [
+            (evt.EVT_REQUESTED, self._requested),
+            (evt.EVT_DATA_RECV, self._received),
+            (evt.EVT_C_ECHO, lambda event: STORED),
+            (evt.EVT_C_STORE, self._store),
+            (evt.EVT_CONN_CLOSE, self._closed),
+        ]
+        server = entity.make_server(
+            (node.host, node.port), ssl_context=self._tls(), evt_handlers=handlers, server_class=_server_class()
+        )  # fmt: skip
+        entity._servers.append(server)
+        self._server = server
+        threading.Thread(target=server.serve_forever, name="listener", daemon=True).start()
+        return int(server.server_address[1])
+
+    def close(self, grace_s: float = 30.0) -> None:
+        """Takes no new association, and lets those that there are end."""
+        if self._server is None:
+            return
+        self._server.shutdown()
+        end = time.monotonic() + grace_s
+        while self._open and time.monotonic() < end:
+            time.sleep(0.05)
+        for association in self._server.active_associations:
+            association.abort()
+        self._server.server_close()
+
+    def _tls(self) -> ssl.SSLContext | None:
+        tls = self.ward.node.tls
+        if tls is None:
+            return None
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.load_cert_chain(tls.cert, tls.key)
+        if tls.ca is not None:
+            context.load_verify_locations(tls.ca)
+            context.verify_mode = ssl.CERT_REQUIRED if tls.require_client else ssl.CERT_OPTIONAL
+        return context
+
+    def _requested(self, event: Any) -> None:
+        association, requestor = event.assoc, event.assoc.requestor
+        calling, called = requestor.primitive.calling_ae_title, requestor.primitive.called_ae_title
+        address = ip_address(str(requestor.address).partition("%")[0])
+        known = any(peer.aet == calling and any(address in network for network in peer.addresses) for peer in self.ward.peers)
+        reason = "calling" if not known else "called" if called != self.ward.node.aet else None
+        if reason is None and len(self._open) >= self.ward.node.max_associations:
+            reason = "busy"
+        if reason is None:
+            self._open.add(id(association))
+            return
+        self.log("rejected", reason=reason)
+        association.acse.send_reject(*REJECT[reason])
+        association.kill()
+
+    def _received(self, event: Any) -> None:
+        key = id(event.assoc)
+        self.quiet.receiving(key)
+        self._bytes[key] += len(event.data)
+        if self._bytes[key] > self.ward.node.max_instance_mb << 20:
+            self.log("aborted", reason="an image is larger than max_instance_mb")
+            event.assoc.abort()
+
+    def _closed(self, event: Any) -> None:
+        self.quiet.ended(id(event.assoc))
+        self._bytes.pop(id(event.assoc), None)
+        self._open.discard(id(event.assoc))
+
+    # The image.
+
+    @property
+    def has_room(self) -> bool:
+        return shutil.disk_usage(self.ward.state).free >= self.ward.disk.refuse_below_gb * 1e9
+
+    def _store(self, event: Any) -> int:
+        self._bytes.pop(id(event.assoc), None)
+        try:
+            status = self._stored(event)
+        except OSError as error:  # the disk
+            self.log("refused", reason=error.strerror or "the disk failed")
+            status = FULL
+        self.statuses[status] += 1
+        return status
+
+    def _stored(self, event: Any) -> int:
+        if not self.has_room:
+            self.log("refused", reason="the disk is nearly full")
+            return FULL
+        path, request = Path(event.dataset_path), event.request
+        sha256 = _sha256(path, event.context.transfer_syntax)
+        if self.ledger.copy_of(str(request.AffectedSOPInstanceUID), sha256):
+            return STORED
+        try:
+            arrival, sop_class = self._arrival(path, sha256)
+        except InputError:
+            self.log("refused", reason="no DICOM image that can be read")
+            return NO_IMAGE
+        if (arrival.sop, sop_class) != (str(request.AffectedSOPInstanceUID), str(request.AffectedSOPClassUID)):
+            self.log("refused", reason="the data set is of another class or instance than the request")
+            return MISMATCH
+        target = self.folders.images / arrival.file
+        descriptor = os.open(path, os.O_RDWR)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        path.replace(target)
+        sync_folder(self.folders.images)
+        if not self.ledger.add(arrival):
+            return STORED
+        self.quiet.stored(id(event.assoc), arrival.study)
+        return STORED
+
+    def _arrival(self, path: Path, sha256: str) -> tuple[Arrival, str]:
+        """(the image, its SOP Class UID). Raises InputError if it holds no picture, or lacks a UID."""
+        with self._parsing, reading("the image") as stack:
+            image = image_from_file(str(path), stack)
+            dataset = image.dataset
+            if image.file is None or image.vr == "float":
+                raise InputError("the image: has no pixels")
+            sop, study, series = (text_of(dataset, f"{level}InstanceUID") for level in ("SOP", "Study", "Series"))
+            if not (sop and study and series):
+                raise InputError("the image: lacks a UID")
+            protocol, reason = self._protocol(dataset, values_of(dataset, self._keywords))
+            pixels = whole_number(dataset, "Rows", 0) * whole_number(dataset, "Columns", 0)
+            name = hashlib.sha256(f"{sop}\0{sha256}".encode()).hexdigest()[:40] + ".dcm"  # never a peer's text as a path
+            return Arrival(sop, sha256, name, study, series, protocol, order_in_series(dataset), pixels, reason), text_of(
+                dataset, "SOPClassUID"
+            )
+
+    def _protocol(self, dataset: Any, values: Mapping[str, tuple[str, ...]]) -> tuple[str | None, str]:
+        if strings_of(dataset, 0x00080070) == (MAKER.upper(),):
+            return None, "our own report"
+        found = next((protocol.name for protocol in self.protocols if protocol.takes(values)), None)
+        return found, "" if found else "no protocol matches"
+
+
+def _sha256(path: Path, syntax: str) -> str:
+    """Of the transfer syntax and the data set, without the file meta information, which is ours."""
+    digest = hashlib.sha256(syntax.encode())
+    with path.open("rb") as file:
+        file.seek(132)
+        head = file.read(12)  # (0002,0000) UL 4: the length of the group
+        file.seek(144 + int.from_bytes(head[8:12], "little"))
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _readable(connection: socket, seconds: float) -> bool:
+    with DefaultSelector() as waiting:
+        waiting.register(connection, EVENT_READ)
+        return bool(waiting.select(seconds))
+
+
+def _server_class() -> Any:
+    """pynetdicom's, with the TLS handshake in the connection's own thread, and no association before a client says something.
+
+    A silent client holds up no other: pynetdicom's threads for an association poll all the time.
+    """
+    from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
+
+    class Handler(RequestHandler):
+        def handle(self) -> None:
+            with suppress(OSError):  # ssl.SSLError is one
+                if isinstance(self.request, ssl.SSLSocket):
+                    self.request.settimeout(SILENT_S)
+                    self.request.do_handshake()
+                    self.request.settimeout(None)
+                if _readable(self.request, SILENT_S):
+                    super().handle()
+                    return
+            self.server.shutdown_request(self.request)
+
+    class Server(ThreadedAssociationServer):
+        daemon_threads, request_queue_size = True, 256
+
+        def __init__(self, *arguments: Any, **named: Any) -> None:
+            named["request_handler"] = Handler
+            super().__init__(*arguments, **named)
+
+        def get_request(self) -> Any:
+            connection, address = cast(socket, self.socket).accept()
+            if self.ssl_context:
+                connection = self.ssl_context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+            return connection, address
+
+    return Server

@@ -1,0 +1,119 @@
+"""The node as a whole: its threads, its log, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from typing import IO, Any
+
+from pmclip_deploy.errors import UsageError
+from pmclip_deploy.node.ledger import Ledger
+from pmclip_deploy.node.protocol import Protocol
+from pmclip_deploy.node.receive import Folders, Quiet, Receiver
+from pmclip_deploy.node.send import Sender
+from pmclip_deploy.node.settings import Ward
+from pmclip_deploy.node.work import Worker, report_file
+from pmclip_deploy.predictor import Predictor
+
+POLL_S = 0.1
+SWEEP_S = 60.0
+UNMATCHED_S = 86400.0  # for which images that nobody asks about are kept
+
+
+def log(event: str, **facts: Any) -> None:
+    """A line of JSON: states, sizes and times; never a text of a peer."""
+    print(json.dumps({"time": round(time.time(), 3), "event": event, **facts}), file=sys.stderr, flush=True)
+
+
+@contextmanager
+def alone(ward: Ward) -> Any:
+    """Raises UsageError if another process listens with the same state."""
+    Folders(ward.state).make()
+    file: IO[str] = (ward.state / "lock").open("a")
+    with file:
+        if os.name == "posix":
+            import fcntl
+
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise UsageError(f"{ward.state}: another `listen` uses this state", "give each its own `state` in ward.yaml") from None
+        yield
+
+
+class Node:
+    """Runs until ``stop``. What it was doing then goes on with the next start."""
+
+    def __init__(self, ward: Ward, protocols: Sequence[Protocol], predictor: Predictor) -> None:
+        self.ward, self.ledger, self.quiet = ward, Ledger(ward.state / "queue.db"), Quiet()
+        self._stopped = threading.Event()
+        self.receiver = Receiver(ward, protocols, self.ledger, self.quiet, log)
+        self.worker = Worker(ward, protocols, self.ledger, predictor, self.quiet, log)
+        self.senders = [Sender(one, ward, self.ledger, log) for one in ward.send]
+
+    def run(self, started: Callable[[int], None]) -> None:
+        """``started`` is told the port. Raises UsageError if it cannot be listened on."""
+        self.worker.open()
+        left = Folders(self.ward.state).sweep(self.ledger)
+        self.ledger.free_leases()
+        log("started", swept=left)
+        node = self.ward.node
+        try:
+            port = self.receiver.open()
+        except OSError as error:
+            raise UsageError(f"{node.host} port {node.port}: {error.strerror}", "choose another host or port in ward.yaml") from None
+        steps = [self.worker.step, *(sender.step for sender in self.senders)]
+        threads = [threading.Thread(target=self._loop, args=(step,), daemon=True) for step in steps]
+        for thread in threads:
+            thread.start()
+        started(port)
+        while not self._stopped.wait(SWEEP_S):
+            self.sweep()
+        self.receiver.close()
+        for thread in threads:
+            thread.join(120)
+        self.worker.close()
+        self.ledger.close()
+        log("stopped")
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+    def sweep(self) -> None:
+        """Deletes what is kept no longer: a row says so before the file goes."""
+        disk, folders = self.ward.disk, Folders(self.ward.state)
+        kept = 0.0 if disk.retention_images == "on_sent" else float(disk.retention_images)
+        gone = self.ledger.images_to_delete(kept, UNMATCHED_S)
+        self.ledger.deleted([image for image, _ in gone])
+        for _, name in gone:
+            (folders.images / name).unlink(missing_ok=True)
+        for job in self.ledger.reports_to_delete(disk.retention_reports):
+            for sr_class in json.loads(job.report):
+                (folders.reports / report_file(job.id, sr_class)).unlink(missing_ok=True)
+
+    def _loop(self, step: Callable[[], bool]) -> None:
+        while not self._stopped.is_set():
+            try:
+                busy = step()
+            except Exception as error:  # the ledger's disk, most likely: nothing was changed
+                log("error", kind=type(error).__name__)
+                busy = False
+            if not busy:
+                self._stopped.wait(POLL_S)
+
+
+@contextmanager
+def ended_by_signals(node: Node) -> Any:
+    names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name)]
+    before = {name: signal.signal(getattr(signal, name), lambda *_: node.stop()) for name in names}
+    try:
+        yield
+    finally:
+        for name, handler in before.items():
+            signal.signal(getattr(signal, name), handler)
