@@ -78,7 +78,7 @@ def header_from_path(path: str | PathLike[str]) -> Dataset:
     where = fspath(path)
     if head_of_file(where).startswith((PNG, JPEG)):
         what = "is no DICOM file, so that a report about it belongs to no study"
-        raise InputError(f"{where}: {what}", "give a DICOM file, or leave out --sr and --sc")
+        raise InputError(f"{where}: {what}", "give a DICOM file, or ask without a report")
     with reading(where) as stack:
         return image_from_file(where, stack).dataset
 
@@ -99,7 +99,7 @@ def _source(dataset: Dataset, where: str) -> Source:
     sop_class, instance, study, series = uids = [reader.text(dataset, keyword) or "" for keyword in REFERENCE]
     if missing := [dictionary_description(keyword) for keyword, uid in zip(REFERENCE, uids, strict=True) if not uid]:
         what = f"has no valid {' and no valid '.join(missing)}, to which a report must refer"
-        raise InputError(f"{where}: {what}", "export the image again from the archive, or leave out --sr and --sc")
+        raise InputError(f"{where}: {what}", "export the image again from the archive, or ask without a report")
     if raw.strings_of(dataset, 0x00080070) == (MAKER.upper(),):
         raise NoPictureError(f"{where}: holds a report of {MAKER}, no picture", "give the image itself")
     reader.left_out.clear()  # of the UIDs, which are all valid

@@ -2,6 +2,7 @@
 
 import asyncio
 import secrets
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -38,7 +39,7 @@ from pmclip_deploy.serve.documents import (
     model_document,
     values_response,
 )
-from pmclip_deploy.serve.guard import LOG, Guard, Places
+from pmclip_deploy.serve.guard import LOG, MOST_HELD, Guard, Places
 from pmclip_deploy.serve.images import Images
 from pmclip_deploy.serve.metrics import Metrics
 from pmclip_deploy.serve.model import Model
@@ -73,7 +74,7 @@ class Service:
 
     def __init__(self, predictor: Predictor, settings: Settings, index: "Index | None" = None) -> None:
         self.settings, self.index = settings, index
-        self.places, self.images = Places(settings.queue), Images()
+        self.places, self.images = Places(settings.queue, MOST_HELD * settings.max_upload), Images()
         self.readers = Readers(settings.readers, settings.reader_memory, settings.timeout_s)
         self.model = Model(predictor, settings.threads, settings.timeout_s)
         self.metrics = Metrics(predictor.model)
@@ -201,7 +202,7 @@ def _answers(app: FastAPI, service: Service) -> None:
         format: Annotated[Literal["json", "sr"], Form(description="sr gives a Structured Report, as `infer --sr`.")] = "json",
     ) -> Response:
         """Answers questions about one picture, as `pmclip-deploy infer --json` does."""
-        window, data = _window(window_center, window_width), await image.read()
+        window, data = _window(window_center, window_width), await _file(request, image)
         asked = Asked(questions=questions, frame=frame, window=window, age=age, ignore_header=ignore_header)
         made = await service.answers(request, data, asked)
         return await service.report(data, made) if format == "sr" else _answers_document(made)
@@ -216,16 +217,16 @@ def _answers(app: FastAPI, service: Service) -> None:
         window_width: WidthField = None,
     ) -> JSONResponse:
         """Compares one picture with labels, as `pmclip-deploy classify --json` does."""
-        picture = await service.picture(await image.read(), frame, _window(window_center, window_width))
+        picture = await service.picture(await _file(request, image), frame, _window(window_center, window_width))
         made = await service.model.run(lambda predictor: predictor.classify(picture, labels), request.is_disconnected)
         return JSONResponse({"schema": CLASSIFICATIONS_SCHEMA, "classifications": [made.to_json()], "unreadable": [], "no_pictures": []})
 
 
 def _images(app: FastAPI, service: Service) -> None:
     @app.post("/v1/images", status_code=201, tags=["pictures"])
-    async def add(image: Image) -> JSONResponse:
+    async def add(request: Request, image: Image) -> JSONResponse:
         """Keeps a picture in memory for a while, for the calls below."""
-        data = await image.read()
+        data = await _file(request, image)
         described = await service.readers.call("described", data, service.salt)
         return JSONResponse(described_document(service.images.add(data), *described), 201)
 
@@ -249,7 +250,7 @@ def _images(app: FastAPI, service: Service) -> None:
         data, window = service.images.get(image_id), _window(center, width)
         made: Any = await service.readers.call("table", data, _index(frame), window)
         if not made.size:
-            raise UsageError("a colour picture has no table", "show its frame as it is")
+            raise UsageError("this picture takes no window, and has no table", "show its frame as it is")
         return Response(made.astype(np.uint8).tobytes(), media_type="application/octet-stream")
 
     @app.get("/v1/images/{image_id}/thumbnail", tags=["pictures"], response_class=Response)
@@ -341,8 +342,24 @@ def _what_is_wrong(error: RequestValidationError) -> str:
     first = error.errors()[0]
     if first["type"] == "extra_forbidden":
         return "the body: has a field that is not known"
+    if first["type"] in ("model_attributes_type", "json_invalid"):
+        return "the body: is no JSON object; send one, with `Content-Type: application/json`"
+    if first["loc"] == ("body", "image") and first["type"] == "value_error":
+        return "image: is text; send the file itself, as `curl -F image=@FILE` does"
     field = ".".join(str(part) for part in first["loc"][1:] if isinstance(part, int) or part.replace("_", "").isalnum())
     return f"{field[:60] or 'the body'}: {first['msg']}"
+
+
+async def _file(request: Request, image: UploadFile) -> bytes:
+    """The file of a form. Raises UsageError for a field that would be left out: an unknown one, or a second one."""
+    sent = Counter(name for name, _ in (await request.form()).multi_items())
+    known = {field.alias for field in request.scope["route"].dependant.body_params}
+    if sent.keys() - known:
+        raise UsageError("the form has a field that is not known", f"the fields are {', '.join(sorted(known))}")
+    twice = sorted(name for name, count in sent.items() if count > 1 and name not in ("questions", "labels"))
+    if twice:
+        raise UsageError(f"the form has more than one {twice[0]}", "send one picture a request")
+    return await image.read()
 
 
 def _answers_document(answers: list[Answer]) -> JSONResponse:

@@ -5,7 +5,7 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
 from pmclip_deploy.serve.problems import MEDIA_TYPE, Problem, busy, document, of_error
@@ -13,6 +13,7 @@ from pmclip_deploy.serve.settings import Settings
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
+Headers = list[tuple[bytes, bytes]]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
@@ -28,13 +29,16 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
 }
 WORK = "/v1/"  # POST below it takes a place in the queue
+MOST_TEXT = 1 << 20  # bytes of a body that is no form with a file: 32 questions in JSON take a fifth
+MOST_HELD = 4  # largest uploads, of whose bytes all requests together may hold as many
 
 
 class Places:
-    """How many pictures are accepted and not answered yet."""
+    """How many pictures are accepted and not answered yet, and the bytes of their requests."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, most_bytes: int) -> None:
         self.most, self.taken, self.is_closing = most, 0, False
+        self.most_bytes, self.bytes = most_bytes, 0
 
     def __enter__(self) -> None:
         if self.is_closing:
@@ -58,19 +62,23 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        # The page's files are sent whole: Starlette refuses a wrong Range in words of its own.
+        scope = {**scope, "headers": [header for header in scope["headers"] if header[0] != b"range"]}
         reply = _Reply(send, scope["path"])
+        body = _Body(receive, self.settings, self.places)
         try:
             self._admit(scope)
-            bounded = _Body(receive, self.settings, _headers(scope).get("content-length"))
+            body.check(_headers(scope))
             if scope["method"] == "POST" and scope["path"].startswith(WORK):
                 with self.places:
-                    await self.app(scope, bounded, reply)
+                    await self.app(scope, body, reply)
             else:
-                await self.app(scope, bounded, reply)
+                await self.app(scope, body, reply)
         except Exception as error:
             if not reply.has_begun:
                 await reply.refuse(of_error(error))
         finally:
+            self.places.bytes -= body.read
             self._note(scope, reply)
 
     def _admit(self, scope: Scope) -> None:
@@ -104,25 +112,29 @@ class _Reply:
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.has_begun, self.status = True, message["status"]
-            own = {**HEADERS, "X-Request-Id": self.id, "Content-Security-Policy": POLICIES.get(self._path, POLICY)}
-            message["headers"] = [*message.get("headers", ()), *((name.lower().encode(), value.encode()) for name, value in own.items())]
+            message["headers"] = [*message.get("headers", ()), *own_headers(self.id, self._path)]
         await self._send(message)
 
     async def refuse(self, problem: Problem) -> None:
-        body = json.dumps(document(problem, self.id)).encode()
-        headers = {"content-type": MEDIA_TYPE, "content-length": str(len(body)), **(problem.headers or {})}
-        raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
-        await self({"type": "http.response.start", "status": problem.status_code, "headers": raw})
+        headers, body = refusal(problem, self.id)
+        await self({"type": "http.response.start", "status": problem.status_code, "headers": headers})
         await self({"type": "http.response.body", "body": body})
 
 
 class _Body:
     """``receive``, which ends at the limits of size and time."""
 
-    def __init__(self, receive: Receive, settings: Settings, length: str | None) -> None:
-        self._receive, self._settings, self._read, self._done = receive, settings, 0, False
+    def __init__(self, receive: Receive, settings: Settings, places: Places) -> None:
+        self._receive, self._settings, self._places = receive, settings, places
+        self.read, self._most, self._done = 0, MOST_TEXT, False
         self._until = time.monotonic() + settings.timeout_s
-        if length is not None and (not length.isdigit() or int(length) > settings.max_upload):
+
+    def check(self, headers: dict[str, str]) -> None:
+        """Takes the limit from the headers. Raises a Problem if they already say that the body is over it."""
+        if headers.get("content-type", "").lower().startswith("multipart/form-data"):
+            self._most = self._settings.max_upload
+        length = headers.get("content-length", "0")
+        if not length.isdigit() or int(length) > self._most:
             raise self._too_large()
 
     async def __call__(self) -> Message:
@@ -132,14 +144,33 @@ class _Body:
             message = await asyncio.wait_for(self._receive(), self._until - time.monotonic())
         except TimeoutError:
             raise Problem(408, "slow", f"the request's body took more than {self._settings.timeout_s:g} s") from None
-        self._read += len(message.get("body", b""))
+        count = len(message.get("body", b""))
+        self.read += count
+        self._places.bytes += count
         self._done = not message.get("more_body", False)
-        if self._read > self._settings.max_upload:
+        if self.read > self._most:
             raise self._too_large()
+        if self._places.bytes > self._places.most_bytes:
+            raise busy("other requests fill the memory")
         return message
 
     def _too_large(self) -> Problem:
-        return Problem(413, "too_large", f"the request is larger than {self._settings.max_upload >> 20} MiB")
+        return Problem(413, "too_large", f"the request is larger than {self._most >> 20} MiB")
+
+
+def own_headers(request_id: str, path: str) -> Headers:
+    """What every reply has."""
+    return _raw({**HEADERS, "X-Request-Id": request_id, "Content-Security-Policy": POLICIES.get(path, POLICY)})
+
+
+def refusal(problem: Problem, request_id: str) -> tuple[Headers, bytes]:
+    """The headers and the body of a refusal, without those that every reply has."""
+    body = json.dumps(document(problem, request_id)).encode()
+    return _raw({"Content-Type": MEDIA_TYPE, "Content-Length": str(len(body)), **(problem.headers or {})}), body
+
+
+def _raw(headers: Mapping[str, str]) -> Headers:
+    return [(name.lower().encode(), value.encode()) for name, value in headers.items()]
 
 
 def _headers(scope: Scope) -> dict[str, str]:

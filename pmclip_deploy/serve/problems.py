@@ -9,6 +9,7 @@ from pmclip_deploy.errors import BundleError, DeviceError, InputError, NoPicture
 
 STATUS = {UsageError: 400, NoPictureError: 415, InputError: 422, BundleError: 500, DeviceError: 503}
 MEDIA_TYPE = "application/problem+json"
+OF_ROUTER = {404: "there is no such path; /docs lists the paths", 405: "the path takes another method; /docs lists the methods"}
 
 
 class Problem(HTTPException):
@@ -37,8 +38,9 @@ def of_error(error: BaseException) -> Problem:
         return problem
     if isinstance(error, HTTPException) and error.status_code == 400:  # of the parsers of bodies, whose words may quote one
         return Problem(400, UsageError.code, "the body cannot be parsed; send what its Content-Type says")
-    if isinstance(error, HTTPException):  # of the router: no such path, or not this method
-        return Problem(error.status_code, "http", HTTPStatus(error.status_code).phrase, **(error.headers or {}))
+    if isinstance(error, HTTPException):  # of the router
+        detail = OF_ROUTER.get(error.status_code, HTTPStatus(error.status_code).phrase)
+        return Problem(error.status_code, "http", detail, **(error.headers or {}))
     return Problem(500, "error", f"internal: {type(error).__name__}")
 
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import secrets
 import signal
 import socket
 import ssl
@@ -12,40 +13,71 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from pmclip_deploy.errors import DeviceError, UsageError
 from pmclip_deploy.predictor import Predictor
 from pmclip_deploy.serve.app import Service, app_of
+from pmclip_deploy.serve.guard import own_headers, refusal
+from pmclip_deploy.serve.problems import Problem
 from pmclip_deploy.serve.settings import Settings
 
 if TYPE_CHECKING:
     from pmclip_deploy.search.index import Index
 
 GRACE_S = 30  # in which accepted requests may end
-FIRST_BYTES_S = 10  # in which a connection must have sent the head of a request
+LOOK_S = 5.0  # between two looks at a connection
 MOST_HEADERS = 16 << 10  # bytes of a request's head
 MOST_CONNECTIONS = 512
 PROGRAM = "pmclip_deploy.serve"
 
 
 class Protocol(H11Protocol):
-    """Closes a connection whose first request does not come."""
+    """Ends connections on which nothing moves, the oldest one first if there are too many, and refuses what is no HTTP as all else."""
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self._first = self.loop.call_later(FIRST_BYTES_S, self._end_if_silent)
+        self._since, self._seen = self.loop.time(), object()
+        self._timer = self.loop.call_later(LOOK_S, self._look)
+        if len(self.connections) > MOST_CONNECTIONS:
+            others = cast("set[Protocol]", self.connections)
+            min(others, key=lambda each: (each.transport.is_closing(), each.is_at_work, each._since)).transport.abort()
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._first.cancel()
+        self._timer.cancel()
         super().connection_lost(error)
 
-    def _end_if_silent(self) -> None:
-        if self.cycle is None and not self.transport.is_closing():
-            self.transport.close()
+    def on_response_complete(self) -> None:
+        self._since = self.loop.time()
+        super().on_response_complete()
+
+    @property
+    def is_at_work(self) -> bool:
+        """Whether a request is being answered."""
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _look(self) -> None:
+        """The head of a request must come between two looks, and a reply must be taken, if only in part."""
+        left = self.transport.get_write_buffer_size()
+        seen = (id(self.cycle), left)
+        if seen == self._seen and (left or not self.is_at_work):
+            self.transport.abort()
+        self._seen = seen
+        self._timer = self.loop.call_later(LOOK_S, self._look)
+
+    def send_400_response(self, msg: str) -> None:
+        problem = Problem(400, "usage", f"this is no HTTP/1.1 request whose head is under {MOST_HEADERS >> 10} KiB")
+        request_id = secrets.token_hex(8)
+        headers, body = refusal(problem, request_id)
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):  # no reply has begun
+            headers += [*own_headers(request_id, ""), (b"connection", b"close")]
+            for event in (h11.Response(status_code=400, headers=headers, reason=b"Bad Request"), h11.Data(data=body), h11.EndOfMessage()):
+                self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
 
 
 class Server(uvicorn.Server):
@@ -100,7 +132,6 @@ def serve(predictor: Predictor, settings: Settings, index: "Index | None", start
         date_header=False,
         proxy_headers=False,
         h11_max_incomplete_event_size=MOST_HEADERS,
-        limit_concurrency=MOST_CONNECTIONS,
         timeout_graceful_shutdown=GRACE_S,
         backlog=256,
         ssl_certfile=settings.tls_cert,

@@ -66,7 +66,8 @@ def token_from_file(path: Path) -> str:
         mode, text = path.stat().st_mode, path.read_text("ascii")
     except (OSError, ValueError):
         raise UsageError(f"{path}: the token cannot be read", "give a text file with the token in its first line") from None
-    if os.name != "nt" and stat.S_IMODE(mode) & 0o077:
+    others = 0o037 if str(path.parent) == os.environ.get("CREDENTIALS_DIRECTORY") else 0o077  # systemd may give the unit's user an ACL
+    if os.name != "nt" and stat.S_IMODE(mode) & others:
         raise UsageError(f"{path}: other users can read the token", f"run `chmod 600 {path}`")
     token = (text.splitlines() or [""])[0].strip()
     if len(token) < SHORTEST_TOKEN or not token.isprintable() or " " in token:

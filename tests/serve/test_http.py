@@ -268,6 +268,10 @@ def test_a_token_that_others_can_read_is_refused(tmp_path: Path) -> None:
     token.write_text(TOKEN)
     token.chmod(0o644)
     assert "chmod 600" in process("serve", "--port", "0", "--token-file", token).err
+    token.chmod(0o440)  # as systemd shows a credential that an ACL opens to the unit's user
+    assert "chmod 600" in process("serve", "--port", "0", "--token-file", token).err
+    bad = ("--port", "0", "--index", "no-such-file")  # refused after the token
+    assert "no-such-file" in process("serve", *bad, "--token-file", token, CREDENTIALS_DIRECTORY=str(tmp_path)).err
     token.chmod(0o600)
     token.write_text("short")
     assert "under 16" in process("serve", "--port", "0", "--token-file", token).err

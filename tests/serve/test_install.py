@@ -1,7 +1,10 @@
 """The unit of systemd, and `doctor --ward`."""
 
+import os
 import shutil
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -27,3 +30,42 @@ def test_the_unit_is_valid_and_closed() -> None:
     found = subprocess.run(["systemd-analyze", "verify", UNIT], capture_output=True, text=True)
     faults = [line for line in found.stderr.splitlines() if UNIT.name in line and "is not executable" not in line]
     assert not faults
+
+
+PLACED = """
+set -e
+ip link set lo up
+! curl -s -m 2 http://192.0.2.1
+{python} -m venv opt
+opt/bin/pip install -q --no-index --find-links wheels 'pmclip-deploy[ward]'
+cd opt
+bin/pmclip-deploy doctor --ward
+(umask 077; openssl rand -base64 32 > token)
+bin/pmclip-deploy serve --port 8765 --token-file token &
+service=$!
+trap "kill $service" EXIT
+curl -s -o /dev/null --retry 60 --retry-delay 1 --retry-connrefused http://127.0.0.1:8765/health/live
+ask() {{ curl -fs -H "Authorization: Bearer $(cat token)" "$@"; }}
+ask http://127.0.0.1:8765/health/ready
+ask -F image=@$(echo lib/python3*/site-packages/pmclip_deploy/models/demo/leg-1.dcm) -F 'questions=is there a fracture?' http://127.0.0.1:8765/v1/answers
+test -f lib/python3*/site-packages/pmclip_deploy/serve/pmclip-deploy.service
+curl -fs http://127.0.0.1:8765/page/swagger/swagger-ui-bundle.js > /dev/null
+trap - EXIT
+kill $service
+wait $service
+"""
+
+
+@pytest.mark.nightly
+def test_it_is_installed_and_answers_where_there_is_no_network(tmp_path: Path) -> None:
+    """docs/howto/serve-install.md: wheels from a machine with a network, then everything else without one."""
+    apart = ["unshare", "--net", "--map-root-user"]
+    if not all(map(shutil.which, ("unshare", "ip", "curl", "openssl"))) or subprocess.run([*apart, "true"], capture_output=True).returncode:
+        pytest.skip("needs unshare, ip, curl and openssl, and the right to use a network of its own")
+    made = [sys.executable, "-m", "pip", "wheel", "--quiet", f"{ROOT}[ward]", "--wheel-dir", str(tmp_path / "wheels")]
+    subprocess.run(made, check=True, timeout=3000)
+    away = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    script = PLACED.format(python=sys.executable)
+    done = subprocess.run([*apart, "bash", "-c", script], cwd=tmp_path, env=away, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-2000:]
+    assert "serve works here" in done.stdout and '"ready":true' in done.stdout and '"answer":"yes"' in done.stdout

@@ -205,6 +205,15 @@ def test_a_series_is_listed_in_anatomical_order(page: Page) -> None:
     page.page.wait_for_selector("#list li:nth-child(4)")
     orders = page.page.evaluate("import('/page/app.js').then((app) => app.pictures.map((picture) => picture.about.order))")
     assert orders == [-10, 0, 20, 30]
+    shown = "document.querySelector('#list [aria-current=true]')?.getAttribute('aria-label') === 'Picture {} of 4'"
+    page.page.focus("#view")
+    page.page.keyboard.press("ArrowRight")
+    page.page.keyboard.press("End")
+    page.until(shown.format(4))
+    page.page.locator("#view").hover()
+    page.page.mouse.wheel(0, -100)
+    page.until(shown.format(3))
+    page.until("import('/page/app.js').then((app) => app.view.window !== null)")  # it stays within a series
 
 
 def test_one_bad_file_among_good_ones(page: Page) -> None:
@@ -213,6 +222,34 @@ def test_one_bad_file_among_good_ones(page: Page) -> None:
     page.page.wait_for_selector("#list li:nth-child(2)")
     page.until("document.getElementById('message').textContent.includes('1 of 3 files could not be read')")
     assert all("415" in fault for fault in page.faults)
+    page.faults.clear()
+
+
+def test_hostile_files_and_questions_give_one_message(page: Page) -> None:
+    from tests.serve.test_hostile import QUICK
+
+    said = {
+        "nothing": "is empty",
+        "HTML": "is not a DICOM",
+        "a million frames": "its header lies",
+        "a PNG bomb": "is broken",
+        "cut at 1500": "cut short",
+    }
+    for name, words in said.items():
+        page.page.set_input_files("#files", [_file("<img src=x onerror=alert(1)>.dcm", QUICK[name]())])
+        page.until(f"document.getElementById('message').textContent.includes('{words}')")
+        message = page.page.locator("#message").inner_text()
+        assert message.startswith("This file") and "\n" not in message and page.page.locator("#message *").count() == 0
+    page.page.fill("#question", FRACTURE)
+    page.page.press("#question", "Enter")
+    page.until("document.getElementById('message').textContent === 'Choose a picture first.'")
+    for _ in range(2):  # the same file again
+        page.give(LEGS[0])
+    page.until("import('/page/app.js').then((app) => app.pictures.length === 2)")
+    for question in ("<img src=x onerror=alert(1)>", "\u202e<script>alert(1)</script>", "\u9aa8\u6298"):
+        assert "NO ANSWER" in page.ask(question) and page.page.locator("article img, article script").count() == 0
+    assert "yes" in page.ask(FRACTURE)
+    assert all("status of 4" in fault for fault in page.faults)
     page.faults.clear()
 
 

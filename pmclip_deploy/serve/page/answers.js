@@ -30,7 +30,9 @@ export function card(answer, about, look) {
       : answer.source === "header" ? "" : answer.probability === null ? "" : `confidence ${Math.round(100 * answer.probability)}%`;
     if (sure) made.append(element("p", sure));
   }
-  made.append(element("p", answer.source === "header" && !answer.abstained ? "from the file's header" : "from the picture", "soft"));
+  if (!answer.abstained || answer.candidates.length) { // else nothing was looked at
+    made.append(element("p", answer.source === "header" && !answer.abstained ? "from the file's header" : "from the picture", "soft"));
+  }
   const others = answer.worth ? [] : answer.candidates.slice(answer.abstained || answer.source === "header" ? 0 : 1, 4);
   if (others.length) {
     const table = element("table"), caption = element("caption", captionOf(answer), "soft");

@@ -11,13 +11,14 @@ export const view = new View(at("view"), status);
 
 const say = (text) => { at("message").textContent = text; };
 const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1);
+const ofFile = (text) => text.replace(/^the upload: is /, "this file is ").replace(/^the upload: /, "this file: ");
 
 async function attempt(work) {
   say("");
   try { return await work(); }
   catch (error) {
     if (error.status === 401) askForToken();
-    else say(sentence(error instanceof api.Problem ? error.message : `The page failed: ${error.message}`));
+    else say(sentence(error instanceof api.Problem ? ofFile(error.message) : `The page failed: ${error.message}`));
     return undefined;
   }
 }
@@ -73,7 +74,7 @@ async function take(files) {
   const first = pictures.find((picture) => !before.has(picture));
   if (first) await select(first);
   else status();
-  if (failed) say(files.length === 1 ? sentence(reason) : `${failed} of ${files.length} files could not be read. The last one: ${reason}`);
+  if (failed) say(files.length === 1 ? sentence(ofFile(reason)) : `${failed} of ${files.length} files could not be read. The last one: ${ofFile(reason)}`);
 }
 
 function list() {
@@ -99,25 +100,33 @@ function list() {
 }
 
 async function select(picture) {
-  current = picture;
   const { about } = picture;
-  view.fresh();
-  for (const id of ["send", "report", "similar", "forget"]) at(id).disabled = false;
+  if (!about.series || about.series !== current?.about.series) view.fresh(); // else the window and the zoom stay
+  current = picture;
+  for (const id of ["report", "similar", "forget"]) at(id).disabled = false;
   at("view").hidden = at("tools").hidden = false;
   at("drop").classList.add("small");
   at("framebox").hidden = about.frames < 2;
   at("frame").max = about.frames - 1;
   at("presets").replaceChildren(...about.windows.slice(0, 5).map((preset, index) => {
     const button = document.createElement("button");
-    button.textContent = preset.name;
+    button.textContent = preset.name.replace(/^file/, "file window");
     button.title = String(index + 1);
     button.addEventListener("click", () => view.setWindow(preset.center, preset.width));
     return button;
   }));
   for (const each of pictures) each.button?.setAttribute("aria-current", each === picture);
+  picture.button?.scrollIntoView({ block: "nearest", inline: "nearest" });
   at("answers").replaceChildren(...picture.answers);
   await show(about.frame);
   await name();
+}
+
+// Through the frames of a file, or the files of a series.
+function step(to) {
+  if (current.about.frames > 1) { show(to(frame)); return; }
+  const index = Math.min(Math.max(to(pictures.indexOf(current)), 0), pictures.length - 1);
+  if (pictures[index] !== current) select(pictures[index]);
 }
 
 async function show(index) {
@@ -138,7 +147,7 @@ function status() {
   const { about } = current, window = view.takesWindow ? view.shownWindow : null;
   const number = (value) => Number(value.toPrecision(6)).toString();
   at("status").textContent = [window && `C ${number(window[0])} W ${number(window[1])}`, `frame ${frame + 1}/${about.frames}`,
-    `${about.columns} x ${about.rows}`, about.modality ?? about.format, view.length, ...about.warnings].filter(Boolean).join("   ");
+    `${about.columns} x ${about.rows}`, about.modality ?? about.format, view.length, ...about.warnings].filter(Boolean).join(" · ");
 }
 
 async function name() {
@@ -152,6 +161,7 @@ const asking = (questions) => ({ questions, frame, window: view.window });
 at("ask").addEventListener("submit", async (event) => {
   event.preventDefault();
   const question = at("question").value.trim(), picture = current;
+  if (!picture) say("Choose a picture first.");
   if (!question || !picture) return;
   at("send").disabled = true;
   const reply = await attempt(() => api.ask(picture.about.id, asking([question])));
@@ -200,16 +210,19 @@ at("forget").addEventListener("click", async () => {
   pictures.length = 0;
   current = null;
   view.clear();
-  for (const id of ["send", "report", "similar", "forget"]) at(id).disabled = true;
+  for (const id of ["report", "similar", "forget"]) at(id).disabled = true;
   at("view").hidden = at("tools").hidden = at("list").hidden = true;
   at("drop").classList.remove("small");
   at("answers").replaceChildren();
-  at("name").textContent = at("question").value = at("files").value = at("folder").value = "";
+  at("name").textContent = at("question").value = "";
   status();
 });
 
-at("files").addEventListener("change", (event) => take([...event.target.files]));
-at("folder").addEventListener("change", (event) => take([...event.target.files]));
+for (const id of ["files", "folder"]) at(id).addEventListener("change", ({ target }) => {
+  const chosen = [...target.files];
+  target.value = ""; // so that the same file can be chosen again
+  take(chosen);
+});
 at("reset").addEventListener("click", () => view.reset());
 at("invert").addEventListener("click", () => view.invert());
 at("measure").addEventListener("click", measure);
@@ -242,13 +255,13 @@ async function below(entry) {
 
 at("view").addEventListener("wheel", (event) => {
   event.preventDefault();
-  if (event.ctrlKey || current.about.frames < 2) view.zoomBy(event.deltaY < 0 ? 1.15 : 1 / 1.15);
-  else show(frame + Math.sign(event.deltaY));
+  if (event.ctrlKey || (current.about.frames < 2 && pictures.length < 2)) view.zoomBy(event.deltaY < 0 ? 1.15 : 1 / 1.15);
+  else step((index) => index + Math.sign(event.deltaY));
 }, { passive: false });
 
 const keys = {
   ArrowUp: () => view.nudge(-1, 0), ArrowDown: () => view.nudge(1, 0), ArrowLeft: () => view.nudge(0, -1), ArrowRight: () => view.nudge(0, 1),
-  PageUp: () => show(frame - 1), PageDown: () => show(frame + 1), Home: () => show(0), End: () => show(Infinity),
+  PageUp: () => step((index) => index - 1), PageDown: () => step((index) => index + 1), Home: () => step(() => 0), End: () => step(() => Infinity),
   "+": () => view.zoomBy(1.25), "=": () => view.zoomBy(1.25), "-": () => view.zoomBy(0.8),
   r: () => view.reset(), i: () => view.invert(), m: measure,
 };
