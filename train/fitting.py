@@ -12,6 +12,7 @@ from torch import Tensor
 from pmclip_deploy.errors import BundleError
 from pmclip_deploy.train.backbones import BACKBONES, known_by_towers
 from pmclip_deploy.train.backbones.base import ACTIVATIONS, Backbone, Tensors
+from pmclip_deploy.train.backbones.configs import open_clip_of_transformers
 from pmclip_deploy.train.backbones.open_clip_config import backbone_of_config, refusal_of
 from pmclip_deploy.train.foreign import TWO_TOWERS, kind_of_config, kind_of_tensors
 
@@ -42,7 +43,8 @@ def refuse_misfit(path: Path, config: Config) -> None:
     if said := kind_of_config(config):
         raise BundleError(f"{path}: is of {said}", TWO_TOWERS)
     misfits = [b.misfit(config) for b in importable() if b.activation in (None, ACTIVATIONS[0])]
-    refusal = refusal_of(config) if "model_cfg" in config else ""
+    told = open_clip_of_transformers(config)
+    refusal = refusal_of(told) if "model_cfg" in told else ""
     if all(misfits) and refusal is not None:
         named = ", ".join(dict.fromkeys(filter(None, misfits)))
         other = f"; nor a CLIP of other sizes: {refusal}" if refusal else ""
@@ -50,17 +52,22 @@ def refuse_misfit(path: Path, config: Config) -> None:
 
 
 def _described(weights: Weights, nearest: Backbone, exact: bool) -> Backbone | None:
-    """The backbone that open_clip_config.json describes; None if there is no such file, or it is ``nearest`` that it describes."""
-    if weights.config is None or "model_cfg" not in weights.config:
+    """The backbone that open_clip_config.json or a CLIPModel's config.json describes; None if neither is there, or describes ``nearest``.
+
+    A CLIPModel of a known size must be as OpenAI's: its config.json may be of another model.
+    """
+    told = open_clip_of_transformers(weights.config or {})
+    if weights.config is None or "model_cfg" not in told or (exact and told is not weights.config):
         return None
     misfit = nearest.misfit(weights.config)
-    if misfit is None and (exact or refusal_of(weights.config)):
+    if misfit is None and (exact or refusal_of(told)):
         return None
-    if refusal := refusal_of(weights.config):
+    if refusal := refusal_of(told):
         raise BundleError(f"{weights.config_file}: {misfit if exact else refusal}", SUPPORTED)
     shapes = {k: tuple(v.shape) for k, v in weights.tensors.items()}
     try:
-        return known_by_towers(json.loads(backbone_of_config(weights.config, shapes, weights.of_bert).described))
+        described = backbone_of_config(told, shapes, weights.of_bert)
+        return None if misfit is None and _shapes(described) == _shapes(nearest) else known_by_towers(json.loads(described.described))
     except ValueError as error:
         raise BundleError(f"{weights.config_file}: {error}", SUPPORTED) from None
 

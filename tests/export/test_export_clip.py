@@ -33,10 +33,7 @@ from pmclip_deploy.export.probes import sample_pictures
 from pmclip_deploy.export.recipes import without_islands
 from pmclip_deploy.export.records import CALIBRATION
 from pmclip_deploy.export.sensitivity import effects_of_layers
-from pmclip_deploy.imaging.preprocess import tensor_from_pixels
-from pmclip_deploy.imaging.read import picture_from_path
 from pmclip_deploy.opening import load, session_from_bundle
-from pmclip_deploy.train.backbones import BACKBONES
 from pmclip_deploy.train.heads.answering import checkpoint_answerer
 from tests.tiny import clip as tiny_clip
 
@@ -473,22 +470,3 @@ def test_nothing_to_calibrate_on_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no images"):
         bundle_from_checkpoint(folder, tmp_path / "out", "int8", calibration_images=tmp_path)
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.nightly
-@pytest.mark.parametrize(("name", "target", "head"), [
-    ("RN50", "cpu", "mevf"), ("RN50", "rtx", "qcr"),
-    ("RN50x4", "cpu", "qcr"), ("RN50x4", "rtx", "mevf"),
-    ("ViT-B/32", "cpu", "mevf"), ("ViT-B/32", "rtx", "qcr"),
-    ("ViT-B/16", "cpu", "mevf"), ("ViT-B/16", "rtx", "qcr"),
-    ("ViT-L/14", "cpu", "qcr"), ("ViT-L/14", "rtx", "mevf"),
-    ("ViT-L/14@336", "cpu", "mevf"), ("ViT-L/14@336", "rtx", "qcr"),
-])  # fmt: skip
-def test_the_real_backbones_export_at_every_precision(name: str, target: str, head: str, tmp_path: Path, pictures: Path) -> None:
-    """Both towers and a head at once; towers alone differ in what is tested above with tiny ones."""
-    real = [tensor_from_pixels(picture_from_path(path).pixels, BACKBONES[name].preprocess) for path in sorted(pictures.glob("*.png"))]
-    folder, model = tmp_path / "checkpoint", tiny_clip.lively(name, torch.from_numpy(np.stack(real)))
-    tiny_clip.head_checkpoint(folder, name, head, 1024, model)
-    for precision in PRECISIONS:
-        made = exported(folder, tmp_path / "bundle", precision, target, pictures)
-        assert made.precision == precision

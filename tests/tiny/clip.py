@@ -105,7 +105,6 @@ def lively(name: str, shown: torch.Tensor | None = None) -> CLIP:
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.weight.uniform_(0.1, 0.5), module.bias.normal_(0, 0.1)
-            module.momentum = 1.0
         elif isinstance(module, torch.nn.LayerNorm):
             module.weight.uniform_(0.5, 1.5), module.bias.normal_(0, 0.2)
         elif isinstance(module, AttentionPool2d):
@@ -115,16 +114,31 @@ def lively(name: str, shown: torch.Tensor | None = None) -> CLIP:
         elif isinstance(module, torch.nn.MultiheadAttention):
             module.in_proj_weight *= 2
             module.in_proj_bias.normal_(0, 0.2)
-    if hasattr(model.visual, "attnpool"):  # norms that know their input (small, so quick), or ReLU on ReLU makes all pictures alike
-        pool, model.visual.attnpool = model.visual.attnpool, torch.nn.Identity()
-        model.visual.train()(pictures(96, 8) if shown is None else shown)
-        model.visual.eval().attnpool = pool
-        if shown is not None:  # what would blow up rounding errors: a score that takes all, and channels that few pictures stir
-            pool.q_proj.weight *= 0.1
-            for module in model.visual.modules():
-                if isinstance(module, torch.nn.BatchNorm2d):
-                    module.running_var.clamp_(min=0.8 * float(module.running_var.mean()))
+    if hasattr(model.visual, "attnpool"):
+        look_at(model.visual, pictures(96, 8) if shown is None else shown)  # small, so quick
+        if shown is not None:
+            calm(model.visual)
     return model
+
+
+@torch.no_grad()
+def look_at(tower: Any, shown: torch.Tensor) -> None:
+    """A ResNet's norms take their statistics from pictures; else ReLU on ReLU makes all pictures alike."""
+    pool, tower.attnpool = tower.attnpool, torch.nn.Identity()
+    for module in tower.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 1.0
+    tower.train()(shown)
+    tower.eval().attnpool = pool
+
+
+@torch.no_grad()
+def calm(tower: Any) -> None:
+    """Takes out of a ResNet what would blow up rounding errors: a score that takes all, and channels that few pictures stir."""
+    tower.attnpool.q_proj.weight *= 0.1
+    for module in tower.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_var.clamp_(min=0.8 * float(module.running_var.mean()))
 
 
 def pictures(size: int, count: int) -> torch.Tensor:

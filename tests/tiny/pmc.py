@@ -11,7 +11,7 @@ from transformers import BertConfig, BertModel
 
 from pmclip_deploy.train.backbones import BACKBONES
 from tests.tiny.biomed import BERT_TOKENIZER
-from tests.tiny.clip import pictures
+from tests.tiny.clip import look_at, pictures
 
 NAMES = {"checkpoint": "PMC-CLIP", "parts": "PMC-CLIP-parts"}
 PARTS = {"visual.": "image_encoder(resnet50).pth", "text_encoder.": "text_encoder.pth", "text_projection": "text_projection_layer.pth"}
@@ -39,11 +39,9 @@ def lively(layers: int = 2) -> Tensors:
     for module in visual.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.weight.uniform_(0.1, 0.5), module.bias.normal_(0, 0.1)
-            module.momentum = 1.0
     visual.layer4[2].bn3.weight[list(OUTLIERS)] *= 8
-    pool, visual.attnpool = visual.attnpool, torch.nn.Identity()
-    visual.train()(pictures(96, 8))  # so that norms know their input
-    visual.eval().attnpool = pool
+    look_at(visual, pictures(96, 8))
+    pool = visual.attnpool
     pool.q_proj.weight *= 4  # so that the number of heads matters
     for part in (pool.q_proj, pool.k_proj, pool.v_proj, pool.c_proj):
         part.bias.normal_(0, 0.2)

@@ -102,30 +102,6 @@ def test_embeddings_equal_those_of_timm_and_transformers(hub: Path, checkpoint: 
     torch.testing.assert_close(model.encode_text(shorter), text[:6], atol=1e-4, rtol=1e-4)  # at its own length too
 
 
-@pytest.mark.nightly  # 12 layers in each tower
-@torch.no_grad()
-def test_embeddings_equal_open_clips_at_full_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """open_clip makes the model of the folder itself, but for the text tower's shape, which it would look up on the hub."""
-    monkeypatch.setitem(BACKBONES, biomed.NAME, biomed.shallow(12))
-    hub = biomed.hub_folder(tmp_path / "hub", biomed.lively(12))
-    assert import_weights(hub, tmp_path / "checkpoint")["backbone"] == "BiomedCLIP"
-    ours, _, _ = towers_from_checkpoint(tmp_path / "checkpoint")
-    theirs, tokenizer = open_clips(hub, tmp_path / "bert")
-    pixels, tokens = pictures(224, 1), tokenizer(TEXTS[:3])
-    torch.testing.assert_close(ours.encode_image(pixels), theirs.encode_image(pixels), atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(ours.encode_text(tokens), theirs.encode_text(tokens), atol=1e-4, rtol=1e-4)
-
-
-def open_clips(hub: Path, folder: Path, layers: int = 12) -> tuple[Any, Any]:
-    """(model, tokenizer), as open_clip makes them of the hub's folder."""
-    transformers.BertConfig(num_hidden_layers=layers).save_pretrained(folder)
-    config = json.loads((hub / "open_clip_config.json").read_text())
-    config["model_cfg"]["text_cfg"].update(hf_model_name=str(folder), hf_tokenizer_name=str(hub), hf_model_pretrained=False)
-    (hub / "open_clip_config.json").write_text(json.dumps(config))
-    model = open_clip.create_model(f"local-dir:{hub}")
-    return model.eval(), open_clip.get_tokenizer(f"local-dir:{hub}")
-
-
 @pytest.mark.parametrize("text", TEXTS, ids=range(len(TEXTS)))
 def test_tokens_equal_open_clips(text: str, hub: Path, checkpoint: Path) -> None:
     (wanted,) = HFTokenizer(str(hub), context_length=LENGTH)([text]).tolist()

@@ -11,7 +11,7 @@ from PIL import Image
 
 torch = pytest.importorskip("torch", reason="training needs the extra `train`")
 open_clip = pytest.importorskip("open_clip", reason="training needs the extra `train`")
-pytest.importorskip("transformers", reason="training needs the extra `train`")
+transformers = pytest.importorskip("transformers", reason="training needs the extra `train`")
 
 from safetensors.torch import load_file, save_file
 
@@ -26,6 +26,7 @@ from pmclip_deploy.train.importing import import_weights
 from tests.command import Result
 from tests.tiny import hub
 from tests.tiny.clip import captions, pictures
+from tests.train.test_import import randomised
 
 TEXTS = ["is there a fracture?", "chest x-ray of a large pneumothorax on the left", "no"]
 
@@ -148,6 +149,78 @@ def test_it_trains_and_exports(tmp_path: Path, command: Callable[..., Result]) -
     assert made.code == 0, made.err
     made = command("classify", data / "images" / "val0.png", "white", "black", "--bundle", tmp_path / "bundle", "--json")
     assert made.code == 0 and len(json.loads(made.out)["classifications"][0]["labels"]) == 2, made.err
+
+
+# A CLIPModel of transformers, whose config.json has the same numbers by other names.
+
+
+SEEN = {"hidden_size": 96, "intermediate_size": 288, "num_hidden_layers": 2, "num_attention_heads": 3, "image_size": 64, "patch_size": 16}
+READ = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 8, "max_position_embeddings": 40}
+
+
+@pytest.fixture(scope="module")
+def clip_model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    torch.manual_seed(0)
+    both = {"hidden_act": "gelu", "projection_dim": 48}
+    published = transformers.CLIPModel(
+        transformers.CLIPConfig(vision_config={**SEEN, **both}, text_config={**READ, **both}, projection_dim=48)
+    )
+    published = randomised(published)
+    folder = tmp_path_factory.mktemp("transformers")
+    published.save_pretrained(folder)
+    pixels = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.25, 0.3], "resample": 3}
+    (folder / "preprocessor_config.json").write_text(json.dumps(pixels))
+    return published, folder
+
+
+@torch.no_grad()
+def test_a_clip_model_of_another_size_equals_transformers(clip_model: tuple[Any, Path], tmp_path: Path) -> None:
+    """Its heads are 8 of 8 numbers in a text layer, and 3 of 32 in an image layer."""
+    published, folder = clip_model
+    made = import_weights(folder, tmp_path / "out")
+    model, meta, _ = towers_from_checkpoint(tmp_path / "out")
+    backbone = BACKBONES[meta["backbone"]]
+    assert made["backbone"].startswith("open_clip-") and backbone.activation == "gelu"
+    assert made["provenance"]["import"]["kind"] == "Hugging Face CLIPModel"
+    assert backbone.preprocess == Preprocess(64, "shortest", (0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
+    pixels = pictures(64, 3)
+    tokens = torch.from_numpy(tokens_from_text(tmp_path / "out" / "tokenizer.json", TEXTS, 40, 0))
+    image = published.visual_projection(published.vision_model(pixels).pooler_output)
+    text = published.text_projection(published.text_model(tokens).pooler_output)
+    for of, ours in ((image, model.encode_image(pixels)), (text, model.encode_text(tokens))):
+        assert of.std() > 0.01 and (of[0] - of[1]).abs().max() > 0.01
+        torch.testing.assert_close(ours, of, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "said"),
+    [
+        ("vision_config", {"num_attention_heads": 5}, "config.json: .*nor a CLIP of other sizes: its num_attention_heads is 5"),
+        ("vision_config", {"hidden_size": "wide"}, "its num_attention_heads is 3|its hidden_size is wide"),
+        ("vision_config", {"image_size": 63}, "its image_size 63 is no multiple of 16"),
+        ("vision_config", {"layer_norm_eps": 1e-3}, "its layer_norm_eps is 0.001"),
+        ("vision_config", {"num_channels": 1}, "its num_channels is 1"),
+        (
+            "vision_config",
+            {"num_hidden_layers": 3},
+            "does not fit config.json: 12 missing: visual.transformer.resblocks.2.attn.in_proj_bias",
+        ),
+        ("text_config", {"vocab_size": 32000}, "its text_cfg's vocab_size is 32000; CLIP's tokenizer has 49408"),
+        ("text_config", {"eos_token_id": 5}, "its eos_token_id is 5"),
+        ("text_config", {"intermediate_size": 1 << 40}, "its mlp_ratio is "),
+        ("text_config", {"hidden_act": "relu"}, "text_config has relu and vision_config has gelu"),
+    ],
+)
+def test_a_clip_model_that_computes_otherwise_is_named(
+    part: str, change: dict[str, Any], said: str, clip_model: tuple[Any, Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "hub"
+    folder.mkdir()
+    (folder / "model.safetensors").hardlink_to(clip_model[1] / "model.safetensors")
+    config = json.loads((clip_model[1] / "config.json").read_text())
+    config[part] |= change
+    (folder / "config.json").write_text(json.dumps(config))
+    refused(folder, tmp_path, said)
 
 
 # What is refused.

@@ -15,6 +15,16 @@ TEXT = {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio"}
 BERT = {"hf_model_name", "hf_proj_type", "hf_pooler_type", *TEXT}  # these sizes are then BERT's own
 ANY = {"patch_dropout", "hf_model_pretrained", "hf_tokenizer_name", "timm_model_pretrained", "timm_drop", "timm_drop_path"}  # of training
 POOLERS, PROJECTIONS = ("cls_last_hidden_state_pooler", "cls_pooler", "mean_pooler"), ("linear", "mlp", None)
+# What transformers' CLIPConfig takes by default, open_clip's names of it, and what CLIP computes with; the first is the default.
+CLIP_MODEL: Mapping[str, Mapping[str, Any]] = {
+    "vision": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12, "image_size": 224,
+               "patch_size": 32},
+    "text": {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 8, "vocab_size": 49408,
+             "max_position_embeddings": 77},
+}  # fmt: skip
+OPEN_CLIP = {"hidden_size": "width", "num_hidden_layers": "layers", "image_size": "image_size", "patch_size": "patch_size",
+             "vocab_size": "vocab_size", "max_position_embeddings": "context_length"}  # fmt: skip
+CLIP_ONLY: Mapping[str, tuple[Any, ...]] = {"layer_norm_eps": (1e-5,), "num_channels": (3,), "eos_token_id": (2, 49407)}
 TOP = {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "custom_text", "init_logit_scale", "tag", "model_name"}
 
 
@@ -29,6 +39,28 @@ def pixels_of_transformers(told: Mapping[str, Any]) -> dict[str, Any]:
     filters = {2: "bilinear", 3: "bicubic"}
     said = {key: told[f"image_{key}"] for key in ("mean", "std") if f"image_{key}" in told}
     return said | ({"interpolation": filters.get(told["resample"], short(told["resample"]))} if "resample" in told else {})
+
+
+def open_clip_of_transformers(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A ``CLIPModel``'s config.json as an open_clip_config.json that says the same, with CLIPConfig's defaults; any other as it is.
+
+    What differs from CLIP's computation keeps its own name, to be refused by it.
+    """
+    if config.get("model_type") != "clip":
+        return config
+    towers: dict[str, dict[str, Any]] = {}
+    for tower, usual in CLIP_MODEL.items():
+        of = {**usual, **part_of(config, f"{tower}_config")}
+        width, heads, inner = of["hidden_size"], of.pop("num_attention_heads"), of.pop("intermediate_size")
+        numbers = all(isinstance(x, int) and x > 0 for x in (width, heads, inner))
+        if not numbers or width % heads:
+            towers[tower] = {"num_attention_heads": heads, "hidden_size": width, "intermediate_size": inner}
+        else:
+            split = {"heads": heads} if tower == "text" else {"head_width": width // heads}
+            towers[tower] = {"mlp_ratio": inner / width, **split, **{OPEN_CLIP[key]: of[key] for key in OPEN_CLIP if key in of}}
+        towers[tower] |= {key: of[key] for key, same in CLIP_ONLY.items() if of.get(key, same[0]) not in same}
+    model = {"embed_dim": config.get("projection_dim", 512), "vision_cfg": towers["vision"], "text_cfg": towers["text"]}
+    return {"model_cfg": model, "preprocess_cfg": part_of(config, "preprocess_cfg")}
 
 
 def misfit_of_pixels(config: Mapping[str, Any], preprocess: Preprocess, ours: str) -> str | None:
