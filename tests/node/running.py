@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import ssl
 import subprocess
 import sys
 import threading
@@ -122,12 +123,14 @@ def _of(changes: dict[str, Any]) -> Dataset:
     return made
 
 
-def sent(port: int, images: Sequence[Dataset], aet: str = "SENDER", called: str = "PMCLIP") -> list[int | None]:
+def sent(
+    port: int, images: Sequence[Dataset], aet: str = "SENDER", called: str = "PMCLIP", tls: ssl.SSLContext | None = None
+) -> list[int | None]:
     """The status of each C-STORE; None where no answer came. Raises ConnectionError if there is no association."""
     entity = AE(aet)
     for sop_class, syntax in dict.fromkeys((one.SOPClassUID, one.file_meta.TransferSyntaxUID) for one in images):
         entity.add_requested_context(sop_class, syntax)
-    association = entity.associate("127.0.0.1", port, ae_title=called)
+    association = entity.associate("127.0.0.1", port, ae_title=called, tls_args=tls and (tls, "localhost"))
     if not association.is_established:
         raise ConnectionError("rejected" if association.is_rejected else "no association")
     try:

@@ -5,6 +5,7 @@ import re
 import shutil
 import signal
 import socket
+import ssl
 import threading
 from io import BytesIO
 from pathlib import Path
@@ -12,9 +13,10 @@ from typing import Any
 
 import pytest
 
-for needed in ("pynetdicom", "highdicom", "starlette", "yaml"):
+for needed in ("pynetdicom", "highdicom", "starlette", "yaml", "prometheus_client", "httpx"):
     pytest.importorskip(needed, reason="needs the extra `ward`")
 
+import httpx
 from pydicom import dcmread
 from pydicom.data import get_testdata_file
 from pynetdicom import AE, evt
@@ -22,6 +24,7 @@ from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.dsutils import encode
 from pynetdicom.sop_class import ComprehensiveSRStorage  # type: ignore[attr-defined]
 
+from tests.certificates import certificates
 from tests.node.running import listening, sent, slices
 from tests.report.making import items, said
 
@@ -106,16 +109,43 @@ def other_class(port: int) -> None:
 
 
 def test_a_full_disk_is_said_and_nothing_is_kept(tmp_path: Path) -> None:
-    with listening(tmp_path, disk={"refuse_below_gb": "1000000"}) as node:
+    with listening(tmp_path, disk={"refuse_below_gb": "1000000"}, metrics={"port": "0"}) as node:
         assert sent(node.port, slices(2)) == [0xA700, 0xA700]
         node.until(lambda: node.events("refused"))
+        port = node.events("metrics")[0]["port"]
+        assert asked(port, "live")[0] == 200 and asked(port, "other")[0] == 404
+        assert asked(port, "ready") == (503, '{"ready": false, "reasons": ["the disk is nearly full"]}')
+        status, text = asked(port, "metrics")
+        assert status == 200 and 'pmclip_dicom_stored_total{status="A700"} 2.0' in text and "pmclip_dicom_associations 0.0" in text
     assert list((tmp_path / "state" / "images").iterdir()) == list((tmp_path / "state" / "incoming").iterdir()) == []
+
+
+def test_tls_needs_a_certificate_of_the_client_and_a_silent_one_holds_up_nobody(tmp_path: Path) -> None:
+    certificates(tmp_path)
+    tls = {"cert": str(tmp_path / "server.pem"), "key": str(tmp_path / "server.key"), "ca": str(tmp_path / "ca.pem")}
+    with listening(tmp_path, node={"port": "0", "tls": tls}, metrics={"port": "0"}) as node:
+        silent = [socket.create_connection(("127.0.0.1", node.port)) for _ in range(20)]
+        context = ssl.create_default_context(cafile=str(tmp_path / "ca.pem"))
+        with pytest.raises(ConnectionError):
+            sent(node.port, slices(1))  # without TLS
+        with pytest.raises(ConnectionError):
+            sent(node.port, slices(1), tls=context)
+        context.load_cert_chain(tmp_path / "client.pem", tmp_path / "client.key")
+        assert sent(node.port, slices(1), tls=context) == [0]
+        assert re.search(r"(?m)^pmclip_cert_expiry_seconds 1", asked(node.events("metrics")[0]["port"], "metrics")[1])
+        for one in silent:
+            one.close()
 
 
 def test_two_nodes_do_not_share_a_state(tmp_path: Path, command: Any) -> None:
     with listening(tmp_path):
         second = command("listen", "--config", tmp_path / "ward.yaml")
         assert second.code == 2 and "another `listen` uses this state" in second.err
+
+
+def asked(port: int, what: str) -> tuple[int, str]:
+    reply = httpx.get(f"http://127.0.0.1:{port}/{what}", trust_env=False)
+    return reply.status_code, reply.text
 
 
 class Archive:
