@@ -22,7 +22,7 @@ from pmclip_deploy.node.work import Worker, report_file
 from pmclip_deploy.predictor import Predictor
 
 POLL_S = 0.1
-SWEEP_S = 60.0
+SWEEP_S = 10.0
 UNMATCHED_S = 86400.0  # for which images that nobody asks about are kept
 
 

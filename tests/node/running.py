@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 from pydicom import Dataset, dcmread
 from pydicom.data import get_testdata_file
 from pydicom.uid import generate_uid
@@ -138,3 +139,9 @@ def sent(
     finally:
         if association.is_established:
             association.release()
+
+
+def asked(port: int, what: str) -> tuple[int, str]:
+    """(status, body) of /metrics, /live or /ready."""
+    reply = httpx.get(f"http://127.0.0.1:{port}/{what}", trust_env=False)
+    return reply.status_code, reply.text

@@ -1,11 +1,14 @@
 """A node in a process of its own: what it takes, what it refuses, and what it sends."""
 
+import json
 import os
 import re
 import shutil
 import signal
 import socket
 import ssl
+import subprocess
+import sys
 import threading
 from io import BytesIO
 from pathlib import Path
@@ -16,7 +19,6 @@ import pytest
 for needed in ("pynetdicom", "highdicom", "starlette", "yaml", "prometheus_client", "httpx"):
     pytest.importorskip(needed, reason="needs the extra `ward`")
 
-import httpx
 from pydicom import dcmread
 from pydicom.data import get_testdata_file
 from pynetdicom import AE, evt
@@ -25,7 +27,8 @@ from pynetdicom.dsutils import encode
 from pynetdicom.sop_class import ComprehensiveSRStorage  # type: ignore[attr-defined]
 
 from tests.certificates import certificates
-from tests.node.running import listening, sent, slices
+from tests.node import small_disk
+from tests.node.running import asked, listening, sent, slices
 from tests.report.making import items, said
 
 
@@ -120,6 +123,19 @@ def test_a_full_disk_is_said_and_nothing_is_kept(tmp_path: Path) -> None:
     assert list((tmp_path / "state" / "images").iterdir()) == list((tmp_path / "state" / "incoming").iterdir()) == []
 
 
+@pytest.mark.nightly
+def test_a_small_disk_fills_and_empties(tmp_path: Path) -> None:
+    apart = ["unshare", "--map-root-user", "--mount"]
+    if not shutil.which("unshare") or subprocess.run([*apart, "true"], capture_output=True).returncode:
+        pytest.skip("mount namespaces are not allowed here")
+    done = subprocess.run([*apart, sys.executable, small_disk.__file__, tmp_path], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout)
+    print(found)
+    assert found["statuses"]["A700"] > 0 and found["statuses"]["ready 503"] > 0 and "none" not in found["statuses"]
+    assert found["left"] == 0 and found["ready"] == 200 and found["statuses"]["0000"] == 450 == sum(found["counts"]["image"].values())
+
+
 def test_tls_needs_a_certificate_of_the_client_and_a_silent_one_holds_up_nobody(tmp_path: Path) -> None:
     certificates(tmp_path)
     tls = {"cert": str(tmp_path / "server.pem"), "key": str(tmp_path / "server.key"), "ca": str(tmp_path / "ca.pem")}
@@ -141,11 +157,6 @@ def test_two_nodes_do_not_share_a_state(tmp_path: Path, command: Any) -> None:
     with listening(tmp_path):
         second = command("listen", "--config", tmp_path / "ward.yaml")
         assert second.code == 2 and "another `listen` uses this state" in second.err
-
-
-def asked(port: int, what: str) -> tuple[int, str]:
-    reply = httpx.get(f"http://127.0.0.1:{port}/{what}", trust_env=False)
-    return reply.status_code, reply.text
 
 
 class Archive:
