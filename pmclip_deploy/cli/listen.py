@@ -9,7 +9,7 @@ from pmclip_deploy.cli.options import Device
 from pmclip_deploy.cli.output import RESEARCH_ONLY, print_notes
 from pmclip_deploy.console import print_note
 
-NEEDS = ("pynetdicom", "yaml", "pydantic", "highdicom", "starlette")
+NEEDS = ("pynetdicom", "yaml", "pydantic", "highdicom", "starlette", "prometheus_client")
 
 Config = Annotated[Path, typer.Option("--config", help="The node's configuration, ward.yaml; `pmclip-deploy ward init` writes one.")]
 Check = Annotated[

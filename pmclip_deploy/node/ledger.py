@@ -289,6 +289,11 @@ class Ledger:
             for table in ("image", "job", "delivery")
         }
 
+    def oldest(self) -> dict[str, float]:
+        """Of each state of a job that has not ended, when the oldest one was opened."""
+        query = "SELECT state, min(opened) FROM job WHERE state NOT IN ('done', 'silent', 'dropped') GROUP BY state ORDER BY state"
+        return {row[0]: row[1] for row in self._all(query)}
+
     def rows(self, job: int | None = None) -> list[Mapping[str, Any]]:
         """Jobs that are not done, each with its deliveries that are not; or all of one job."""
         of = "job.id = ?" if job is not None else "job.state NOT IN ('done', 'silent', 'dropped') AND ? IS NULL"

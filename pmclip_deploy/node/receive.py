@@ -208,6 +208,10 @@ class Receiver:
         self._bytes.pop(id(event.assoc), None)
         self._open.discard(id(event.assoc))
 
+    @property
+    def associations(self) -> int:
+        return len(self._open)
+
     # The image.
 
     @property

@@ -22,7 +22,7 @@ from pmclip_deploy.node.work import Worker, report_file
 from pmclip_deploy.predictor import Predictor
 
 POLL_S = 0.1
-SWEEP_S = 60.0
+SWEEP_S = 10.0
 UNMATCHED_S = 86400.0  # for which images that nobody asks about are kept
 
 
@@ -52,7 +52,7 @@ class Node:
 
     def __init__(self, ward: Ward, protocols: Sequence[Protocol], predictor: Predictor) -> None:
         self.ward, self.ledger, self.quiet = ward, Ledger(ward.state / "queue.db"), Quiet()
-        self._stopped = threading.Event()
+        self._stopped, self._threads = threading.Event(), list[threading.Thread]()
         self.receiver = Receiver(ward, protocols, self.ledger, self.quiet, log)
         self.worker = Worker(ward, protocols, self.ledger, predictor, self.quiet, log)
         self.senders = [Sender(one, ward, self.ledger, log) for one in ward.send]
@@ -69,14 +69,16 @@ class Node:
         except OSError as error:
             raise UsageError(f"{node.host} port {node.port}: {error.strerror}", "choose another host or port in ward.yaml") from None
         steps = [self.worker.step, *(sender.step for sender in self.senders)]
-        threads = [threading.Thread(target=self._loop, args=(step,), daemon=True) for step in steps]
-        for thread in threads:
+        if self.ward.metrics is not None:
+            self._watch(self.ward.metrics.port)
+        self._threads = [threading.Thread(target=self._loop, args=(step,), daemon=True) for step in steps]
+        for thread in self._threads:
             thread.start()
         started(port)
         while not self._stopped.wait(SWEEP_S):
             self.sweep()
         self.receiver.close()
-        for thread in threads:
+        for thread in self._threads:
             thread.join(120)
         self.worker.close()
         self.ledger.close()
@@ -84,6 +86,19 @@ class Node:
 
     def stop(self) -> None:
         self._stopped.set()
+
+    def _watch(self, port: int) -> None:
+        from pmclip_deploy.node.metrics import serve
+
+        try:
+            log("metrics", port=serve(self, port))
+        except OSError as error:
+            raise UsageError(f"metrics: port {port}: {error.strerror}", "choose another port in ward.yaml") from None
+
+    def faults(self) -> list[str]:
+        """Why the node cannot take or send images now."""
+        found = [] if self.receiver.has_room else ["the disk is nearly full"]
+        return found + ([] if all(thread.is_alive() for thread in self._threads) else ["a thread has ended"])
 
     def sweep(self) -> None:
         """Deletes what is kept no longer: a row says so before the file goes."""

@@ -134,6 +134,12 @@ class Disk(Strict):
     retention_reports: Duration = 7 * 86400.0
 
 
+class Metrics(Strict):
+    """/metrics, /live and /ready on 127.0.0.1."""
+
+    port: Port
+
+
 class Ward(Strict):
     """Paths are relative to the folder of the file."""
 
@@ -146,6 +152,7 @@ class Ward(Strict):
     send: Annotated[list[Destination], Field(min_length=1)]
     retry: Retry = Retry()
     disk: Disk = Disk()
+    metrics: Metrics | None = None
 
 
 def ward_from_file(path: Path) -> Ward:

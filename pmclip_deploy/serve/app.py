@@ -77,7 +77,7 @@ class Service:
         self.places, self.images = Places(settings.queue, MOST_HELD * settings.max_upload), Images()
         self.readers = Readers(settings.readers, settings.reader_memory, settings.timeout_s)
         self.model = Model(predictor, settings.threads, settings.timeout_s)
-        self.metrics = Metrics(predictor.model)
+        self.metrics = Metrics(predictor.model, settings.tls_cert)
         self.document = model_document(predictor, settings, questions_listed(predictor.manifest), index is not None)
         self.salt = secrets.token_bytes(16)  # of the numbers of series
         self.is_warm = False

@@ -1,6 +1,9 @@
 """Counters for Prometheus. No label comes from a request's content."""
 
+import ssl
+import time
 from importlib.metadata import version
+from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -9,10 +12,21 @@ from pmclip_deploy.answer import Answer, ModelInfo
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 
+def expiry_of(certificate: Path | None) -> float | None:
+    """The time at which a certificate, a PEM file, expires; None without one, or where it cannot be read."""
+    if certificate is None:
+        return None
+    try:
+        decoded = ssl._ssl._test_decode_cert(str(certificate))  # type: ignore[attr-defined]  # the standard library's one reader
+        return ssl.cert_time_to_seconds(decoded["notAfter"])
+    except (OSError, ValueError, KeyError, AttributeError):
+        return None
+
+
 class Metrics:
     """One registry a service."""
 
-    def __init__(self, model: ModelInfo) -> None:
+    def __init__(self, model: ModelInfo, certificate: Path | None = None) -> None:
         self.registry = CollectorRegistry()
         of = self.registry
         self.requests = Counter("pmclip_http_requests", "Requests by route and status.", ["route", "status"], registry=of)
@@ -25,7 +39,9 @@ class Metrics:
         self.answers = Counter("pmclip_answers", "Answers by kind of question.", ["kind", "abstained"], registry=of)
         self.images = Gauge("pmclip_images", "Pictures that are held in memory.", registry=of)
         self.restarts = Gauge("pmclip_reader_restarts", "Decoding processes that ended and were replaced.", registry=of)
-        self.certificate = Gauge("pmclip_cert_expiry_seconds", "Seconds until the TLS certificate expires.", registry=of)
+        if (expiry := expiry_of(certificate)) is not None:
+            left = Gauge("pmclip_cert_expiry_seconds", "Seconds until the TLS certificate expires.", registry=of)
+            left.set_function(lambda: expiry - time.time())
         info = Gauge("pmclip_model_info", "The model that answers.", ["bundle", "version", "precision", "sha256", "program"], registry=of)
         info.labels(model.bundle, model.version, model.precision, model.sha256, version("pmclip-deploy")).set(1)
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import ssl
 import subprocess
 import sys
 import threading
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 from pydicom import Dataset, dcmread
 from pydicom.data import get_testdata_file
 from pydicom.uid import generate_uid
@@ -122,12 +124,14 @@ def _of(changes: dict[str, Any]) -> Dataset:
     return made
 
 
-def sent(port: int, images: Sequence[Dataset], aet: str = "SENDER", called: str = "PMCLIP") -> list[int | None]:
+def sent(
+    port: int, images: Sequence[Dataset], aet: str = "SENDER", called: str = "PMCLIP", tls: ssl.SSLContext | None = None
+) -> list[int | None]:
     """The status of each C-STORE; None where no answer came. Raises ConnectionError if there is no association."""
     entity = AE(aet)
     for sop_class, syntax in dict.fromkeys((one.SOPClassUID, one.file_meta.TransferSyntaxUID) for one in images):
         entity.add_requested_context(sop_class, syntax)
-    association = entity.associate("127.0.0.1", port, ae_title=called)
+    association = entity.associate("127.0.0.1", port, ae_title=called, tls_args=tls and (tls, "localhost"))
     if not association.is_established:
         raise ConnectionError("rejected" if association.is_rejected else "no association")
     try:
@@ -135,3 +139,9 @@ def sent(port: int, images: Sequence[Dataset], aet: str = "SENDER", called: str 
     finally:
         if association.is_established:
             association.release()
+
+
+def asked(port: int, what: str) -> tuple[int, str]:
+    """(status, body) of /metrics, /live or /ready."""
+    reply = httpx.get(f"http://127.0.0.1:{port}/{what}", trust_env=False)
+    return reply.status_code, reply.text

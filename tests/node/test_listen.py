@@ -1,10 +1,14 @@
 """A node in a process of its own: what it takes, what it refuses, and what it sends."""
 
+import json
 import os
 import re
 import shutil
 import signal
 import socket
+import ssl
+import subprocess
+import sys
 import threading
 from io import BytesIO
 from pathlib import Path
@@ -12,7 +16,7 @@ from typing import Any
 
 import pytest
 
-for needed in ("pynetdicom", "highdicom", "starlette", "yaml"):
+for needed in ("pynetdicom", "highdicom", "starlette", "yaml", "prometheus_client", "httpx"):
     pytest.importorskip(needed, reason="needs the extra `ward`")
 
 from pydicom import dcmread
@@ -22,7 +26,9 @@ from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.dsutils import encode
 from pynetdicom.sop_class import ComprehensiveSRStorage  # type: ignore[attr-defined]
 
-from tests.node.running import listening, sent, slices
+from tests.certificates import certificates
+from tests.node import small_disk
+from tests.node.running import asked, listening, sent, slices
 from tests.report.making import items, said
 
 
@@ -106,10 +112,45 @@ def other_class(port: int) -> None:
 
 
 def test_a_full_disk_is_said_and_nothing_is_kept(tmp_path: Path) -> None:
-    with listening(tmp_path, disk={"refuse_below_gb": "1000000"}) as node:
+    with listening(tmp_path, disk={"refuse_below_gb": "1000000"}, metrics={"port": "0"}) as node:
         assert sent(node.port, slices(2)) == [0xA700, 0xA700]
         node.until(lambda: node.events("refused"))
+        port = node.events("metrics")[0]["port"]
+        assert asked(port, "live")[0] == 200 and asked(port, "other")[0] == 404
+        assert asked(port, "ready") == (503, '{"ready": false, "reasons": ["the disk is nearly full"]}')
+        status, text = asked(port, "metrics")
+        assert status == 200 and 'pmclip_dicom_stored_total{status="A700"} 2.0' in text and "pmclip_dicom_associations 0.0" in text
     assert list((tmp_path / "state" / "images").iterdir()) == list((tmp_path / "state" / "incoming").iterdir()) == []
+
+
+@pytest.mark.nightly
+def test_a_small_disk_fills_and_empties(tmp_path: Path) -> None:
+    apart = ["unshare", "--map-root-user", "--mount"]
+    if not shutil.which("unshare") or subprocess.run([*apart, "true"], capture_output=True).returncode:
+        pytest.skip("mount namespaces are not allowed here")
+    done = subprocess.run([*apart, sys.executable, small_disk.__file__, tmp_path], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout)
+    print(found)
+    assert found["statuses"]["A700"] > 0 and found["statuses"]["ready 503"] > 0 and "none" not in found["statuses"]
+    assert found["left"] == 0 and found["ready"] == 200 and found["statuses"]["0000"] == 450 == sum(found["counts"]["image"].values())
+
+
+def test_tls_needs_a_certificate_of_the_client_and_a_silent_one_holds_up_nobody(tmp_path: Path) -> None:
+    certificates(tmp_path)
+    tls = {"cert": str(tmp_path / "server.pem"), "key": str(tmp_path / "server.key"), "ca": str(tmp_path / "ca.pem")}
+    with listening(tmp_path, node={"port": "0", "tls": tls}, metrics={"port": "0"}) as node:
+        silent = [socket.create_connection(("127.0.0.1", node.port)) for _ in range(20)]
+        context = ssl.create_default_context(cafile=str(tmp_path / "ca.pem"))
+        with pytest.raises(ConnectionError):
+            sent(node.port, slices(1))  # without TLS
+        with pytest.raises(ConnectionError):
+            sent(node.port, slices(1), tls=context)
+        context.load_cert_chain(tmp_path / "client.pem", tmp_path / "client.key")
+        assert sent(node.port, slices(1), tls=context) == [0]
+        assert re.search(r"(?m)^pmclip_cert_expiry_seconds 1", asked(node.events("metrics")[0]["port"], "metrics")[1])
+        for one in silent:
+            one.close()
 
 
 def test_two_nodes_do_not_share_a_state(tmp_path: Path, command: Any) -> None:

@@ -1,5 +1,6 @@
 """ward.yaml and protocols: what is read, and one line for each fault."""
 
+import re
 from collections.abc import Callable
 from itertools import permutations
 from pathlib import Path
@@ -13,8 +14,10 @@ from pydicom import Dataset
 
 from pmclip_deploy.errors import UsageError
 from pmclip_deploy.node.protocol import Candidate, Pick, Protocol, picked, protocols_from_files, values_of
+from pmclip_deploy.node.receive import IMAGE_CLASSES, SYNTAXES
 from pmclip_deploy.node.settings import Retry, ward_from_file
 from tests.command import Result
+from tests.sources import ROOT
 
 LEAST = "protocols: [p.yaml]\nsend: [{to: 'folder:out'}]\n"
 ASK = "name: p\nrevision: 1\nmatch: {Modality: [CT]}\nquestions: [{id: q, ask: 'is there a fracture?'}]\n"
@@ -99,3 +102,9 @@ def test_what_is_picked_does_not_depend_on_the_order_of_arrival() -> None:
 
 def test_waits_grow_to_their_limit() -> None:
     assert [Retry().wait(n) for n in (1, 2, 3, 8, 10_000)] == [10, 20, 40, 900, 900]
+
+
+def test_the_conformance_statement_lists_what_is_offered() -> None:
+    page = (ROOT / "docs" / "reference" / "conformance.md").read_text("utf-8")
+    listed = re.findall(r"(?m)^\| .* \| (1\.2\.840[\d.]+) \|$", page)
+    assert listed == [*IMAGE_CLASSES, *SYNTAXES]

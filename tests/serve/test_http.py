@@ -3,9 +3,9 @@
 import http.client
 import io
 import json
+import re
 import socket
 import ssl
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import httpx
 import numpy as np
 import pytest
 
+from tests.certificates import certificates
 from tests.command import process
 from tests.serve.running import TOKEN, Running, running
 
@@ -278,15 +279,7 @@ def test_a_token_that_others_can_read_is_refused(tmp_path: Path) -> None:
 
 
 def test_tls_and_certificates_of_clients(tmp_path: Path) -> None:
-    names = {"ca": "/CN=test authority", "server": "/CN=localhost", "client": "/CN=a client"}
-    for name, subject in names.items():
-        signed = (
-            []
-            if name == "ca"
-            else ["-CA", tmp_path / "ca.pem", "-CAkey", tmp_path / "ca.key", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
-        )
-        made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", subject, *signed]
-        subprocess.run([*made, "-keyout", tmp_path / f"{name}.key", "-out", tmp_path / f"{name}.pem"], check=True, capture_output=True)
+    certificates(tmp_path)
     options = [
         "--tls-cert",
         tmp_path / "server.pem",
@@ -309,3 +302,5 @@ def test_tls_and_certificates_of_clients(tmp_path: Path) -> None:
         trusted.load_cert_chain(tmp_path / "client.pem", tmp_path / "client.key")
         with httpx.Client(verify=trusted, headers={"Authorization": f"Bearer {TOKEN}"}, trust_env=False) as known:
             assert known.get(address).json()["bundle"] == "pmclip-lite"
+            told = re.search(r"(?m)^pmclip_cert_expiry_seconds (\S+)", known.get(f"https://localhost:{port}/metrics").text)
+            assert told and 86400 < float(told[1]) < 2 * 86400
