@@ -46,7 +46,7 @@ from pmclip_deploy.train.findings.net import FindingsNet
 from tests.command import ends_in_one_line
 
 pytestmark = [
-    pytest.mark.slow("exports pmclip-lite with findings at three precisions and for a GPU"),
+    pytest.mark.nightly,  # exports pmclip-lite with findings at three precisions and for a GPU
     pytest.mark.usefixtures("ranked_on_two_pictures"),
 ]
 
@@ -174,7 +174,7 @@ def test_a_picture_gets_the_same_whatever_is_in_its_batch(bundle: Path) -> None:
         np.testing.assert_allclose(session.run({"pixels": x[2:3]})[name], whole[name][2:3], atol=1e-4)
 
 
-@pytest.mark.parametrize("precision", ["fp16", pytest.param("int8", marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_for_gpus(checkpoint: Path, bundles: dict[str, Path], precision: str, tmp_path: Path) -> None:
     """Near with every rounding to fp16, typed in the graph, and taken by TensorRT-RTX."""
     made = bundle_from_checkpoint(checkpoint, tmp_path / "out", precision, target="rtx").manifest
@@ -328,7 +328,6 @@ def test_other_thresholds_are_of_another_model(checkpoint: Path, bundles: dict[s
 # Layers in float.
 
 
-@pytest.mark.nightly
 def test_where_findings_miss_their_gate_only_their_layers_are_ranked(
     checkpoint: Path, bundles: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ranked_on_two_pictures: Callable[..., Any]
 ) -> None:

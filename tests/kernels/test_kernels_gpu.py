@@ -172,7 +172,7 @@ EVERY_TILE = pytest.mark.parametrize("tile", TILES, ids=["many", "few"])
 
 
 @NEEDS_TRITON
-@pytest.mark.slow("Triton's interpreter")
+@pytest.mark.nightly  # Triton's interpreter takes a minute
 @EVERY_CASE
 @EVERY_TILE
 def test_the_kernels_equal_the_reference(interpreted: Any, number: int, tile: Tile) -> None:
@@ -182,7 +182,7 @@ def test_the_kernels_equal_the_reference(interpreted: Any, number: int, tile: Ti
 
 
 @NEEDS_TRITON
-@pytest.mark.slow("Triton's interpreter")
+@pytest.mark.nightly  # Triton's interpreter takes a minute
 @EVERY_CASE
 @EVERY_TILE
 def test_the_kernels_read_what_the_plan_counts(interpreted: Any, number: int, tile: Tile) -> None:

@@ -9,9 +9,9 @@ import pytest
 from tests.sources import ROOT
 
 
-@pytest.mark.slow("compiles the C++ with each sanitizer")
+@pytest.mark.nightly  # compiles the C++ with each sanitizer
 @pytest.mark.parametrize("kernel_source", ["similarity", "pixels"])
-@pytest.mark.parametrize("sanitizer", ["address,undefined", pytest.param("thread", marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
 def test_sanitizers(sanitizer: str, kernel_source: str, tmp_path: Path) -> None:
     compiler = shutil.which("g++") or shutil.which("clang++")
     if not compiler:

@@ -75,7 +75,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Tree:
     return made
 
 
-@pytest.mark.slow("imports, trains, exports three precisions and asks, each in a process of its own")
+@pytest.mark.nightly  # imports, trains, exports three precisions and asks, each in a process of its own
 def test_one_file_adds_a_backbone(tree: Tree, tmp_path: Path) -> None:
     """It is imported, trained with its own loss, exported at each precision behind the gates, and asked."""
     pytest.importorskip("onnx", reason="export needs the extra `export`")

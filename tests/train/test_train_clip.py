@@ -123,7 +123,7 @@ def command(home: Path, output: Path, *options: str) -> list[str]:
     return [tiny_clip.__file__, str(home), "train", "clip", *paths, *settings, *options]
 
 
-@pytest.mark.slow("starts four processes that import torch")
+@pytest.mark.nightly  # starts four processes that import torch
 def test_an_interrupted_run_goes_on_with_two_processes_to_the_same_curve_and_weights(home: Path, tmp_path: Path) -> None:
     _, whole = train(home, tmp_path / "whole", recipe_named("paper", epochs=12, **TINY))
 
