@@ -2,8 +2,8 @@
 
     python -m pmclip_deploy.benchmarks.node [--images 400] [--associations 4] [--rounds 3] [--studies 5]
 
-DCMTK's storescu sends CT images of 512 x 512 pixels to each receiver in turn, with TCP_NODELAY. storescp writes without a sync; the node
-syncs each image, its folder and its row before it answers.
+DCMTK's storescu sends CT images of 512 x 512 pixels to each receiver in turn, as it is and with TCP_NODELAY, which spares both ends a wait
+for each other's acknowledgements. storescp writes without a sync; the node syncs each image, its folder and its row before it answers.
 """
 
 import argparse
@@ -15,10 +15,9 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -31,7 +30,6 @@ revision: 1
 match: {Modality: [CT]}
 questions: [{id: modality, ask: "what imaging modality is shown?"}]
 """
-Send = Callable[[int, list[Path]], None]
 
 
 def images(folder: Path, count: int, studies: int = 1) -> list[Path]:
@@ -84,7 +82,7 @@ def storescp(folder: Path) -> Iterator[int]:
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         port = int(bound.getsockname()[1])
-    process = subprocess.Popen(["storescp", "--fork", "--output-directory", str(folder), str(port)], env={**os.environ, "TCP_NODELAY": "1"})
+    process = subprocess.Popen(["storescp", "--fork", "--output-directory", str(folder), str(port)])
     try:
         for _ in range(100):
             if subprocess.run(["echoscu", "127.0.0.1", str(port)], capture_output=True).returncode == 0:
@@ -96,11 +94,11 @@ def storescp(folder: Path) -> Iterator[int]:
         process.wait()
 
 
-def seconds_to_send(port: int, files: list[Path], associations: int) -> float:
+def seconds_to_send(port: int, files: list[Path], associations: int, nodelay: bool = False) -> float:
     begun = time.perf_counter()
     parts = [files[i::associations] for i in range(associations)]
     command = ["storescu", "-aec", "PMCLIP", "-aet", "STORESCU", "127.0.0.1", str(port)]
-    senders = [subprocess.Popen([*command, *map(str, part)], env={**os.environ, "TCP_NODELAY": "1"}) for part in parts]
+    senders = [subprocess.Popen([*command, *map(str, part)], env={**os.environ, "TCP_NODELAY": str(int(nodelay))}) for part in parts]
     if any([sender.wait() for sender in senders]):
         raise SystemExit("storescu failed")
     return time.perf_counter() - begun
@@ -126,17 +124,20 @@ def main() -> None:
     if missing := [name for name in ("storescu", "storescp", "echoscu") if shutil.which(name) is None]:
         raise UsageError(f"{missing[0]} is not installed", "Debian has it in dcmtk")
     with tempfile.TemporaryDirectory() as made:
-        folder, rates = Path(made), dict[str, list[float]]()
-        for number in range(options.rounds):
-            files = images(folder / f"images {number}", options.images)
-            receivers: dict[str, Any] = {"storescp": storescp(folder / f"scp {number}"), "listen": node(folder / f"node {number}", 3600)}
-            for name, receiver in receivers.items():
-                with receiver as port:
-                    rates.setdefault(name, []).append(options.images / seconds_to_send(port, files, options.associations))
-        for name, of in rates.items():
-            print(f"{name}: {statistics.median(of):.1f} images a second (rounds {', '.join(f'{rate:.1f}' for rate in of)})", flush=True)
-        ratios = [ours / theirs for ours, theirs in zip(rates["listen"], rates["storescp"], strict=True)]
-        print(f"listen beside storescp: {statistics.median(ratios):.2f}")
+        folder = Path(made)
+        for nodelay in (False, True):
+            rates = {"storescp": list[float](), "listen": list[float]()}
+            for number in range(options.rounds):
+                files = images(folder / f"images {nodelay} {number}", options.images)
+                for name, of in rates.items():
+                    at = folder / f"{name} {nodelay} {number}"
+                    with storescp(at) if name == "storescp" else node(at, 3600) as port:
+                        of.append(options.images / seconds_to_send(port, files, options.associations, nodelay))
+            print("with TCP_NODELAY" if nodelay else "storescu as it is")
+            for name, of in rates.items():
+                print(f"    {name}: {statistics.median(of):.1f} images a second (rounds {', '.join(f'{rate:.1f}' for rate in of)})")
+            ratios = [ours / theirs for ours, theirs in zip(rates["listen"], rates["storescp"], strict=True)]
+            print(f"    listen beside storescp: {statistics.median(ratios):.2f}", flush=True)
         with node(folder / "node", 2) as port:
             files = images(folder / "studies", 10 * options.studies, options.studies)
             waits = [seconds_to_report(port, folder / "node" / "reports", files[10 * i :][:10]) for i in range(options.studies)]
