@@ -47,7 +47,8 @@ class Facts(Collector):
         yield stored
         yield GaugeMetricFamily("pmclip_dicom_associations", "Associations that are open.", value=node.receiver.associations)
         yield GaugeMetricFamily("pmclip_disk_free_bytes", "Free space where the state lies.", value=shutil.disk_usage(node.ward.state).free)
-        if (expiry := expiry_of(node.ward.node.tls and node.ward.node.tls.cert)) is not None:
+        tls = node.ward.node.tls
+        if (expiry := expiry_of(None if tls is None else tls.cert)) is not None:
             yield GaugeMetricFamily("pmclip_cert_expiry_seconds", "Time until the certificate expires.", value=expiry - time.time())
         model = node.worker.predictor.model
         info = GaugeMetricFamily("pmclip_model_info", "The model that answers.", labels=["bundle", "version", "precision", "sha256"])
