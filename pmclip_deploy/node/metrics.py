@@ -8,17 +8,18 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from socketserver import ThreadingMixIn
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from pmclip_deploy.answer import ModelInfo
+from pmclip_deploy.node.ledger import Ledger
+from pmclip_deploy.node.receive import Receiver
+from pmclip_deploy.node.settings import Ward
 from pmclip_deploy.serve.metrics import expiry_of
-
-if TYPE_CHECKING:
-    from pmclip_deploy.node.run import Node
 
 Start = Callable[..., Any]
 
@@ -26,31 +27,30 @@ Start = Callable[..., Any]
 class Facts(Collector):
     """Read from the ledger with each scrape."""
 
-    def __init__(self, node: Node) -> None:
-        self.node = node
+    def __init__(self, ward: Ward, ledger: Ledger, receiver: Receiver, model: ModelInfo) -> None:
+        self.ward, self.ledger, self.receiver, self.model = ward, ledger, receiver, model
 
     def collect(self) -> Iterator[Any]:
-        node = self.node
-        for table, states in node.ledger.counts().items():
+        for table, states in self.ledger.counts().items():
             name = {"image": "pmclip_images", "job": "pmclip_jobs", "delivery": "pmclip_deliveries"}[table]
             family = GaugeMetricFamily(name, "Rows of the ledger.", labels=["state"])
             for state, count in states.items():
                 family.add_metric([state], count)
             yield family
         oldest = GaugeMetricFamily("pmclip_queue_oldest_seconds", "Age of the oldest job that is not done.", labels=["state"])
-        for state, since in node.ledger.oldest().items():
+        for state, since in self.ledger.oldest().items():
             oldest.add_metric([state], max(time.time() - since, 0))
         yield oldest
         stored = CounterMetricFamily("pmclip_dicom_stored", "Answers to C-STORE since the start.", labels=["status"])
-        for status, count in sorted(node.receiver.statuses.items()):
+        for status, count in sorted(self.receiver.statuses.items()):
             stored.add_metric([f"{status:04X}"], count)
         yield stored
-        yield GaugeMetricFamily("pmclip_dicom_associations", "Associations that are open.", value=node.receiver.associations)
-        yield GaugeMetricFamily("pmclip_disk_free_bytes", "Free space where the state lies.", value=shutil.disk_usage(node.ward.state).free)
-        tls = node.ward.node.tls
+        yield GaugeMetricFamily("pmclip_dicom_associations", "Associations that are open.", value=self.receiver.associations)
+        yield GaugeMetricFamily("pmclip_disk_free_bytes", "Free space where the state lies.", value=shutil.disk_usage(self.ward.state).free)
+        tls = self.ward.node.tls
         if (expiry := expiry_of(None if tls is None else tls.cert)) is not None:
             yield GaugeMetricFamily("pmclip_cert_expiry_seconds", "Time until the certificate expires.", value=expiry - time.time())
-        model = node.worker.predictor.model
+        model = self.model
         info = GaugeMetricFamily("pmclip_model_info", "The model that answers.", labels=["bundle", "version", "precision", "sha256"])
         info.add_metric([model.bundle, model.version, model.precision, model.sha256], 1)
         yield info
@@ -65,10 +65,10 @@ class _Silent(WSGIRequestHandler):
         """Nothing: a line would go to standard error, and hold what a client sent."""
 
 
-def serve(node: Node, port: int) -> int:
+def serve(facts: Facts, faults_of: Callable[[], list[str]], port: int) -> int:
     """Answers on 127.0.0.1 in a thread of its own, and returns the port. Raises OSError."""
     registry = CollectorRegistry()
-    registry.register(Facts(node))
+    registry.register(facts)
     metrics = make_wsgi_app(registry, disable_compression=True)
 
     def app(environ: dict[str, Any], start: Start) -> Iterable[bytes]:
@@ -77,7 +77,7 @@ def serve(node: Node, port: int) -> int:
             answered: Iterable[bytes] = metrics(environ, start)
             return answered
         if path in ("/live", "/ready"):
-            faults = node.faults() if path == "/ready" else []
+            faults = faults_of() if path == "/ready" else []
             start("503 Service Unavailable" if faults else "200 OK", [("Content-Type", "application/json")])
             return [json.dumps({"ready": not faults, "reasons": faults} if path == "/ready" else {"live": True}).encode()]
         start("404 Not Found", [("Content-Type", "text/plain")])

@@ -119,6 +119,7 @@ class Receiver:
         self._keywords = keywords_of(protocols)
         self._parsing = threading.Lock()  # pydicom's warnings are caught for the whole process
         self._bytes = Counter[int]()  # by association, of the image that it is sending
+        self._was_full = False
         self._open = set[int]()  # associations that were asked for and not rejected
         self._server: Any = None
 
@@ -216,7 +217,9 @@ class Receiver:
 
     @property
     def has_room(self) -> bool:
-        return shutil.disk_usage(self.ward.state).free >= self.ward.disk.refuse_below_gb * 1e9
+        """After an image was refused, there is room again from a tenth more than ``refuse_below_gb`` on."""
+        mark = self.ward.disk.refuse_below_gb * 1e9
+        return shutil.disk_usage(self.ward.state).free >= (1.1 * mark if self._was_full else mark)
 
     def _store(self, event: Any) -> int:
         self._bytes.pop(id(event.assoc), None)
@@ -229,7 +232,8 @@ class Receiver:
         return status
 
     def _stored(self, event: Any) -> int:
-        if not self.has_room:
+        self._was_full = not self.has_room
+        if self._was_full:
             self.log("refused", reason="the disk is nearly full")
             return FULL
         path, request = Path(event.dataset_path), event.request

@@ -88,10 +88,11 @@ class Node:
         self._stopped.set()
 
     def _watch(self, port: int) -> None:
-        from pmclip_deploy.node.metrics import serve
+        from pmclip_deploy.node.metrics import Facts, serve
 
         try:
-            log("metrics", port=serve(self, port))
+            facts = Facts(self.ward, self.ledger, self.receiver, self.worker.predictor.model)
+            log("metrics", port=serve(facts, self.faults, port))
         except OSError as error:
             raise UsageError(f"metrics: port {port}: {error.strerror}", "choose another port in ward.yaml") from None
 

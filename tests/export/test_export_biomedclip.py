@@ -96,8 +96,8 @@ def checkpoint(two_layers: None, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return folder / "checkpoint"
 
 
-@pytest.mark.slow("two bundles whose word table is of real size")
-@pytest.mark.parametrize("precision", ["fp32", *(pytest.param(name, marks=pytest.mark.nightly) for name in ("fp16", "int8"))])
+@pytest.mark.nightly  # bundles whose word table is of real size
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_bundles_say_what_open_clip_says(
     precision: str, checkpoint: Path, pictures: Path, tmp_path: Path, command: Callable[..., Result]
 ) -> None:

@@ -88,8 +88,8 @@ def test_padding_is_read_and_the_graph_pads(graphs: dict[str, Any]) -> None:
     assert np.abs(run(graphs["text"], longer) - run(graphs["text"], tokens)).max() > 0.01
 
 
-@pytest.mark.slow("two bundles whose word table is of real size")
-@pytest.mark.parametrize("precision", ["fp32", *(pytest.param(name, marks=pytest.mark.nightly) for name in ("fp16", "int8"))])
+@pytest.mark.nightly  # bundles whose word table is of real size
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_bundles_say_what_transformers_says(
     precision: str, checkpoint: Path, pictures: Path, tmp_path: Path, command: Callable[..., Result]
 ) -> None:

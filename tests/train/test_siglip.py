@@ -366,7 +366,7 @@ def test_parts_and_other_sizes_are_named(hub: Path, tmp_path: Path) -> None:
         refused(tmp_path / "weights.pt", tmp_path, said)
 
 
-@pytest.mark.slow("trains a text tower whose word table is of real size")
+@pytest.mark.nightly  # trains a text tower whose word table is of real size
 def test_training_lowers_the_sigmoid_loss_and_holds_no_scale(checkpoint: Path, tmp_path: Path) -> None:
     """`train clip --from`, also of a caption without words, whose tokens are padding alone."""
     data = captions(tmp_path / "data", 8, 4)
