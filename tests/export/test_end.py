@@ -17,7 +17,7 @@ from tests.command import MAIN
 
 @pytest.mark.skipif(os.name != "posix", reason="needs signals")
 @pytest.mark.slow("half an export for each signal")
-@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+@pytest.mark.parametrize("sent", [signal.SIGTERM, *(pytest.param(s, marks=pytest.mark.nightly) for s in (signal.SIGHUP, signal.SIGINT))])
 def test_an_export_that_is_told_to_end_leaves_nothing(tmp_path: Path, sent: signal.Signals) -> None:
     scratch = tmp_path / "scratch"
     scratch.mkdir()
