@@ -2,8 +2,12 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,3 +45,27 @@ def is_one_line(err: str) -> bool:
 def ends_in_one_line(err: str) -> bool:
     """The error is the last line. Before it stand the stages of long work, a line each."""
     return is_one_line(err[err.find("error: ") :]) and "error" not in err[: err.find("error: ")]
+
+
+@contextmanager
+def started(command: Sequence[str], ready: str, **environment: str) -> Iterator[tuple["subprocess.Popen[str]", list[str], str]]:
+    """(process, its lines on standard error, what ``ready`` caught in one of them): of a command that runs until it is ended."""
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment})
+    assert process.stderr is not None
+    lines, found = list[str](), None
+    for line in process.stderr:
+        lines.append(line)
+        if found := re.search(ready, line):
+            break
+    assert found, "".join(lines)
+    reader = threading.Thread(target=lambda: lines.extend(process.stderr or ()), daemon=True)
+    reader.start()
+    try:
+        yield process, lines, found[1]
+    finally:
+        process.terminate()
+        try:
+            process.wait(60)
+        finally:
+            process.kill()
+        reader.join(5)

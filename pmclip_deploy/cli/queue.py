@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pmclip_deploy.atomic import write_errors
 from pmclip_deploy.console import counted
 from pmclip_deploy.errors import UsageError
 
@@ -95,9 +96,10 @@ def export(job: Id, folder: Annotated[Path, typer.Argument(help="Folder for the 
     files = sorted(Folders(ward.state).reports.glob(f"{job}.*.dcm"))
     if not files:
         raise UsageError(f"job {job} has no report here", "look at `pmclip-deploy queue show`")
-    folder.mkdir(parents=True, exist_ok=True)
-    for file in files:
-        shutil.copyfile(file, folder / file.name)
+    with write_errors(f"{folder}:", "give another folder"):
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in files:
+            shutil.copyfile(file, folder / file.name)
     print(f"{folder}: {counted(len(files), 'report')}")
 
 

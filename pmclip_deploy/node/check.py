@@ -11,6 +11,8 @@ from pmclip_deploy.node.send import Later, association_with
 from pmclip_deploy.node.settings import DICOM, FOLDER, Destination, Ward
 
 NO_DESTINATION = 7  # exit code
+ANSWERS = "answers C-ECHO"
+VERIFICATION = "1.2.840.10008.1.1"
 
 
 def check(ward: Ward, protocols: Sequence[Protocol]) -> int:
@@ -29,27 +31,20 @@ def check(ward: Ward, protocols: Sequence[Protocol]) -> int:
     print("offered: C-ECHO; C-STORE of these classes, in these transfer syntaxes:")
     for uid in (*IMAGE_CLASSES, *SYNTAXES):
         print(f"    {uid:32} {UID(uid).name}")
-    faults = [fault for one in ward.send if (fault := _fault(one, ward)) is not None]
-    return NO_DESTINATION if faults else 0
+    code = 0
+    for one in ward.send:
+        said = {FOLDER: "a folder", DICOM: ""}.get(one.kind, "not asked: STOW-RS has no C-ECHO") or _echo(one, ward)
+        print(f"destination: {one.to}: {said}")
+        code = NO_DESTINATION if one.kind == DICOM and said != ANSWERS else code
+    return code
 
 
-def _fault(destination: Destination, ward: Ward) -> str | None:
-    said = "a folder" if destination.kind == FOLDER else "not asked: STOW-RS has no C-ECHO"
-    fault = None
-    if destination.kind == DICOM:
-        said, fault = _echo(destination, ward)
-    print(f"destination: {destination.to}: {said}")
-    return fault
-
-
-def _echo(destination: Destination, ward: Ward) -> tuple[str, str | None]:
-    verification = "1.2.840.10008.1.1"
+def _echo(destination: Destination, ward: Ward) -> str:
     try:
-        association = association_with(destination, [(verification, ["1.2.840.10008.1.2"])], ward.node.aet)
+        association = association_with(destination, [(VERIFICATION, ["1.2.840.10008.1.2"])], ward.node.aet)
     except Later as error:
-        return str(error), str(error)
+        return str(error)
     try:
-        status = association.send_c_echo().get("Status")
+        return ANSWERS if association.send_c_echo().get("Status") == 0 else "does not answer C-ECHO"
     finally:
         association.release()
-    return ("answers C-ECHO", None) if status == 0 else ("does not answer C-ECHO", "no answer")

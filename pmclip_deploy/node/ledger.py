@@ -10,13 +10,12 @@ A job is one report about a study by a protocol. An image that comes after a job
 
 from __future__ import annotations
 
-import secrets
 import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +24,7 @@ from pmclip_deploy.node.protocol import Candidate
 
 SCHEMA = 1
 LEASE_S = 300.0
-PARKED = ("failed", "refused", "given_up")
 TABLES = """
-CREATE TABLE setting (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE image (
     id INTEGER PRIMARY KEY, sop TEXT NOT NULL, sha256 TEXT NOT NULL, file TEXT NOT NULL, study TEXT NOT NULL, series TEXT NOT NULL,
     protocol TEXT, place REAL NOT NULL, pixels INTEGER NOT NULL, received REAL NOT NULL, copies INTEGER NOT NULL DEFAULT 1,
@@ -35,9 +32,8 @@ CREATE TABLE image (
 CREATE INDEX image_of_study ON image (study, protocol);
 CREATE TABLE job (
     id INTEGER PRIMARY KEY, study TEXT NOT NULL, protocol TEXT NOT NULL, version INTEGER NOT NULL, opened REAL NOT NULL,
-    touched REAL NOT NULL, due REAL NOT NULL DEFAULT 0, tries INTEGER NOT NULL DEFAULT 0, bundle TEXT NOT NULL DEFAULT '',
-    report TEXT NOT NULL DEFAULT '', changed REAL NOT NULL, state TEXT NOT NULL, reason TEXT NOT NULL DEFAULT '',
-    UNIQUE (study, protocol, version));
+    due REAL NOT NULL DEFAULT 0, tries INTEGER NOT NULL DEFAULT 0, bundle TEXT NOT NULL DEFAULT '', report TEXT NOT NULL DEFAULT '',
+    changed REAL NOT NULL, state TEXT NOT NULL, reason TEXT NOT NULL DEFAULT '', UNIQUE (study, protocol, version));
 CREATE INDEX job_by_state ON job (state, due);
 CREATE TABLE delivery (
     job INTEGER NOT NULL REFERENCES job (id), destination TEXT NOT NULL, tries INTEGER NOT NULL DEFAULT 0, since REAL NOT NULL,
@@ -69,8 +65,7 @@ class Job:
     protocol: str
     version: int
     tries: int
-    bundle: str
-    report: str  # SOP Instance UID, "" before there is one
+    report: str  # JSON: of each SR class the SOP and the Series Instance UID; "" before there is one
     state: str
 
 
@@ -98,9 +93,7 @@ class Ledger:
                 for statement in TABLES.split(";\n"):
                     if statement.strip():
                         self._db.execute(statement)
-                self._db.execute("INSERT INTO setting VALUES ('key', ?)", (secrets.token_hex(32),))
                 self._db.execute(f"PRAGMA user_version = {SCHEMA}")
-        self.key = bytes.fromhex(self._one("SELECT value FROM setting WHERE name = 'key'")[0])  # hashes UIDs for logs
 
     def close(self) -> None:
         self._db.close()
@@ -111,10 +104,11 @@ class Ledger:
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield
+                self._db.execute("COMMIT")
             except BaseException:
-                self._db.execute("ROLLBACK")
+                if self._db.in_transaction:  # a full disk has ended some already
+                    self._db.execute("ROLLBACK")
                 raise
-            self._db.execute("COMMIT")
 
     def _all(self, query: str, *values: Any) -> list[Any]:
         with self._lock:
@@ -127,22 +121,24 @@ class Ledger:
     # Images.
 
     def copy_of(self, sop: str, sha256: str) -> bool:
-        """Whether the same bytes are there already; they are counted."""
+        """Whether the same bytes are there already, and are what counts for this UID; they are counted."""
+        counted = "UPDATE image SET copies = copies + 1 WHERE sop = ? AND sha256 = ? AND state <> 'replaced'"
         with self._change():
-            return self._db.execute("UPDATE image SET copies = copies + 1 WHERE sop = ? AND sha256 = ?", (sop, sha256)).rowcount > 0
+            return self._db.execute(counted, (sop, sha256)).rowcount > 0
 
     def add(self, one: Arrival) -> bool:
-        """An image, and the job that it opens or keeps open. Returns False for a copy that came first on another association."""
+        """An image, and the job that it opens or keeps open. Content that was replaced counts again. Returns False for a copy."""
         now = time.time()
         with self._change():
             added = self._db.execute(
                 "INSERT INTO image (sop, sha256, file, study, series, protocol, place, pixels, received, state, reason)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-                " ON CONFLICT (sop, sha256) DO UPDATE SET copies = copies + 1 RETURNING copies, id",
+                " ON CONFLICT (sop, sha256) DO UPDATE SET state = excluded.state, reason = excluded.reason, received = excluded.received"
+                " WHERE state = 'replaced' RETURNING id",
                 (*(one.sop, one.sha256, one.file, one.study, one.series, one.protocol, one.place, one.pixels, now),
                  *("unmatched" if one.protocol is None else "matched", one.reason)),
             ).fetchone()  # fmt: skip
-            if added["copies"] > 1:
+            if added is None:  # it came first on another association
                 return False
             self._db.execute(
                 "UPDATE image SET state = 'replaced', reason = 'the same UID came with other content'"
@@ -156,12 +152,12 @@ class Ledger:
     def _open(self, study: str, protocol: str, now: float) -> None:
         last = self._one("SELECT id, version, state FROM job WHERE study = ? AND protocol = ? ORDER BY version DESC", study, protocol)
         if last is not None and last["state"] in ("collecting", "ready"):
-            self._db.execute("UPDATE job SET state = 'collecting', touched = ?, changed = ? WHERE id = ?", (now, now, last["id"]))
+            self._db.execute("UPDATE job SET state = 'collecting', changed = ? WHERE id = ?", (now, last["id"]))
             return
         version = 1 if last is None else last["version"] + 1
         self._db.execute(
-            "INSERT INTO job (study, protocol, version, opened, touched, changed, state) VALUES (?, ?, ?, ?, ?, ?, 'collecting')",
-            (study, protocol, version, now, now, now),
+            "INSERT INTO job (study, protocol, version, opened, changed, state) VALUES (?, ?, ?, ?, ?, 'collecting')",
+            (study, protocol, version, now, now),
         )
 
     def candidates(self, job: Job) -> list[Candidate]:
@@ -201,10 +197,11 @@ class Ledger:
         return [(_job(row), row["opened"]) for row in self._all("SELECT * FROM job WHERE state = 'collecting'")]
 
     def set_job(self, job: Job, state: str, reason: str = "", due: float = 0.0, tried: bool = False) -> None:
+        """From ``job.state``; a job that a person dropped meanwhile stays dropped."""
         with self._change():
             self._db.execute(
-                "UPDATE job SET state = ?, reason = ?, due = ?, tries = tries + ?, changed = ? WHERE id = ?",
-                (state, reason, due, tried, time.time(), job.id),
+                "UPDATE job SET state = ?, reason = ?, due = ?, tries = tries + ?, changed = ? WHERE id = ? AND state = ?",
+                (state, reason, due, tried, time.time(), job.id, job.state),
             )
 
     def take(self) -> Job | None:
@@ -215,7 +212,7 @@ class Ledger:
             if row is None:
                 return None
             self._db.execute("UPDATE job SET state = 'running', due = ?, changed = ? WHERE id = ?", (now + LEASE_S, now, row["id"]))
-        return _job(row)
+        return replace(_job(row), state="running")
 
     def free_leases(self) -> None:
         """Of a process that is gone."""
@@ -289,6 +286,10 @@ class Ledger:
             for table in ("image", "job", "delivery")
         }
 
+    def copies(self) -> int:
+        """How often bytes came again."""
+        return int(self._one("SELECT coalesce(sum(copies - 1), 0) FROM image")[0])
+
     def oldest(self) -> dict[str, float]:
         """Of each state of a job that has not ended, when the oldest one was opened."""
         query = "SELECT state, min(opened) FROM job WHERE state NOT IN ('done', 'silent', 'dropped') GROUP BY state ORDER BY state"
@@ -344,4 +345,4 @@ class Ledger:
 
 
 def _job(row: Any) -> Job:
-    return Job(row["id"], row["study"], row["protocol"], row["version"], row["tries"], row["bundle"], row["report"], row["state"])
+    return Job(row["id"], row["study"], row["protocol"], row["version"], row["tries"], row["report"], row["state"])

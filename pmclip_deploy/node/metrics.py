@@ -41,6 +41,7 @@ class Facts(Collector):
         for state, since in self.ledger.oldest().items():
             oldest.add_metric([state], max(time.time() - since, 0))
         yield oldest
+        yield CounterMetricFamily("pmclip_dicom_copies", "Images that came again with the same bytes.", value=self.ledger.copies())
         stored = CounterMetricFamily("pmclip_dicom_stored", "Answers to C-STORE since the start.", labels=["status"])
         for status, count in sorted(self.receiver.statuses.items()):
             stored.add_metric([f"{status:04X}"], count)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import sqlite3
 import ssl
 import threading
 import time
@@ -225,8 +226,8 @@ class Receiver:
         self._bytes.pop(id(event.assoc), None)
         try:
             status = self._stored(event)
-        except OSError as error:  # the disk
-            self.log("refused", reason=error.strerror or "the disk failed")
+        except (OSError, sqlite3.Error) as error:  # the disk
+            self.log("refused", reason=reason_of(error))
             status = FULL
         self.statuses[status] += 1
         return status
@@ -285,6 +286,11 @@ class Receiver:
         return found, "" if found else "no protocol matches"
 
 
+def reason_of(error: OSError | sqlite3.Error) -> str:
+    """What a disk's or the ledger's error may be told as."""
+    return getattr(error, "strerror", None) or f"the disk failed ({type(error).__name__})"
+
+
 def _sha256(path: Path, syntax: str) -> str:
     """Of the transfer syntax and the data set, without the file meta information, which is ours."""
     digest = hashlib.sha256(syntax.encode())
@@ -324,6 +330,9 @@ def _server_class() -> Any:
 
     class Server(ThreadedAssociationServer):
         daemon_threads, request_queue_size = True, 256
+
+        def handle_error(self, *_: Any) -> None:
+            """Nothing: socketserver would print the error, whose text may quote a peer."""
 
         def __init__(self, *arguments: Any, **named: Any) -> None:
             named["request_handler"] = Handler

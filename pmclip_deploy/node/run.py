@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from typing import IO, Any
@@ -28,7 +30,15 @@ UNMATCHED_S = 86400.0  # for which images that nobody asks about are kept
 
 def log(event: str, **facts: Any) -> None:
     """A line of JSON: states, sizes and times; never a text of a peer."""
-    print(json.dumps({"time": round(time.time(), 3), "event": event, **facts}), file=sys.stderr, flush=True)
+    sys.stderr.write(json.dumps({"time": round(time.time(), 3), "event": event, **facts}) + "\n")  # at once: several threads write
+    sys.stderr.flush()
+
+
+def only_our_words() -> None:
+    """Nothing that a library prints, since it may quote a peer or a patient: no log, no warning, no traceback of a thread."""
+    logging.disable()
+    warnings.simplefilter("ignore")
+    threading.excepthook = lambda fault: log("error", kind=fault.exc_type.__name__)
 
 
 @contextmanager
@@ -60,6 +70,7 @@ class Node:
     def run(self, started: Callable[[int], None]) -> None:
         """``started`` is told the port. Raises UsageError if it cannot be listened on."""
         self.worker.open()
+        only_our_words()
         left = Folders(self.ward.state).sweep(self.ledger)
         self.ledger.free_leases()
         log("started", swept=left)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -13,7 +14,7 @@ from pmclip_deploy.atomic import written
 from pmclip_deploy.errors import PmclipError
 from pmclip_deploy.node.ledger import Job, Ledger
 from pmclip_deploy.node.protocol import Candidate, Protocol, picked
-from pmclip_deploy.node.receive import Folders, Quiet
+from pmclip_deploy.node.receive import Folders, Quiet, reason_of
 from pmclip_deploy.node.settings import Ward
 from pmclip_deploy.predictor import Predictor
 from pmclip_deploy.report.document import SR_CLASSES, Asked, Previous
@@ -55,10 +56,10 @@ class Worker:
             return False
         try:
             self._report(taken)
-        except OSError as error:  # the disk
+        except (OSError, sqlite3.Error) as error:  # the disk
             wait = self.ward.retry.wait(taken.tries + 1)
-            self.ledger.set_job(taken, "ready", error.strerror or "the disk failed", time.time() + wait, tried=True)
-            self.log("postponed", job=taken.id, reason=error.strerror, seconds=wait)
+            self.ledger.set_job(taken, "ready", reason_of(error), time.time() + wait, tried=True)
+            self.log("postponed", job=taken.id, reason=reason_of(error), seconds=wait)
         except Exception as error:
             reason = error.message if isinstance(error, PmclipError) else f"internal: {type(error).__name__}"
             self.ledger.set_job(taken, "failed", reason, tried=True)

@@ -1,12 +1,9 @@
 """A node in a process of its own, images to send to it, and a sender."""
 
 import json
-import os
-import re
 import ssl
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +17,7 @@ from pydicom.data import get_testdata_file
 from pydicom.uid import generate_uid
 from pynetdicom import AE
 
-from tests.command import MAIN
+from tests.command import MAIN, started
 
 PROTOCOL = """\
 name: any
@@ -79,29 +76,9 @@ def configured(folder: Path, protocol: str = PROTOCOL, **changes: Any) -> Path:
 @contextmanager
 def listening(folder: Path, *before: str, **changes: Any) -> Iterator[Node]:
     """``before``: what the command begins with, such as strace."""
-    config = configured(folder, **changes)
-    process = subprocess.Popen(
-        [*before, sys.executable, "-c", MAIN, "listen", "--config", str(config)], stderr=subprocess.PIPE, text=True, env=os.environ
-    )
-    assert process.stderr is not None
-    lines, port = list[str](), 0
-    for line in process.stderr:
-        lines.append(line)
-        if found := re.search(r"Listening as \S+ on \S+ port (\d+)", line):
-            port = int(found[1])
-            break
-    assert port, "".join(lines)
-    reader = threading.Thread(target=lambda: lines.extend(process.stderr or ()), daemon=True)
-    reader.start()
-    try:
-        yield Node(process, port, folder, lines)
-    finally:
-        process.terminate()
-        try:
-            process.wait(60)
-        finally:
-            process.kill()
-        reader.join(5)
+    command = [*before, sys.executable, "-c", MAIN, "listen", "--config", str(configured(folder, **changes))]
+    with started(command, r"Listening as \S+ on \S+ port (\d+)") as (process, lines, port):
+        yield Node(process, int(port), folder, lines)
 
 
 def slices(count: int, **changes: Any) -> list[Dataset]:

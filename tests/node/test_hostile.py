@@ -179,3 +179,4 @@ def test_mutated_data_sets(tmp_path: Path, count: int) -> None:
         assert sent(node.port, slices(1)) == [0]
         node.until(node.reports)
         assert not node.events("error")
+        assert not [line for line in node.lines[1:] if not line.startswith("{") and "Listening" not in line]  # nobody else's words

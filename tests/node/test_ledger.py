@@ -62,6 +62,27 @@ def test_copies_are_counted_and_other_content_of_a_uid_replaces(ledger: Ledger) 
     assert ledger.counts()["image"] == {"matched": 1, "replaced": 1} and ledger.files() == {"a.dcm", "b.dcm"}
 
 
+def test_content_that_comes_back_counts_again(ledger: Ledger) -> None:
+    ledger.add(ONE)
+    ledger.add(replace(ONE, sha256="bb", file="b.dcm"))
+    ledger.reported(run(ledger), "r1", "b", [OUT])
+    assert not ledger.copy_of("1.2.3", "aa") and ledger.add(ONE)
+    second = run(ledger)
+    assert second.version == 2 and [ledger.file_of(one.id) for one in ledger.candidates(second)] == ["a.dcm"]
+    assert ledger.copy_of("1.2.3", "aa") and ledger.copies() == 1
+
+
+def test_a_change_that_a_full_disk_ends_leaves_the_ledger_as_it_was(ledger: Ledger) -> None:
+    pages = ledger._one("PRAGMA page_count")[0]
+    ledger._db.execute(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(sqlite3.OperationalError, match="full"):
+        for number in range(1000):
+            ledger.add(replace(ONE, sop=str(number), study=str(number)))
+    before = ledger.counts()
+    ledger._db.execute("PRAGMA max_page_count = 100000")
+    assert ledger.add(replace(ONE, sop="x", study="x")) and ledger.counts()["image"]["matched"] == before["image"].get("matched", 0) + 1
+
+
 def test_what_no_protocol_matches_opens_no_job(ledger: Ledger) -> None:
     ledger.add(replace(ONE, protocol=None, reason="no protocol matches"))
     assert ledger.collecting() == [] and ledger.counts()["image"] == {"unmatched": 1}
@@ -79,6 +100,8 @@ def test_a_job_runs_once_and_again_after_its_process_is_gone(ledger: Ledger, tmp
     assert ledger.take() is not None  # whoever ran it has lost it
     ledger.drop(job.id)
     assert not ledger.reported(job, "r", "b", [OUT])
+    ledger.set_job(job, "failed", "no image could be read")
+    assert ledger.counts()["job"] == {"dropped": 1}
 
 
 def test_versions_of_a_study_arrive_in_their_order_and_destinations_do_not_wait_for_each_other(ledger: Ledger) -> None:

@@ -6,6 +6,7 @@ Usage: python orthanc.py FOLDER FILE...  Orthanc 1.10 listens on every interface
 import base64
 import fcntl
 import json
+import shutil
 import socket
 import struct
 import subprocess
@@ -62,6 +63,21 @@ def kept() -> dict[str, str]:
     """The file of each instance that Orthanc holds."""
     ids = json.loads(ask("/instances"))
     return {number: base64.b64encode(ask(f"/instances/{number}/file")).decode() for number in ids}
+
+
+def apart() -> list[str]:
+    """How a command runs with a network of its own. The test skips where it cannot, or where a program is missing."""
+    import pytest
+
+    for program, package in {"Orthanc": "orthanc", "storescu": "dcmtk", "unshare": "util-linux"}.items():
+        if shutil.which(program) is None:
+            pytest.skip(f"{program} is not installed; Debian has it in {package}")
+    if not PLUGIN.exists():
+        pytest.skip("Orthanc's DICOMweb plugin is not installed; Debian has it in orthanc-dicomweb")
+    command = ["unshare", "--map-root-user", "--net"]
+    if subprocess.run([*command, "true"], capture_output=True).returncode:
+        pytest.skip("network namespaces are not allowed here, and Orthanc listens on every interface")
+    return command
 
 
 @contextmanager

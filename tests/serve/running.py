@@ -1,10 +1,8 @@
 """`pmclip-deploy serve` in a process of its own, and a client of it."""
 
-import os
 import re
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import Any
 
 import httpx
 
-from tests.command import MAIN
+from tests.command import MAIN, started
 
 TOKEN = "a-token-for-tests-0123456789"
 
@@ -52,28 +50,6 @@ def running(folder: Path, *options: str | Path, **environment: str) -> Iterator[
     token = folder / "token"
     token.write_text(f"{TOKEN}\n")
     token.chmod(0o600)
-    process = subprocess.Popen(
-        [sys.executable, "-c", MAIN, "serve", "--port", "0", "--token-file", str(token), *map(str, options)],
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, **environment},
-    )
-    assert process.stderr is not None
-    lines, url = list[str](), ""
-    for line in process.stderr:
-        lines.append(line)
-        if found := re.search(r"Open (https?://\S+)", line):
-            url = found[1]
-            break
-    assert url, "".join(lines)
-    reader = threading.Thread(target=lambda: lines.extend(process.stderr or ()), daemon=True)
-    reader.start()
-    try:
+    command = [sys.executable, "-c", MAIN, "serve", "--port", "0", "--token-file", str(token), *map(str, options)]
+    with started(command, r"Open (https?://\S+)", **environment) as (process, lines, url):
         yield Running(process, lines, url, TOKEN)
-    finally:
-        process.terminate()
-        try:
-            process.wait(40)
-        finally:
-            process.kill()
-        reader.join(5)
