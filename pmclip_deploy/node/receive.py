@@ -121,7 +121,6 @@ class Receiver:
         self._parsing = threading.Lock()  # pydicom's warnings are caught for the whole process
         self._bytes = Counter[int]()  # by association, of the image that it is sending
         self._was_full = False
-        self._open = set[int]()  # associations that were asked for and not rejected
         self._server: Any = None
 
     # The association.
@@ -164,7 +163,7 @@ class Receiver:
             return
         self._server.shutdown()
         end = time.monotonic() + grace_s
-        while self._open and time.monotonic() < end:
+        while self.associations and time.monotonic() < end:
             time.sleep(0.05)
         for association in self._server.active_associations:
             association.abort()
@@ -188,10 +187,9 @@ class Receiver:
         address = ip_address(str(requestor.address).partition("%")[0])
         known = any(peer.aet == calling and any(address in network for network in peer.addresses) for peer in self.ward.peers)
         reason = "calling" if not known else "called" if called != self.ward.node.aet else None
-        if reason is None and len(self._open) >= self.ward.node.max_associations:
+        if reason is None and self.associations >= self.ward.node.max_associations:
             reason = "busy"
         if reason is None:
-            self._open.add(id(association))
             return
         self.log("rejected", reason=reason)
         association.acse.send_reject(*REJECT[reason])
@@ -208,11 +206,11 @@ class Receiver:
     def _closed(self, event: Any) -> None:
         self.quiet.ended(id(event.assoc))
         self._bytes.pop(id(event.assoc), None)
-        self._open.discard(id(event.assoc))
 
     @property
     def associations(self) -> int:
-        return len(self._open)
+        """Those that are established: not every one that ends says so."""
+        return 0 if self._server is None else sum(one.is_established for one in self._server.active_associations)
 
     # The image.
 
@@ -284,6 +282,15 @@ class Receiver:
             return None, "our own report"
         found = next((protocol.name for protocol in self.protocols if protocol.takes(values)), None)
         return found, "" if found else "no protocol matches"
+
+
+def break_off(thread: Any) -> None:
+    """Ends the association of a thread that died of what a peer sent; pynetdicom leaves it open, and its place taken."""
+    association = getattr(thread, "assoc", None)
+    if association is not None:
+        association.is_aborted, association.is_established, association._kill = True, False, True
+        with suppress(OSError):
+            thread.socket.close()
 
 
 def reason_of(error: OSError | sqlite3.Error) -> str:

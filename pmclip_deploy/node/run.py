@@ -17,7 +17,7 @@ from typing import IO, Any
 from pmclip_deploy.errors import UsageError
 from pmclip_deploy.node.ledger import Ledger
 from pmclip_deploy.node.protocol import Protocol
-from pmclip_deploy.node.receive import Folders, Quiet, Receiver
+from pmclip_deploy.node.receive import Folders, Quiet, Receiver, break_off
 from pmclip_deploy.node.send import Sender
 from pmclip_deploy.node.settings import Ward
 from pmclip_deploy.node.work import Worker, report_file
@@ -38,7 +38,12 @@ def only_our_words() -> None:
     """Nothing that a library prints, since it may quote a peer or a patient: no log, no warning, no traceback of a thread."""
     logging.disable()
     warnings.simplefilter("ignore")
-    threading.excepthook = lambda fault: log("error", kind=fault.exc_type.__name__)
+
+    def ended(fault: threading.ExceptHookArgs) -> None:  # of pynetdicom's threads alone: ours catch all
+        log("association ended", kind=fault.exc_type.__name__)
+        break_off(fault.thread)
+
+    threading.excepthook = ended
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import pytest
 for needed in ("pynetdicom", "highdicom", "starlette", "yaml"):
     pytest.importorskip(needed, reason="needs the extra `ward`")
 
-from tests.node.running import Node, listening, sent, slices
+from tests.node.running import Node, asked, listening, sent, slices
 
 
 def recorded(node: Node) -> bytes:
@@ -93,7 +93,8 @@ def resident(node: Node) -> int:
 
 
 def attacked(folder: Path, count: int) -> None:
-    with listening(folder, node={"port": "0", "max_associations": "100"}, complete={"quiet_s": "1h"}) as node:
+    options = {"node": {"port": "0", "max_associations": "100"}, "complete": {"quiet_s": "1h"}, "metrics": {"port": "0"}}
+    with listening(folder, **options) as node:
         stream, served, waits, ended = recorded(node), 0, list[float](), threading.Event()
         attacks = mutations(stream, 1, count)
         lock = threading.Lock()
@@ -120,6 +121,8 @@ def attacked(folder: Path, count: int) -> None:
         assert node.process.poll() is None and not node.events("error")
         print(f"{count} streams; {served} images of others served, at most {max(waits):.2f} s; {before} to {resident(node)} KiB")
         assert max(waits) < 10 and (not before or resident(node) < 1.3 * before)
+        port = node.events("metrics")[0]["port"]
+        node.until(lambda: "\npmclip_dicom_associations 0.0\n" in asked(port, "metrics")[1])  # none keeps its place
         shown = node.queue("show").stdout
         assert "matched" in shown and not list((folder / "state" / "incoming").glob("*.dcm"))[4:]
 
