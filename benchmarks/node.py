@@ -2,8 +2,8 @@
 
     python -m pmclip_deploy.benchmarks.node [--images 400] [--associations 4] [--rounds 3] [--studies 5]
 
-DCMTK's storescu sends CT images of 512 x 512 pixels to each receiver in turn, as it is and with TCP_NODELAY, which spares both ends a wait
-for each other's acknowledgements. storescp writes without a sync; the node syncs each image, its folder and its row before it answers.
+DCMTK's storescu sends CT images of 512 x 512 pixels to each receiver in turn, first as it is, then with TCP_NODELAY for it and
+for storescp. storescp writes without a sync; the node syncs each image, its folder and its row before it answers.
 """
 
 import argparse
@@ -77,12 +77,12 @@ def node(folder: Path, quiet_s: float) -> Iterator[int]:
 
 
 @contextmanager
-def storescp(folder: Path) -> Iterator[int]:
+def storescp(folder: Path, nodelay: bool) -> Iterator[int]:
     folder.mkdir()
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         port = int(bound.getsockname()[1])
-    process = subprocess.Popen(["storescp", "--fork", "--output-directory", str(folder), str(port)])
+    process = subprocess.Popen(["storescp", "--fork", "--output-directory", str(folder), str(port)], env=environment(nodelay))
     try:
         for _ in range(100):
             if subprocess.run(["echoscu", "127.0.0.1", str(port)], capture_output=True).returncode == 0:
@@ -94,11 +94,16 @@ def storescp(folder: Path) -> Iterator[int]:
         process.wait()
 
 
+def environment(nodelay: bool) -> dict[str, str]:
+    """An environment for DCMTK's programs."""
+    return {**os.environ, "TCP_NODELAY": str(int(nodelay))}
+
+
 def seconds_to_send(port: int, files: list[Path], associations: int, nodelay: bool = False) -> float:
     begun = time.perf_counter()
     parts = [files[i::associations] for i in range(associations)]
     command = ["storescu", "-aec", "PMCLIP", "-aet", "STORESCU", "127.0.0.1", str(port)]
-    senders = [subprocess.Popen([*command, *map(str, part)], env={**os.environ, "TCP_NODELAY": str(int(nodelay))}) for part in parts]
+    senders = [subprocess.Popen([*command, *map(str, part)], env=environment(nodelay)) for part in parts]
     if any([sender.wait() for sender in senders]):
         raise SystemExit("storescu failed")
     return time.perf_counter() - begun
@@ -131,7 +136,7 @@ def main() -> None:
                 files = images(folder / f"images {nodelay} {number}", options.images)
                 for name, of in rates.items():
                     at = folder / f"{name} {nodelay} {number}"
-                    with storescp(at) if name == "storescp" else node(at, 3600) as port:
+                    with storescp(at, nodelay) if name == "storescp" else node(at, 3600) as port:
                         of.append(options.images / seconds_to_send(port, files, options.associations, nodelay))
             print("with TCP_NODELAY" if nodelay else "storescu as it is")
             for name, of in rates.items():
