@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import numpy as np
@@ -190,6 +191,39 @@ def test_a_clip_model_of_another_size_equals_transformers(clip_model: tuple[Any,
     for of, ours in ((image, model.encode_image(pixels)), (text, model.encode_text(tokens))):
         assert of.std() > 0.01 and (of[0] - of[1]).abs().max() > 0.01
         torch.testing.assert_close(ours, of, atol=1e-4, rtol=1e-4)
+
+
+SQUARE, SHORTEST = {"size": {"height": 64, "width": 64}}, {"size": {"shortest_edge": 64}, "crop_size": {"height": 64, "width": 64}}
+
+
+@pytest.mark.parametrize(
+    ("pixels", "expected"),
+    [
+        (SHORTEST, "shortest"),
+        (SQUARE, "squash"),
+        ({**SQUARE, "crop_size": {"height": 64, "width": 64}}, "squash"),
+        ({"size": 64, "crop_size": 64}, "shortest"),
+        ({"size": {"shortest_edge": 72}, "crop_size": 64}, "its resize_mode is shortest edge to 72 and a smaller crop"),
+        ({**SHORTEST, "do_center_crop": False}, "its resize_mode is shortest_edge"),
+        ({"size": {"longest_edge": 64}}, "its resize_mode is longest_edge"),
+        ({"do_resize": False}, "its resize_mode is none"),
+        ({"do_rescale": False}, "its mode is not RGB in 0..1"),
+        ({"rescale_factor": 1 / 127.5}, "its mode is not RGB in 0..1"),
+    ],
+)
+def test_a_clip_model_sees_as_its_preprocessor_config_says(
+    clip_model: tuple[Any, Path], pixels: dict[str, Any], expected: str, tmp_path: Path
+) -> None:
+    copytree(clip_model[1], tmp_path / "hub")
+    told = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.25, 0.3], "resample": 3, "rescale_factor": 0.00392156862745098}
+    (tmp_path / "hub" / "preprocessor_config.json").write_text(json.dumps({**told, **pixels}))
+    if expected not in ("shortest", "squash"):
+        with pytest.raises(BundleError, match=expected):
+            import_weights(tmp_path / "hub", tmp_path / "out")
+        return
+    import_weights(tmp_path / "hub", tmp_path / "out")
+    meta = towers_from_checkpoint(tmp_path / "out")[1]
+    assert BACKBONES[meta["backbone"]].preprocess == Preprocess(64, expected, (0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
 
 
 @pytest.mark.parametrize(

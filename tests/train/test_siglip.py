@@ -344,7 +344,11 @@ def test_other_configurations_of_open_clip_are_refused(part: str, change: dict[s
 
 @pytest.mark.parametrize(
     ("pixels", "said"),
-    [({"image_mean": [0.48, 0.46, 0.41]}, "it normalises pictures by a mean of"), ({"resample": 1}, "scales pictures by 1, which")],
+    [
+        ({"image_mean": [0.48, 0.46, 0.41]}, "it normalises pictures by a mean of"),
+        ({"resample": 1}, "scales pictures by 1, which"),
+        ({"size": {"shortest_edge": 224}}, "its resize_mode is shortest, that of"),
+    ],
 )
 def test_other_pixels_are_refused(pixels: dict[str, Any], said: str, hub: Path, tmp_path: Path) -> None:
     folder = linked(hub, tmp_path / "hub", "preprocessor_config.json")

@@ -38,7 +38,28 @@ def pixels_of_transformers(told: Mapping[str, Any]) -> dict[str, Any]:
     """What a preprocessor_config.json says, as ``preprocess_cfg`` of an open_clip_config.json does. It numbers filters as Pillow does."""
     filters = {2: "bilinear", 3: "bicubic"}
     said = {key: told[f"image_{key}"] for key in ("mean", "std") if f"image_{key}" in told}
-    return said | ({"interpolation": filters.get(told["resample"], short(told["resample"]))} if "resample" in told else {})
+    if "resample" in told:
+        said["interpolation"] = filters.get(told["resample"], short(told["resample"]))
+    if told.get("do_normalize") is False:
+        said |= {"mean": [0.0] * 3, "std": [1.0] * 3}
+    if told.get("do_rescale") is False or abs(told.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-6:
+        said["mode"] = "not RGB in 0..1"
+    return said | ({"resize_mode": mode} if (mode := _resize_of_transformers(told)) else {})
+
+
+def _resize_of_transformers(told: Mapping[str, Any]) -> str | None:
+    """The resize_mode, or words that are none; None if it is not said."""
+    if told.get("do_resize") is False:
+        return "none"
+    size, crop = told.get("size"), None if told.get("do_center_crop") is False else told.get("crop_size")
+    if not isinstance(size, dict):
+        return None
+    cut = set(crop.values()) if isinstance(crop, dict) else {crop} - {None}
+    if size.keys() == {"height", "width"} and size["height"] == size["width"]:
+        return "squash" if not cut or cut == {size["height"]} else f"squash to {size['height']} and a crop"
+    if size.keys() == {"shortest_edge"} and told.get("do_center_crop") is not False:
+        return "shortest" if not cut or cut == {size["shortest_edge"]} else f"shortest edge to {size['shortest_edge']} and a smaller crop"
+    return ", ".join(size)
 
 
 def open_clip_of_transformers(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -66,7 +87,7 @@ def open_clip_of_transformers(config: Mapping[str, Any]) -> Mapping[str, Any]:
 def misfit_of_pixels(config: Mapping[str, Any], preprocess: Preprocess, ours: str) -> str | None:
     """How the pictures of ``config`` are normalised, if ``ours``, a backbone with ``preprocess``, normalises them otherwise."""
     told = part_of(config, "preprocess_cfg")
-    if (resize := told.get("resize_mode") or "shortest") != "shortest" and RESIZE.get(resize) != preprocess.resize:
+    if (resize := told.get("resize_mode")) and RESIZE.get(resize) != preprocess.resize:
         return f"its resize_mode is {short(resize)}, that of {ours} {preprocess.resize}"
     if said := _refusal_of_pixels(told):
         return said
