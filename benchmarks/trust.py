@@ -1,7 +1,7 @@
 """Can an answer be trusted? The failures that issue reports named, measured with any bundle, before and after it is trained again.
 
-    python -m pmclip_deploy.benchmarks.trust --data DATA --pictures pictures --output benchmarks/results/trust.jsonl
-    python -m pmclip_deploy.benchmarks.trust --rows benchmarks/results/trust.jsonl \\
+    python -m pmclip_deploy.benchmarks.trust --data DATA --pictures pictures --output benchmarks/results/trust.jsonl.gz
+    python -m pmclip_deploy.benchmarks.trust --rows benchmarks/results/trust.jsonl.gz \\
         --markdown docs/measured/trust.md --markdown docs/measured/model.md
 
 DATA holds fracatlas, kermany-cxr, vqa-med-2019, slake and dicom, or some of them. What --pictures holds is told in trust_pictures.py.

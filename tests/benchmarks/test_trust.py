@@ -412,12 +412,12 @@ def test_what_was_not_measured_is_said() -> None:
 
 
 def test_every_line_at_a_glance_is_a_figure_that_the_benchmark_makes() -> None:
-    made = {(r["part"], r["scenario"], figure) for r in results.read(ROOT / "benchmarks/results/trust.jsonl") for figure in r["figures"]}
+    made = {(r["part"], r["scenario"], figure) for r in results.read(ROOT / "benchmarks/results/trust.jsonl.gz") for figure in r["figures"]}
     assert not [words for words, part, pictures, figure, _, _ in trust_table.GLANCE if (part, pictures, figure) not in made]
 
 
 def test_the_pages_are_made_from_the_rows(tmp_path: Path) -> None:
-    options = ["--rows", str(ROOT / "benchmarks/results/trust.jsonl")]
+    options = ["--rows", str(ROOT / "benchmarks/results/trust.jsonl.gz")]
     stored = {name: (ROOT / "docs/measured" / name).read_text(encoding="utf-8") for name in ("trust.md", "model.md")}
     for (name, text), mark in zip(stored.items(), (trust_table.START, trust_table.GLANCE_START), strict=True):
         before, _, rest = text.partition(mark)
@@ -432,7 +432,7 @@ def test_the_pages_are_made_from_the_rows(tmp_path: Path) -> None:
 def test_a_page_without_marks_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = tmp_path / "page.md"
     page.write_text("mine", encoding="utf-8")
-    assert trust.main(["--rows", str(ROOT / "benchmarks/results/trust.jsonl"), "--markdown", str(page)]) == 2
+    assert trust.main(["--rows", str(ROOT / "benchmarks/results/trust.jsonl.gz"), "--markdown", str(page)]) == 2
     assert page.read_text(encoding="utf-8") == "mine" and "the lines" in capsys.readouterr().err
 
 
