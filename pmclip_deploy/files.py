@@ -23,7 +23,7 @@ def files_below(folder: Path) -> tuple[list[Path], dict[Path, InputError]]:
         unlisted[Path(error.filename)] = InputError(reason, "check its permissions")
 
     found = sorted(Path(parent) / name for parent, _, names in os.walk(folder, onerror=note) for name in names)
-    return [path for path in found if _is_file(path)], unlisted
+    return [path for path in found if is_file(path)], unlisted
 
 
 def is_no_picture(path: Path, error: InputError) -> bool:
@@ -46,7 +46,7 @@ def unreadable(source: object, error: InputError) -> dict[str, str]:
     return {"schema": UNREADABLE_SCHEMA, "source": str(source), "code": error.code, "message": error.message, "hint": error.hint}
 
 
-def _is_file(path: Path) -> bool:
+def is_file(path: Path) -> bool:
     """No pipe, and a broken link only if its name is that of a picture. Whoever reads what cannot be looked at gets the error."""
     try:
         return S_ISREG(path.stat().st_mode)

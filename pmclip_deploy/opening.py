@@ -28,7 +28,12 @@ T = TypeVar("T")
 
 
 def load(
-    bundle: "str | os.PathLike[str] | None" = None, device: str = "auto", *, single_use: bool = False, items: int | None = None
+    bundle: "str | os.PathLike[str] | None" = None,
+    device: str = "auto",
+    *,
+    single_use: bool = False,
+    items: int | None = None,
+    threads: int | None = None,
 ) -> "Predictor":
     """Verifies a bundle and opens what ``ask`` runs, the rest when it is first needed.
 
@@ -36,7 +41,8 @@ def load(
     ``sessions.devices()``; "auto" takes what `pmclip-deploy tune` chose, else what runs here, and says in ``Predictor.notes`` what does
     not. ``single_use`` is for a process that asks about one picture and ends: INT8 transformers open sooner, run slower and say the same
     (docs/measured/cold-start.md). ``items`` says how many pictures there will be, if that is known: for few of them a tuning may have
-    chosen what opens sooner.
+    chosen what opens sooner. ``threads`` is for several processes on one machine: how many each graph takes. The default is
+    what a tuning chose, else one for each core.
 
     Raises BundleError where the folder is no whole bundle, UsageError for an unknown device, and DeviceError where one that was asked for
     by name is not there.
@@ -45,11 +51,16 @@ def load(
     >>> pm.load(device="cpu")
     Predictor(pmclip-lite 0.1.0, int8, onnxruntime on cpu)
     """
-    return load_while(lambda: None, bundle, device, single_use, items)
+    return load_while(lambda: None, bundle, device, single_use, items, threads)
 
 
 def load_while(
-    work: Callable[[], object], bundle: "str | os.PathLike[str] | None", device: str, single_use: bool, items: int | None = None
+    work: Callable[[], object],
+    bundle: "str | os.PathLike[str] | None",
+    device: str,
+    single_use: bool,
+    items: int | None = None,
+    threads: int | None = None,
 ) -> "Predictor":
     """``load``, which calls ``work`` while the graphs are opened, when the interpreter's lock is free for other imports."""
     path = DEFAULT_BUNDLE if bundle is None else Path(bundle)
@@ -85,7 +96,7 @@ def load_while(
         from pmclip_deploy.predictor import Predictor
 
         def session(name: str) -> Session:
-            return _session(path, manifest, name, device, notes, single_use, content, choices)
+            return _session(path, manifest, name, device, notes, single_use, content, choices, threads)
 
         def tokenizer(name: str) -> "Tokenizer":
             from pmclip_deploy.tokens import tokenizer_from_text
@@ -127,18 +138,19 @@ class LazyMap(dict[str, T]):
 
 def _session(
     path: Path, manifest: Manifest, name: str, device: str, notes: list[str], single_use: bool, content: Callable[[str], bytes],
-    choices: dict[str, Choice],
+    choices: dict[str, Choice], threads: int | None,
 ) -> Session:  # fmt: skip
     from pmclip_deploy.bundle.contract import contract_of
 
     choice = choices.get(name, Choice(device))
+    choice = choice if threads is None else choice._replace(threads=threads)
     try:
         session = session_from_bundle(path, manifest, name, choice.device, notes, single_use, content, choice.between, choice.threads)
     except DeviceError as error:
         if choices.pop(name, None) is None:
             raise
         notes.append(f"{error.message}; meanwhile the graph {name} runs as without a tuning")
-        session = session_from_bundle(path, manifest, name, device, notes, single_use, content)
+        session = session_from_bundle(path, manifest, name, device, notes, single_use, content, threads=threads)
     inputs, outputs = contract_of(manifest)[name]
     if set(session.inputs) != set(inputs) or not set(outputs) <= set(session.outputs):
         found = f"takes {session.inputs} and gives {session.outputs}, not {inputs} and {outputs}"

@@ -33,6 +33,7 @@ COMMANDS = {  # of each command, the module in pmclip_deploy.cli and its functio
     "doctor": "doctor.doctor",
     "bundle": "bundle.app",
     "search": "search.app",
+    "archive": "archive.archive",
     "train": "train.app",
     "import": "import_.import_",
     "export": "export.export",

@@ -12,6 +12,7 @@ from pmclip_deploy.cli.output import RESEARCH_ONLY, console_for_tables, print_js
 from pmclip_deploy.cli.pictures import exists, looks_like_a_path
 from pmclip_deploy.console import LONG, counted, decimal, one_line, print_error, print_note, progress, stages
 from pmclip_deploy.errors import InputError, UsageError
+from pmclip_deploy.extras import need_extra
 from pmclip_deploy.files import PNG_AND_JPEG
 from pmclip_deploy.spec import DELETION_SCHEMA, INDEX_SCHEMA, INDEXING_SCHEMA, SEARCH_SCHEMA
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Find similar images and captions.", no_args_is_help=True)
 
-CAPTIONS = (".txt", ".jsonl")
+CAPTIONS, ARCHIVE = (".txt", ".jsonl"), "_archive.json"
 
 IndexFile = Annotated[Path, typer.Argument(metavar="INDEX", help="Index file, made by `search index`.", show_default=False)]
 
@@ -31,7 +32,12 @@ IndexFile = Annotated[Path, typer.Argument(metavar="INDEX", help="Index file, ma
 @app.command()
 def index(
     source: Annotated[
-        Path, typer.Argument(metavar="FOLDER|CAPTIONS", help="Folder of images, or a .txt or .jsonl file of captions.", show_default=False)
+        Path,
+        typer.Argument(
+            metavar="FOLDER|CAPTIONS|ARCHIVE",
+            help="Folder of images, .txt or .jsonl file of captions, or what `archive embed` wrote.",
+            show_default=False,
+        ),
     ],
     output: Annotated[Path, typer.Option(metavar="INDEX", help="Index file. If it exists, new rows are added.", show_default=False)],
     bundle: Bundle = None,
@@ -48,7 +54,7 @@ def index(
 
     pmclip-deploy search index archive/ --output archive.index
     """
-    salt = _salt(ids, salt_file)
+    salt = salt_of(ids, salt_file)
     if not source.exists():
         raise InputError(f"{source}: no such file or folder", "check the path")
     if not source.is_dir() and source.suffix.lower() not in CAPTIONS:
@@ -57,6 +63,15 @@ def index(
         raise UsageError(f"{source}: captions have no UID", "leave out --ids uid")
     if output.is_dir():
         raise UsageError(f"{output}: is a folder", "name a file")
+
+    if (source / ARCHIVE).is_file():
+        need_extra("archive", "an index of an archive", "pyarrow")
+        from pmclip_deploy.archive.indexing import index_from_archive
+
+        if salt is not None:
+            raise UsageError("an archive has its ids already", "leave out --ids and --salt-file")
+        _print_report(output, index_from_archive(output, source), False, as_json)
+        return 0
 
     from pmclip_deploy.imaging.dicom_file import import_pydicom_lean
     from pmclip_deploy.search.indexing import build_index, captions_of_file, images_of_folder
@@ -75,11 +90,15 @@ def index(
         if not source.is_dir():
             raise InputError(f"{source}: holds no caption", "write one caption per line")
         raise InputError(f"{source}: holds no picture ({counted(len(embedded.items), 'file')})", "give DICOM, PNG or JPEG files")
+    _print_report(output, report, salt is not None, as_json)
+    return InputError.exit_code if report.broken else 0
+
+
+def _print_report(output: Path, report: "Report", of_dicom: bool, as_json: bool) -> None:
     if as_json:
         print_json({"schema": INDEXING_SCHEMA, "index": str(output), **asdict(report)})
     elif report.embedded or report.known:
-        print(one_line(f"{output}: {_said(report, salt is not None)}"))
-    return InputError.exit_code if report.broken else 0
+        print(one_line(f"{output}: {_said(report, of_dicom)}"))
 
 
 def _said(report: "Report", of_dicom: bool) -> str:
@@ -185,7 +204,7 @@ def show(index: IndexFile, as_json: Json = False) -> None:
     print(f"checksum: {opened.checksum}")
 
 
-def _salt(ids: str, file: Path | None) -> bytes | None:
+def salt_of(ids: str, file: Path | None) -> bytes | None:
     check_choice("ids", ids, ("path", "uid"))
     if (ids == "uid") != (file is not None):
         raise UsageError(

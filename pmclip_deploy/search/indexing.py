@@ -59,13 +59,10 @@ class Report:
 
 def images_of_folder(predictor: Predictor, folder: Path, salt: bytes | None = None) -> Source[Path]:
     """Every file below ``folder``. Ids are paths relative to it or, with ``salt``, HMACs of SOP Instance UIDs, which DICOM alone has."""
-    if salt is not None and len(salt) < SALT_BYTES:
-        raise UsageError(
-            f"the salt has {counted(len(salt), 'byte')}", f"give {SALT_BYTES} or more, for example `head -c 32 /dev/urandom > salt`"
-        )
+    about = _about(predictor, "image", "path" if salt is None else "uid", salt)
     files, unlisted = files_below(folder)
     return Source(
-        about=_about(predictor, "image", "path" if salt is None else "uid", salt),
+        about=about,
         items=files,
         id=partial(_id_from_path, folder) if salt is None else partial(_id_from_uid, salt),
         embed=predictor.embeddings_of_images,
@@ -102,7 +99,7 @@ def build_index(path: Path, source: Source[T], progress: Callable[[Sequence[T]],
     with locked(path):
         index = index_from_file(path) if path.exists() else None
         if index is not None:
-            _refuse_other(index, source.about)
+            refuse_other(index, source.about)
         indexed = frozenset(() if index is None else index.ids())
         with Journal(beside(path, "part"), source.about) as journal:
             rows = chain.from_iterable(_embedded(source, part, indexed | journal.ids) for part in chunks(source.items, AT_ONCE))
@@ -239,12 +236,22 @@ def _chained(before: str, id: str, embedding: str) -> str:
     return sha256(json.dumps([before, id, embedding]).encode()).hexdigest()
 
 
+def salt_check(salt: bytes | None) -> str:
+    """Of ``About``. Raises UsageError for a salt that is too short."""
+    if salt is None:
+        return ""
+    if len(salt) < SALT_BYTES:
+        raise UsageError(
+            f"the salt has {counted(len(salt), 'byte')}", f"give {SALT_BYTES} or more, for example `head -c 32 /dev/urandom > salt`"
+        )
+    return hmac.digest(salt, SALT_CHECK, "sha256").hex()[:8]
+
+
 def _about(predictor: Predictor, embedded: str, ids: str, salt: bytes | None = None) -> About:
-    check = "" if salt is None else hmac.digest(salt, SALT_CHECK, "sha256").hex()[:8]
-    return About(predictor.model.bundle, predictor.model.sha256, embedded, ids, check)
+    return About(predictor.model.bundle, predictor.model.sha256, embedded, ids, salt_check(salt))
 
 
-def _refuse_other(index: Index, about: About) -> None:
+def refuse_other(index: Index, about: About) -> None:
     index.refuse_other_bundle(about.bundle, about.bundle_sha256)
     if (index.about.embedded, index.about.ids) != (about.embedded, about.ids):
         raise UsageError(

@@ -1,74 +1,34 @@
 """Processes that decode, each with limits, and each replaced when it has died."""
 
 import asyncio
-import subprocess
-import sys
-import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from typing import Any
 
+from pmclip_deploy.child import Child, ChildEnded
 from pmclip_deploy.errors import InputError
-from pmclip_deploy.serve.child import receive, send
 from pmclip_deploy.serve.problems import Problem
 
 START_S = 120.0  # for the imports of a new process, on a busy machine
-START = "from pmclip_deploy.serve.child import main; main({memory})"
 
 
 class DecoderEnded(InputError):
     """The process died while it read a file, by the file or by something else."""
 
 
-class Reader:
+class Reader(Child):
     """One process."""
 
     def __init__(self, memory: int) -> None:
-        code = START.format(memory=memory)
-        self.process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        super().__init__("pmclip_deploy.serve.reading", memory)
 
-    def call(self, seconds: float, name: str, *arguments: Any) -> Any:
-        """The result of a function of ``reading``. Raises what it raises, and InputError or a Problem if the process ends meanwhile.
-
-        ``seconds`` is the most that it may take, of the clock and of the processor.
-        """
-        assert self.process.stdin is not None and self.process.stdout is not None
-        late = threading.Event()
-
-        def end() -> None:
-            late.set()
-            self.process.kill()
-
-        timer = threading.Timer(seconds, end)
-        timer.start()
+    def call(self, seconds: float | None, name: str, *arguments: Any) -> Any:
+        """As ``Child.call``; raises InputError or a Problem if the process ends meanwhile."""
         try:
-            send(self.process.stdin, (seconds, name, arguments))
-            reply = receive(self.process.stdout)
-        except OSError:  # it is gone
-            reply = None
-        finally:
-            timer.cancel()
-        if reply is None:
-            self.close()
-            if late.is_set():
-                raise Problem(504, "timeout", f"the picture was not decoded in {seconds:g} s")
-            raise DecoderEnded("the upload: the decoder ended while it read the file", "export the picture again, uncompressed")
-        error, result = reply
-        if error is not None:
-            raise error
-        return result
-
-    @property
-    def is_alive(self) -> bool:
-        return self.process.poll() is None
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout):
-            if pipe is not None:
-                with suppress(OSError):  # of what was still to be written
-                    pipe.close()
+            return super().call(seconds, name, *arguments)
+        except ChildEnded as ended:
+            if ended.late:
+                raise Problem(504, "timeout", f"the picture was not decoded in {seconds:g} s") from None
+            raise DecoderEnded("the upload: the decoder ended while it read the file", "export the picture again, uncompressed") from None
 
 
 class Readers:

@@ -1,0 +1,151 @@
+"""Who computes the batches: processes of this machine, or actors of a Ray cluster. Both write the same files."""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from pmclip_deploy.archive.listing import Item
+from pmclip_deploy.archive.output import items_of_files
+from pmclip_deploy.archive.worker import START_S, Done, Job, Worker, items_of_table
+from pmclip_deploy.child import Child, ChildEnded
+from pmclip_deploy.errors import PmclipError
+
+WORKER = "pmclip_deploy.archive.worker"
+
+
+@dataclass(frozen=True)
+class Size:
+    workers: int
+    batch: int
+
+
+def local(job: Job, files: Sequence[Path], size: Size) -> Iterator[Done]:
+    """Processes, each fed by a thread. A process that ends is replaced; a batch that ends two is halved, down to the item."""
+    batches, lock = items_of_files(files, size.batch), threading.Lock()
+    done, stopped = queue.Queue[Done | BaseException | None](), threading.Event()
+    workers = [_Process(job) for _ in range(size.workers)]
+
+    def feed(worker: _Process) -> None:
+        try:
+            while not stopped.is_set():
+                with lock:
+                    items = next(batches, None)
+                if items is None:
+                    break
+                for made in worker.run(items):
+                    done.put(made)
+        except BaseException as error:
+            done.put(error)
+        done.put(None)
+
+    for worker in workers:
+        threading.Thread(target=feed, args=(worker,), daemon=True).start()
+    left = size.workers
+    try:
+        while left:
+            made = done.get()
+            if isinstance(made, BaseException):
+                raise made
+            if made is None:
+                left -= 1
+            else:
+                yield made
+    finally:
+        stopped.set()
+        for worker in workers:
+            worker.close()
+
+
+class _Process:
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._child: Child | None = None
+
+    def run(self, items: Sequence[Item]) -> Iterator[Done]:
+        for _ in range(2):
+            with suppress(ChildEnded):
+                yield self._called("run", items)
+                return
+        if len(items) == 1:
+            yield self._called("killed", items)
+            return
+        for half in (items[: len(items) // 2], items[len(items) // 2 :]):
+            yield from self.run(half)
+
+    def _called(self, name: str, items: Sequence[Item]) -> Done:
+        if self._child is None or not self._child.is_alive:
+            self.close()
+            self._child = Child(WORKER)
+            self._child.call(START_S, "begin", self._job)
+        return self._child.call(None, name, items)  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        if self._child is not None:
+            self._child.close()
+
+
+def on_ray(job: Job, files: Sequence[Path], size: Size, address: str | None, cpus: float, gpus: float) -> Iterator[Done]:
+    """Ray Data: an actor holds a worker. Batches are handed out as actors become free, and taken up again if an actor's node is lost.
+
+    Without ``address`` it is a cluster of this process, on loopback alone.
+    """
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    import ray
+    import ray.data
+    from ray.data._internal.logging import configure_logging
+
+    configure_logging()  # before the first dataset does, and makes its loggers talk
+    for name in ("ray", "ray.data"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    where: dict[str, Any] = {"_node_ip_address": "127.0.0.1", "include_dashboard": False} if address is None else {"address": address}
+    try:
+        ray.init(**where, log_to_driver=False, configure_logging=False)
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        slices = [row for file in files for row in _slices(file, size.batch)]
+        worker: Any = RayWorker
+        done = ray.data.from_items(slices, override_num_blocks=len(slices)).map(
+            worker,
+            fn_constructor_args=(job,),
+            compute=ray.data.ActorPoolStrategy(size=size.workers),
+            num_cpus=cpus,
+            num_gpus=gpus,
+        )
+        yield from (Done(**row) for row in done.iter_rows())
+    except ray.exceptions.RayError as error:
+        raise _told(error) from None
+    finally:
+        ray.shutdown()
+
+
+def _slices(file: Path, size: int) -> Iterator[dict[str, Any]]:
+    """Batches as places in a file of the listing: all that the driver holds of them."""
+    count = pq.read_metadata(file).num_rows
+    return ({"file": os.fspath(file.absolute()), "start": start, "size": size} for start in range(0, count, size))
+
+
+def _told(error: Exception) -> PmclipError:
+    """What a worker raised, if it was for a person."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, PmclipError):
+        cause = getattr(cause, "cause", None) or cause.__cause__
+    return cause or PmclipError(f"ray: {type(error).__name__}", "run the same command again: it goes on where it stopped")
+
+
+class RayWorker:
+    def __init__(self, job: Job) -> None:
+        self._worker = Worker(job)
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        items = items_of_table(pq.read_table(row["file"]).slice(row["start"], row["size"]))
+        return self._worker.run(items)._asdict()
