@@ -36,6 +36,7 @@ send:
 
 retry: {first_s: 10, factor: 2, max_s: 15m, give_up: 7d}
 disk: {refuse_below_gb: 5, retention_images: 1d, retention_reports: 7d}
+# audit: {file: audit.xml, syslog: "audit.example:6514", ca: hospital.pem}   # audit messages of PS3.15; Patient IDs are hashed
 # metrics: {port: 9112}    # /metrics, /live and /ready, on 127.0.0.1 alone
 """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pmclip_deploy.console import counted
+from pmclip_deploy.node.audit import Trail
 from pmclip_deploy.node.protocol import Protocol
 from pmclip_deploy.node.receive import IMAGE_CLASSES, SYNTAXES
 from pmclip_deploy.node.send import Later, association_with
@@ -16,7 +17,7 @@ VERIFICATION = "1.2.840.10008.1.1"
 
 
 def check(ward: Ward, protocols: Sequence[Protocol]) -> int:
-    """Prints, and returns the exit code: 7 if an archive does not answer."""
+    """Prints, and returns the exit code: 7 if an archive does not answer, or the audit trail cannot be written."""
     from pydicom.uid import UID
 
     node = ward.node
@@ -31,7 +32,11 @@ def check(ward: Ward, protocols: Sequence[Protocol]) -> int:
     print("offered: C-ECHO; C-STORE of these classes, in these transfer syntaxes:")
     for uid in (*IMAGE_CLASSES, *SYNTAXES):
         print(f"    {uid:32} {UID(uid).name}")
-    code = 0
+    trail, code = Trail(ward), 0
+    for name, fault in trail.faults():
+        print(f"audit: {name}: {fault or 'can be written'}")
+        code = NO_DESTINATION if fault else code
+    trail.close()
     for one in ward.send:
         said = {FOLDER: "a folder", DICOM: ""}.get(one.kind, "not asked: STOW-RS has no C-ECHO") or _echo(one, ward)
         print(f"destination: {one.to}: {said}")

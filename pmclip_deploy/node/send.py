@@ -13,6 +13,7 @@ from typing import Any
 
 from pmclip_deploy.atomic import written
 from pmclip_deploy.errors import UsageError
+from pmclip_deploy.node.audit import Trail
 from pmclip_deploy.node.ledger import Job, Ledger
 from pmclip_deploy.node.receive import Folders
 from pmclip_deploy.node.settings import DICOM, DICOM_ADDRESS, FOLDER, Destination, Ward
@@ -37,14 +38,14 @@ class Later(Exception):
 class Sender:
     """One destination."""
 
-    def __init__(self, destination: Destination, ward: Ward, ledger: Ledger, log: Callable[..., None]) -> None:
-        self.destination, self.ward, self.ledger, self.log = destination, ward, ledger, log
+    def __init__(self, destination: Destination, ward: Ward, ledger: Ledger, audit: Trail, log: Callable[..., None]) -> None:
+        self.destination, self.ward, self.ledger, self.audit, self.log = destination, ward, ledger, audit, log
         self.folders = Folders(ward.state)
         self._send = {FOLDER: _to_folder, DICOM: _to_archive}.get(destination.kind, _to_web)
 
     def step(self) -> bool:
         """Tries one delivery. Returns False if none is due."""
-        found = self.ledger.next_delivery(self.destination.to)
+        found = None if self.audit.fault else self.ledger.next_delivery(self.destination.to)
         if found is None:
             return False
         job, failed, since = found
@@ -53,7 +54,9 @@ class Sender:
         files = {sr_class: self.folders.reports / report_file(job.id, sr_class) for sr_class in classes}
         try:
             how = self._send(self.destination, files, job, self.ward.node.aet)
+            self.audit.sent(self.destination, files)
         except Refused as error:
+            self.audit.sent(self.destination, files, str(error))
             self.ledger.set_delivery(job, to, "refused", str(error))
             self.log("refused", job=job.id, destination=name, reason=str(error))
         except (Later, OSError) as error:

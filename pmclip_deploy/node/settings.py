@@ -16,6 +16,7 @@ from pmclip_deploy.errors import UsageError
 UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}  # seconds
 FOLDER, DICOM, STOW = "folder", "dicom", "stow"
 DICOM_ADDRESS = re.compile(r"(?P<aet>[^@\\]{1,16})@(?P<host>[^@:]+|\[[0-9A-Fa-f:]+\]):(?P<port>\d{1,5})")
+SYSLOG_ADDRESS = re.compile(r"([^:\[\]\s]+|\[[0-9A-Fa-f:]+\]):\d{1,5}")
 
 M = TypeVar("M", bound="Strict")
 
@@ -134,6 +135,28 @@ class Disk(Strict):
     retention_reports: Duration = 7 * 86400.0
 
 
+class Audit(Strict):
+    """Where audit messages go. The file's name gets the day; ``ca`` signs the syslog's certificate."""
+
+    file: File = None
+    syslog: str | None = None
+    ca: File = None
+    hash_patient_id: bool = True
+
+    @field_validator("syslog")
+    @classmethod
+    def _address(cls, syslog: str) -> str | None:
+        if syslog and not SYSLOG_ADDRESS.fullmatch(syslog):
+            raise ValueError("must be HOST:PORT, such as audit.example:6514")
+        return syslog or None
+
+    @model_validator(mode="after")
+    def _somewhere(self) -> Audit:
+        if self.file is None and self.syslog is None:
+            raise ValueError("give file: PATH, syslog: HOST:PORT, or both; or leave audit out")
+        return self
+
+
 class Metrics(Strict):
     """/metrics, /live and /ready on 127.0.0.1."""
 
@@ -152,6 +175,7 @@ class Ward(Strict):
     send: Annotated[list[Destination], Field(min_length=1)]
     retry: Retry = Retry()
     disk: Disk = Disk()
+    audit: Audit | None = None
     metrics: Metrics | None = None
 
 
@@ -168,6 +192,7 @@ def ward_from_file(path: Path) -> Ward:
             "bundle": ward.bundle and folder / ward.bundle,
             "protocols": [folder / protocol for protocol in ward.protocols],
             "send": sends,
+            "audit": ward.audit and ward.audit.model_copy(update={"file": ward.audit.file and folder / ward.audit.file}),
         }
     )
 

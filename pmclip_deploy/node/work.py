@@ -12,6 +12,7 @@ from typing import Any
 from pmclip_deploy.answer import Answer
 from pmclip_deploy.atomic import written
 from pmclip_deploy.errors import PmclipError
+from pmclip_deploy.node.audit import Trail
 from pmclip_deploy.node.ledger import Job, Ledger
 from pmclip_deploy.node.protocol import Candidate, Protocol, picked
 from pmclip_deploy.node.receive import Folders, Quiet, reason_of
@@ -35,9 +36,10 @@ class Worker:
     """One thread. A file that ends the decoding process costs its own place in the report, and nothing else."""
 
     def __init__(
-        self, ward: Ward, protocols: Iterable[Protocol], ledger: Ledger, predictor: Predictor, quiet: Quiet, log: Callable[..., None]
-    ) -> None:
-        self.ward, self.ledger, self.predictor, self.quiet, self.log = ward, ledger, predictor, quiet, log
+        self, ward: Ward, protocols: Iterable[Protocol], ledger: Ledger, predictor: Predictor, quiet: Quiet, audit: Trail,
+        log: Callable[..., None],
+    ) -> None:  # fmt: skip
+        self.ward, self.ledger, self.predictor, self.quiet, self.audit, self.log = ward, ledger, predictor, quiet, audit, log
         self.protocols = {protocol.name: protocol for protocol in protocols}
         self.classes = list(dict.fromkeys(name for one in ward.send for name in one.sr_classes))
         self.folders = Folders(ward.state)
@@ -51,7 +53,7 @@ class Worker:
                 self.ledger.set_job(job, "ready")
                 self.quiet.forget(job.study)
                 self.log("complete", job=job.id, version=job.version, forced=forced)
-        taken = self.ledger.take()
+        taken = None if self.audit.fault else self.ledger.take()
         if taken is None:
             return False
         try:
@@ -77,6 +79,7 @@ class Worker:
             return
         candidates = self.ledger.candidates(job)
         chosen = picked(protocol.pick, candidates)
+        self.audit.accessed(self.folders.images / self.ledger.file_of(one.id) for one in chosen)
         images = [(data, answers) for data, answers in map(self._asked(protocol), chosen) if answers]
         if not images:
             self.ledger.set_job(job, "failed", f"none of {len(chosen)} images could be read", tried=True)
