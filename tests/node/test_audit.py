@@ -12,6 +12,7 @@ import socket
 import ssl
 import stat
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -156,6 +157,8 @@ def test_a_node_without_its_trail_takes_nothing_and_sends_nothing(tmp_path: Path
         assert status == 503 and json.loads(body)["reasons"] == ["the audit file cannot be written (No such file or directory)"]
         archive = Archive(port, COMPREHENSIVE_3D)
         node.until(lambda: len(node.events("complete")) == 2)
+        time.sleep(3)  # in which a report would be made
+        assert "1 ready" in node.queue("show").stdout
         assert not node.events("reported")[1:] and not archive.stored and len(node.events("audit")) == 1
         away.rename(trail)
         node.until(lambda: asked(watched, "ready")[0] == 200)
