@@ -123,7 +123,7 @@ class Trail:
             self._event("110103", "R", [self._us(APPLICATION)], self._about(subject, classes))
 
     def sent(self, destination: Destination, files: Mapping[str, Path], refused: str = "") -> None:
-        """A report that a destination took, or refused when it had it. ``files`` has one for each class that was offered."""
+        """A report that a destination took or refused. ``files`` has one for each class that was offered."""
         if destination.kind == FOLDER:
             self.exported(Path(destination.rest), list(files.values())[:1])
             return
