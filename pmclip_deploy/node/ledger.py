@@ -96,7 +96,8 @@ class Ledger:
                 self._db.execute(f"PRAGMA user_version = {SCHEMA}")
 
     def close(self) -> None:
-        self._db.close()
+        with self._lock:
+            self._db.close()
 
     @contextmanager
     def _change(self) -> Iterator[None]:

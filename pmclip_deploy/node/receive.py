@@ -28,6 +28,7 @@ from pmclip_deploy.imaging.elements import order_in_series, text_of, whole_numbe
 from pmclip_deploy.node.ledger import Arrival, Ledger
 from pmclip_deploy.node.protocol import Protocol, keywords_of, values_of
 from pmclip_deploy.node.settings import Ward
+from pmclip_deploy.node.wire import cut
 from pmclip_deploy.report.source import MAKER
 
 NATIVE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99")
@@ -165,8 +166,13 @@ class Receiver:
         end = time.monotonic() + grace_s
         while self.associations and time.monotonic() < end:
             time.sleep(0.05)
-        for association in self._server.active_associations:
-            association.abort()
+        left = self._server.active_associations
+        for association in left:
+            association.abort(block=False)  # to block is to wait for a peer that has sent half a PDU
+        time.sleep(0.2 if left else 0)
+        for association in left:
+            if association.dul.socket is not None and association.dul.socket.socket is not None:
+                cut(association.dul.socket.socket)
         self._server.server_close()
 
     def _tls(self) -> ssl.SSLContext | None:
@@ -329,7 +335,7 @@ def _server_class() -> Any:
                 if isinstance(self.request, ssl.SSLSocket):
                     self.request.settimeout(SILENT_S)
                     self.request.do_handshake()
-                    self.request.settimeout(None)
+                self.request.settimeout(IDLE_S)  # for the rest of a PDU
                 if _readable(self.request, SILENT_S):
                     super().handle()
                     return

@@ -26,6 +26,7 @@ from pmclip_deploy.predictor import Predictor
 POLL_S = 0.1
 SWEEP_S = 10.0
 UNMATCHED_S = 86400.0  # for which images that nobody asks about are kept
+FINISH_S, CUT_S = 10.0, 5.0  # in which the threads may finish what they are at; in which they end when their connections are cut
 
 
 def log(event: str, **facts: Any) -> None:
@@ -94,14 +95,21 @@ class Node:
         while not self._stopped.wait(SWEEP_S):
             self.sweep()
         self.receiver.close()
-        for thread in self._threads:
-            thread.join(120)
-        self.worker.close()
+        self._join(FINISH_S)
+        for sender in self.senders:
+            sender.close()
+        self._join(CUT_S)
         self.ledger.close()
+        self.worker.close()
         log("stopped")
 
     def stop(self) -> None:
         self._stopped.set()
+
+    def _join(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        for thread in self._threads:
+            thread.join(max(end - time.monotonic(), 0))
 
     def _watch(self, port: int) -> None:
         from pmclip_deploy.node.metrics import Facts, serve
