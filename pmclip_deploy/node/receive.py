@@ -25,6 +25,7 @@ from pmclip_deploy.header.raw import STORAGE, strings_of
 from pmclip_deploy.imaging.decoders.frame import CODECS
 from pmclip_deploy.imaging.dicom_file import image_from_file, reading
 from pmclip_deploy.imaging.elements import order_in_series, text_of, whole_number
+from pmclip_deploy.node.commitment import PUSH_MODEL, answer
 from pmclip_deploy.node.ledger import Arrival, Ledger
 from pmclip_deploy.node.protocol import Protocol, keywords_of, values_of
 from pmclip_deploy.node.settings import Ward
@@ -143,11 +144,14 @@ class Receiver:
         entity.add_supported_context(Verification)
         for sop_class in IMAGE_CLASSES:
             entity.add_supported_context(sop_class, list(SYNTAXES))
+        if any(one.commit for one in self.ward.send):  # the peer is SCP, and says so by role selection
+            entity.add_supported_context(PUSH_MODEL, scu_role=False, scp_role=True)
         handlers: Any = [
             (evt.EVT_REQUESTED, self._requested),
             (evt.EVT_DATA_RECV, self._received),
             (evt.EVT_C_ECHO, lambda event: STORED),
             (evt.EVT_C_STORE, self._store),
+            (evt.EVT_N_EVENT_REPORT, answer(self.ledger, self.log)),
             (evt.EVT_CONN_CLOSE, self._closed),
         ]
         server = entity.make_server(

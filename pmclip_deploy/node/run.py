@@ -67,7 +67,8 @@ class Node:
     """Runs until ``stop``. What it was doing then goes on with the next start."""
 
     def __init__(self, ward: Ward, protocols: Sequence[Protocol], predictor: Predictor) -> None:
-        self.ward, self.ledger, self.quiet = ward, Ledger(ward.state / "queue.db"), Quiet()
+        self.ward, self.ledger, self.quiet = ward, Ledger(ward.state / "queue.db", upgrade=True), Quiet()
+        self.ledger.bundle = predictor.model.sha256
         self._stopped, self._threads = threading.Event(), list[threading.Thread]()
         self.receiver = Receiver(ward, protocols, self.ledger, self.quiet, log)
         self.worker = Worker(ward, protocols, self.ledger, predictor, self.quiet, log)

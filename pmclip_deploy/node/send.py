@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 from pmclip_deploy.atomic import written
 from pmclip_deploy.node import web
 from pmclip_deploy.node.archive import LITTLE_ENDIAN, association_with, store
-from pmclip_deploy.node.ledger import Job, Ledger
+from pmclip_deploy.node.commitment import PUSH_MODEL, answer, ask
+from pmclip_deploy.node.ledger import Due, Job, Ledger
 from pmclip_deploy.node.receive import Folders
 from pmclip_deploy.node.settings import DICOM, FOLDER, Destination, Ward
 from pmclip_deploy.node.wire import IN_TIME, Later, Refused, Wire
@@ -33,56 +34,71 @@ class Sender:
         found = self.ledger.next_delivery(self.destination.to)
         if found is None:
             return False
-        job, failed, since = found
-        to, name, retry = self.destination.to, self.destination.name, self.ward.retry
-        files: dict[str, Path] = {one: self.folders.reports / report_file(job.id, one) for one in self.destination.sr_classes}
+        job, to, name, retry = found.job, self.destination.to, self.destination.name, self.ward.retry
         try:
             with self.wire.limited(DELIVERY_S):
-                how = self._send(files, job)
+                how = self._send(found)
         except Refused as error:
             self.ledger.set_delivery(job, to, "refused", str(error))
             self.log("refused", job=job.id, destination=name, reason=str(error))
         except (Later, OSError) as error:
             reason = self.wire.why or _reason_of(error)
-            if time.time() - since >= retry.give_up:
+            if time.time() - found.since >= retry.give_up:
                 self.ledger.set_delivery(job, to, "given_up", reason)
                 self.log("given up", job=job.id, destination=name, reason=reason)
             else:
                 asked = error.after_s if isinstance(error, Later) else 0.0
-                wait = max(retry.wait(failed + 1), min(asked, retry.max_s))
-                self.ledger.set_delivery(job, to, "waiting", reason, time.time() + wait)
+                wait = max(retry.wait(found.failed + 1), min(asked, retry.max_s))
+                self.ledger.set_delivery(job, to, "sent" if self.ledger.is_open(job, to) else "waiting", reason, time.time() + wait)
                 self.log("postponed", job=job.id, destination=name, reason=reason, seconds=wait)
         except Exception as error:
             self.ledger.set_delivery(job, to, "refused", f"internal: {type(error).__name__}")
             self.log("refused", job=job.id, destination=name, reason=f"internal: {type(error).__name__}")
         else:
-            self.ledger.set_delivery(job, to, "done", how)
-            self.log("sent", job=job.id, destination=name, version=job.version)
+            if how is not None:
+                self.ledger.set_delivery(job, to, "done", how)
+                self.log("sent", job=job.id, destination=name, version=job.version)
         return True
 
     def close(self) -> None:
         """Cuts off a delivery that is on its way; the next start sends it again."""
         self.wire.close()
 
-    def _to_folder(self, files: Mapping[str, Path], job: Job) -> str:
-        folder, (sr_class, file) = Path(self.destination.rest), next(iter(files.items()))
+    def _files(self, job: Job) -> dict[str, Path]:
+        return {one: self.folders.reports / report_file(job.id, one) for one in self.destination.sr_classes}
+
+    def _to_folder(self, due: Due) -> str:
+        folder, (sr_class, file) = Path(self.destination.rest), next(iter(self._files(due.job).items()))
         folder.mkdir(parents=True, exist_ok=True)
-        with written(folder / f"{json.loads(job.report)[sr_class][0]}.dcm", mode=0o640) as new:
+        with written(folder / f"{json.loads(due.job.report)[sr_class][0]}.dcm", mode=0o640) as new:
             new.write_bytes(file.read_bytes())
         return ""
 
-    def _to_archive(self, files: Mapping[str, Path], job: Job) -> str:
-        contexts = {SR_CLASSES[name]: LITTLE_ENDIAN for name in files}
-        association = association_with(self.destination, contexts, self.ward.node.aet, self.wire)
+    def _to_archive(self, due: Due) -> str | None:
+        """None if the archive has the report, and commitment to it is awaited."""
+        from pynetdicom import evt
+
+        job, commit = due.job, self.destination.commit
+        if due.sent and time.time() - due.since >= self.ward.retry.give_up:
+            raise Later("stored, but no commitment came")
+        files = {} if due.sent else self._files(job)
+        contexts = {SR_CLASSES[name]: LITTLE_ENDIAN for name in files} | ({PUSH_MODEL: LITTLE_ENDIAN} if commit else {})
+        handlers = [(evt.EVT_N_EVENT_REPORT, answer(self.ledger, self.log))] if commit else []
+        association = association_with(self.destination, contexts, self.ward.node.aet, self.wire, *handlers)
         try:
-            _, status = store(association, files)
+            sr_class, status = (due.sent, 0) if due.sent else store(association, files)
+            if not commit:
+                return f"stored with warning {status:04X}" if status else ""
+            if not due.sent:
+                self.log("sent", job=job.id, destination=self.destination.name, version=job.version)
+            ask(association, self.ledger, job, self.destination.to, sr_class)
+            return None
         finally:
             if association.is_established:
                 association.release()
-        return f"stored with warning {status:04X}" if status else ""
 
-    def _to_web(self, files: Mapping[str, Path], job: Job) -> str:
-        return web.post(self.destination, next(iter(files.values())), f"pmclip-{job.id:x}-report", self.wire)
+    def _to_web(self, due: Due) -> str:
+        return web.post(self.destination, next(iter(self._files(due.job).values())), f"pmclip-{due.job.id:x}-report", self.wire)
 
 
 def _reason_of(error: Later | OSError) -> str:

@@ -78,6 +78,7 @@ class Destination(Strict):
     to: str
     calling: AeTitle | None = None  # our AE title there; default the node's
     sr_classes: Annotated[list[Literal["comprehensive3d", "comprehensive", "enhanced"]], Field(min_length=1)] = ["comprehensive3d"]
+    commit: bool = False  # ask for storage commitment
     tls: bool = False
     ca: File = None
     token_file: File = None
@@ -99,6 +100,8 @@ class Destination(Strict):
     def _research(self) -> Destination:
         if self.kind != FOLDER and not self.i_understand_this_is_research:
             raise ValueError("a report in an archive is read as a finding: set i_understand_this_is_research: true, or send to a folder")
+        if self.commit and self.kind != DICOM:
+            raise ValueError("commit: storage commitment is a service of DICOM: give it to a dicom: destination")
         return self
 
     @property

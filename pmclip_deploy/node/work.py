@@ -87,7 +87,7 @@ class Worker:
             self.log("silent", job=job.id)
             return
         before = self._previous(job)
-        notes = _notes(protocol, len(candidates), len(chosen), len(images), job.version)
+        notes = _notes(protocol, len(candidates), len(chosen), len(images), job, self.predictor.model.sha256)
         codes = {one.ask: one.finding for one in protocol.questions if one.finding is not None}
         made = {}
         for sr_class in self.classes:
@@ -138,12 +138,14 @@ class Worker:
         return self._reader.call(READ_S, name, *arguments)
 
 
-def _notes(protocol: Protocol, there: int, chosen: int, read: int, version: int) -> tuple[str, ...]:
+def _notes(protocol: Protocol, there: int, chosen: int, read: int, job: Job, bundle: str) -> tuple[str, ...]:
     how = PICKED[protocol.pick.choose].format(n=protocol.pick.n)
     of = f"{how} of {'each series' if protocol.pick.per == 'series' else 'the study'}, {protocol.pick.max_images} at most"
     notes = [f"Protocol {protocol.label} looked at {read} of {there} images that it matches: {of}."]
     if read < chosen:
         notes.append(f"{chosen - read} of the chosen images could not be read.")
-    if version > 1:
-        notes.append(f"Version {version}: images came after the earlier report, which this one replaces.")
+    if job.bundle not in ("", bundle):
+        notes.append("The model was changed while the study waited: this report is by the new one.")
+    if job.version > 1:
+        notes.append(f"Version {job.version}: images came after the earlier report, which this one replaces.")
     return tuple(notes)
