@@ -32,7 +32,7 @@ protocols: [chest.yaml]
 
 send:
   - {to: "folder:reports"}
-  # - {to: "dicom:PACS@10.0.0.5:104", sr_classes: [comprehensive3d, comprehensive], commit: false, i_understand_this_is_research: true}
+  # - {to: "dicom:PACS@10.0.0.5:104", sr_classes: [comprehensive3d], sc: never, commit: false, i_understand_this_is_research: true}
   # - {to: "stow:https://pacs.example/dicom-web/studies", token_file: token, i_understand_this_is_research: true}
 
 retry: {first_s: 10, factor: 2, max_s: 15m, give_up: 7d}
@@ -75,8 +75,8 @@ StateDirectoryMode=0700
 """
 
 WINSW = """\
-<!-- Not tested: no Windows machine was available. WinSW 3 (https://github.com/winsw/winsw) beside this file, under the name pmclip-node.exe,
-     makes a service of the node: pmclip-node.exe install, pmclip-node.exe start. -->
+<!-- Not tested: no Windows machine was available. WinSW 3 (https://github.com/winsw/winsw) beside this file, named pmclip-node.exe, makes a
+     service of the node: pmclip-node.exe install, pmclip-node.exe start. -->
 <service>
   <id>pmclip-node</id>
   <name>pmclip-deploy node</name>

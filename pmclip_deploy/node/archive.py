@@ -9,10 +9,12 @@ from typing import Any
 
 from pmclip_deploy.node.settings import DICOM_ADDRESS, Destination
 from pmclip_deploy.node.wire import Later, Refused, Wire
+from pmclip_deploy.report.capture import SECONDARY_CAPTURE
 from pmclip_deploy.report.document import SR_CLASSES
 
 CONNECT_S, ANSWER_S = 30.0, 120.0  # for a connection and for an association; for an answer to C-STORE
 LITTLE_ENDIAN = ("1.2.840.10008.1.2.1", "1.2.840.10008.1.2")
+CLASSES = {**SR_CLASSES, "sc": SECONDARY_CAPTURE}
 CLASS_NOT_SUPPORTED = 0x0122
 NO_CLASS = "the peer accepts no class that is offered"
 REJECTIONS = {  # source, reason (PS3.8 9.3.4)
@@ -57,7 +59,7 @@ def store(association: Any, files: Mapping[str, Path]) -> tuple[str, int]:
 
     taken = {context.abstract_syntax for context in association.accepted_contexts}
     for sr_class, file in files.items():
-        if SR_CLASSES[sr_class] not in taken:
+        if CLASSES[sr_class] not in taken:
             continue
         dataset = dcmread(file)
         if not association.is_established:

@@ -10,9 +10,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from pmclip_deploy.node.archive import CLASSES
 from pmclip_deploy.node.ledger import Job, Ledger
 from pmclip_deploy.node.wire import Later, Refused
-from pmclip_deploy.report.document import SR_CLASSES
 
 PUSH_MODEL, INSTANCE = "1.2.840.10008.1.20.1", "1.2.840.10008.1.20.1.1"
 ASK = 1  # Action Type ID
@@ -39,7 +39,7 @@ def ask(association: Any, ledger: Ledger, job: Job, destination: str, sr_class: 
         raise Refused("stored, but the peer offers no storage commitment")
     wanted, item = Dataset(), Dataset()
     wanted.TransactionUID = generate_uid(None)  # at random
-    item.ReferencedSOPClassUID = SR_CLASSES[sr_class]
+    item.ReferencedSOPClassUID = CLASSES[sr_class]
     ledger.asking(job, destination, wanted.TransactionUID, sr_class, time.time() + AGAIN_S)
     asked = ledger.asked(wanted.TransactionUID)
     assert asked is not None

@@ -9,14 +9,13 @@ from pathlib import Path
 
 from pmclip_deploy.atomic import written
 from pmclip_deploy.node import web
-from pmclip_deploy.node.archive import LITTLE_ENDIAN, association_with, store
+from pmclip_deploy.node.archive import CLASSES, LITTLE_ENDIAN, association_with, store
 from pmclip_deploy.node.commitment import PUSH_MODEL, answer, ask
 from pmclip_deploy.node.ledger import Due, Job, Ledger
 from pmclip_deploy.node.receive import Folders
 from pmclip_deploy.node.settings import DICOM, FOLDER, Destination, Ward
 from pmclip_deploy.node.wire import IN_TIME, Later, Refused, Wire
 from pmclip_deploy.node.work import report_file
-from pmclip_deploy.report.document import SR_CLASSES
 
 DELIVERY_S = 180.0  # after which a delivery is cut off, whatever the peer does
 
@@ -65,7 +64,12 @@ class Sender:
         self.wire.close()
 
     def _files(self, job: Job) -> dict[str, Path]:
-        return {one: self.folders.reports / report_file(job.id, one) for one in self.destination.sr_classes}
+        """Of each class in which the report was made and may go there. Raises Refused if there is none."""
+        made = json.loads(job.report)
+        found = {one: self.folders.reports / report_file(job.id, one) for one in self.destination.classes if one in made}
+        if not found:
+            raise Refused("no report was made in a class of sr_classes, which ward.yaml has changed")
+        return found
 
     def _to_folder(self, due: Due) -> str:
         folder, (sr_class, file) = Path(self.destination.rest), next(iter(self._files(due.job).items()))
@@ -82,7 +86,7 @@ class Sender:
         if due.sent and time.time() - due.since >= self.ward.retry.give_up:
             raise Later("stored, but no commitment came")
         files = {} if due.sent else self._files(job)
-        contexts = {SR_CLASSES[name]: LITTLE_ENDIAN for name in files} | ({PUSH_MODEL: LITTLE_ENDIAN} if commit else {})
+        contexts = {CLASSES[name]: LITTLE_ENDIAN for name in files} | ({PUSH_MODEL: LITTLE_ENDIAN} if commit else {})
         handlers = [(evt.EVT_N_EVENT_REPORT, answer(self.ledger, self.log))] if commit else []
         association = association_with(self.destination, contexts, self.ward.node.aet, self.wire, *handlers)
         try:

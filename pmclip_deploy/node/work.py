@@ -39,7 +39,7 @@ class Worker:
     ) -> None:
         self.ward, self.ledger, self.predictor, self.quiet, self.log = ward, ledger, predictor, quiet, log
         self.protocols = {protocol.name: protocol for protocol in protocols}
-        self.classes = list(dict.fromkeys(name for one in ward.send for name in one.sr_classes))
+        self.classes = list(dict.fromkeys(name for one in ward.send for name in one.classes))
         self.folders = Folders(ward.state)
         self._reader: Reader | None = None
 
@@ -117,7 +117,8 @@ class Worker:
         before = self.ledger.predecessor(job)
         if before is None:
             return {}
-        return {name: Previous(before.study, series, SR_CLASSES[name], sop) for name, (sop, series) in json.loads(before.report).items()}
+        made = {name: uids for name, uids in json.loads(before.report).items() if name in SR_CLASSES}
+        return {name: Previous(before.study, series, SR_CLASSES[name], sop) for name, (sop, series) in made.items()}
 
     def open(self) -> None:
         """Starts the process that decodes, if there is none."""

@@ -14,11 +14,11 @@ from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
+from pmclip_deploy.node.archive import CLASSES
 from pmclip_deploy.node.ledger import Arrival, Ledger
 from pmclip_deploy.node.send import Sender
 from pmclip_deploy.node.settings import Ward
 from pmclip_deploy.node.work import report_file
-from pmclip_deploy.report.document import SR_CLASSES
 
 
 @dataclass
@@ -58,7 +58,7 @@ def sending(folder: Path, to: str, **options: Any) -> Sending:
     taken = ledger.take()
     assert taken is not None
     made = {}
-    for name, uid in SR_CLASSES.items():
+    for name, uid in CLASSES.items():
         one, sop = Dataset(), generate_uid()
         one.file_meta = FileMetaDataset()
         one.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
@@ -98,7 +98,7 @@ class Peer:
             self._behave(self, connection)
 
     def hang(self) -> None:
-        self._ended.wait(60)
+        self._ended.wait(600)
 
     def trickle(self, connection: socket, data: bytes = b"\0") -> None:
         """Byte by byte, without an end."""

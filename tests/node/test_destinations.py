@@ -6,6 +6,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from socket import create_connection, socket
 from typing import Any
@@ -19,6 +20,7 @@ from pydicom import dcmread
 from pynetdicom import AE, evt
 
 from pmclip_deploy.node import archive, send, web
+from pmclip_deploy.node.archive import CLASSES
 from pmclip_deploy.report.document import SR_CLASSES
 from tests.node.running import listening, sent, slices
 from tests.node.sending import Peer, Sending, relay, sending
@@ -51,7 +53,7 @@ class Archive:
         entity = AE("PACS")
         entity.require_called_aet = require
         for name in classes or SR_CLASSES:
-            entity.add_supported_context(SR_CLASSES[name])
+            entity.add_supported_context(CLASSES[name])
         self.server: Any = entity.start_server(("127.0.0.1", port), block=False, evt_handlers=[(evt.EVT_C_STORE, self._store)])
         self.port = int(self.server.server_address[1])
 
@@ -92,8 +94,17 @@ def test_the_next_class_is_sent_and_none_is_no_loop(tmp_path: Path) -> None:
         one = at(tmp_path, only, sr_classes=["comprehensive3d", "enhanced"])
         assert one.step()[:2] == ("done", "") and only.stored[0].SOPClassUID == SR_CLASSES["enhanced"]
         (tmp_path / "b").mkdir()
-        two = at(tmp_path / "b", only, sr_classes=["comprehensive3d", "comprehensive"])
+        two = at(tmp_path / "b", only, sr_classes=["comprehensive3d", "comprehensive"], sc="allowed")
         assert two.step()[:2] == ("refused", "the peer accepts no class that is offered") and not two.sender.step()
+
+
+def test_a_page_goes_to_an_archive_that_takes_no_report(tmp_path: Path) -> None:
+    with Archive("sc") as only:
+        assert at(tmp_path, only, sc="allowed").step()[:2] == ("done", "") and only.stored[0].SOPClassUID == CLASSES["sc"]
+    (tmp_path / "b").mkdir()
+    one = sending(tmp_path / "b", "dicom:PACS@127.0.0.1:1", sr_classes=["enhanced"])
+    one.ledger._db.execute("UPDATE job SET report = '{}'")
+    assert one.step()[:2] == ("refused", "no report was made in a class of sr_classes, which ward.yaml has changed")
 
 
 @pytest.mark.parametrize(
@@ -324,3 +335,18 @@ def test_a_node_stops_whatever_its_peers_do(tmp_path: Path) -> None:
             node.process.terminate()
             assert node.process.wait(40) == 0
             assert node.events("postponed")[0]["reason"] == "the node stopped" and node.events("stopped")
+
+
+@pytest.mark.nightly
+def test_the_time_outs_as_they_are(tmp_path: Path) -> None:
+    """At most 180 s, and a margin for a busy machine."""
+    (tmp_path / "web").mkdir()
+    (tmp_path / "silent").mkdir()
+    with Peer(SILENT["sends a PDU without an end"]) as slow, Peer(ANSWERS["sends a line without an end"][0]) as web_archive:
+        tries = [at(tmp_path, slow), sending(tmp_path / "web", f"stow:http://127.0.0.1:{web_archive.port}/studies")]
+        with Peer(SILENT["says nothing"]) as silent:
+            tries.append(at(tmp_path / "silent", silent))
+            with ThreadPoolExecutor() as pool:
+                found = [step.result(300) for step in [pool.submit(one.step) for one in tries]]
+    assert [one[:2] for one in found] == [("waiting", IN_TIME), ("waiting", IN_TIME), ("waiting", "no association")]
+    assert 29 < found[2][2] < 60 and all(took < 190 for _, _, took in found)

@@ -24,6 +24,7 @@ for needed in ("pynetdicom", "highdicom", "starlette", "yaml", "prometheus_clien
 
 from pydicom import dcmread
 from pydicom.data import get_testdata_file
+from pydicom.uid import generate_uid
 from pynetdicom import AE, evt
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.dsutils import encode
@@ -225,6 +226,27 @@ def test_an_archive_that_is_away_is_full_and_takes_another_class(tmp_path: Path)
         assert node.queue("retry", "2").returncode == 0
         node.until(lambda: len(node.events("refused")) > 1 or node.events("postponed")[2:])
         archive.server.shutdown()
+
+
+def test_an_archive_that_takes_no_report_gets_a_page(tmp_path: Path) -> None:
+    """About two images, and a new page when an image came late."""
+    archive, images = Archive(port := free_port(), "1.2.840.10008.5.1.4.1.1.7"), slices(3)
+    images[1].SeriesInstanceUID = images[2].SeriesInstanceUID = generate_uid()
+    of = {"to": f"dicom:PACS@127.0.0.1:{port}", "sc": "allowed", "i_understand_this_is_research": "true"}
+    with listening(tmp_path, send=[of]) as node:
+        assert sent(node.port, images[:2]) == [0, 0]
+        node.until(lambda: node.events("sent"))
+        assert sent(node.port, images[2:]) == [0]
+        node.until(lambda: len(node.events("sent")) == 2)
+    archive.server.shutdown()
+    first, second = archive.stored
+    named = [[one.ReferencedSOPInstanceUID for one in page.SourceImageSequence] for page in (first, second)]
+    assert sorted(named[0]) == sorted(one.SOPInstanceUID for one in images[:2]) and len(named[1]) == 2
+    assert first.StudyInstanceUID == images[0].StudyInstanceUID and first.SeriesInstanceUID == second.SeriesInstanceUID
+    assert first.SOPInstanceUID != second.SOPInstanceUID and len(first.PixelData) == first.Rows * first.Columns
+    if shutil.which("dciodvfy"):
+        checked = subprocess.run(["dciodvfy", "-new", tmp_path / "state" / "reports" / "1.sc.dcm"], capture_output=True, text=True)
+        assert "SCImage\n" in checked.stderr and "Error" not in checked.stderr
 
 
 KILLS = 2
