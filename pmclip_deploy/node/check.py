@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pmclip_deploy.console import counted
+from pmclip_deploy.node.archive import association_with
 from pmclip_deploy.node.audit import Trail
 from pmclip_deploy.node.protocol import Protocol
 from pmclip_deploy.node.receive import IMAGE_CLASSES, SYNTAXES
-from pmclip_deploy.node.send import Later, association_with
 from pmclip_deploy.node.settings import DICOM, FOLDER, Destination, Ward
+from pmclip_deploy.node.wire import Later, Refused, Wire
 
 NO_DESTINATION = 7  # exit code
 ANSWERS = "answers C-ECHO"
 VERIFICATION = "1.2.840.10008.1.1"
+CHECK_S = 60.0  # for each archive
 
 
 def check(ward: Ward, protocols: Sequence[Protocol]) -> int:
@@ -45,11 +47,13 @@ def check(ward: Ward, protocols: Sequence[Protocol]) -> int:
 
 
 def _echo(destination: Destination, ward: Ward) -> str:
-    try:
-        association = association_with(destination, [(VERIFICATION, ["1.2.840.10008.1.2"])], ward.node.aet)
-    except Later as error:
-        return str(error)
-    try:
-        return ANSWERS if association.send_c_echo().get("Status") == 0 else "does not answer C-ECHO"
-    finally:
-        association.release()
+    wire = Wire()
+    with wire.limited(CHECK_S):
+        try:
+            association = association_with(destination, {VERIFICATION: ("1.2.840.10008.1.2",)}, ward.node.aet, wire)
+        except (Later, Refused) as error:
+            return str(error)
+        try:
+            return ANSWERS if association.send_c_echo().get("Status") == 0 else "does not answer C-ECHO"
+        finally:
+            association.release()

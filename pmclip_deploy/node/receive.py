@@ -24,10 +24,12 @@ from pmclip_deploy.imaging.decoders.frame import CODECS
 from pmclip_deploy.imaging.dicom_file import image_from_file, reading
 from pmclip_deploy.imaging.elements import order_in_series, text_of, whole_number
 from pmclip_deploy.node.audit import Trail
+from pmclip_deploy.node.commitment import PUSH_MODEL, answer
 from pmclip_deploy.node.ledger import Arrival, Ledger
 from pmclip_deploy.node.protocol import Protocol, keywords_of, values_of
-from pmclip_deploy.node.server import SILENT_S, server_class
+from pmclip_deploy.node.server import IDLE_S, SILENT_S, server_class
 from pmclip_deploy.node.settings import Ward
+from pmclip_deploy.node.wire import cut
 from pmclip_deploy.report.source import MAKER
 
 NATIVE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99")
@@ -43,7 +45,6 @@ STORED, FULL, MISMATCH, NO_IMAGE = 0x0000, 0xA700, 0xA900, 0xC000
 REJECT = {"calling": (1, 1, 3), "called": (1, 1, 7), "busy": (2, 3, 2)}  # result, source, reason (PS3.8 9.3.4)
 WHY = {"calling": "the calling AE title and its address are not in peers", "called": "the called AE title is not that of the node"}
 MOST_CONNECTIONS = 1000  # also those that have asked for nothing yet
-IDLE_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -144,11 +145,14 @@ class Receiver:
         entity.add_supported_context(Verification)
         for sop_class in IMAGE_CLASSES:
             entity.add_supported_context(sop_class, list(SYNTAXES))
+        if any(one.commit for one in self.ward.send):  # the peer is SCP, and says so by role selection
+            entity.add_supported_context(PUSH_MODEL, scu_role=False, scp_role=True)
         handlers: Any = [
             (evt.EVT_REQUESTED, self._requested),
             (evt.EVT_DATA_RECV, self._received),
             (evt.EVT_C_ECHO, lambda event: STORED),
             (evt.EVT_C_STORE, self._store),
+            (evt.EVT_N_EVENT_REPORT, answer(self.ledger, self.log)),
             (evt.EVT_CONN_CLOSE, self._closed),
         ]
         of_server = server_class(lambda address: self.audit.refused(address, "", "the TLS handshake failed"))
@@ -166,8 +170,13 @@ class Receiver:
         end = time.monotonic() + grace_s
         while self.associations and time.monotonic() < end:
             time.sleep(0.05)
-        for association in self._server.active_associations:
-            association.abort()
+        left = self._server.active_associations
+        for association in left:
+            association.abort(block=False)  # to block is to wait for a peer that has sent half a PDU
+        time.sleep(0.2 if left else 0)
+        for association in left:
+            if association.dul.socket is not None and association.dul.socket.socket is not None:
+                cut(association.dul.socket.socket)
         self._server.server_close()
 
     def _tls(self) -> ssl.SSLContext | None:

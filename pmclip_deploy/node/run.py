@@ -27,6 +27,7 @@ from pmclip_deploy.predictor import Predictor
 POLL_S = 0.1
 SWEEP_S = 10.0
 UNMATCHED_S = 86400.0  # for which images that nobody asks about are kept
+FINISH_S, CUT_S = 10.0, 5.0  # in which the threads may finish what they are at; in which they end when their connections are cut
 
 
 def log(event: str, **facts: Any) -> None:
@@ -67,7 +68,8 @@ class Node:
     """Runs until ``stop``. What it was doing then goes on with the next start."""
 
     def __init__(self, ward: Ward, protocols: Sequence[Protocol], predictor: Predictor) -> None:
-        self.ward, self.ledger, self.quiet = ward, Ledger(ward.state / "queue.db"), Quiet()
+        self.ward, self.ledger, self.quiet = ward, Ledger(ward.state / "queue.db", upgrade=True), Quiet()
+        self.ledger.bundle = predictor.model.sha256
         self._stopped, self._threads = threading.Event(), list[threading.Thread]()
         self.audit = Trail(ward, log)
         self.receiver = Receiver(ward, protocols, self.ledger, self.quiet, self.audit, log)
@@ -100,14 +102,21 @@ class Node:
         while not self._stopped.wait(SWEEP_S):
             self.sweep()
         self.receiver.close()
-        for thread in self._threads:
-            thread.join(120)
-        self.worker.close()
+        self._join(FINISH_S)
+        for sender in self.senders:
+            sender.close()
+        self._join(CUT_S)
         self.ledger.close()
+        self.worker.close()
         log("stopped")
 
     def stop(self) -> None:
         self._stopped.set()
+
+    def _join(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        for thread in self._threads:
+            thread.join(max(end - time.monotonic(), 0))
 
     def _watch(self, port: int) -> None:
         from pmclip_deploy.node.metrics import Facts, serve

@@ -10,6 +10,7 @@ from socket import socket
 from typing import Any, cast
 
 SILENT_S = 10.0  # in which a connection must say who it is
+IDLE_S = 60.0
 
 
 def _readable(connection: socket, seconds: float) -> bool:
@@ -35,7 +36,7 @@ def server_class(refused: Callable[[str], None]) -> Any:
                     except ssl.SSLError:
                         refused(self.client_address[0])
                         raise
-                    self.request.settimeout(None)
+                self.request.settimeout(IDLE_S)  # for the rest of a PDU
                 if _readable(self.request, SILENT_S):
                     super().handle()
                     return

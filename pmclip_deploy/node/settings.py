@@ -79,6 +79,8 @@ class Destination(Strict):
     to: str
     calling: AeTitle | None = None  # our AE title there; default the node's
     sr_classes: Annotated[list[Literal["comprehensive3d", "comprehensive", "enhanced"]], Field(min_length=1)] = ["comprehensive3d"]
+    sc: Literal["never", "allowed"] = "never"  # a Secondary Capture, if no class of sr_classes is accepted
+    commit: bool = False  # ask for storage commitment
     tls: bool = False
     ca: File = None
     token_file: File = None
@@ -100,7 +102,14 @@ class Destination(Strict):
     def _research(self) -> Destination:
         if self.kind != FOLDER and not self.i_understand_this_is_research:
             raise ValueError("a report in an archive is read as a finding: set i_understand_this_is_research: true, or send to a folder")
+        if self.kind != DICOM and (self.commit or self.sc != "never"):
+            raise ValueError("sc and commit are for a dicom: destination alone")
         return self
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes in which a report may go there, the preferred one first."""
+        return [*self.sr_classes, *(["sc"] if self.sc == "allowed" else [])]
 
     @property
     def kind(self) -> str:

@@ -41,7 +41,7 @@ class Worker:
     ) -> None:  # fmt: skip
         self.ward, self.ledger, self.predictor, self.quiet, self.audit, self.log = ward, ledger, predictor, quiet, audit, log
         self.protocols = {protocol.name: protocol for protocol in protocols}
-        self.classes = list(dict.fromkeys(name for one in ward.send for name in one.sr_classes))
+        self.classes = list(dict.fromkeys(name for one in ward.send for name in one.classes))
         self.folders = Folders(ward.state)
         self._reader: Reader | None = None
 
@@ -90,7 +90,7 @@ class Worker:
             self.log("silent", job=job.id)
             return
         before = self._previous(job)
-        notes = _notes(protocol, len(candidates), len(chosen), len(images), job.version)
+        notes = _notes(protocol, len(candidates), len(chosen), len(images), job, self.predictor.model.sha256)
         codes = {one.ask: one.finding for one in protocol.questions if one.finding is not None}
         made = {}
         for sr_class in self.classes:
@@ -120,7 +120,8 @@ class Worker:
         before = self.ledger.predecessor(job)
         if before is None:
             return {}
-        return {name: Previous(before.study, series, SR_CLASSES[name], sop) for name, (sop, series) in json.loads(before.report).items()}
+        made = {name: uids for name, uids in json.loads(before.report).items() if name in SR_CLASSES}
+        return {name: Previous(before.study, series, SR_CLASSES[name], sop) for name, (sop, series) in made.items()}
 
     def open(self) -> None:
         """Starts the process that decodes, if there is none."""
@@ -141,12 +142,14 @@ class Worker:
         return self._reader.call(READ_S, name, *arguments)
 
 
-def _notes(protocol: Protocol, there: int, chosen: int, read: int, version: int) -> tuple[str, ...]:
+def _notes(protocol: Protocol, there: int, chosen: int, read: int, job: Job, bundle: str) -> tuple[str, ...]:
     how = PICKED[protocol.pick.choose].format(n=protocol.pick.n)
     of = f"{how} of {'each series' if protocol.pick.per == 'series' else 'the study'}, {protocol.pick.max_images} at most"
     notes = [f"Protocol {protocol.label} looked at {read} of {there} images that it matches: {of}."]
     if read < chosen:
         notes.append(f"{chosen - read} of the chosen images could not be read.")
-    if version > 1:
-        notes.append(f"Version {version}: images came after the earlier report, which this one replaces.")
+    if job.bundle not in ("", bundle):
+        notes.append("The model was changed while the study waited: this report is by the new one.")
+    if job.version > 1:
+        notes.append(f"Version {job.version}: images came after the earlier report, which this one replaces.")
     return tuple(notes)
