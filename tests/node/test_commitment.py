@@ -21,6 +21,7 @@ from pynetdicom.pdu_primitives import SCP_SCU_RoleSelectionNegotiation
 from pmclip_deploy.node import commitment
 from pmclip_deploy.node.commitment import INSTANCE, PUSH_MODEL
 from pmclip_deploy.node.receive import Folders, Quiet, Receiver
+from pmclip_deploy.node.send import Sender
 from pmclip_deploy.node.settings import Ward
 from pmclip_deploy.report.document import SR_CLASSES
 from tests.node import commit_chain
@@ -147,7 +148,10 @@ def test_an_archive_that_does_not_answer_is_asked_again_and_given_up(tmp_path: P
         assert one.step()[:2] == ("sent", "") and one.wait > 3590
         assert len(archive.stored) == 1 and len({str(ask.TransactionUID) for ask in archive.asked}) == 2
         one.ledger._db.execute("UPDATE delivery SET due = 0, since = 0")
+        without = Sender(one.sender.destination.model_copy(update={"commit": False}), one.sender.ward, one.ledger, one.sender.log)
         assert one.step()[:2] == ("given_up", "stored, but no commitment came") and not one.sender.step()
+        one.ledger._db.execute("UPDATE delivery SET state = 'sent', due = 0")
+        assert without.step() and delivery(one) == ("done", "")  # commit was taken out of ward.yaml
 
 
 def test_on_a_new_association_after_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import ssl
 import subprocess
 import threading
 import time
@@ -22,6 +23,7 @@ from pynetdicom import AE, evt
 from pmclip_deploy.node import archive, send, web
 from pmclip_deploy.node.archive import CLASSES
 from pmclip_deploy.report.document import SR_CLASSES
+from tests.certificates import certificates
 from tests.node.running import listening, sent, slices
 from tests.node.sending import Peer, Sending, relay, sending
 
@@ -296,6 +298,36 @@ def test_a_web_archive(tmp_path: Path, behave: Any, state: str, reason: str, sho
         found = sending(tmp_path, f"stow:http://127.0.0.1:{peer.port}/studies?x=1").step()
         assert found[:2] == (state, reason) and found[2] < 3
         assert not peer.heard or peer.heard.startswith(b"POST /studies?x=1 HTTP/1.1\r\n")
+
+
+def over_tls(folder: Path, behave: Any) -> Callable[[Peer, socket], None]:
+    certificates(folder)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "server.pem", folder / "server.key")
+
+    def wrapped(peer: Peer, connection: socket) -> None:
+        with context.wrap_socket(connection, server_side=True) as inside:
+            behave(peer, inside)
+
+    return wrapped
+
+
+def test_a_web_archive_over_tls(tmp_path: Path) -> None:
+    with Peer(over_tls(tmp_path, ANSWERS["stores"][0])) as peer:
+        one = sending(tmp_path, f"stow:https://localhost:{peer.port}/studies", ca=str(tmp_path / "ca.pem"))
+        assert one.step()[:2] == ("done", "") and peer.heard.startswith(b"POST /studies HTTP/1.1\r\n")
+        (tmp_path / "b").mkdir()
+        state, reason, _ = sending(tmp_path / "b", f"stow:https://localhost:{peer.port}/studies").step()
+        assert state == "waiting" and "CERTIFICATE_VERIFY_FAILED" in reason
+
+
+@pytest.mark.parametrize("to", ["stow:https://localhost:{}/studies", "dicom:PACS@localhost:{}"])
+def test_bytes_without_an_end_over_tls(tmp_path: Path, to: str, short: None) -> None:
+    behave = ANSWERS["sends a line without an end"][0] if to.startswith("stow") else SILENT["sends a PDU without an end"]
+    with Peer(over_tls(tmp_path, behave)) as peer:
+        tls = {} if to.startswith("stow") else {"tls": "true"}
+        state, reason, took = sending(tmp_path, to.format(peer.port), ca=str(tmp_path / "ca.pem"), **tls).step()
+        assert (state, reason) == ("waiting", IN_TIME) and took < 3
 
 
 @pytest.mark.parametrize(("said", "wait"), [(b"30", 30), (b"86400", 900), (b"soon", 10), (b"1" * 500, 900)])
