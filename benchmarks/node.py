@@ -4,6 +4,7 @@
 
 DCMTK's storescu sends CT images of 512 x 512 pixels to each receiver in turn, first as it is, then with TCP_NODELAY for it and
 for storescp. storescp writes without a sync; the node syncs each image, its folder and its row before it answers.
+`benchmarks.node_archive` times a report in an archive.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,6 +25,7 @@ import numpy as np
 from pmclip_deploy.benchmarks import harness
 from pmclip_deploy.errors import UsageError
 
+QUIET_S = 2
 PROTOCOL = """\
 name: speed
 revision: 1
@@ -54,8 +56,8 @@ def images(folder: Path, count: int, studies: int = 1) -> list[Path]:
 
 
 @contextmanager
-def node(folder: Path, quiet_s: float) -> Iterator[int]:
-    """Its port. Reports go to ``folder``/reports."""
+def node(folder: Path, quiet_s: float, to: str = "folder:reports") -> Iterator[int]:
+    """Its port. Reports go to ``folder``/reports, or to another destination."""
     folder.mkdir()
     (folder / "speed.yaml").write_text(PROTOCOL)
     ward = {
@@ -63,7 +65,7 @@ def node(folder: Path, quiet_s: float) -> Iterator[int]:
         "peers": [{"aet": "STORESCU", "addresses": ["127.0.0.1"]}],
         "complete": {"quiet_s": str(quiet_s)},
         "protocols": ["speed.yaml"],
-        "send": [{"to": "folder:reports"}],
+        "send": [{"to": to, "i_understand_this_is_research": "true"}],
         "disk": {"refuse_below_gb": "0"},
     }
     (folder / "ward.yaml").write_text(json.dumps(ward))  # JSON is YAML
@@ -109,14 +111,20 @@ def seconds_to_send(port: int, files: list[Path], associations: int, nodelay: bo
     return time.perf_counter() - begun
 
 
-def seconds_to_report(port: int, reports: Path, files: list[Path]) -> float:
-    """From the answer to the last image."""
-    before = len(list(reports.glob("*.dcm")))
+def seconds_to_report(port: int, reports: Callable[[], int], files: list[Path]) -> float:
+    """From the answer to the last image, until there is a report more."""
+    before = reports()
     seconds_to_send(port, files, 1)
     begun = time.perf_counter()
-    while len(list(reports.glob("*.dcm"))) == before:
+    while reports() == before:
         time.sleep(0.01)
     return time.perf_counter() - begun
+
+
+def print_waits(folder: Path, studies: int, port: int, where: str, reports: Callable[[], int]) -> None:
+    files = images(folder, 10 * studies, studies)
+    waits = [seconds_to_report(port, reports, files[10 * i :][:10]) for i in range(studies)]
+    print(f"last image to report in {where}, quiet time {QUIET_S} s: median {statistics.median(waits):.2f} s, most {max(waits):.2f} s")
 
 
 def main() -> None:
@@ -143,10 +151,9 @@ def main() -> None:
                 print(f"    {name}: {statistics.median(of):.1f} images a second (rounds {', '.join(f'{rate:.1f}' for rate in of)})")
             ratios = [ours / theirs for ours, theirs in zip(rates["listen"], rates["storescp"], strict=True)]
             print(f"    listen beside storescp: {statistics.median(ratios):.2f}", flush=True)
-        with node(folder / "node", 2) as port:
-            files = images(folder / "studies", 10 * options.studies, options.studies)
-            waits = [seconds_to_report(port, folder / "node" / "reports", files[10 * i :][:10]) for i in range(options.studies)]
-        print(f"last image to report in a folder, quiet time 2 s: median {statistics.median(waits):.2f} s, most {max(waits):.2f} s")
+        with node(folder / "node", QUIET_S) as port:
+            reports = folder / "node" / "reports"
+            print_waits(folder / "studies", options.studies, port, "a folder", lambda: len(list(reports.glob("*.dcm"))))
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ COMMANDS = {  # of each command, the module in pmclip_deploy.cli and its functio
     "export": "export.export",
     "parity": "export.parity",
 }
-END_AT_ONCE = ("infer", "classify")
+END_AT_ONCE = ("infer", "classify", "listen")  # a thread of pynetdicom may wait for a peer
 QUIET = {"--quiet", "-q"}
 ANYWHERE = {"--debug", *QUIET}  # options that also work after a command
 FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}

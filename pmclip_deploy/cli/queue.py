@@ -3,6 +3,7 @@
 import json
 import shutil
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -90,12 +91,15 @@ def drop(job: Id, config: Config) -> None:
 @app.command()
 def export(job: Id, folder: Annotated[Path, typer.Argument(help="Folder for the copies.")], config: Config) -> None:
     """Copy the reports of a job. They name the patient."""
+    from pmclip_deploy.node.audit import Trail
     from pmclip_deploy.node.receive import Folders
 
     ward, _ = _opened(config)
     files = sorted(Folders(ward.state).reports.glob(f"{job}.*.dcm"))
     if not files:
         raise UsageError(f"job {job} has no report here", "look at `pmclip-deploy queue show`")
+    with write_errors("the audit trail", "check `audit` in ward.yaml"), closing(Trail(ward)) as trail:
+        trail.exported(folder, files, person=True)
     with write_errors(f"{folder}:", "give another folder"):
         folder.mkdir(parents=True, exist_ok=True)
         for file in files:

@@ -2,45 +2,25 @@
 
     image     matched | unmatched | replaced | deleted
     job       collecting -> ready -> running -> reported -> done        or failed, silent, dropped
-    delivery  waiting -> done                                           or refused, given_up, dropped
+    delivery  waiting -> done, or waiting -> sent -> done                or refused, given_up, dropped
 
-A job is one report about a study by a protocol. An image that comes after a job began to run opens the next version of it. "failed",
-"refused" and "given_up" wait for a person, who runs `pmclip-deploy queue retry`.
+A job is one report about a study by a protocol. An image that comes after a job began to run opens the next version of it. A
+delivery that is "sent" waits for the archive's storage commitment. "failed", "refused" and "given_up" wait for a person, who runs
+`pmclip-deploy queue retry`.
 """
 
 from __future__ import annotations
 
-import sqlite3
-import threading
+import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from pmclip_deploy.errors import BundleError, UsageError
+from pmclip_deploy.node.database import Database
 from pmclip_deploy.node.protocol import Candidate
 
-SCHEMA = 1
 LEASE_S = 300.0
-TABLES = """
-CREATE TABLE image (
-    id INTEGER PRIMARY KEY, sop TEXT NOT NULL, sha256 TEXT NOT NULL, file TEXT NOT NULL, study TEXT NOT NULL, series TEXT NOT NULL,
-    protocol TEXT, place REAL NOT NULL, pixels INTEGER NOT NULL, received REAL NOT NULL, copies INTEGER NOT NULL DEFAULT 1,
-    state TEXT NOT NULL, reason TEXT NOT NULL DEFAULT '', UNIQUE (sop, sha256));
-CREATE INDEX image_of_study ON image (study, protocol);
-CREATE TABLE job (
-    id INTEGER PRIMARY KEY, study TEXT NOT NULL, protocol TEXT NOT NULL, version INTEGER NOT NULL, opened REAL NOT NULL,
-    due REAL NOT NULL DEFAULT 0, tries INTEGER NOT NULL DEFAULT 0, bundle TEXT NOT NULL DEFAULT '', report TEXT NOT NULL DEFAULT '',
-    changed REAL NOT NULL, state TEXT NOT NULL, reason TEXT NOT NULL DEFAULT '', UNIQUE (study, protocol, version));
-CREATE INDEX job_by_state ON job (state, due);
-CREATE TABLE delivery (
-    job INTEGER NOT NULL REFERENCES job (id), destination TEXT NOT NULL, tries INTEGER NOT NULL DEFAULT 0, since REAL NOT NULL,
-    due REAL NOT NULL DEFAULT 0, changed REAL NOT NULL, state TEXT NOT NULL, reason TEXT NOT NULL DEFAULT '',
-    PRIMARY KEY (job, destination));
-CREATE INDEX delivery_by_state ON delivery (state, destination, due);
-"""
 
 
 @dataclass(frozen=True)
@@ -67,56 +47,23 @@ class Job:
     tries: int
     report: str  # JSON: of each SR class the SOP and the Series Instance UID; "" before there is one
     state: str
+    bundle: str = ""  # the hash of the one that made the report; before, of the one that would have when the job was opened
 
 
-class Ledger:
+@dataclass(frozen=True)
+class Due:
+    """A delivery whose time has come."""
+
+    job: Job
+    failed: int  # tries, since the state changed
+    since: float
+    sent: str  # the SR class that the archive has, and has not committed itself to; "" if it has none
+
+
+class Ledger(Database):
     """One file, used by several threads of this process, and by `pmclip-deploy queue` in another one."""
 
-    def __init__(self, file: Path) -> None:
-        """Raises UsageError if the file cannot be opened, and BundleError if a later version of this program wrote it."""
-        try:
-            file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            file.touch(0o600)
-            self._db = sqlite3.connect(file, timeout=60, isolation_level=None, check_same_thread=False)
-            self._db.row_factory = sqlite3.Row
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = FULL")
-            self._db.execute("PRAGMA foreign_keys = ON")
-        except (OSError, sqlite3.Error) as error:
-            raise UsageError(f"{file}: cannot be opened ({error})", "check the folder `state` of ward.yaml") from None
-        self._lock = threading.RLock()
-        with self._change():
-            (version,) = self._db.execute("PRAGMA user_version").fetchone()
-            if version > SCHEMA:
-                raise BundleError(f"{file}: a later version of pmclip-deploy wrote it", "install that version")
-            if version == 0:
-                for statement in TABLES.split(";\n"):
-                    if statement.strip():
-                        self._db.execute(statement)
-                self._db.execute(f"PRAGMA user_version = {SCHEMA}")
-
-    def close(self) -> None:
-        self._db.close()
-
-    @contextmanager
-    def _change(self) -> Iterator[None]:
-        with self._lock:
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-                self._db.execute("COMMIT")
-            except BaseException:
-                if self._db.in_transaction:  # a full disk has ended some already
-                    self._db.execute("ROLLBACK")
-                raise
-
-    def _all(self, query: str, *values: Any) -> list[Any]:
-        with self._lock:
-            return self._db.execute(query, values).fetchall()
-
-    def _one(self, query: str, *values: Any) -> Any:
-        with self._lock:
-            return self._db.execute(query, values).fetchone()
+    bundle = ""  # the hash of the one that answers now
 
     # Images.
 
@@ -156,8 +103,8 @@ class Ledger:
             return
         version = 1 if last is None else last["version"] + 1
         self._db.execute(
-            "INSERT INTO job (study, protocol, version, opened, changed, state) VALUES (?, ?, ?, ?, ?, 'collecting')",
-            (study, protocol, version, now, now),
+            "INSERT INTO job (study, protocol, version, opened, changed, bundle, state) VALUES (?, ?, ?, ?, ?, ?, 'collecting')",
+            (study, protocol, version, now, now, self.bundle),
         )
 
     def candidates(self, job: Job) -> list[Candidate]:
@@ -247,28 +194,66 @@ class Ledger:
 
     # Deliveries.
 
-    def next_delivery(self, destination: str) -> tuple[Job, int, float] | None:
-        """(job, failed tries, since when it waits) of the one that is due; an earlier version of a study's report goes first."""
+    def next_delivery(self, destination: str) -> Due | None:
+        """The one that is due; an earlier version of a study's report goes first."""
         row = self._one(
-            "SELECT job.*, delivery.tries AS failed, delivery.since FROM delivery JOIN job ON job.id = delivery.job"
-            " WHERE delivery.state = 'waiting' AND delivery.destination = ? AND delivery.due <= ? AND NOT EXISTS ("
+            "SELECT job.*, delivery.tries AS failed, delivery.since,"
+            " coalesce((SELECT sr_class FROM commitment WHERE delivery.state = 'sent'"
+            "  AND job = delivery.job AND destination = delivery.destination ORDER BY rowid DESC LIMIT 1), '') AS sent"
+            " FROM delivery JOIN job ON job.id = delivery.job"
+            " WHERE delivery.state IN ('waiting', 'sent') AND delivery.destination = ? AND delivery.due <= ? AND NOT EXISTS ("
             "  SELECT 1 FROM delivery AS d JOIN job AS j ON j.id = d.job WHERE d.state = 'waiting' AND d.destination = delivery.destination"
             "  AND j.study = job.study AND j.protocol = job.protocol AND j.version < job.version) ORDER BY delivery.due, job.id LIMIT 1",
             destination,
             time.time(),
         )
-        return None if row is None else (_job(row), row["failed"], row["since"])
+        return None if row is None else Due(_job(row), row["failed"], row["since"], row["sent"])
 
     def set_delivery(self, job: Job, destination: str, state: str, reason: str = "", due: float = 0.0) -> None:
-        """With the last one the job is done. A failed try leaves it ``waiting``, with the time of the next."""
+        """With the last one the job is done. A failed try leaves it ``waiting`` or ``sent``, with the time of the next."""
         now = time.time()
         with self._change():
             self._db.execute(
                 "UPDATE delivery SET state = ?, reason = ?, due = ?, tries = tries + ?, changed = ?"
-                " WHERE job = ? AND destination = ? AND state = 'waiting'",
-                (state, reason, due, state == "waiting", now, job.id, destination),
+                " WHERE job = ? AND destination = ? AND state IN ('waiting', 'sent')",
+                (state, reason, due, state in ("waiting", "sent"), now, job.id, destination),
             )
             self._close(job.id, now)
+
+    # Storage commitment.
+
+    def asking(self, job: Job, destination: str, transaction: str, sr_class: str, due: float) -> None:
+        """The archive has the report, and will be asked to commit itself to it; it is asked again when ``due``."""
+        now, sop = time.time(), json.loads(job.report)[sr_class][0]
+        with self._change():
+            self._db.execute("INSERT INTO commitment VALUES (?, ?, ?, ?, ?)", (transaction, job.id, destination, sr_class, sop))
+            self._db.execute(
+                "UPDATE delivery SET tries = CASE state WHEN 'sent' THEN tries ELSE 0 END, state = 'sent', reason = '', due = ?,"
+                " changed = ? WHERE job = ? AND destination = ? AND state IN ('waiting', 'sent')",
+                (due, now, job.id, destination),
+            )
+
+    def asked(self, transaction: str) -> tuple[int, str, str] | None:
+        """(job, destination, SOP Instance UID) of a transaction."""
+        row = self._one("SELECT job, destination, sop FROM commitment WHERE transaction_uid = ?", transaction)
+        return None if row is None else tuple(row)
+
+    def answered(self, transaction: str, state: str, reason: str) -> bool:
+        """Returns False if the delivery waits for no answer any more."""
+        now = time.time()
+        with self._change():
+            row = self._db.execute(
+                "UPDATE delivery SET state = ?, reason = ?, changed = ? WHERE state = 'sent' AND (job, destination) ="
+                " (SELECT job, destination FROM commitment WHERE transaction_uid = ?) RETURNING job",
+                (state, reason, now, transaction),
+            ).fetchone()
+            if row is not None:
+                self._close(row["job"], now)
+        return row is not None
+
+    def is_open(self, job: Job, destination: str) -> bool:
+        """Whether its commitment is still awaited."""
+        return bool(self._one("SELECT 1 FROM delivery WHERE job = ? AND destination = ? AND state = 'sent'", job.id, destination))
 
     def _close(self, job: int, now: float) -> None:
         self._db.execute(
@@ -312,7 +297,7 @@ class Ledger:
             jobs = "UPDATE job SET state = 'ready', due = 0, changed = ? WHERE id = ? AND state = 'failed'"
             sends = (
                 "UPDATE delivery SET state = 'waiting', due = 0, since = ?, changed = ?"
-                " WHERE job = ? AND state IN ('refused', 'given_up', 'waiting')"
+                " WHERE job = ? AND state IN ('refused', 'given_up', 'waiting', 'sent')"
             )
             return self._db.execute(jobs, (now, job)).rowcount + self._db.execute(sends, (now, now, job)).rowcount > 0
 
@@ -320,7 +305,9 @@ class Ledger:
         """Nothing more comes of it. Returns False if it has ended already."""
         now = time.time()
         with self._change():
-            sends = "UPDATE delivery SET state = 'dropped', changed = ? WHERE job = ? AND state IN ('waiting', 'refused', 'given_up')"
+            sends = (
+                "UPDATE delivery SET state = 'dropped', changed = ? WHERE job = ? AND state IN ('waiting', 'sent', 'refused', 'given_up')"
+            )
             jobs = "UPDATE job SET state = 'dropped', changed = ? WHERE id = ? AND state NOT IN ('done', 'silent', 'dropped')"
             self._db.execute(sends, (now, job))
             return self._db.execute(jobs, (now, job)).rowcount > 0
@@ -338,11 +325,12 @@ class Ledger:
             # The last report of a study stays as long as an image of it does: a late image's report names it.
             kept = "EXISTS (SELECT 1 FROM image WHERE image.study = job.study AND image.state = 'matched')"
             gone = f"SELECT id FROM job WHERE {ended} AND NOT {kept}"
-            self._db.execute(f"DELETE FROM delivery WHERE job IN ({gone})", (before,))
+            for table in ("commitment", "delivery"):
+                self._db.execute(f"DELETE FROM {table} WHERE job IN ({gone})", (before,))
             count = self._db.execute(f"DELETE FROM job WHERE id IN ({gone})", (before,)).rowcount
             self._db.execute("DELETE FROM image WHERE state = 'deleted' AND NOT EXISTS (SELECT 1 FROM job WHERE job.study = image.study)")
             return count
 
 
 def _job(row: Any) -> Job:
-    return Job(row["id"], row["study"], row["protocol"], row["version"], row["tries"], row["report"], row["state"])
+    return Job(row["id"], row["study"], row["protocol"], row["version"], row["tries"], row["report"], row["state"], row["bundle"])

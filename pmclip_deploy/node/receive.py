@@ -15,9 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
-from selectors import EVENT_READ, DefaultSelector
-from socket import socket
-from typing import Any, cast
+from typing import Any
 
 from pmclip_deploy.atomic import sync_folder
 from pmclip_deploy.errors import InputError
@@ -25,9 +23,13 @@ from pmclip_deploy.header.raw import STORAGE, strings_of
 from pmclip_deploy.imaging.decoders.frame import CODECS
 from pmclip_deploy.imaging.dicom_file import image_from_file, reading
 from pmclip_deploy.imaging.elements import order_in_series, text_of, whole_number
+from pmclip_deploy.node.audit import Trail
+from pmclip_deploy.node.commitment import PUSH_MODEL, answer
 from pmclip_deploy.node.ledger import Arrival, Ledger
 from pmclip_deploy.node.protocol import Protocol, keywords_of, values_of
+from pmclip_deploy.node.server import IDLE_S, SILENT_S, server_class
 from pmclip_deploy.node.settings import Ward
+from pmclip_deploy.node.wire import cut
 from pmclip_deploy.report.source import MAKER
 
 NATIVE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99")
@@ -41,9 +43,8 @@ IMAGE_CLASSES = tuple(STORAGE + tail for tail in _TAILS)  # radiology images, an
 # Statuses of C-STORE (PS3.4 B.2.3).
 STORED, FULL, MISMATCH, NO_IMAGE = 0x0000, 0xA700, 0xA900, 0xC000
 REJECT = {"calling": (1, 1, 3), "called": (1, 1, 7), "busy": (2, 3, 2)}  # result, source, reason (PS3.8 9.3.4)
+WHY = {"calling": "the calling AE title and its address are not in peers", "called": "the called AE title is not that of the node"}
 MOST_CONNECTIONS = 1000  # also those that have asked for nothing yet
-SILENT_S = 10.0  # in which a connection must say who it is
-IDLE_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -113,8 +114,10 @@ class Quiet:
 class Receiver:
     """Takes images from the peers of ward.yaml."""
 
-    def __init__(self, ward: Ward, protocols: Sequence[Protocol], ledger: Ledger, quiet: Quiet, log: Callable[..., None]) -> None:
-        self.ward, self.protocols, self.ledger, self.quiet, self.log = ward, protocols, ledger, quiet, log
+    def __init__(
+        self, ward: Ward, protocols: Sequence[Protocol], ledger: Ledger, quiet: Quiet, audit: Trail, log: Callable[..., None]
+    ) -> None:
+        self.ward, self.protocols, self.ledger, self.quiet, self.audit, self.log = ward, protocols, ledger, quiet, audit, log
         self.folders = Folders(ward.state)
         self.statuses = Counter[int]()
         self._keywords = keywords_of(protocols)
@@ -142,16 +145,18 @@ class Receiver:
         entity.add_supported_context(Verification)
         for sop_class in IMAGE_CLASSES:
             entity.add_supported_context(sop_class, list(SYNTAXES))
+        if any(one.commit for one in self.ward.send):  # the peer is SCP, and says so by role selection
+            entity.add_supported_context(PUSH_MODEL, scu_role=False, scp_role=True)
         handlers: Any = [
             (evt.EVT_REQUESTED, self._requested),
             (evt.EVT_DATA_RECV, self._received),
             (evt.EVT_C_ECHO, lambda event: STORED),
             (evt.EVT_C_STORE, self._store),
+            (evt.EVT_N_EVENT_REPORT, answer(self.ledger, self.log)),
             (evt.EVT_CONN_CLOSE, self._closed),
         ]
-        server = entity.make_server(
-            (node.host, node.port), ssl_context=self._tls(), evt_handlers=handlers, server_class=_server_class()
-        )  # fmt: skip
+        of_server = server_class(lambda address: self.audit.refused(address, "", "the TLS handshake failed"))
+        server = entity.make_server((node.host, node.port), ssl_context=self._tls(), evt_handlers=handlers, server_class=of_server)
         entity._servers.append(server)
         self._server = server
         threading.Thread(target=server.serve_forever, name="listener", daemon=True).start()
@@ -165,8 +170,13 @@ class Receiver:
         end = time.monotonic() + grace_s
         while self.associations and time.monotonic() < end:
             time.sleep(0.05)
-        for association in self._server.active_associations:
-            association.abort()
+        left = self._server.active_associations
+        for association in left:
+            association.abort(block=False)  # to block is to wait for a peer that has sent half a PDU
+        time.sleep(0.2 if left else 0)
+        for association in left:
+            if association.dul.socket is not None and association.dul.socket.socket is not None:
+                cut(association.dul.socket.socket)
         self._server.server_close()
 
     def _tls(self) -> ssl.SSLContext | None:
@@ -192,6 +202,8 @@ class Receiver:
         if reason is None:
             return
         self.log("rejected", reason=reason)
+        if reason != "busy":
+            self.audit.refused(str(address), calling, WHY[reason])
         association.acse.send_reject(*REJECT[reason])
         association.kill()
 
@@ -237,27 +249,28 @@ class Receiver:
             return FULL
         path, request = Path(event.dataset_path), event.request
         sha256 = _sha256(path, event.context.transfer_syntax)
-        if self.ledger.copy_of(str(request.AffectedSOPInstanceUID), sha256):
-            return STORED
+        sop, of_class = str(request.AffectedSOPInstanceUID), str(request.AffectedSOPClassUID)
+        if self.ledger.copy_of(sop, sha256):
+            with self.audit.receiving(event.assoc, of_class, path, "R"):
+                return STORED
         try:
             arrival, sop_class = self._arrival(path, sha256)
         except InputError:
             self.log("refused", reason="no DICOM image that can be read")
             return NO_IMAGE
-        if (arrival.sop, sop_class) != (str(request.AffectedSOPInstanceUID), str(request.AffectedSOPClassUID)):
+        if (arrival.sop, sop_class) != (sop, of_class):
             self.log("refused", reason="the data set is of another class or instance than the request")
             return MISMATCH
-        target = self.folders.images / arrival.file
         descriptor = os.open(path, os.O_RDWR)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-        path.replace(target)
-        sync_folder(self.folders.images)
-        if not self.ledger.add(arrival):
-            return STORED
-        self.quiet.stored(id(event.assoc), arrival.study)
+        with self.audit.receiving(event.assoc, of_class, path, "C"):
+            path.replace(self.folders.images / arrival.file)
+            sync_folder(self.folders.images)
+            if self.ledger.add(arrival):
+                self.quiet.stored(id(event.assoc), arrival.study)
         return STORED
 
     def _arrival(self, path: Path, sha256: str) -> tuple[Arrival, str]:
@@ -308,47 +321,3 @@ def _sha256(path: Path, syntax: str) -> str:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def _readable(connection: socket, seconds: float) -> bool:
-    with DefaultSelector() as waiting:
-        waiting.register(connection, EVENT_READ)
-        return bool(waiting.select(seconds))
-
-
-def _server_class() -> Any:
-    """pynetdicom's, with the TLS handshake in the connection's own thread, and no association before a client says something.
-
-    A silent client holds up no other: pynetdicom's threads for an association poll all the time.
-    """
-    from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
-
-    class Handler(RequestHandler):
-        def handle(self) -> None:
-            with suppress(OSError):  # ssl.SSLError is one
-                if isinstance(self.request, ssl.SSLSocket):
-                    self.request.settimeout(SILENT_S)
-                    self.request.do_handshake()
-                    self.request.settimeout(None)
-                if _readable(self.request, SILENT_S):
-                    super().handle()
-                    return
-            self.server.shutdown_request(self.request)
-
-    class Server(ThreadedAssociationServer):
-        daemon_threads, request_queue_size = True, 256
-
-        def handle_error(self, *_: Any) -> None:
-            """Nothing: socketserver would print the error, whose text may quote a peer."""
-
-        def __init__(self, *arguments: Any, **named: Any) -> None:
-            named["request_handler"] = Handler
-            super().__init__(*arguments, **named)
-
-        def get_request(self) -> Any:
-            connection, address = cast(socket, self.socket).accept()
-            if self.ssl_context:
-                connection = self.ssl_context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
-            return connection, address
-
-    return Server

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import IO, Any
 
 from pmclip_deploy.errors import UsageError
+from pmclip_deploy.node.audit import Trail
 from pmclip_deploy.node.ledger import Ledger
 from pmclip_deploy.node.protocol import Protocol
 from pmclip_deploy.node.receive import Folders, Quiet, Receiver, break_off
@@ -26,6 +27,7 @@ from pmclip_deploy.predictor import Predictor
 POLL_S = 0.1
 SWEEP_S = 10.0
 UNMATCHED_S = 86400.0  # for which images that nobody asks about are kept
+FINISH_S, CUT_S = 10.0, 5.0  # in which the threads may finish what they are at; in which they end when their connections are cut
 
 
 def log(event: str, **facts: Any) -> None:
@@ -66,14 +68,20 @@ class Node:
     """Runs until ``stop``. What it was doing then goes on with the next start."""
 
     def __init__(self, ward: Ward, protocols: Sequence[Protocol], predictor: Predictor) -> None:
-        self.ward, self.ledger, self.quiet = ward, Ledger(ward.state / "queue.db"), Quiet()
+        self.ward, self.ledger, self.quiet = ward, Ledger(ward.state / "queue.db", upgrade=True), Quiet()
+        self.ledger.bundle = predictor.model.sha256
         self._stopped, self._threads = threading.Event(), list[threading.Thread]()
-        self.receiver = Receiver(ward, protocols, self.ledger, self.quiet, log)
-        self.worker = Worker(ward, protocols, self.ledger, predictor, self.quiet, log)
-        self.senders = [Sender(one, ward, self.ledger, log) for one in ward.send]
+        self.audit = Trail(ward, log)
+        self.receiver = Receiver(ward, protocols, self.ledger, self.quiet, self.audit, log)
+        self.worker = Worker(ward, protocols, self.ledger, predictor, self.quiet, self.audit, log)
+        self.senders = [Sender(one, ward, self.ledger, self.audit, log) for one in ward.send]
 
     def run(self, started: Callable[[int], None]) -> None:
-        """``started`` is told the port. Raises UsageError if it cannot be listened on."""
+        """``started`` is told the port. Raises UsageError if it cannot be listened on, or the audit trail cannot be written."""
+        with self.audit.running():
+            self._run(started)
+
+    def _run(self, started: Callable[[int], None]) -> None:
         self.worker.open()
         only_our_words()
         left = Folders(self.ward.state).sweep(self.ledger)
@@ -84,7 +92,7 @@ class Node:
             port = self.receiver.open()
         except OSError as error:
             raise UsageError(f"{node.host} port {node.port}: {error.strerror}", "choose another host or port in ward.yaml") from None
-        steps = [self.worker.step, *(sender.step for sender in self.senders)]
+        steps = [self.worker.step, *(sender.step for sender in self.senders), self.audit.step]
         if self.ward.metrics is not None:
             self._watch(self.ward.metrics.port)
         self._threads = [threading.Thread(target=self._loop, args=(step,), daemon=True) for step in steps]
@@ -94,14 +102,21 @@ class Node:
         while not self._stopped.wait(SWEEP_S):
             self.sweep()
         self.receiver.close()
-        for thread in self._threads:
-            thread.join(120)
-        self.worker.close()
+        self._join(FINISH_S)
+        for sender in self.senders:
+            sender.close()
+        self._join(CUT_S)
         self.ledger.close()
+        self.worker.close()
         log("stopped")
 
     def stop(self) -> None:
         self._stopped.set()
+
+    def _join(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        for thread in self._threads:
+            thread.join(max(end - time.monotonic(), 0))
 
     def _watch(self, port: int) -> None:
         from pmclip_deploy.node.metrics import Facts, serve
@@ -115,6 +130,7 @@ class Node:
     def faults(self) -> list[str]:
         """Why the node cannot take or send images now."""
         found = [] if self.receiver.has_room else ["the disk is nearly full"]
+        found += [self.audit.fault] if self.audit.fault else []
         return found + ([] if all(thread.is_alive() for thread in self._threads) else ["a thread has ended"])
 
     def sweep(self) -> None:

@@ -16,6 +16,7 @@ from pmclip_deploy.errors import UsageError
 UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}  # seconds
 FOLDER, DICOM, STOW = "folder", "dicom", "stow"
 DICOM_ADDRESS = re.compile(r"(?P<aet>[^@\\]{1,16})@(?P<host>[^@:]+|\[[0-9A-Fa-f:]+\]):(?P<port>\d{1,5})")
+SYSLOG_ADDRESS = re.compile(r"([^:\[\]\s]+|\[[0-9A-Fa-f:]+\]):\d{1,5}")
 
 M = TypeVar("M", bound="Strict")
 
@@ -78,6 +79,8 @@ class Destination(Strict):
     to: str
     calling: AeTitle | None = None  # our AE title there; default the node's
     sr_classes: Annotated[list[Literal["comprehensive3d", "comprehensive", "enhanced"]], Field(min_length=1)] = ["comprehensive3d"]
+    sc: Literal["never", "allowed"] = "never"  # a Secondary Capture, if no class of sr_classes is accepted
+    commit: bool = False  # ask for storage commitment
     tls: bool = False
     ca: File = None
     token_file: File = None
@@ -99,7 +102,14 @@ class Destination(Strict):
     def _research(self) -> Destination:
         if self.kind != FOLDER and not self.i_understand_this_is_research:
             raise ValueError("a report in an archive is read as a finding: set i_understand_this_is_research: true, or send to a folder")
+        if self.kind != DICOM and (self.commit or self.sc != "never"):
+            raise ValueError("sc and commit are for a dicom: destination alone")
         return self
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes in which a report may go there, the preferred one first."""
+        return [*self.sr_classes, *(["sc"] if self.sc == "allowed" else [])]
 
     @property
     def kind(self) -> str:
@@ -134,6 +144,28 @@ class Disk(Strict):
     retention_reports: Duration = 7 * 86400.0
 
 
+class Audit(Strict):
+    """Where audit messages go. The file's name gets the day; ``ca`` signs the syslog's certificate."""
+
+    file: File = None
+    syslog: str | None = None
+    ca: File = None
+    hash_patient_id: bool = True
+
+    @field_validator("syslog")
+    @classmethod
+    def _address(cls, syslog: str) -> str | None:
+        if syslog and not SYSLOG_ADDRESS.fullmatch(syslog):
+            raise ValueError("must be HOST:PORT, such as audit.example:6514")
+        return syslog or None
+
+    @model_validator(mode="after")
+    def _somewhere(self) -> Audit:
+        if self.file is None and self.syslog is None:
+            raise ValueError("give file: PATH, syslog: HOST:PORT, or both; or leave audit out")
+        return self
+
+
 class Metrics(Strict):
     """/metrics, /live and /ready on 127.0.0.1."""
 
@@ -152,6 +184,7 @@ class Ward(Strict):
     send: Annotated[list[Destination], Field(min_length=1)]
     retry: Retry = Retry()
     disk: Disk = Disk()
+    audit: Audit | None = None
     metrics: Metrics | None = None
 
 
@@ -168,6 +201,7 @@ def ward_from_file(path: Path) -> Ward:
             "bundle": ward.bundle and folder / ward.bundle,
             "protocols": [folder / protocol for protocol in ward.protocols],
             "send": sends,
+            "audit": ward.audit and ward.audit.model_copy(update={"file": ward.audit.file and folder / ward.audit.file}),
         }
     )
 

@@ -12,6 +12,7 @@ from typing import Any
 from pmclip_deploy.answer import Answer
 from pmclip_deploy.atomic import written
 from pmclip_deploy.errors import PmclipError
+from pmclip_deploy.node.audit import Trail
 from pmclip_deploy.node.ledger import Job, Ledger
 from pmclip_deploy.node.protocol import Candidate, Protocol, picked
 from pmclip_deploy.node.receive import Folders, Quiet, reason_of
@@ -35,11 +36,12 @@ class Worker:
     """One thread. A file that ends the decoding process costs its own place in the report, and nothing else."""
 
     def __init__(
-        self, ward: Ward, protocols: Iterable[Protocol], ledger: Ledger, predictor: Predictor, quiet: Quiet, log: Callable[..., None]
-    ) -> None:
-        self.ward, self.ledger, self.predictor, self.quiet, self.log = ward, ledger, predictor, quiet, log
+        self, ward: Ward, protocols: Iterable[Protocol], ledger: Ledger, predictor: Predictor, quiet: Quiet, audit: Trail,
+        log: Callable[..., None],
+    ) -> None:  # fmt: skip
+        self.ward, self.ledger, self.predictor, self.quiet, self.audit, self.log = ward, ledger, predictor, quiet, audit, log
         self.protocols = {protocol.name: protocol for protocol in protocols}
-        self.classes = list(dict.fromkeys(name for one in ward.send for name in one.sr_classes))
+        self.classes = list(dict.fromkeys(name for one in ward.send for name in one.classes))
         self.folders = Folders(ward.state)
         self._reader: Reader | None = None
 
@@ -51,7 +53,7 @@ class Worker:
                 self.ledger.set_job(job, "ready")
                 self.quiet.forget(job.study)
                 self.log("complete", job=job.id, version=job.version, forced=forced)
-        taken = self.ledger.take()
+        taken = None if self.audit.fault else self.ledger.take()
         if taken is None:
             return False
         try:
@@ -77,6 +79,7 @@ class Worker:
             return
         candidates = self.ledger.candidates(job)
         chosen = picked(protocol.pick, candidates)
+        self.audit.accessed(self.folders.images / self.ledger.file_of(one.id) for one in chosen)
         images = [(data, answers) for data, answers in map(self._asked(protocol), chosen) if answers]
         if not images:
             self.ledger.set_job(job, "failed", f"none of {len(chosen)} images could be read", tried=True)
@@ -87,7 +90,7 @@ class Worker:
             self.log("silent", job=job.id)
             return
         before = self._previous(job)
-        notes = _notes(protocol, len(candidates), len(chosen), len(images), job.version)
+        notes = _notes(protocol, len(candidates), len(chosen), len(images), job, self.predictor.model.sha256)
         codes = {one.ask: one.finding for one in protocol.questions if one.finding is not None}
         made = {}
         for sr_class in self.classes:
@@ -117,7 +120,8 @@ class Worker:
         before = self.ledger.predecessor(job)
         if before is None:
             return {}
-        return {name: Previous(before.study, series, SR_CLASSES[name], sop) for name, (sop, series) in json.loads(before.report).items()}
+        made = {name: uids for name, uids in json.loads(before.report).items() if name in SR_CLASSES}
+        return {name: Previous(before.study, series, SR_CLASSES[name], sop) for name, (sop, series) in made.items()}
 
     def open(self) -> None:
         """Starts the process that decodes, if there is none."""
@@ -138,12 +142,14 @@ class Worker:
         return self._reader.call(READ_S, name, *arguments)
 
 
-def _notes(protocol: Protocol, there: int, chosen: int, read: int, version: int) -> tuple[str, ...]:
+def _notes(protocol: Protocol, there: int, chosen: int, read: int, job: Job, bundle: str) -> tuple[str, ...]:
     how = PICKED[protocol.pick.choose].format(n=protocol.pick.n)
     of = f"{how} of {'each series' if protocol.pick.per == 'series' else 'the study'}, {protocol.pick.max_images} at most"
     notes = [f"Protocol {protocol.label} looked at {read} of {there} images that it matches: {of}."]
     if read < chosen:
         notes.append(f"{chosen - read} of the chosen images could not be read.")
-    if version > 1:
-        notes.append(f"Version {version}: images came after the earlier report, which this one replaces.")
+    if job.bundle not in ("", bundle):
+        notes.append("The model was changed while the study waited: this report is by the new one.")
+    if job.version > 1:
+        notes.append(f"Version {job.version}: images came after the earlier report, which this one replaces.")
     return tuple(notes)

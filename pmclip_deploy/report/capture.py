@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 
 from pmclip_deploy.answer import Answer
 from pmclip_deploy.report import texts
-from pmclip_deploy.report.document import check_answers, finish, new_document, reference
-from pmclip_deploy.report.source import source_from_dataset
+from pmclip_deploy.report.document import finish, new_document, reference, sources_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -30,25 +29,34 @@ def capture_from_answers(dataset: Dataset, answers: Sequence[Answer], *, prevale
 
     Burned In Annotation is YES: a question is free text, and may name somebody.
     """
+    return capture_from_images([(dataset, answers)], prevalence=prevalence)
+
+
+def capture_from_images(
+    images: Sequence[tuple[Dataset, Sequence[Answer]]], *, prevalence: float | None = None, notes: Sequence[str] = ()
+) -> Dataset:
+    """One page about several images of a study, each with its answers, and with ``notes`` at its end."""
     from pydicom import Dataset
 
-    check_answers(answers)
-    source = source_from_dataset(dataset, answers[0].image.source)
+    parts = sources_of(images)
+    source, answers = parts[0]
     page = new_document(SECONDARY_CAPTURE, "OT", SERIES, source, answers)
     page.ImageType, page.ConversionType, page.BurnedInAnnotation = ["DERIVED", "SECONDARY"], "WSD", "YES"
     page.PatientOrientation = page.Laterality = ""  # type 2C: a page shows no side
     page.DerivationDescription = "A page of questions and answers about the source image"
     page.SecondaryCaptureDeviceManufacturer = page.Manufacturer
     page.SecondaryCaptureDeviceManufacturerModelName = page.ManufacturerModelName
+    page.SourceImageSequence = []
     purpose = Dataset()
     purpose.CodeValue, purpose.CodingSchemeDesignator, purpose.CodeMeaning = "121322", "DCM", "Source image for image processing operation"
-    of = reference(source)
-    of.PurposeOfReferenceCodeSequence = [purpose]
-    if (frame := source.frame_number(answers[0].image)) is not None:
-        of.ReferencedFrameNumber = frame
-    page.SourceImageSequence = [of]
-    told = [texts.said(answer, prevalence) for answer in answers]
-    drawn = page_of([texts.banner(answers[0].model), *told, *texts.notes(answers, source)])
+    for image, about in parts:
+        of = reference(image)
+        of.PurposeOfReferenceCodeSequence = [purpose]
+        if (frame := image.frame_number(about[0].image)) is not None:
+            of.ReferencedFrameNumber = frame
+        page.SourceImageSequence.append(of)
+    told, noted = texts.told(parts, prevalence, notes)
+    drawn = page_of([texts.banner(answers[0].model), *(text for _, text in told), *noted])
     page.SamplesPerPixel, page.PhotometricInterpretation, page.PixelRepresentation = 1, "MONOCHROME2", 0
     page.Columns, page.Rows = drawn.size
     page.BitsAllocated, page.BitsStored, page.HighBit = 8, 8, 7

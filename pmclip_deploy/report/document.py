@@ -75,13 +75,9 @@ def report_from_images(
     Patient and study are those of the first image. Raises UsageError if the images are of several studies.
     """
     check_extra()
-    for _, answers in images:
-        check_answers(answers)
     if sr_class not in SR_CLASSES:
         raise UsageError(f"there is no SR class {sr_class[:60]!r}", f"choose one of {', '.join(SR_CLASSES)}")
-    parts = [(source_from_dataset(dataset, answers[0].image.source), answers) for dataset, answers in images]
-    if len({(source.study, bundle_of(answers[0].model)) for source, answers in parts}) != 1:
-        raise UsageError("a report is about images of one study, asked about with one bundle", "make a report for each study")
+    parts = sources_of(images)
     source, answers = parts[0]
     asked = asked or Asked()
     report = new_document(SR_CLASSES[sr_class], "SR", SERIES, source, answers)
@@ -94,6 +90,16 @@ def report_from_images(
     report.update(content_from_answers(parts, prevalence, asked.protocol, asked.codes, asked.notes))
     finish(report, source)
     return report
+
+
+def sources_of(images: Sequence[tuple[Dataset, Sequence[Answer]]]) -> list[tuple[Source, Sequence[Answer]]]:
+    """Raises UsageError unless the answers are about images of one study and from one bundle."""
+    for _, answers in images:
+        check_answers(answers)
+    parts = [(source_from_dataset(dataset, answers[0].image.source), answers) for dataset, answers in images]
+    if len({(source.study, bundle_of(answers[0].model)) for source, answers in parts}) != 1:
+        raise UsageError("a report is about images of one study, asked about with one bundle", "make a report for each study")
+    return parts
 
 
 def check_extra() -> None:

@@ -47,6 +47,18 @@ def notes(answers: Sequence[Answer], source: Source) -> list[str]:
     return [one_line(text) for text in found]
 
 
+def told(
+    parts: Sequence[tuple[Source, Sequence[Answer]]], prevalence: float | None, more: Sequence[str] = ()
+) -> tuple[list[tuple[str, str]], list[str]]:
+    """(of each answer its question and what is said, all notes once): about one image or several."""
+    given, noted = list[tuple[str, str]](), list[str]()
+    for number, (source, answers) in enumerate(parts, 1):
+        of = f"image {number} of {len(parts)}: " if len(parts) > 1 else ""
+        given += [(answer.question, of + said(answer, prevalence)) for answer in answers]
+        noted += [text if text == PROBABILITY else of + text for text in notes(answers, source)]
+    return given, list(dict.fromkeys((*noted, *map(one_line, more))))
+
+
 def presence(answer: Answer) -> str | None:
     """"Present", "Absent" or "Undetermined" for a yes/no question about a finding; None for other questions."""
     intent = answer.understood_as

@@ -174,11 +174,8 @@ def _evaluations(parts: Sequence[tuple[Source, Sequence[Answer]]], prevalence: f
     relation = sr.RelationshipTypeValues.CONTAINS
     container: Dataset = sr.ContainerContentItem(_code("C0034375", "UMLS", "Qualitative Evaluations"), relationship_type=relation)
     rows = [(_code("status", SCHEME, "Status"), texts.banner(parts[0][1][0].model))]
-    said = list[str]()
-    for number, (source, answers) in enumerate(parts, 1):
-        of = f"image {number} of {len(parts)}: " if len(parts) > 1 else ""
-        rows += [(_own_code(answer.question), of + texts.said(answer, prevalence)) for answer in answers]
-        said += [text if text == texts.PROBABILITY else of + text for text in texts.notes(answers, source)]
-    rows += [(_code("notes", SCHEME, "Notes"), text) for text in dict.fromkeys((*said, *map(one_line, notes)))]
+    said, noted = texts.told(parts, prevalence, notes)
+    rows += [(_own_code(question), text) for question, text in said]
+    rows += [(_code("notes", SCHEME, "Notes"), text) for text in noted]
     container.ContentSequence = sr.ContentSequence([sr.TextContentItem(name, text, relation) for name, text in rows])
     return container

@@ -74,7 +74,11 @@ def report(data: bytes, answers: list[Answer]) -> bytes:
 
 
 def report_of_images(images: list[tuple[bytes, list[Answer]]], sr_class: str, asked: Any = None) -> tuple[bytes, str, str]:
-    """(a DICOM file, its SOP Instance UID, its Series Instance UID): one report about all of them; ``asked`` as ``report_from_images``."""
+    """(a DICOM file, its SOP Instance UID, its Series Instance UID): one report about all of them; ``asked`` as ``report_from_images``.
+
+    For ``sr_class`` "sc" it is a Secondary Capture.
+    """
+    from pmclip_deploy.report.capture import capture_from_images
     from pmclip_deploy.report.document import bytes_of, report_from_images
 
     headers = []
@@ -83,7 +87,10 @@ def report_of_images(images: list[tuple[bytes, list[Answer]]], sr_class: str, as
             raise InputError(f"{UPLOAD}: is no DICOM file, so that a report about it belongs to no study", "send a DICOM file")
         with reading(UPLOAD) as stack:
             headers.append((image_from_file(UPLOAD, stack, data).dataset, answers))
-    made = report_from_images(headers, sr_class=sr_class, asked=asked)
+    if sr_class == "sc":
+        made = capture_from_images(headers, notes=asked.notes if asked else ())
+    else:
+        made = report_from_images(headers, sr_class=sr_class, asked=asked)
     return bytes_of(made), str(made.SOPInstanceUID), str(made.SeriesInstanceUID)
 
 

@@ -13,6 +13,8 @@ import pytest
 for needed in ("pynetdicom", "highdicom", "starlette", "yaml"):
     pytest.importorskip(needed, reason="needs the extra `ward`")
 
+from pydicom import Dataset
+
 from tests.node.running import Node, asked, listening, sent, slices
 
 
@@ -149,12 +151,12 @@ def mutated_sets(seed: int, count: int) -> Iterator[bytes]:
         yield bytes(made)
 
 
-def stored(port: int, data_sets: Iterator[bytes]) -> list[int]:
-    """The status that each data set got, sent as CT images."""
+def stored(port: int, data_sets: Iterator[bytes], image: Dataset | None = None) -> list[int]:
+    """The status that each data set got, sent as what ``image`` is, by default a CT image."""
     from pynetdicom import AE
     from pynetdicom.dimse_primitives import C_STORE
 
-    (image,) = slices(1)
+    image = image or slices(1)[0]
     statuses, association = list[int](), None
     for data in data_sets:
         if association is None or not association.is_established:

@@ -1,15 +1,18 @@
 """A node in a process of its own: what it takes, what it refuses, and what it sends."""
 
+import hashlib
 import json
 import os
 import re
 import shutil
 import signal
 import socket
+import sqlite3
 import ssl
 import subprocess
 import sys
 import threading
+from contextlib import closing
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,7 @@ for needed in ("pynetdicom", "highdicom", "starlette", "yaml", "prometheus_clien
 
 from pydicom import dcmread
 from pydicom.data import get_testdata_file
+from pydicom.uid import generate_uid
 from pynetdicom import AE, evt
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.dsutils import encode
@@ -30,6 +34,7 @@ from tests.certificates import certificates
 from tests.node import small_disk
 from tests.node.running import asked, listening, sent, slices
 from tests.report.making import items, said
+from tests.tiny.bundle import tiny_bundle
 
 
 def test_a_study_gets_one_report_and_late_images_a_new_version(tmp_path: Path) -> None:
@@ -59,6 +64,25 @@ def test_a_study_gets_one_report_and_late_images_a_new_version(tmp_path: Path) -
     assert node.process.returncode == 0 and node.events("stopped")
     text = "".join(node.lines)
     assert not [uid for uid in (images[0].StudyInstanceUID, images[0].PatientID, images[0].PatientName) if str(uid) in text]
+
+
+def test_a_study_that_waits_meets_a_new_bundle_and_a_new_program(tmp_path: Path) -> None:
+    """The ledger is of version 1 when the second node starts."""
+    with listening(tmp_path, complete={"quiet_s": "1h"}) as node:
+        assert sent(node.port, slices(1)) == [0]
+    with closing(sqlite3.connect(tmp_path / "state" / "queue.db")) as ledger:
+        ledger.executescript("DROP TABLE commitment; PRAGMA user_version = 1")
+    assert "an earlier version" in node.queue("show").stderr
+    bundle = tiny_bundle(tmp_path / "tiny")
+    with listening(tmp_path, bundle=str(bundle)) as node:
+        (report,) = node.until(node.reports)
+        assert "The model was changed while the study waited: this report is by the new one." in said(report)
+        (named,) = {item.TextValue for item in items(report, "Algorithm Parameters")}
+        assert hashlib.sha256((bundle / "manifest.json").read_bytes()).hexdigest() in named
+        assert sent(node.port, slices(1)) == [0]
+        node.until(lambda: len(node.reports()) == 2)
+        assert sum("The model was changed" in text for one in node.reports() for text in said(one)) == 1
+    assert (tmp_path / "state" / "queue.db.1").exists()
 
 
 def test_who_may_connect_and_what_is_taken(tmp_path: Path) -> None:
@@ -202,6 +226,27 @@ def test_an_archive_that_is_away_is_full_and_takes_another_class(tmp_path: Path)
         assert node.queue("retry", "2").returncode == 0
         node.until(lambda: len(node.events("refused")) > 1 or node.events("postponed")[2:])
         archive.server.shutdown()
+
+
+def test_an_archive_that_takes_no_report_gets_a_page(tmp_path: Path) -> None:
+    """About two images, and a new page when an image came late."""
+    archive, images = Archive(port := free_port(), "1.2.840.10008.5.1.4.1.1.7"), slices(3)
+    images[1].SeriesInstanceUID = images[2].SeriesInstanceUID = generate_uid()
+    of = {"to": f"dicom:PACS@127.0.0.1:{port}", "sc": "allowed", "i_understand_this_is_research": "true"}
+    with listening(tmp_path, send=[of]) as node:
+        assert sent(node.port, images[:2]) == [0, 0]
+        node.until(lambda: node.events("sent"))
+        assert sent(node.port, images[2:]) == [0]
+        node.until(lambda: len(node.events("sent")) == 2)
+    archive.server.shutdown()
+    first, second = archive.stored
+    named = [[one.ReferencedSOPInstanceUID for one in page.SourceImageSequence] for page in (first, second)]
+    assert sorted(named[0]) == sorted(one.SOPInstanceUID for one in images[:2]) and len(named[1]) == 2
+    assert first.StudyInstanceUID == images[0].StudyInstanceUID and first.SeriesInstanceUID == second.SeriesInstanceUID
+    assert first.SOPInstanceUID != second.SOPInstanceUID and len(first.PixelData) == first.Rows * first.Columns
+    if shutil.which("dciodvfy"):
+        checked = subprocess.run(["dciodvfy", "-new", tmp_path / "state" / "reports" / "1.sc.dcm"], capture_output=True, text=True)
+        assert "SCImage\n" in checked.stderr and "Error" not in checked.stderr
 
 
 KILLS = 2

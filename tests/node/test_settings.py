@@ -47,6 +47,7 @@ def test_the_first_files_are_read(tmp_path: Path, command: Callable[..., Result]
         (LEAST + "complete: {quiet_s: 1}\ncomplete: {quiet_s: 2}", "line 4: a key stands there twice"),
         (LEAST.replace("folder:out", "dicom:PACS"), "must be folder:PATH"),
         (LEAST.replace("folder:out", "dicom:PACS@h:104"), "i_understand_this_is_research"),
+        (LEAST.replace("'folder:out'", "'folder:out', commit: true"), "sc and commit are for a dicom: destination alone"),
         (LEAST.replace("[{to: 'folder:out'}]", "[{to: 'folder:out'}, {to: 'folder:./out'}]"), "stands there twice"),
         ("a: [", "line 1: "),
         ("- 1", "the file: "),

@@ -81,13 +81,13 @@ def apart() -> list[str]:
 
 
 @contextmanager
-def running(folder: Path) -> Iterator["subprocess.Popen[bytes]"]:
-    """Orthanc on HTTP and DICOM, with its files in ``folder``."""
+def running(folder: Path, **more: Any) -> Iterator["subprocess.Popen[bytes]"]:
+    """Orthanc on HTTP and DICOM, with its files in ``folder``, and ``more`` settings."""
     folder.mkdir(exist_ok=True)
     settings: dict[str, Any] = {
         "Name": "test", "StorageDirectory": str(folder), "IndexDirectory": str(folder), "HttpPort": HTTP, "DicomPort": DICOM,
         "DicomAlwaysAllowStore": True, "AuthenticationEnabled": False, "RemoteAccessAllowed": False, "Plugins": [str(PLUGIN)],
-        "OverwriteInstances": True, "DicomCheckCalledAet": False,
+        "OverwriteInstances": True, "DicomCheckCalledAet": False, **more,
     }  # fmt: skip
     (folder / "orthanc.json").write_text(json.dumps(settings))
     with (folder / "log").open("ab") as log, subprocess.Popen(["Orthanc", folder / "orthanc.json"], stdout=log, stderr=log) as server:

@@ -4,11 +4,13 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
-from tests.command import process
+from tests.command import Result, process
 from tests.tree import ROOT
 
 UNIT = ROOT / "pmclip_deploy" / "serve" / "pmclip-deploy.service"
@@ -22,14 +24,21 @@ def test_doctor_says_whether_serve_works() -> None:
     assert "serve works here" in process("doctor", "--ward").out and "ward" not in process("doctor", "--json").json
 
 
-def test_the_unit_is_valid_and_closed() -> None:
+def test_the_units_are_valid_and_closed(tmp_path: Path, command: Callable[..., Result]) -> None:
+    """Of `serve`, and what `ward init` writes for `listen`."""
+    folder = tmp_path / 'a "ward" at 100%'
+    assert command("ward", "init", folder).code == 0
+    assert sorted(path.name for path in folder.iterdir()) == ["chest.yaml", "pmclip-node.service", "pmclip-node.xml", "ward.yaml"]
+    service = ElementTree.parse(folder / "pmclip-node.xml").getroot()
+    assert service.findtext("arguments") == 'listen --config "%BASE%\\ward.yaml"'
     if shutil.which("systemd-analyze") is None:
         pytest.skip("systemd-analyze is not installed")
-    found = subprocess.run(["systemd-analyze", "security", "--offline=true", "--threshold=29", UNIT], capture_output=True, text=True)
-    assert found.returncode == 0 and "exposure level" in found.stdout, found.stdout[-500:]
-    found = subprocess.run(["systemd-analyze", "verify", UNIT], capture_output=True, text=True)
-    faults = [line for line in found.stderr.splitlines() if UNIT.name in line and "is not executable" not in line]
-    assert not faults
+    for unit in (UNIT, folder / "pmclip-node.service"):
+        found = subprocess.run(["systemd-analyze", "security", "--offline=true", "--threshold=29", unit], capture_output=True, text=True)
+        assert found.returncode == 0 and "exposure level" in found.stdout, found.stdout[-500:]
+        found = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True)
+        faults = [line for line in found.stderr.splitlines() if unit.name in line and "is not executable" not in line]
+        assert not faults
 
 
 PLACED = """
