@@ -1,14 +1,12 @@
 """The routes."""
 
 import asyncio
-import secrets
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from functools import partial
 from importlib import resources
 from pathlib import Path as FilePath
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from fastapi import FastAPI, File, Form, Query, Request, UploadFile
@@ -19,14 +17,10 @@ from starlette.exceptions import HTTPException
 
 from pmclip_deploy.answer import Answer
 from pmclip_deploy.decision.evidence import findings_of
-from pmclip_deploy.decision.listed import questions_listed
 from pmclip_deploy.errors import InputError, PmclipError, UsageError
 from pmclip_deploy.files import JPEG, PNG
-from pmclip_deploy.header.read import ADULT
 from pmclip_deploy.imaging.elements import Window
-from pmclip_deploy.imaging.picture import Picture
 from pmclip_deploy.imaging.values import ColorFrame
-from pmclip_deploy.predictor import Predictor
 from pmclip_deploy.serve.documents import (
     LONGEST_QUESTION,
     MOST_LABELS,
@@ -36,20 +30,12 @@ from pmclip_deploy.serve.documents import (
     Similar,
     Width,
     described_document,
-    model_document,
     values_response,
 )
-from pmclip_deploy.serve.guard import LOG, MOST_HELD, Guard, Places
-from pmclip_deploy.serve.images import Images
-from pmclip_deploy.serve.metrics import Metrics
-from pmclip_deploy.serve.model import Model
+from pmclip_deploy.serve.guard import LOG, Guard
 from pmclip_deploy.serve.problems import Problem, of_error
-from pmclip_deploy.serve.readers import Readers
-from pmclip_deploy.serve.settings import Settings
+from pmclip_deploy.serve.service import Service
 from pmclip_deploy.spec import ANSWERS_SCHEMA, CLASSIFICATIONS_SCHEMA, SEARCH_SCHEMA
-
-if TYPE_CHECKING:
-    from pmclip_deploy.search.index import Index
 
 PAGE = FilePath(str(resources.files("pmclip_deploy.serve") / "page"))
 THUMBNAIL = 96  # pixels
@@ -67,66 +53,6 @@ FrameField = Annotated[int | None, Form(ge=0, lt=1 << 31, description="Frame of 
 CenterField = Annotated[Number | None, Form(description="Window center, in modality units.")]
 WidthField = Annotated[Width | None, Form(description="Window width, in modality units.")]
 AgeField = Annotated[int | None, Form(ge=0, le=150, description="Age of the patient in years, if the file does not give it.")]
-
-
-class Service:
-    """The parts of a running service, and what a request passes through."""
-
-    def __init__(self, predictor: Predictor, settings: Settings, index: "Index | None" = None) -> None:
-        self.settings, self.index = settings, index
-        self.places, self.images = Places(settings.queue, MOST_HELD * settings.max_upload), Images()
-        self.readers = Readers(settings.readers, settings.reader_memory, settings.timeout_s)
-        self.model = Model(predictor, settings.threads, settings.timeout_s)
-        self.metrics = Metrics(predictor.model, settings.tls_cert)
-        self.document = model_document(predictor, settings, questions_listed(predictor.manifest), index is not None)
-        self.salt = secrets.token_bytes(16)  # of the numbers of series
-        self.is_warm = False
-
-    async def open(self) -> None:
-        self.model.open()
-        await self.readers.open()
-        await self.model.run(_warm_up, _never)
-        self.is_warm = True
-
-    def close(self) -> None:
-        self.model.close()
-        self.readers.close()
-
-    def why_not_ready(self) -> list[str]:
-        checks = {
-            "the model is being loaded": not self.is_warm,
-            "the service is ending": self.places.is_closing,
-            "no decoding process runs": self.is_warm and not self.readers.are_ready,
-        }
-        return [why for why, holds in checks.items() if holds]
-
-    async def answers(self, request: Request, data: bytes, asked: Asked) -> list[Answer]:
-        picture = await self.picture(data, asked.frame, asked.window)
-        child = None if asked.age is None else asked.age < ADULT
-        work = partial(_ask, picture=picture, questions=asked.questions, ignore_header=asked.ignore_header, child=child)
-        answers = await self.model.run(work, request.is_disconnected)
-        self.metrics.count(answers)
-        return answers
-
-    async def report(self, data: bytes, answers: list[Answer]) -> Response:
-        made = await self.readers.call("report", data, answers)
-        return Response(made, media_type="application/dicom", headers={"Content-Disposition": 'attachment; filename="report.dcm"'})
-
-    async def picture(self, data: bytes, frame: int | None, window: Window | None) -> Picture:
-        picture: Picture = await self.readers.call("picture", data, frame, window)
-        return picture
-
-    def seen(self, route: str, status: int, seconds: float) -> None:
-        self.metrics.requests.labels(route, status).inc()
-        self.metrics.seconds.labels(route).observe(seconds)
-        if status in (401, 403, 408, 413, 503, 504):
-            self.metrics.rejected.labels({401: "token", 403: "host", 408: "slow", 413: "size", 503: "busy", 504: "timeout"}[status]).inc()
-
-    def gauges(self) -> None:
-        self.metrics.queue.labels("accepted").set(self.places.taken)
-        self.metrics.queue.labels("model").set(self.model.waiting)
-        self.metrics.images.set(len(self.images))
-        self.metrics.restarts.set(self.readers.restarts)
 
 
 def app_of(service: Service) -> Guard:
@@ -380,10 +306,6 @@ def _index(frame: int) -> int:
     return frame
 
 
-def _ask(predictor: Predictor, picture: Picture, questions: list[str], ignore_header: bool, child: bool | None) -> list[Answer]:
-    return predictor.ask_many(picture, questions, ignore_header=ignore_header, child=child)
-
-
 def _png(pixels: Any) -> bytes:
     import io
 
@@ -392,15 +314,3 @@ def _png(pixels: Any) -> bytes:
     out = io.BytesIO()
     PIL.Image.fromarray(pixels).save(out, "PNG", compress_level=1)
     return out.getvalue()
-
-
-def _warm_up(predictor: Predictor) -> None:
-    """One picture through every graph that answers, so that the first request waits for nothing."""
-    blank = np.tile(np.arange(256, dtype=np.uint8), (256, 1))
-    with suppress(UsageError):  # a bundle that answers no question
-        predictor.ask_many(blank, list(predictor.questions()[:8]) or ["what is shown?"])
-    predictor.embed_image(blank)
-
-
-async def _never() -> bool:
-    return False
