@@ -143,8 +143,8 @@ def _answers(app: FastAPI, service: Service) -> None:
         window_width: WidthField = None,
     ) -> JSONResponse:
         """Compares one picture with labels, as `pmclip-deploy classify --json` does."""
-        picture = await service.picture(await _file(request, image), frame, _window(window_center, window_width))
-        made = await service.model.run(lambda predictor: predictor.classify(picture, labels), request.is_disconnected)
+        window, data = _window(window_center, window_width), await _file(request, image)
+        made = await service.look(request, data, frame, window, lambda p, picture: p.classify(picture, labels))
         return JSONResponse({"schema": CLASSIFICATIONS_SCHEMA, "classifications": [made.to_json()], "unreadable": [], "no_pictures": []})
 
 
@@ -207,8 +207,7 @@ def _images(app: FastAPI, service: Service) -> None:
         data, index = service.images.get(image_id), service.index
         if index is None:
             raise Problem(409, "no_index", "the service was started without --index")
-        picture = await service.picture(data, wanted.frame, wanted.window)
-        found = await service.model.run(lambda p: p.search(index, image=picture, k=wanted.k), request.is_disconnected)
+        found = await service.look(request, data, wanted.frame, wanted.window, lambda p, image: p.search(index, image=image, k=wanted.k))
         return JSONResponse({"schema": SEARCH_SCHEMA, "matches": [match.to_json() for match in found]})
 
     @app.get("/v1/images/{image_id}/view", tags=["pictures"], response_class=Response)
@@ -224,8 +223,8 @@ def _images(app: FastAPI, service: Service) -> None:
         known = [found.name for found in findings_of(service.model.predictor.manifest)]
         if finding is not None and finding not in known:
             raise UsageError("the bundle has no such finding", f"it has {', '.join(known) or 'none'}")
-        picture = await service.picture(service.images.get(image_id), frame, _window(center, width))
-        pixels = await service.model.run(lambda p: p.model_view(picture, finding), request.is_disconnected)
+        data, window = service.images.get(image_id), _window(center, width)
+        pixels = await service.look(request, data, frame, window, lambda p, picture: p.model_view(picture, finding))
         return Response(await asyncio.to_thread(_png, pixels), media_type="image/png")
 
     @app.delete("/v1/images/{image_id}", status_code=204, tags=["pictures"])
@@ -285,7 +284,9 @@ async def _file(request: Request, image: UploadFile) -> bytes:
     twice = sorted(name for name, count in sent.items() if count > 1 and name not in ("questions", "labels"))
     if twice:
         raise UsageError(f"the form has more than one {twice[0]}", "send one picture a request")
-    return await image.read()
+    data = await image.read()
+    await image.close()  # the form would hold a second copy until the answer
+    return data
 
 
 def _answers_document(answers: list[Answer]) -> JSONResponse:

@@ -1,7 +1,7 @@
 """The process that decodes. A codec that aborts, loops or takes all memory ends this process and one request.
 
-It reads (seconds, function, arguments) from stdin and writes (error, result) to stdout, each a length and a pickle. Only its parent writes
-to it.
+It reads (seconds, function, arguments) from stdin and writes (error, result) to stdout. A message is a pickle and the buffers that stand
+outside of it: files and pixels, which are not copied while other threads wait. Only its parent writes to it.
 """
 
 import os
@@ -37,20 +37,31 @@ def main(memory: int) -> None:
 
 
 def send(file: IO[bytes], message: Any) -> None:
-    data = pickle.dumps(message, protocol=5)
-    file.write(LENGTH.pack(len(data)))
-    file.write(data)
+    buffers = list[pickle.PickleBuffer]()
+    pickled = pickle.dumps(message, protocol=5, buffer_callback=buffers.append)
+    parts = [memoryview(pickled), *(buffer.raw() for buffer in buffers)]
+    for number in (len(parts), *(part.nbytes for part in parts)):
+        file.write(LENGTH.pack(number))
+    for part in parts:
+        file.write(part)
     file.flush()
 
 
 def receive(file: IO[bytes]) -> Any:
-    """None at the end of the pipe."""
+    """None at the end of the pipe. Arrays in a message are read-only. Raises EOFError in the middle of a message."""
     head = file.read(LENGTH.size)
     if len(head) < LENGTH.size:
         return None
-    (length,) = LENGTH.unpack(head)
+    lengths = [LENGTH.unpack(_exactly(file, LENGTH.size))[0] for _ in range(LENGTH.unpack(head)[0])]
+    pickled, *buffers = [_exactly(file, length) for length in lengths]
+    return pickle.loads(pickled, buffers=buffers)  # noqa: S301  # between this program's own processes
+
+
+def _exactly(file: IO[bytes], length: int) -> bytes:
     data = file.read(length)
-    return None if len(data) < length else pickle.loads(data)  # noqa: S301  # between this program's own processes
+    if len(data) < length:
+        raise EOFError
+    return data
 
 
 def _limit(memory: int) -> None:

@@ -6,6 +6,7 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pickle import PickleBuffer
 from typing import Any
 
 from pmclip_deploy.errors import InputError
@@ -42,9 +43,9 @@ class Reader:
         timer = threading.Timer(seconds, end)
         timer.start()
         try:
-            send(self.process.stdin, (seconds, name, arguments))
+            send(self.process.stdin, (seconds, name, [PickleBuffer(each) if isinstance(each, bytes) else each for each in arguments]))
             reply = receive(self.process.stdout)
-        except OSError:  # it is gone
+        except (OSError, EOFError):  # it is gone
             reply = None
         finally:
             timer.cancel()
@@ -55,7 +56,10 @@ class Reader:
             raise DecoderEnded("the upload: the decoder ended while it read the file", "export the picture again, uncompressed")
         error, result = reply
         if error is not None:
-            raise error
+            try:
+                raise error
+            finally:
+                del error, reply  # or the error holds this frame, and with it the file, until a garbage collection
         return result
 
     @property
@@ -90,8 +94,14 @@ class Readers:
         return any(reader.is_alive for reader in self._all)
 
     async def call(self, name: str, *arguments: Any) -> Any:
-        """``Reader.call`` in the process that is free first. A process that dies is replaced while the others go on."""
-        reader = await self._idle.get()
+        """``Reader.call`` in the process that is free first. A process that dies is replaced while the others go on.
+
+        Raises also a Problem if no process was free in time.
+        """
+        try:
+            reader = await asyncio.wait_for(self._idle.get(), self.seconds)
+        except asyncio.TimeoutError:
+            raise Problem(504, "timeout", f"no process was free to decode the picture in {self.seconds:g} s") from None
         running = asyncio.get_running_loop().run_in_executor(self._threads, reader.call, self.seconds, name, *arguments)
         try:
             return await asyncio.shield(running)

@@ -1,13 +1,15 @@
 """The parts of a running service, and what a request passes through."""
 
 import secrets
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from fastapi import Request
 from fastapi.responses import Response
+from numpy.typing import NDArray
 
 from pmclip_deploy.answer import Answer
 from pmclip_deploy.decision.listed import questions_listed
@@ -27,6 +29,8 @@ from pmclip_deploy.serve.settings import Settings
 if TYPE_CHECKING:
     from pmclip_deploy.search.index import Index
 
+T = TypeVar("T")
+
 
 class Service:
     """What the routes share."""
@@ -35,7 +39,7 @@ class Service:
         self.settings, self.index = settings, index
         self.places, self.images = Places(settings.queue, MOST_HELD * settings.max_upload), Images()
         self.readers = Readers(settings.readers, settings.reader_memory, settings.timeout_s)
-        self.model = Model(predictor, settings.threads, settings.timeout_s)
+        self.model = Model(predictor, settings.threads, settings.readers, settings.timeout_s)
         self.metrics = Metrics(predictor.model, settings.tls_cert)
         self.document = model_document(predictor, settings, questions_listed(predictor.manifest), index is not None)
         self.salt = secrets.token_bytes(16)  # of the numbers of series
@@ -44,7 +48,7 @@ class Service:
     async def open(self) -> None:
         self.model.open()
         await self.readers.open()
-        await self.model.run(_warm_up, _never)
+        await self.model.run(_blank, _warm_up, _never)
         self.is_warm = True
 
     def close(self) -> None:
@@ -60,10 +64,9 @@ class Service:
         return [why for why, holds in checks.items() if holds]
 
     async def answers(self, request: Request, data: bytes, asked: Asked) -> list[Answer]:
-        picture = await self.picture(data, asked.frame, asked.window)
         child = None if asked.age is None else asked.age < ADULT
-        work = partial(_ask, picture=picture, questions=asked.questions, ignore_header=asked.ignore_header, child=child)
-        answers = await self.model.run(work, request.is_disconnected)
+        work = partial(_ask, questions=asked.questions, ignore_header=asked.ignore_header, child=child)
+        answers = await self.look(request, data, asked.frame, asked.window, work)
         self.metrics.count(answers)
         return answers
 
@@ -71,9 +74,11 @@ class Service:
         made = await self.readers.call("report", data, answers)
         return Response(made, media_type="application/dicom", headers={"Content-Disposition": 'attachment; filename="report.dcm"'})
 
-    async def picture(self, data: bytes, frame: int | None, window: Window | None) -> Picture:
-        picture: Picture = await self.readers.call("picture", data, frame, window)
-        return picture
+    async def look(
+        self, request: Request, data: bytes, frame: int | None, window: Window | None, work: Callable[[Predictor, Picture], T]
+    ) -> T:
+        """What ``work`` makes of the predictor and the picture of a file."""
+        return await self.model.run(partial(self.readers.call, "picture", data, frame, window), work, request.is_disconnected)
 
     def seen(self, route: str, status: int, seconds: float) -> None:
         self.metrics.requests.labels(route, status).inc()
@@ -88,13 +93,16 @@ class Service:
         self.metrics.restarts.set(self.readers.restarts)
 
 
-def _ask(predictor: Predictor, picture: Picture, questions: list[str], ignore_header: bool, child: bool | None) -> list[Answer]:
+def _ask(predictor: Predictor, picture: Picture, *, questions: list[str], ignore_header: bool, child: bool | None) -> list[Answer]:
     return predictor.ask_many(picture, questions, ignore_header=ignore_header, child=child)
 
 
-def _warm_up(predictor: Predictor) -> None:
+async def _blank() -> NDArray[np.uint8]:
+    return np.tile(np.arange(256, dtype=np.uint8), (256, 1))
+
+
+def _warm_up(predictor: Predictor, blank: NDArray[np.uint8]) -> None:
     """One picture through every graph that answers, so that the first request waits for nothing."""
-    blank = np.tile(np.arange(256, dtype=np.uint8), (256, 1))
     with suppress(UsageError):  # a bundle that answers no question
         predictor.ask_many(blank, list(predictor.questions()[:8]) or ["what is shown?"])
     predictor.embed_image(blank)
