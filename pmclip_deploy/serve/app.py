@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from fastapi import FastAPI, File, Form, Query, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from fastapi.routing import APIRoute
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
@@ -33,7 +34,7 @@ from pmclip_deploy.serve.documents import (
     values_response,
 )
 from pmclip_deploy.serve.guard import LOG, Guard
-from pmclip_deploy.serve.problems import Problem, of_error
+from pmclip_deploy.serve.problems import DESCRIPTION, Problem, of_error
 from pmclip_deploy.serve.service import Service
 from pmclip_deploy.spec import ANSWERS_SCHEMA, CLASSIFICATIONS_SCHEMA, SEARCH_SCHEMA
 
@@ -80,6 +81,7 @@ def app_of(service: Service) -> Guard:
         docs_url=None,
         redoc_url=None,
         lifespan=lifespan,
+        responses={"4XX": DESCRIPTION, "5XX": DESCRIPTION},
     )
     for error in (PmclipError, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(error, _raise)
@@ -102,7 +104,7 @@ def _health(app: FastAPI, service: Service) -> None:
         why = service.why_not_ready()
         return JSONResponse({"ready": not why, "why": why}, 503 if why else 200)
 
-    @app.get("/metrics", tags=["health"])
+    @app.get("/metrics", tags=["health"], response_class=PlainTextResponse)
     async def metrics() -> Response:
         """Counters in Prometheus' text format."""
         service.gauges()
@@ -115,7 +117,7 @@ def _health(app: FastAPI, service: Service) -> None:
 
 
 def _answers(app: FastAPI, service: Service) -> None:
-    @app.post("/v1/answers", tags=["questions"])
+    @app.post("/v1/answers", tags=["questions"], responses={200: {"content": {"application/dicom": {}}}})
     async def answers(
         request: Request,
         image: Image,
@@ -259,6 +261,10 @@ async def _raise(request: Request, error: Exception) -> Response:
     """The guard answers: it knows the request's id."""
     if isinstance(error, RequestValidationError):
         raise Problem(400, "usage", _what_is_wrong(error)) from None
+    if isinstance(error, HTTPException) and error.status_code == 405:  # the router names the methods of one route, and a path may have two
+        path, routes = request.url.path, [route for route in request.app.routes if isinstance(route, APIRoute)]
+        methods = {method for route in routes if route.path_regex.match(path) for method in route.methods or ()}
+        raise HTTPException(405, headers={"Allow": ", ".join(sorted(methods))})
     raise error
 
 
