@@ -1,7 +1,8 @@
 """A process that may die: what a codec that aborts, loops or takes all memory ends is this process, and one piece of work.
 
-It reads (seconds, function, arguments) from stdin and writes (error, result) to stdout, each a length and a pickle. Only its parent writes
-to it, and it ends when its parent does.
+It reads (seconds, function, arguments) from stdin and writes (error, result) to stdout. A message is a pickle and the buffers that stand
+outside of it: files and pixels, which are not copied while other threads wait. Only its parent writes to it, and it ends when its parent
+does.
 """
 
 import os
@@ -13,6 +14,7 @@ import sys
 import threading
 from contextlib import suppress
 from importlib import import_module
+from pickle import PickleBuffer
 from typing import IO, Any
 
 LENGTH = struct.Struct("<Q")
@@ -51,9 +53,9 @@ class Child:
         if timer is not None:
             timer.start()
         try:
-            send(self.process.stdin, (seconds, name, arguments))
+            send(self.process.stdin, (seconds, name, [PickleBuffer(each) if isinstance(each, bytes) else each for each in arguments]))
             reply = receive(self.process.stdout)
-        except OSError:  # it is gone
+        except (OSError, EOFError):  # it is gone
             reply = None
         finally:
             if timer is not None:
@@ -63,7 +65,10 @@ class Child:
             raise ChildEnded(late.is_set())
         error, result = reply
         if error is not None:
-            raise error
+            try:
+                raise error
+            finally:
+                del error, reply  # or the error holds this frame, and with it the file, until a garbage collection
         return result
 
     @property
@@ -104,20 +109,31 @@ def main(module: str, memory: int | None) -> None:
 
 
 def send(file: IO[bytes], message: Any) -> None:
-    data = pickle.dumps(message, protocol=5)
-    file.write(LENGTH.pack(len(data)))
-    file.write(data)
+    buffers = list[PickleBuffer]()
+    pickled = pickle.dumps(message, protocol=5, buffer_callback=buffers.append)
+    parts = [memoryview(pickled), *(buffer.raw() for buffer in buffers)]
+    for number in (len(parts), *(part.nbytes for part in parts)):
+        file.write(LENGTH.pack(number))
+    for part in parts:
+        file.write(part)
     file.flush()
 
 
 def receive(file: IO[bytes]) -> Any:
-    """None at the end of the pipe."""
+    """None at the end of the pipe. Arrays in a message are read-only. Raises EOFError in the middle of a message."""
     head = file.read(LENGTH.size)
     if len(head) < LENGTH.size:
         return None
-    (length,) = LENGTH.unpack(head)
+    lengths = [LENGTH.unpack(_exactly(file, LENGTH.size))[0] for _ in range(LENGTH.unpack(head)[0])]
+    pickled, *buffers = [_exactly(file, length) for length in lengths]
+    return pickle.loads(pickled, buffers=buffers)  # noqa: S301  # between this program's own processes
+
+
+def _exactly(file: IO[bytes], length: int) -> bytes:
     data = file.read(length)
-    return None if len(data) < length else pickle.loads(data)  # noqa: S301  # between this program's own processes
+    if len(data) < length:
+        raise EOFError
+    return data
 
 
 def _limit(memory: int) -> None:

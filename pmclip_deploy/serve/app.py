@@ -1,32 +1,27 @@
 """The routes."""
 
 import asyncio
-import secrets
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from functools import partial
 from importlib import resources
 from pathlib import Path as FilePath
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from fastapi import FastAPI, File, Form, Query, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from fastapi.routing import APIRoute
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
 from pmclip_deploy.answer import Answer
 from pmclip_deploy.decision.evidence import findings_of
-from pmclip_deploy.decision.listed import questions_listed
 from pmclip_deploy.errors import InputError, PmclipError, UsageError
 from pmclip_deploy.files import JPEG, PNG
-from pmclip_deploy.header.read import ADULT
 from pmclip_deploy.imaging.elements import Window
-from pmclip_deploy.imaging.picture import Picture
 from pmclip_deploy.imaging.values import ColorFrame
-from pmclip_deploy.predictor import Predictor
 from pmclip_deploy.serve.documents import (
     LONGEST_QUESTION,
     MOST_LABELS,
@@ -36,20 +31,12 @@ from pmclip_deploy.serve.documents import (
     Similar,
     Width,
     described_document,
-    model_document,
     values_response,
 )
-from pmclip_deploy.serve.guard import LOG, MOST_HELD, Guard, Places
-from pmclip_deploy.serve.images import Images
-from pmclip_deploy.serve.metrics import Metrics
-from pmclip_deploy.serve.model import Model
-from pmclip_deploy.serve.problems import Problem, of_error
-from pmclip_deploy.serve.readers import Readers
-from pmclip_deploy.serve.settings import Settings
+from pmclip_deploy.serve.guard import LOG, Guard
+from pmclip_deploy.serve.problems import DESCRIPTION, Problem, of_error
+from pmclip_deploy.serve.service import Service
 from pmclip_deploy.spec import ANSWERS_SCHEMA, CLASSIFICATIONS_SCHEMA, SEARCH_SCHEMA
-
-if TYPE_CHECKING:
-    from pmclip_deploy.search.index import Index
 
 PAGE = FilePath(str(resources.files("pmclip_deploy.serve") / "page"))
 THUMBNAIL = 96  # pixels
@@ -67,66 +54,6 @@ FrameField = Annotated[int | None, Form(ge=0, lt=1 << 31, description="Frame of 
 CenterField = Annotated[Number | None, Form(description="Window center, in modality units.")]
 WidthField = Annotated[Width | None, Form(description="Window width, in modality units.")]
 AgeField = Annotated[int | None, Form(ge=0, le=150, description="Age of the patient in years, if the file does not give it.")]
-
-
-class Service:
-    """The parts of a running service, and what a request passes through."""
-
-    def __init__(self, predictor: Predictor, settings: Settings, index: "Index | None" = None) -> None:
-        self.settings, self.index = settings, index
-        self.places, self.images = Places(settings.queue, MOST_HELD * settings.max_upload), Images()
-        self.readers = Readers(settings.readers, settings.reader_memory, settings.timeout_s)
-        self.model = Model(predictor, settings.threads, settings.timeout_s)
-        self.metrics = Metrics(predictor.model, settings.tls_cert)
-        self.document = model_document(predictor, settings, questions_listed(predictor.manifest), index is not None)
-        self.salt = secrets.token_bytes(16)  # of the numbers of series
-        self.is_warm = False
-
-    async def open(self) -> None:
-        self.model.open()
-        await self.readers.open()
-        await self.model.run(_warm_up, _never)
-        self.is_warm = True
-
-    def close(self) -> None:
-        self.model.close()
-        self.readers.close()
-
-    def why_not_ready(self) -> list[str]:
-        checks = {
-            "the model is being loaded": not self.is_warm,
-            "the service is ending": self.places.is_closing,
-            "no decoding process runs": self.is_warm and not self.readers.are_ready,
-        }
-        return [why for why, holds in checks.items() if holds]
-
-    async def answers(self, request: Request, data: bytes, asked: Asked) -> list[Answer]:
-        picture = await self.picture(data, asked.frame, asked.window)
-        child = None if asked.age is None else asked.age < ADULT
-        work = partial(_ask, picture=picture, questions=asked.questions, ignore_header=asked.ignore_header, child=child)
-        answers = await self.model.run(work, request.is_disconnected)
-        self.metrics.count(answers)
-        return answers
-
-    async def report(self, data: bytes, answers: list[Answer]) -> Response:
-        made = await self.readers.call("report", data, answers)
-        return Response(made, media_type="application/dicom", headers={"Content-Disposition": 'attachment; filename="report.dcm"'})
-
-    async def picture(self, data: bytes, frame: int | None, window: Window | None) -> Picture:
-        picture: Picture = await self.readers.call("picture", data, frame, window)
-        return picture
-
-    def seen(self, route: str, status: int, seconds: float) -> None:
-        self.metrics.requests.labels(route, status).inc()
-        self.metrics.seconds.labels(route).observe(seconds)
-        if status in (401, 403, 408, 413, 503, 504):
-            self.metrics.rejected.labels({401: "token", 403: "host", 408: "slow", 413: "size", 503: "busy", 504: "timeout"}[status]).inc()
-
-    def gauges(self) -> None:
-        self.metrics.queue.labels("accepted").set(self.places.taken)
-        self.metrics.queue.labels("model").set(self.model.waiting)
-        self.metrics.images.set(len(self.images))
-        self.metrics.restarts.set(self.readers.restarts)
 
 
 def app_of(service: Service) -> Guard:
@@ -154,6 +81,7 @@ def app_of(service: Service) -> Guard:
         docs_url=None,
         redoc_url=None,
         lifespan=lifespan,
+        responses={"4XX": DESCRIPTION, "5XX": DESCRIPTION},
     )
     for error in (PmclipError, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(error, _raise)
@@ -176,7 +104,7 @@ def _health(app: FastAPI, service: Service) -> None:
         why = service.why_not_ready()
         return JSONResponse({"ready": not why, "why": why}, 503 if why else 200)
 
-    @app.get("/metrics", tags=["health"])
+    @app.get("/metrics", tags=["health"], response_class=PlainTextResponse)
     async def metrics() -> Response:
         """Counters in Prometheus' text format."""
         service.gauges()
@@ -189,7 +117,7 @@ def _health(app: FastAPI, service: Service) -> None:
 
 
 def _answers(app: FastAPI, service: Service) -> None:
-    @app.post("/v1/answers", tags=["questions"])
+    @app.post("/v1/answers", tags=["questions"], responses={200: {"content": {"application/dicom": {}}}})
     async def answers(
         request: Request,
         image: Image,
@@ -217,8 +145,8 @@ def _answers(app: FastAPI, service: Service) -> None:
         window_width: WidthField = None,
     ) -> JSONResponse:
         """Compares one picture with labels, as `pmclip-deploy classify --json` does."""
-        picture = await service.picture(await _file(request, image), frame, _window(window_center, window_width))
-        made = await service.model.run(lambda predictor: predictor.classify(picture, labels), request.is_disconnected)
+        window, data = _window(window_center, window_width), await _file(request, image)
+        made = await service.look(request, data, frame, window, lambda p, picture: p.classify(picture, labels))
         return JSONResponse({"schema": CLASSIFICATIONS_SCHEMA, "classifications": [made.to_json()], "unreadable": [], "no_pictures": []})
 
 
@@ -281,8 +209,7 @@ def _images(app: FastAPI, service: Service) -> None:
         data, index = service.images.get(image_id), service.index
         if index is None:
             raise Problem(409, "no_index", "the service was started without --index")
-        picture = await service.picture(data, wanted.frame, wanted.window)
-        found = await service.model.run(lambda p: p.search(index, image=picture, k=wanted.k), request.is_disconnected)
+        found = await service.look(request, data, wanted.frame, wanted.window, lambda p, image: p.search(index, image=image, k=wanted.k))
         return JSONResponse({"schema": SEARCH_SCHEMA, "matches": [match.to_json() for match in found]})
 
     @app.get("/v1/images/{image_id}/view", tags=["pictures"], response_class=Response)
@@ -298,8 +225,8 @@ def _images(app: FastAPI, service: Service) -> None:
         known = [found.name for found in findings_of(service.model.predictor.manifest)]
         if finding is not None and finding not in known:
             raise UsageError("the bundle has no such finding", f"it has {', '.join(known) or 'none'}")
-        picture = await service.picture(service.images.get(image_id), frame, _window(center, width))
-        pixels = await service.model.run(lambda p: p.model_view(picture, finding), request.is_disconnected)
+        data, window = service.images.get(image_id), _window(center, width)
+        pixels = await service.look(request, data, frame, window, lambda p, picture: p.model_view(picture, finding))
         return Response(await asyncio.to_thread(_png, pixels), media_type="image/png")
 
     @app.delete("/v1/images/{image_id}", status_code=204, tags=["pictures"])
@@ -334,6 +261,10 @@ async def _raise(request: Request, error: Exception) -> Response:
     """The guard answers: it knows the request's id."""
     if isinstance(error, RequestValidationError):
         raise Problem(400, "usage", _what_is_wrong(error)) from None
+    if isinstance(error, HTTPException) and error.status_code == 405:  # the router names the methods of one route, and a path may have two
+        path, routes = request.url.path, [route for route in request.app.routes if isinstance(route, APIRoute)]
+        methods = {method for route in routes if route.path_regex.match(path) for method in route.methods or ()}
+        raise HTTPException(405, headers={"Allow": ", ".join(sorted(methods))})
     raise error
 
 
@@ -359,7 +290,9 @@ async def _file(request: Request, image: UploadFile) -> bytes:
     twice = sorted(name for name, count in sent.items() if count > 1 and name not in ("questions", "labels"))
     if twice:
         raise UsageError(f"the form has more than one {twice[0]}", "send one picture a request")
-    return await image.read()
+    data = await image.read()
+    await image.close()  # the form would hold a second copy until the answer
+    return data
 
 
 def _answers_document(answers: list[Answer]) -> JSONResponse:
@@ -380,10 +313,6 @@ def _index(frame: int) -> int:
     return frame
 
 
-def _ask(predictor: Predictor, picture: Picture, questions: list[str], ignore_header: bool, child: bool | None) -> list[Answer]:
-    return predictor.ask_many(picture, questions, ignore_header=ignore_header, child=child)
-
-
 def _png(pixels: Any) -> bytes:
     import io
 
@@ -392,15 +321,3 @@ def _png(pixels: Any) -> bytes:
     out = io.BytesIO()
     PIL.Image.fromarray(pixels).save(out, "PNG", compress_level=1)
     return out.getvalue()
-
-
-def _warm_up(predictor: Predictor) -> None:
-    """One picture through every graph that answers, so that the first request waits for nothing."""
-    blank = np.tile(np.arange(256, dtype=np.uint8), (256, 1))
-    with suppress(UsageError):  # a bundle that answers no question
-        predictor.ask_many(blank, list(predictor.questions()[:8]) or ["what is shown?"])
-    predictor.embed_image(blank)
-
-
-async def _never() -> bool:
-    return False

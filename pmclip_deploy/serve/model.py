@@ -10,25 +10,30 @@ from typing import Any, TypeVar, cast
 from pmclip_deploy.predictor import Predictor
 from pmclip_deploy.serve.problems import Problem
 
+P = TypeVar("P")
 T = TypeVar("T")
 
 
 @dataclass
 class _Job:
-    work: Callable[[Predictor], Any]
+    read: Callable[[], Awaitable[Any]]
+    work: Callable[[Predictor, Any], Any]
     gone: Callable[[], Awaitable[bool]]  # whether the client has left
     deadline: float
     result: "asyncio.Future[Any]"
 
 
 class Model:
-    """Runs a few pieces of work side by side, each alone: a batch of pictures has other bits (docs/measured/batches.md)."""
+    """Runs a few pieces of work side by side, each alone: a batch of pictures has other bits (docs/measured/batches.md).
 
-    def __init__(self, predictor: Predictor, threads: int, timeout_s: float) -> None:
+    ``ahead`` pictures are decoded while others are computed. The rest of the queue waits as files, which are smaller.
+    """
+
+    def __init__(self, predictor: Predictor, threads: int, ahead: int, timeout_s: float) -> None:
         self.predictor, self.timeout_s = predictor, timeout_s
         self.dropped = 0  # jobs whose client had left, or whose time was over
         self._jobs = asyncio.Queue[_Job]()
-        self._threads, self._count = ThreadPoolExecutor(threads, "model"), threads
+        self._threads, self._count = ThreadPoolExecutor(threads, "model"), threads + ahead
         self._loops: list[asyncio.Task[None]] = []
 
     def open(self) -> None:
@@ -38,40 +43,41 @@ class Model:
     def waiting(self) -> int:
         return self._jobs.qsize()
 
-    async def run(self, work: Callable[[Predictor], T], gone: Callable[[], Awaitable[bool]]) -> T:
-        """What ``work`` makes of the predictor. Raises a Problem if that took too long."""
-        job = _Job(work, gone, time.monotonic() + self.timeout_s, asyncio.get_running_loop().create_future())
+    async def run(self, read: Callable[[], Awaitable[P]], work: Callable[[Predictor, P], T], gone: Callable[[], Awaitable[bool]]) -> T:
+        """What ``work`` makes of the predictor and of what ``read`` gives.
+
+        Raises what they raise, and a Problem if the client had left, or the time was over, before the turn came.
+        """
+        job = _Job(read, work, gone, time.monotonic() + self.timeout_s, asyncio.get_running_loop().create_future())
         self._jobs.put_nowait(job)
         return cast(T, await job.result)
 
     async def _run(self) -> None:
-        loop = asyncio.get_running_loop()
         while True:
-            job = await self._jobs.get()
-            if job.result.done():
-                continue
-            late = time.monotonic() > job.deadline
-            if late or await job.gone():
-                self.dropped += 1
-                job.result.set_exception(Problem(504, "timeout", f"no answer in {self.timeout_s:g} s"))
-                continue
-            try:
-                made = await loop.run_in_executor(self._threads, job.work, self.predictor)
-            except Exception as error:
-                _settle(job.result, error=error)
-            else:
-                _settle(job.result, made)
+            await self._settle(await self._jobs.get())  # no variable of this loop keeps a picture until the next job
+
+    async def _settle(self, job: _Job) -> None:
+        made, failed = None, None
+        try:
+            made = await self._made(job)
+        except Exception as error:
+            failed = error.with_traceback(None)  # its frames hold the picture
+        if job.result.done():  # nobody waits for it
+            return
+        if failed is None:
+            job.result.set_result(made)
+        else:
+            job.result.set_exception(failed)
+
+    async def _made(self, job: _Job) -> Any:
+        if job.result.done():
+            return None
+        if time.monotonic() > job.deadline or await job.gone():
+            self.dropped += 1
+            raise Problem(504, "timeout", f"no answer in {self.timeout_s:g} s")
+        return await asyncio.get_running_loop().run_in_executor(self._threads, job.work, self.predictor, await job.read())
 
     def close(self) -> None:
         for loop in self._loops:
             loop.cancel()
         self._threads.shutdown(wait=False)
-
-
-def _settle(future: "asyncio.Future[Any]", result: Any = None, error: Exception | None = None) -> None:
-    if future.done():  # nobody waits for it
-        return
-    if error is None:
-        future.set_result(result)
-    else:
-        future.set_exception(error)

@@ -9,6 +9,13 @@ from pmclip_deploy.errors import BundleError, DeviceError, InputError, NoPicture
 
 STATUS = {UsageError: 400, NoPictureError: 415, InputError: 422, BundleError: 500, DeviceError: 503}
 MEDIA_TYPE = "application/problem+json"
+FIELDS = {**dict.fromkeys(("type", "title", "detail", "code", "request_id"), "string"), **dict.fromkeys(("status", "exit_code"), "integer")}
+DESCRIPTION: dict[str, Any] = {  # of every error, in /openapi.json
+    "description": "What is wrong, and what to do next.",
+    "content": {MEDIA_TYPE: {"schema": {
+        "type": "object", "required": list(FIELDS), "properties": {name: {"type": kind} for name, kind in FIELDS.items()},
+    }}},
+}  # fmt: skip
 OF_ROUTER = {404: "there is no such path; /docs lists the paths", 405: "the path takes another method; /docs lists the methods"}
 
 

@@ -50,8 +50,14 @@ class Readers:
         return any(reader.is_alive for reader in self._all)
 
     async def call(self, name: str, *arguments: Any) -> Any:
-        """``Reader.call`` in the process that is free first. A process that dies is replaced while the others go on."""
-        reader = await self._idle.get()
+        """``Reader.call`` in the process that is free first. A process that dies is replaced while the others go on.
+
+        Raises also a Problem if no process was free in time.
+        """
+        try:
+            reader = await asyncio.wait_for(self._idle.get(), self.seconds)
+        except asyncio.TimeoutError:
+            raise Problem(504, "timeout", f"no process was free to decode the picture in {self.seconds:g} s") from None
         running = asyncio.get_running_loop().run_in_executor(self._threads, reader.call, self.seconds, name, *arguments)
         try:
             return await asyncio.shield(running)

@@ -21,9 +21,10 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from pmclip_deploy.errors import DeviceError, UsageError
 from pmclip_deploy.predictor import Predictor
-from pmclip_deploy.serve.app import Service, app_of
+from pmclip_deploy.serve.app import app_of
 from pmclip_deploy.serve.guard import own_headers, refusal
 from pmclip_deploy.serve.problems import Problem
+from pmclip_deploy.serve.service import Service
 from pmclip_deploy.serve.settings import Settings
 
 if TYPE_CHECKING:

@@ -27,7 +27,7 @@ class Settings:
     threads: int = 1  # pictures that are computed side by side
     timeout_s: float = 30.0
     max_upload: int = 256 << 20  # bytes
-    readers: int = 2  # processes that decode
+    readers: int = 3  # processes that decode: one may be busy with a hostile file and another one starting; the third serves
     reader_memory: int = 4 << 30  # bytes of address space of each
     index: Path | None = None
 

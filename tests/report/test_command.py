@@ -1,10 +1,12 @@
 """`infer --sr` and `--sc`: which files are written, and what is said."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 
 import pytest
@@ -126,9 +128,23 @@ def test_nothing_of_the_patient_is_printed(image: Path, tmp_path: Path) -> None:
         assert done.code == 0 and "ZQX" not in done.out + done.err, done
 
 
+def _modules_of_the_extra() -> set[str]:
+    """Top-level modules of the packages of the extra `ward`, none of which the base install asks for."""
+    asked = requires("pmclip-deploy") or []
+    ward = {_name(line) for line in asked if 'extra == "ward"' in line}
+    assert len(ward) >= 8 and not ward & {_name(line) for line in asked if "extra ==" not in line}
+    return {module for module, packages in packages_distributions().items() if ward & set(map(_name, packages))}
+
+
+def _name(requirement: str) -> str:
+    return re.split(r"[^\w.-]", requirement)[0].lower().replace("_", "-")
+
+
 def test_without_a_report_nothing_new_is_imported(image: Path) -> None:
     plain = run_cli("infer", str(image), ASK)
-    assert "highdicom" not in loaded(plain) and "highdicom" in loaded(run_cli("infer", str(image), ASK, "--sr", str(image.with_name("a"))))
+    ward = _modules_of_the_extra()
+    assert {"highdicom", "fastapi", "uvicorn", "multipart", "prometheus_client", "pynetdicom", "yaml"} <= ward
+    assert not ward & loaded(plain) and "highdicom" in ward & loaded(run_cli("infer", str(image), ASK, "--sr", str(image.with_name("a"))))
     code = plain + "\nimport sys, json; print(json.dumps(sorted(m for m in sys.modules if 'report' in m)))"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()[-1]
     assert json.loads(told) == []

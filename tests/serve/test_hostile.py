@@ -1,202 +1,24 @@
-"""Hostile input of every kind: one clear message, the service stays up, and others are served meanwhile.
+"""Hostile questions, bodies and connections: one clear message, the service stays up, and others are served meanwhile.
 
-The whole of it is nightly; a part of each kind runs by default.
+The longest are nightly; the rest runs by default.
 """
 
-import io
-import json
-import pickle
-import random
-import re
 import socket
 import struct
-import subprocess
-import sys
-import threading
 import time
-import warnings
-import zipfile
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from types import TracebackType
 
 import httpx
 import pytest
 
-from pmclip_deploy.models import DEMO
-from tests.patient import PATIENT
 from tests.serve.running import TOKEN, Running, running
+from tests.serve.watcher import FRACTURE, LEG, clear
 
 pytest.importorskip("fastapi", reason="serving needs the extra `ward`")
 
-from tests.imaging.test_budgets import PIXEL_DATA, SMALL, dicom, element, image, j2k, png_of, zlib_raw
-
-LEG = (DEMO / "leg-1.dcm").read_bytes()
-FRACTURE = "is there a fracture?"
-SERVED_S = 10.0  # of a busy machine; what was measured is printed
-PROBLEM = {"type", "title", "status", "detail", "code", "exit_code", "request_id"}
-PATH = re.compile(r"(?<![\w<])/\w+/|[A-Z]:\\|\.py\b|\bat 0x")
-
-
-class Watcher:
-    """Somebody else, who asks about a good picture all the time."""
-
-    def __init__(self, service: Running) -> None:
-        self.seconds, self.faults, self._ends = list[float](), list[str](), threading.Event()
-        self.client, self._thread = service.connect(), threading.Thread(target=self._ask)
-
-    def _ask(self) -> None:
-        while not self._ends.is_set():
-            begun = time.monotonic()
-            try:
-                reply = self.client.post("/v1/answers", files={"image": LEG}, data={"questions": [FRACTURE]})
-                if reply.status_code != 200 or reply.json()["answers"][0]["answer"] != "yes":
-                    self.faults.append(reply.text)
-            except httpx.HTTPError as error:
-                self.faults.append(repr(error))
-            self.seconds.append(time.monotonic() - begun)
-
-    def __enter__(self) -> "Watcher":
-        self._thread.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._ends.set()
-        self._thread.join()
-        print(f"others: {len(self.seconds)} answers, the longest took {max(self.seconds):.2f} s")
-        if error is None:
-            assert not self.faults and max(self.seconds) < SERVED_S, (max(self.seconds), self.faults[:3])
-
-
-@pytest.fixture
-def watched(service: Running) -> Iterator[Running]:
-    """The service while somebody else uses it."""
-    with Watcher(service):
-        yield service
-    assert service.client.get("/health/ready").status_code == 200
-
-
-def clear(reply: httpx.Response, name: str) -> None:
-    """A refusal is one sentence, which holds nothing of the machine or of a patient; an acceptance is nothing to test here."""
-    assert reply.status_code < 500 or reply.status_code in (503, 504, 507), (name, reply.text)
-    if reply.status_code >= 400:
-        assert reply.headers["content-type"] == "application/problem+json" and set(reply.json()) == PROBLEM, (name, reply.text)
-        detail = reply.json()["detail"]
-        assert 10 < len(detail) < 300 and detail.isprintable() and "internal" not in detail, (name, detail)
-        assert not PATH.search(detail) and "ZQX" not in reply.text.upper() and "class '" not in detail, (name, detail)
-
-
-# --- files --------------------------------------------------------------------------------------------------------------------
-
-
-def archive() -> bytes:
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as made:
-        made.writestr("leg.dcm", LEG)
-    return file.getvalue()
-
-
-def marked() -> bytes:
-    """A radiograph with the markers of a patient."""
-    from pydicom import dcmread
-
-    dataset, out = dcmread(io.BytesIO(LEG)), io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for keyword, value in PATIENT.items():
-            setattr(dataset, keyword, value)
-        dataset.save_as(out, enforce_file_format=False)
-    return out.getvalue()
-
-
-MARKED = marked()
-
-
-def mutated(seed: int) -> bytes:
-    """A radiograph with some other bytes, mostly in its header, and sometimes cut."""
-    chance, data = random.Random(seed), bytearray(MARKED)
-    for _ in range(chance.choice([1, 2, 4, 16, 64])):
-        data[chance.randrange(132, chance.choice([2500, len(data)]))] = chance.choice([0, 255, chance.randrange(256)])
-    return bytes(data[: chance.randrange(len(data))] if chance.random() < 0.3 else data)
-
-
-QUICK: dict[str, Callable[[], bytes]] = {
-    "nothing": lambda: b"",
-    "a byte": lambda: b"\0",
-    "HTML": lambda: b"<html><script>alert('ZQX')</script></html>",
-    "a pickle": lambda: pickle.dumps({"ZQX": print}),
-    "a zip": archive,
-    "gzip": lambda: zlib.compress(LEG, wbits=31),
-    "a path": lambda: b"../../../../etc/passwd",
-    "a JSON document": lambda: json.dumps({"ZQX": [1]}).encode(),
-    "a preamble": lambda: bytes(128) + b"DICM",
-    "PNG's first bytes": lambda: b"\x89PNG\r\n\x1a\n",
-    "JPEG's first bytes": lambda: b"\xff\xd8\xff\xe0",
-    "JPEG of zeros": lambda: b"\xff\xd8\xff\xe0" + bytes(1 << 20),
-    "a million frames": lambda: dicom(image(frames=10**6) + PIXEL_DATA),
-    "a million frames, deflated": lambda: dicom(zlib_raw(image(frames=10**6) + PIXEL_DATA), b"1.2.840.10008.1.2.1.99"),
-    "no pixels": lambda: dicom(image(65535)),
-    "another transfer syntax": lambda: dicom(image() + PIXEL_DATA, b"1.2.840.10008.1.2.4.9999"),
-    "a transfer syntax of text": lambda: dicom(image() + PIXEL_DATA, b"../ZQX\nZQX"),
-    "a report": lambda: dicom(element(0x00080016, b"UI", b"1.2.840.10008.5.1.4.1.1.88.11") + element(0x00080060, b"CS", b"SR")),
-    "a PNG bomb": lambda: png_of(8192)[:2000],
-    "a PNG of another size": lambda: png_of(256)[:16] + struct.pack(">2L", 60000, 60000) + png_of(256)[24:],
-    **{f"cut at {size}": lambda size=size: MARKED[:size] for size in (131, 140, 500, 1500, len(MARKED) // 2, len(MARKED) - 1)},  # type: ignore[misc]
-    **{f"mutated {seed}": lambda seed=seed: mutated(seed) for seed in range(6)},  # type: ignore[misc]
-    **{name: SMALL[name] for name in (
-        "palette of empty segments", "lists in Window Center under a megabyte", "a list in the rescale", "sequences in sequences",
-        "RLE segments", "RLE segments over one another", "a JPEG 2000 code block a sample", "frames",
-    )},
-}  # fmt: skip
-
-
-def ask_all_ways(service: Running, data: bytes, name: str) -> int:
-    """A file through each route that reads one. Returns the status of the first."""
-    asked, kept = service.ask(data, FRACTURE), service.keep(data)
-    replies = [asked, kept, service.client.post("/v1/classify", files={"image": data}, data={"labels": ["ct", "mr"]})]
-    if kept.status_code == 201:
-        about, here = kept.json(), f"/v1/images/{kept.json()['id']}"
-        of_frame = f"{here}/frames/{about['frame']}"
-        paths = (of_frame, f"{of_frame}/table", f"{here}/thumbnail", f"{here}/view", f"{here}/view?finding=fracture", f"{here}/patient")
-        replies += [service.client.get(path) for path in paths]
-        replies.append(service.client.post(f"{here}/report", json={"questions": [FRACTURE]}))
-        service.client.delete(here)
-    for reply in replies:
-        clear(reply, name)
-    assert asked.status_code < 400 or asked.json()["detail"].startswith("the upload: "), (name, asked.text)
-    assert (asked.status_code < 400) == (kept.status_code < 400), name
-    return asked.status_code
-
-
-def test_files(watched: Running) -> None:
-    found = {name: ask_all_ways(watched, make(), name) for name, make in QUICK.items()}
-    for name, status in found.items():
-        assert status in ((200, 415, 422) if name.startswith("mutated") else (415, 422)), (name, status)
-
-
-def every_file(shared: Path, folder: Path) -> Iterator[tuple[str, bytes]]:
-    yield from ((name, make()) for name, make in SMALL.items())
-    faults = shared.parent / "faults"
-    if faults.is_dir():
-        subprocess.run([sys.executable, faults / "hostile.py", folder], check=True)
-    for path in (*(shared / "dicom").rglob("*"), *faults.rglob("*"), *folder.iterdir()):
-        if path.is_file():
-            yield path.name, path.read_bytes()
-    yield from ((f"mutated {seed}", mutated(seed)) for seed in range(6, 200))
-
-
-@pytest.mark.nightly
-def test_every_file_there_is(service: Running, shared: Path, tmp_path: Path) -> None:
-    for name, data in every_file(shared, tmp_path):
-        print(name, end=": ", flush=True)
-        with Watcher(service):  # when the file is made: making some of them takes this process for seconds
-            ask_all_ways(service, data, name)
-    for name, data in (("PNG", png_of(8192, 16, 2)), ("JPEG 2000", j2k(3, mct=1)), ("beyond the limit", bytes(257 << 20))):
-        with Watcher(service):
-            clear(service.ask(data, FRACTURE), name)
-
+from tests.imaging.test_budgets import dicom, element, image
 
 # --- questions ----------------------------------------------------------------------------------------------------------------
 

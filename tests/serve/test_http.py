@@ -304,3 +304,9 @@ def test_tls_and_certificates_of_clients(tmp_path: Path) -> None:
             assert known.get(address).json()["bundle"] == "pmclip-lite"
             told = re.search(r"(?m)^pmclip_cert_expiry_seconds (\S+)", known.get(f"https://localhost:{port}/metrics").text)
             assert told and 86400 < float(told[1]) < 2 * 86400
+
+
+def test_a_wrong_method_is_told_all_that_the_path_takes(service: Running) -> None:
+    reply = service.client.options("/v1/images")
+    _problem(reply, 405, "http")
+    assert reply.headers["allow"] == "DELETE, POST"

@@ -226,7 +226,7 @@ def test_one_bad_file_among_good_ones(page: Page) -> None:
 
 
 def test_hostile_files_and_questions_give_one_message(page: Page) -> None:
-    from tests.serve.test_hostile import QUICK
+    from tests.serve.test_hostile_files import QUICK
 
     said = {
         "nothing": "is empty",

@@ -12,6 +12,8 @@ from tests.serve.running import TOKEN, Running
 pytest.importorskip("fastapi", reason="serving needs the extra `ward`")
 pytest.importorskip("schemathesis", reason="makes requests with schemathesis")
 
+NO_PICTURES = ("--exclude-checks", "positive_data_acceptance")  # of a file a schema says nothing: almost no bytes are a picture
+
 
 def _schemathesis(service: Running, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     (folder / "schema.json").write_bytes(service.client.get("/openapi.json").content)
@@ -42,5 +44,5 @@ def test_requests_that_a_machine_makes_up(service: Running, tmp_path: Path) -> N
 
 @pytest.mark.nightly
 def test_ten_minutes_of_them(service: Running, tmp_path: Path) -> None:
-    done = _schemathesis(service, tmp_path, "--checks", "all", "--max-time", "600", "--max-examples", "100000")
+    done = _schemathesis(service, tmp_path, "--checks", "all", *NO_PICTURES, "--max-time", "600", "--max-examples", "100000")
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
