@@ -1,0 +1,104 @@
+"""The engines of `archive` side by side: their rates, whether their rows are equal, and what kills leave.
+
+    python -m pmclip_deploy.benchmarks.archive --images FOLDER [--count 5000] [--repeats 1] [--engines one local ray] [--kill 0.3 0.6 0.9]
+
+Each of ``--count`` names is a link to a real image of FOLDER. "one" is the local engine with one worker. A rate includes the start of
+the processes. With ``--kill`` each engine's driver is ended by SIGKILL when such shares of the batches lie on the disk; the command is then
+run again until it ends.
+"""
+
+import argparse
+import json
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pmclip_deploy.archive.output import MERGED, parts_of
+from pmclip_deploy.files import PICTURES
+from pmclip_deploy.threads import cpu_threads, processor
+
+MAIN = "from pmclip_deploy.cli.app import program; program()"
+BATCH = 64
+ENGINES = {
+    "one": ("--workers", "1"),
+    "local": ("--workers", str(cpu_threads())),
+    "ray": ("--engine", "ray", "--workers", str(cpu_threads())),
+}
+
+
+def linked(images: Path, folder: Path, count: int) -> None:
+    real = sorted(path for path in images.rglob("*") if path.name.lower().endswith(PICTURES))
+    folder.mkdir()
+    for number in range(count):
+        file = real[number % len(real)]
+        (folder / f"{number:07}{file.suffix}").symlink_to(file.absolute())
+
+
+def command(source: Path, out: Path, engine: str) -> list[str]:
+    given = ["archive", "embed", str(source), "--out", str(out), "--batch", str(BATCH), *ENGINES[engine], "--json", "--quiet"]
+    return [sys.executable, "-c", MAIN, *given]
+
+
+def rate(source: Path, out: Path, engine: str, count: int) -> float:
+    begun = time.monotonic()
+    done = subprocess.run(command(source, out, engine), capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    return count / (time.monotonic() - begun)
+
+
+def batches(out: Path) -> int:
+    merged = sum(len(json.loads(pq.read_schema(part).metadata[MERGED])) for part in parts_of(out))
+    return merged + sum(file.parent.name != "listing" for file in out.glob(".run/*/*.parquet"))
+
+
+def killed(source: Path, out: Path, engine: str, count: int, shares: Sequence[float]) -> str:
+    for share in shares:
+        with subprocess.Popen(command(source, out, engine), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+            while process.poll() is None and batches(out) < share * count / BATCH:
+                time.sleep(0.05)
+            process.send_signal(signal.SIGKILL)
+    done = json.loads(subprocess.run(command(source, out, engine), capture_output=True, text=True).stdout)
+    rows = pq.read_table(out, columns=["id"])["id"].to_pylist()
+    return f"{len(rows):,} rows, {len(set(rows)):,} ids; the last run computed {done['computed']:,}"
+
+
+def rows(out: Path) -> pa.Table:
+    return pq.read_table(out).replace_schema_metadata().sort_by("id").drop_columns(["key"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=Path, required=True)
+    parser.add_argument("--count", type=int, default=5000)
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
+    parser.add_argument("--kill", nargs="*", type=float, default=[])
+    options = parser.parse_args()
+    print(processor())
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        linked(options.images, folder / "source", options.count)
+        rates: dict[str, list[float]] = {engine: [] for engine in options.engines}
+        for repeat in range(options.repeats):
+            for engine in options.engines:
+                rates[engine].append(rate(folder / "source", folder / f"{engine}-{repeat}", engine, options.count))
+        first = rows(folder / f"{options.engines[0]}-0")
+        for engine, of in rates.items():
+            same = rows(folder / f"{engine}-0").equals(first)
+            print(f"{engine}: {statistics.median(of):.1f} images a second; rows equal those of {options.engines[0]}: {same}", flush=True)
+        for engine in options.engines if options.kill else ():
+            said = killed(folder / "source", folder / f"{engine}-killed", engine, options.count, options.kill)
+            print(f"{engine}, killed {len(options.kill)} times: {said}; rows equal: {rows(folder / f'{engine}-killed').equals(first)}")
+
+
+if __name__ == "__main__":
+    main()
