@@ -148,7 +148,7 @@ def _sync(file: Path) -> None:
 
 def _sync_files(folder: Path) -> None:
     for file in folder.iterdir():
-        _sync(file)
+        (_sync_files if file.is_dir() else _sync)(file)
     sync_folder(folder)
 
 

@@ -12,7 +12,7 @@ RUNTIME = [
     for module in pkgutil.walk_packages(pmclip_deploy.__path__, "pmclip_deploy.", onerror=lambda name: None)
     if not module.name.startswith(NOT_RUNTIME)
 ]
-TRAINING = {"torch", "torchvision", "open_clip", "timm", "transformers", "onnx", "safetensors", "tensorrt", "tensorrt_rtx"}
+TRAINING = {"torch", "torchvision", "open_clip", "timm", "transformers", "onnx", "safetensors", "tensorrt", "tensorrt_rtx", "tritonclient"}
 HEAVY = {*TRAINING, "numpy", "onnxruntime", "pydicom", "PIL", "tokenizers", "gdcm"}
 
 

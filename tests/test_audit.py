@@ -12,7 +12,7 @@ from tests.sources import ROOT
 
 IGNORED: dict[str, str] = {}  # a vulnerability's ID, and why it does not reach us
 OFFLINE = ("connect", "resolve host", "name resolution", "timed out", "network", "dns error")
-EXTRAS = ("train", "export", "sign", "ward")
+EXTRAS = ("train", "export", "sign", "ward", "triton")
 
 
 def run(*command: str | Path) -> subprocess.CompletedProcess[str]:

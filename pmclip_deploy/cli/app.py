@@ -37,6 +37,8 @@ COMMANDS = {  # of each command, the module in pmclip_deploy.cli and its functio
     "train": "train.app",
     "import": "import_.import_",
     "export": "export.export",
+    "export triton": "triton.export_triton",
+    "export triton-check": "triton.triton_check",
     "parity": "export.parity",
 }
 END_AT_ONCE = ("infer", "classify", "listen")  # a thread of pynetdicom may wait for a peer
@@ -158,6 +160,8 @@ def program() -> None:
 
 
 def _run(arguments: list[str]) -> int:
+    if (two := " ".join(arguments[:2])) in COMMANDS:  # a command of two words, beside one that takes an argument
+        arguments = [two, *arguments[2:]]
     named = [name for name in arguments[:1] if name in COMMANDS]
     try:
         command: Any = typer.main.get_command(app_of(named or COMMANDS))

@@ -1,16 +1,20 @@
 """`pmclip-deploy serve`: answers over HTTP, and a page in the browser."""
 
+import re
 import secrets
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pmclip_deploy.cli.options import Bundle, Device
+from pmclip_deploy.cli.options import Bundle, Device, check_choice
 from pmclip_deploy.cli.output import RESEARCH_ONLY, print_notes
 from pmclip_deploy.console import print_note
+from pmclip_deploy.errors import UsageError
+from pmclip_deploy.extras import need_extra
 
 MOST_THREADS = 4  # the graphs themselves take all cores
+ENGINES = ("local", "triton")
 NEEDS = ("fastapi", "uvicorn", "multipart", "prometheus_client")
 
 Host = Annotated[str, typer.Option(help="Address to listen on. Any but this machine's own needs --tls-cert.")]
@@ -37,6 +41,13 @@ Threads = Annotated[
     ),
 ]
 IndexFile = Annotated[Path | None, typer.Option("--index", help="Index for similar pictures, from `search index`.", show_default=False)]
+Engine = Annotated[str, typer.Option(help=f"What runs the graphs: {' or '.join(ENGINES)}. triton is a Triton Inference Server.")]
+TritonUrl = Annotated[
+    str | None, typer.Option(help="--engine triton: HOST:PORT of the server, its port for gRPC.", metavar="HOST:PORT", show_default=False)
+]
+TritonCa = Annotated[
+    Path | None, typer.Option(help="--engine triton: PEM file of authorities. The server is then asked over TLS.", show_default=False)
+]
 Open = Annotated[bool, typer.Option("--open", help="Open the page in the browser.")]
 
 
@@ -55,15 +66,17 @@ def serve(
     index: IndexFile = None,
     bundle: Bundle = None,
     device: Device = "auto",
+    engine: Engine = ENGINES[0],
+    triton_url: TritonUrl = None,
+    triton_ca: TritonCa = None,
     open_page: Open = False,
 ) -> None:
     """Answer questions over HTTP, and serve a page to ask them on.
 
     pmclip-deploy serve --open
     """
-    from pmclip_deploy.extras import need_extra
-
     need_extra("ward", "serve", *NEEDS)
+    _check_engine(engine, triton_url, triton_ca, device)
     from pmclip_deploy.serve.settings import Settings, token_from_file
     from pmclip_deploy.threads import cpu_threads
 
@@ -82,9 +95,14 @@ def serve(
     )
     settings.check()
 
-    from pmclip_deploy.opening import load
+    if triton_url is not None:
+        from pmclip_deploy.serve.triton import predictor_from_triton
 
-    predictor = load(bundle, device)
+        predictor = predictor_from_triton(bundle, triton_url, timeout, triton_ca)
+    else:
+        from pmclip_deploy.opening import load
+
+        predictor = load(bundle, device)
     print_notes(predictor)
     opened = None
     if index is not None:
@@ -103,3 +121,18 @@ def serve(
             webbrowser.open(link)
 
     run(predictor, settings, opened, started)
+
+
+def _check_engine(engine: str, url: str | None, ca: Path | None, device: str) -> None:
+    check_choice("engine", engine, ENGINES)
+    if engine == "local":
+        if url is not None or ca is not None:
+            raise UsageError("--triton-url and --triton-ca are for --engine triton", "add --engine triton, or leave them out")
+        return
+    if url is None or not re.fullmatch(r"[\w.-]+:\d{1,5}|\[[0-9a-fA-F:]+\]:\d{1,5}", url):
+        raise UsageError("--engine triton needs the server's address", "give --triton-url HOST:PORT, without http://")
+    if ca is not None and not ca.is_file():
+        raise UsageError(f"--triton-ca {ca}: no such file", "check the path")
+    if device != "auto":
+        raise UsageError("--device is for --engine local", "leave it out: the server's repository says where the graphs run")
+    need_extra("triton", "--engine triton", "tritonclient")

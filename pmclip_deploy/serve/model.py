@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -12,6 +13,7 @@ from pmclip_deploy.serve.problems import Problem
 
 P = TypeVar("P")
 T = TypeVar("T")
+DEADLINE: ContextVar[float] = ContextVar("deadline")  # of the work that this thread does, on the clock of time.monotonic
 
 
 @dataclass
@@ -75,7 +77,11 @@ class Model:
         if time.monotonic() > job.deadline or await job.gone():
             self.dropped += 1
             raise Problem(504, "timeout", f"no answer in {self.timeout_s:g} s")
-        return await asyncio.get_running_loop().run_in_executor(self._threads, job.work, self.predictor, await job.read())
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._do, job, await job.read())
+
+    def _do(self, job: _Job, read: Any) -> Any:
+        DEADLINE.set(job.deadline)
+        return job.work(self.predictor, read)
 
     def close(self) -> None:
         for loop in self._loops:
