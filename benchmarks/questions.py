@@ -10,6 +10,7 @@ to be asked back.
 """
 
 import argparse
+import gzip
 import json
 import re
 import sys
@@ -238,7 +239,8 @@ def _words(paths: Sequence[Path]) -> set[str]:
 
 def phrasings(path: Path, part: str | None = None) -> list[dict[str, Any]]:
     """A row per question. In the file, the questions of one intent stand together."""
-    groups = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    data = path.read_bytes()
+    groups = [json.loads(line) for line in (gzip.decompress(data) if path.suffix == ".gz" else data).decode().splitlines()]
     return [group | {"question": question} for group in groups if part in (None, group["part"]) for question in group["questions"]]
 
 

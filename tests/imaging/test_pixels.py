@@ -1,11 +1,13 @@
 """PNG, JPEG and arrays to pixels, and pixels to the model's input, against the reference bit for bit."""
 
 import io
+import json
 import os
 import struct
 import subprocess
 import sys
 import zlib
+from hashlib import sha256
 
 import numpy as np
 import pytest
@@ -28,13 +30,12 @@ def preprocess(resize, size=24):
 
 
 @pytest.mark.parametrize(("mode", "resize", "size", "height", "width"), CASES)
-def test_tensor_equals_the_golden_vector(mode, resize, size, height, width):
-    with np.load(HERE / "preprocess.npz") as vectors:
-        golden = vectors[f"{mode}_{resize}_{size}_{height}x{width}"]
+def test_tensor_has_the_golden_hash(mode, resize, size, height, width):
+    golden = json.loads((HERE / "preprocess.json").read_text())[f"{mode}_{resize}_{size}_{height}x{width}"]
     tensor = tensor_from_pixels(pattern(height, width, 1 if mode == "gray" else 3), preprocess(resize, size))
     assert tensor.dtype == np.float32
     assert tensor.flags.c_contiguous
-    np.testing.assert_array_equal(tensor, golden)
+    assert sha256(tensor.tobytes()).hexdigest() == golden
 
 
 @pytest.mark.parametrize("resize", ["shortest", "squash"])

@@ -36,9 +36,9 @@ ASKABLE = [
 @pytest.mark.parametrize(
     ("name", "part", "n", "least", "misreads"),
     [
-        ("phrasings.jsonl", "build", 893, 0.99, 1),
-        ("phrasings.jsonl", "held", 482, 0.975, 1),
-        ("phrasings_vqa_rad.jsonl", "held", 137, 0.97, 0),
+        ("phrasings.jsonl.gz", "build", 893, 0.99, 1),
+        ("phrasings.jsonl.gz", "held", 482, 0.975, 1),
+        ("phrasings_vqa_rad.jsonl.gz", "held", 137, 0.97, 0),
     ],
 )
 def test_phrasings_are_read_by_their_whole_intent_and_hardly_ever_as_another(
