@@ -215,7 +215,7 @@ def test_a_finding_is_asked_for(with_finding: Tree, tmp_path: Path) -> None:
         assert answer["understood_as"]["finding"] == "toyoma" and answer["answer"] == said, answer
 
 
-@pytest.mark.slow("three folds and the whole, of a network of real size")
+@pytest.mark.nightly  # three folds and the whole, of a network of real size
 def test_a_finding_is_trained_and_measured(with_finding: Tree, tmp_path: Path) -> None:
     pytest.importorskip("torch", reason="training needs the extra `train`")
     rows = []

@@ -215,7 +215,7 @@ def test_answers_are_not_measured_twice(tmp_path: Path, pictures: Path, monkeypa
     assert exported(folder, tmp_path / "c", "fp32", "cpu", pictures).parity == first.parity
 
 
-@pytest.mark.slow("ranks every layer")
+@pytest.mark.nightly  # ranks every layer
 def test_the_report_is_written(tmp_path: Path, pictures: Path, command: Any) -> None:
     folder = tiny_clip.checkpoint(tmp_path / "checkpoint", "tiny", tiny_clip.lively("tiny"))
     options = ["--calibration-images", pictures, "--report", tmp_path / "report.html", "--rank-layers", "--json"]

@@ -355,7 +355,7 @@ def test_a_stop_cuts_off_what_is_being_sent(tmp_path: Path, monkeypatch: pytest.
             assert not step.is_alive() and one.ledger.rows()[0]["refused"] == "the node stopped"
 
 
-@pytest.mark.slow("the node gives its threads 10 s")
+@pytest.mark.nightly  # the node gives its threads 10 s
 def test_a_node_stops_whatever_its_peers_do(tmp_path: Path) -> None:
     """A destination hangs, and a sender has sent the beginning of a PDU."""
     with Peer(SILENT["says nothing"]) as peer:

@@ -397,7 +397,7 @@ def trained(data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> 
     patch.undo()
 
 
-@pytest.mark.slow("three folds and the whole, of a network of real size")
+@pytest.mark.nightly  # three folds and the whole, of a network of real size
 def test_the_command_from_folds_to_a_checkpoint(trained: tuple[Path, list[str]], command: Callable[..., Result]) -> None:
     output, arguments = trained
     code, out, err = command("train", "findings", *arguments, "--json", "--only=0", "--only=2")
@@ -424,6 +424,7 @@ def test_the_command_from_folds_to_a_checkpoint(trained: tuple[Path, list[str]],
     assert all(seen) and not seen[0] & seen[1] and not seen[0] & seen[2] and not seen[1] & seen[2]
 
 
+@pytest.mark.nightly  # its fixture trains
 def test_folds_of_other_settings_are_refused_before_anything_is_trained(
     trained: tuple[Path, list[str]], command: Callable[..., Result]
 ) -> None:
@@ -435,6 +436,7 @@ def test_folds_of_other_settings_are_refused_before_anything_is_trained(
         assert code == 4 and len(err.splitlines()) == 1 and "made with other settings" in err
 
 
+@pytest.mark.nightly  # its fixture trains
 def test_a_part_that_is_none_is_refused(trained: tuple[Path, list[str]], command: Callable[..., Result]) -> None:
     code, _, err = command("train", "findings", *trained[1], "--only=3")
     assert code == 2 and "--only 3 is no part; choose of 0, 1, 2, all" in err

@@ -250,7 +250,7 @@ def test_calibration_lowers_confidence_and_silences_what_is_mostly_wrong() -> No
     assert all(0 <= c <= 1 and 0 <= a <= 1 for c, a in abstention["curve"])
 
 
-@pytest.mark.slow("trains both stages of pmclip-lite at its real size")
+@pytest.mark.nightly  # trains both stages of pmclip-lite at its real size
 def test_both_stages_end_to_end_and_resuming_gives_the_same_weights(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
