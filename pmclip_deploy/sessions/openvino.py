@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from pmclip_deploy.atomic import written
@@ -26,6 +27,7 @@ INSTALL = "`pip install openvino`"
 REPORTING = ("openvino.tools", "openvino_telemetry")
 REDUCED = {"BF16": "bf16", "FP16": "f16"}  # by OpenVINO's name of what the processor has. It would take bf16 where f16 is missing
 DIGEST = hashlib.sha256().digest_size
+_FIRST = Lock()
 
 
 def import_openvino() -> Any:
@@ -44,9 +46,18 @@ def import_openvino() -> Any:
     return ov
 
 
-@cache
 def core() -> Any:
-    return import_openvino().Core()
+    with _FIRST:
+        return _core()
+
+
+@cache
+def _core() -> Any:
+    ov = import_openvino()
+    # Its first call makes a table that all types share. Two threads that make it at once wait for each other for ever: one has the
+    # interpreter's lock, the other that of the table.
+    ov.Type.f32.to_dtype()
+    return ov.Core()
 
 
 class OpenVino(Backend):

@@ -130,6 +130,24 @@ def test_several_threads_run_one_session(openvino: Any, tmp_path: Path) -> None:
     assert same(expected[0], session.run(asked[0]))  # what was returned is not written to by later runs
 
 
+FIRST_TYPES = """
+import sys, threading
+from pmclip_deploy.sessions.openvino import core, import_openvino
+sys.setswitchinterval(1e-6)
+barrier = threading.Barrier(8)
+def first():
+    barrier.wait()
+    core()
+    import_openvino().Type.f32.to_dtype()
+for thread in [threading.Thread(target=first) for _ in range(8)]:
+    thread.start()
+"""
+
+
+def test_threads_that_open_the_first_graphs_do_not_wait_for_each_other(openvino: Any) -> None:
+    subprocess.run([sys.executable, "-c", FIRST_TYPES], check=True, timeout=60)
+
+
 # --- what it keeps --------------------------------------------------------------------------------------------------------------
 
 
@@ -200,8 +218,7 @@ def test_where_nothing_can_be_kept_it_compiles(openvino: Any, tmp_path: Path, mo
 
 def test_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Any) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
-    module.core.cache_clear()
-    monkeypatch.setattr(module.core, "cache_clear", lambda: None)
+    module._core.cache_clear()
     tiny_bundle(tmp_path / "bundle")
     with pytest.raises(DeviceError, match=r"OpenVINO cannot be loaded .*; install it with `pip install openvino`") as caught:
         pm.load(tmp_path / "bundle", "openvino")
