@@ -148,7 +148,8 @@ def test_an_archive_that_does_not_answer_is_asked_again_and_given_up(tmp_path: P
         assert one.step()[:2] == ("sent", "") and one.wait > 3590
         assert len(archive.stored) == 1 and len({str(ask.TransactionUID) for ask in archive.asked}) == 2
         one.ledger._db.execute("UPDATE delivery SET due = 0, since = 0")
-        without = Sender(one.sender.destination.model_copy(update={"commit": False}), one.sender.ward, one.ledger, one.sender.log)
+        sender, plain = one.sender, one.sender.destination.model_copy(update={"commit": False})
+        without = Sender(plain, sender.ward, one.ledger, sender.audit, sender.log)
         assert one.step()[:2] == ("given_up", "stored, but no commitment came") and not one.sender.step()
         one.ledger._db.execute("UPDATE delivery SET state = 'sent', due = 0")
         assert without.step() and delivery(one) == ("done", "")  # commit was taken out of ward.yaml

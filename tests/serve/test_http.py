@@ -244,7 +244,7 @@ def test_signals_end_it_in_order(tmp_path: Path) -> None:
         readers = service.readers()
         service.process.terminate()
         assert service.process.wait(20) == 0
-        assert len(readers) == 2 and not any(Path(f"/proc/{pid}").exists() for pid in readers)
+        assert len(readers) == 3 and not any(Path(f"/proc/{pid}").exists() for pid in readers)
 
 
 @pytest.mark.parametrize(
