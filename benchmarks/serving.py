@@ -190,14 +190,18 @@ async def _measure(process: "subprocess.Popen[str]", expected: list[str], option
     def make() -> Client:
         return Client(url, token, expected)
 
-    peak = 0.0
-    for clients in options.clients:
-        seen = await closed(make, clients, options.requests if clients > 1 else max(200, options.requests // 20))
-        peak = max(peak, seen.goodput)
-        print(f"closed loop, {clients:3} clients: {seen.line()}{_resident(process.pid)}", flush=True)
-    for times in (1, 4):
-        seen = await opened(make, times * peak, options.seconds)
-        print(f"open loop, {times} x the peak: {seen.line()}; {seen.goodput / peak:.0%} of the peak{_resident(process.pid)}", flush=True)
+    try:
+        peak = 0.0
+        for clients in options.clients:
+            seen = await closed(make, clients, options.requests if clients > 1 else max(200, options.requests // 20))
+            peak = max(peak, seen.goodput)
+            print(f"closed loop, {clients:3} clients: {seen.line()}{_resident(process.pid)}", flush=True)
+        for times in (1, 4):
+            seen = await opened(make, times * peak, options.seconds)
+            share = f"{seen.goodput / peak:.0%} of the peak"
+            print(f"open loop, {times} x the peak: {seen.line()}; {share}{_resident(process.pid)}", flush=True)
+    finally:
+        process.terminate()  # or the thread that reads from it, and with it the event loop, never ends
 
 
 def _resident(pid: int) -> str:
