@@ -18,7 +18,8 @@ from pickle import PickleBuffer
 from typing import IO, Any
 
 LENGTH = struct.Struct("<Q")
-START = "from pmclip_deploy.child import main; main({module!r}, {memory!r})"
+# Nothing is imported from the folder that the program happens to run in, as `python -c` would.
+START = "import sys; sys.path = [path for path in sys.path if path]; from pmclip_deploy.child import main; main({module!r}, {memory!r})"
 
 
 class ChildEnded(Exception):

@@ -103,9 +103,7 @@ def on_ray(job: Job, files: Sequence[Path], size: Size, address: str | None, cpu
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
     import ray.data
-    from ray.data._internal.logging import configure_logging
 
-    configure_logging()  # before the first dataset does, and makes its loggers talk
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     where: dict[str, Any] = {"_node_ip_address": "127.0.0.1", "include_dashboard": False} if address is None else {"address": address}

@@ -10,8 +10,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from pmclip_deploy.archive.output import ABOUT, parts_of
-from pmclip_deploy.archive.tables import EMBED, embeddings_of
+from pmclip_deploy.archive import ABOUT, EMBED
+from pmclip_deploy.archive.output import parts_of
+from pmclip_deploy.archive.tables import embeddings_of
 from pmclip_deploy.errors import InputError, UsageError
 from pmclip_deploy.search.index import ROWS, About, Chunk, index_from_file, locked, write_index
 from pmclip_deploy.search.indexing import Report, refuse_other

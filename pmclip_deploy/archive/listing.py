@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from pmclip_deploy.errors import InputError, UsageError
 from pmclip_deploy.files import is_file
+from pmclip_deploy.ids import id_from_path
 
 LISTS = (".txt", ".lst")
 
@@ -75,8 +76,7 @@ def _of_dicomdir(path: Path) -> Iterator[Path]:
 
 
 def _of_file(path: Path, folder: Path | None) -> Item:
-    shown = path if folder is None else path.relative_to(folder)
-    name = os.fsencode(shown.as_posix()).decode(errors="backslashreplace")  # what is no Unicode in a name becomes \\x and its digits
+    name = id_from_path(path if folder is None else path.relative_to(folder))
     try:
         found = path.stat()
         return Item(name, os.fspath(path.absolute()), _key(name, found.st_size, found.st_mtime_ns))

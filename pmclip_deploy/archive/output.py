@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from pmclip_deploy.archive import ABOUT
 from pmclip_deploy.archive.listing import Item
 from pmclip_deploy.archive.tables import ITEMS, About
 from pmclip_deploy.archive.worker import items_of_table
@@ -30,7 +31,6 @@ from pmclip_deploy.atomic import write, write_errors, written
 from pmclip_deploy.beside import chunks
 from pmclip_deploy.errors import BundleError, UsageError
 
-ABOUT = "_archive.json"  # a name that readers of Parquet folders pass over
 PART_ROWS, LISTED = 65536, 4096  # rows of a part, items of a file of the listing
 MERGED = b"pmclip-deploy batches"
 

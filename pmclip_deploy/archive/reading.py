@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hmac
 from pathlib import Path
 
 from pmclip_deploy.errors import InputError
 from pmclip_deploy.files import is_no_picture
-from pmclip_deploy.imaging.dicom_file import image_from_file, reading
-from pmclip_deploy.imaging.elements import text_of
+from pmclip_deploy.ids import salted
+from pmclip_deploy.imaging.dicom_file import uid_from_dicom
 from pmclip_deploy.imaging.picture import Picture
 from pmclip_deploy.imaging.read import picture_from_bytes, picture_from_path
 
@@ -26,17 +25,10 @@ def picture(source: str, salt: bytes | None) -> tuple[Picture, str | None]:
         from pmclip_deploy.archive.web import retrieved
 
         data = retrieved(source)
-        return picture_from_bytes(IMAGE, data), None if salt is None else _uid(IMAGE, salt, data)
+        return picture_from_bytes(IMAGE, data), None if salt is None else salted(salt, uid_from_dicom(IMAGE, data))
     try:
-        return picture_from_path(source), None if salt is None else _uid(source, salt)
+        return picture_from_path(source), None if salt is None else salted(salt, uid_from_dicom(source))
     except InputError as error:
         kind = type(error) if is_no_picture(Path(source), error) else InputError
         raise kind(error.message.replace(f"{source}:", f"{IMAGE}:"), error.hint) from None
 
-
-def _uid(where: str, salt: bytes, data: bytes | None = None) -> str:
-    with reading(where) as stack:
-        uid = text_of(image_from_file(where, stack, data).dataset, "SOPInstanceUID")
-    if not uid:
-        raise InputError(f"{where}: it has no SOP Instance UID (0008,0018)", "choose --ids path")
-    return hmac.digest(salt, uid.encode(), "sha256").hex()

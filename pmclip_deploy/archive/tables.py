@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from pmclip_deploy.archive import ASK, EMBED, FINDINGS
 from pmclip_deploy.search.index import Halves
+from pmclip_deploy.spec import ARCHIVE_SCHEMA
 
-SCHEMA = "pmclip-deploy/archive/1"
-EMBED, ASK, FINDINGS = COMMANDS = ("embed", "ask", "findings")
 METADATA = b"pmclip-deploy"
 
 OK, ABSTAINED, NO_PICTURE, UNREADABLE, KILLED = "ok", "abstained", "no picture", "unreadable", "killed"
@@ -52,7 +52,7 @@ class About:
     ids: str  # "path" or "uid"
     salt_check: str = ""  # of the ids "uid", as an index has it
     questions: Sequence[str] = ()
-    schema: str = SCHEMA
+    schema: str = ARCHIVE_SCHEMA
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), sort_keys=True)

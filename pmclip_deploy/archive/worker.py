@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,13 +14,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pmclip_deploy.answer import Answer
+from pmclip_deploy.archive import ASK, EMBED
 from pmclip_deploy.archive.listing import Item
-from pmclip_deploy.archive.tables import ABSTAINED, ASK, EMBED, KILLED, NO_PICTURE, OK, UNREADABLE, About, schema_of, table_from_rows
+from pmclip_deploy.archive.tables import ABSTAINED, KILLED, NO_PICTURE, OK, UNREADABLE, About, schema_of, table_from_rows
 from pmclip_deploy.atomic import written
 from pmclip_deploy.child import Child, ChildEnded
 from pmclip_deploy.decision.evidence import findings_of
 from pmclip_deploy.decision.rules import question_about
 from pmclip_deploy.errors import InputError, NoPictureError, PmclipError
+from pmclip_deploy.ids import salted
 from pmclip_deploy.imaging.picture import Picture
 from pmclip_deploy.opening import load
 from pmclip_deploy.search.index import unit
@@ -129,7 +130,7 @@ class Worker:
 
     def _failed(self, item: Item, status: str, reason: str) -> Row:
         salt = self.job.salt
-        id = item.id if salt is None else hmac.digest(salt, item.id.encode(), "sha256").hex()
+        id = item.id if salt is None else salted(salt, item.id)
         return {"id": id, "key": item.key, "status": status, "reason": reason}
 
 

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from pmclip_deploy.archive import ASK, COMMANDS
 from pmclip_deploy.cli.options import Bundle, Device, Json, check_choice
 from pmclip_deploy.cli.output import RESEARCH_ONLY, print_json, print_notes
 from pmclip_deploy.cli.search import salt_of
@@ -17,7 +18,7 @@ from pmclip_deploy.extras import need_extra
 from pmclip_deploy.spec import ARCHIVING_SCHEMA
 from pmclip_deploy.threads import cpu_threads
 
-COMMANDS, ENGINES = ("embed", "ask", "findings"), ("local", "ray")
+ENGINES = ("local", "ray")
 EVERY_S = 10.0  # between two lines of progress
 
 Source = Annotated[
@@ -64,7 +65,7 @@ def archive(
     """
     check_choice("archive", what, COMMANDS)
     check_choice("--engine", engine, ENGINES)
-    if (what == "ask") != bool(question):
+    if (what == ASK) != bool(question):
         raise UsageError("`archive ask` and --question go together", 'ask something, for example -Q "is there a fracture?"')
     if engine == "local" and (ray_address is not None or (num_cpus, num_gpus) != (1, 0)):
         raise UsageError("--ray-address, --num-cpus and --num-gpus are for --engine ray", "leave them out")
@@ -78,8 +79,8 @@ def archive(
     from pmclip_deploy.archive.engines import Size, local, on_ray
     from pmclip_deploy.archive.run import build_archive
     from pmclip_deploy.archive.tables import About
+    from pmclip_deploy.ids import salt_check
     from pmclip_deploy.opening import load
-    from pmclip_deploy.search.indexing import salt_check
 
     predictor = load(bundle, device)
     print_notes(predictor)
@@ -87,7 +88,7 @@ def archive(
     about = About(
         what, model.bundle, model.version, model.precision, model.sha256, ids, salt_check(salt), tuple(question or ())
     )
-    if what == "ask":
+    if what == ASK:
         import numpy as np
 
         predictor.ask_many(np.zeros((8, 8), np.uint8), about.questions)  # raises what would be raised of every image

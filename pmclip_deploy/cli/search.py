@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pmclip_deploy.archive import ABOUT
 from pmclip_deploy.cli.options import Bundle, Device, Frame, Json, Window, check_choice
 from pmclip_deploy.cli.output import RESEARCH_ONLY, console_for_tables, print_json, print_notes
 from pmclip_deploy.cli.pictures import exists, looks_like_a_path
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Find similar images and captions.", no_args_is_help=True)
 
-CAPTIONS, ARCHIVE = (".txt", ".jsonl"), "_archive.json"
+CAPTIONS = (".txt", ".jsonl")
 
 IndexFile = Annotated[Path, typer.Argument(metavar="INDEX", help="Index file, made by `search index`.", show_default=False)]
 
@@ -64,7 +65,7 @@ def index(
     if output.is_dir():
         raise UsageError(f"{output}: is a folder", "name a file")
 
-    if (source / ARCHIVE).is_file():
+    if (source / ABOUT).is_file():
         need_extra("archive", "an index of an archive", "pyarrow")
         from pmclip_deploy.archive.indexing import index_from_archive
 

@@ -37,11 +37,14 @@ DEFLATED = "1.2.840.10008.1.2.1.99"
 NATIVE = (IMPLICIT, EXPLICIT, BIG_ENDIAN, DEFLATED)
 
 
-def uid_from_dicom(path: str | PathLike[str]) -> str:
-    """The SOP Instance UID (PS3.3 C.12.1): it names the image, and is as identifying as a name; never print or store it."""
+def uid_from_dicom(path: str | PathLike[str], data: bytes | None = None) -> str:
+    """The SOP Instance UID (PS3.3 C.12.1): it names the image, and is as identifying as a name; never print or store it.
+
+    ``data`` is what the file holds, where that was read already.
+    """
     where = fspath(path)
     with reading(where) as stack:
-        if uid := text_of(image_from_file(where, stack).dataset, "SOPInstanceUID"):
+        if uid := text_of(image_from_file(where, stack, data).dataset, "SOPInstanceUID"):
             return uid
         raise Refused("it has no SOP Instance UID (0008,0018)")
 

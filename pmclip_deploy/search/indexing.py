@@ -1,7 +1,6 @@
 """A folder of images, or a file of captions, to an index; journalled, so that a run that was cut off goes on with its next row."""
 
 import base64
-import hmac
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
@@ -16,17 +15,15 @@ import numpy as np
 
 from pmclip_deploy.beside import chunks, made, outcome
 from pmclip_deploy.bundle.checks import no_twin
-from pmclip_deploy.console import counted
 from pmclip_deploy.decision.heads import Floats
 from pmclip_deploy.errors import BundleError, InputError, UsageError
 from pmclip_deploy.files import files_below, is_no_picture, unreadable
+from pmclip_deploy.ids import id_from_path, salt_check, salted
 from pmclip_deploy.predictor import Predictor
 from pmclip_deploy.search.index import ROWS, About, Chunk, Halves, Index, beside, index_from_file, locked, unit, write_index
 from pmclip_deploy.texts import lines_of_file
 
 JOURNAL_SCHEMA = "pmclip-deploy/index-journal/2"
-SALT_CHECK = b"pmclip-deploy/index-journal/1"  # never to be changed: indexes hold eight digits of its HMAC
-SALT_BYTES = 16  # at least: a short salt can be guessed, and with it the UIDs
 
 AT_ONCE = 256  # items whose ids are read before the first of them is embedded
 
@@ -236,17 +233,6 @@ def _chained(before: str, id: str, embedding: str) -> str:
     return sha256(json.dumps([before, id, embedding]).encode()).hexdigest()
 
 
-def salt_check(salt: bytes | None) -> str:
-    """Of ``About``. Raises UsageError for a salt that is too short."""
-    if salt is None:
-        return ""
-    if len(salt) < SALT_BYTES:
-        raise UsageError(
-            f"the salt has {counted(len(salt), 'byte')}", f"give {SALT_BYTES} or more, for example `head -c 32 /dev/urandom > salt`"
-        )
-    return hmac.digest(salt, SALT_CHECK, "sha256").hex()[:8]
-
-
 def _about(predictor: Predictor, embedded: str, ids: str, salt: bytes | None = None) -> About:
     return About(predictor.model.bundle, predictor.model.sha256, embedded, ids, salt_check(salt))
 
@@ -264,14 +250,13 @@ def refuse_other(index: Index, about: About) -> None:
 
 
 def _id_from_path(folder: Path, path: Path) -> str:
-    """What is no Unicode in a name becomes \\x and its digits."""
-    return os.fsencode(path.relative_to(folder).as_posix()).decode(errors="backslashreplace")
+    return id_from_path(path.relative_to(folder))
 
 
 def _id_from_uid(salt: bytes, path: Path) -> str:
     from pmclip_deploy.imaging.dicom_file import uid_from_dicom
 
-    return hmac.digest(salt, uid_from_dicom(path).encode(), "sha256").hex()
+    return salted(salt, uid_from_dicom(path))
 
 
 def _name_of_line(file: Path, line: Line) -> str:

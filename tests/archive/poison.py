@@ -6,7 +6,7 @@ from typing import Any
 
 from pmclip_deploy.archive import reading, worker
 from pmclip_deploy.archive.listing import Item
-from pmclip_deploy.archive.worker import Done, Job
+from pmclip_deploy.archive.worker import Done
 
 warm_up, begin, killed = reading.warm_up, worker.begin, worker.killed
 
@@ -21,6 +21,3 @@ def run(items: Sequence[Item]) -> Done:
     if any("ends-worker" in item.id for item in items):
         os._exit(9)
     return worker.run(items)
-
-
-__all__ = ["Job", "begin", "killed", "picture", "run", "warm_up"]

@@ -25,12 +25,14 @@ from pmclip_deploy.archive.listing import Item, items_of
 from pmclip_deploy.archive.output import Output
 from pmclip_deploy.archive.run import Report, build_archive
 from pmclip_deploy.archive.tables import About, schema_of
+from pmclip_deploy.child import Child
 from pmclip_deploy.errors import BundleError, InputError, UsageError
 from pmclip_deploy.search.index import index_from_file, locked, unit
 from tests.command import MAIN, Result, is_one_line
 from tests.patient import PATIENT
 from tests.report import orthanc
 from tests.search.test_search import ct, picture
+from tests.sources import ROOT
 
 QUESTIONS = ("what imaging modality is this?", "is there a fracture?")
 SALT = b"sixteen bytes ok"
@@ -257,6 +259,7 @@ def test_a_file_that_ends_its_decoder_is_a_row(
 ) -> None:
     picture(source / "ends-decoder.png", 1)
     monkeypatch.setattr(worker, "DECODER", "tests.archive.poison")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     assert make(source, tmp_path / "out").failed == 3
     row = rows(tmp_path / "out")["ends-decoder.png"]
     assert (row["status"], row["reason"]) == ("killed", "the process that decoded it ended twice")
@@ -267,9 +270,18 @@ def test_an_image_that_ends_its_worker_is_a_row(
 ) -> None:
     picture(source / "ends-worker.png", 1)
     monkeypatch.setattr(engines, "WORKER", "tests.archive.poison")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     make(source, tmp_path / "out", size=Size(1, 4), engine=local)
     found = rows(tmp_path / "out")
     assert found["ends-worker.png"]["status"] == "killed" and sum(row["status"] == "ok" for row in found.values()) == 7
+
+
+def test_a_process_imports_nothing_from_the_folder_it_runs_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "pydicom.py").write_text("raise SystemExit(9)")
+    monkeypatch.chdir(tmp_path)
+    child = Child("pmclip_deploy.archive.reading")
+    child.call(60, "warm_up")
+    child.close()
 
 
 def test_what_the_folder_may_hold(make: Callable[..., Report], source: Path, tmp_path: Path) -> None:
