@@ -21,6 +21,7 @@ from pmclip_deploy.bundle.checks import (
 )
 from pmclip_deploy.bundle.names import NEEDED_BY
 from pmclip_deploy.bundle.types import Abstention, Engine, File, Findings, Graph, Head, Kind, Probe
+from pmclip_deploy.console import one_line
 from pmclip_deploy.spec import BUNDLE_SCHEMA, Preprocess
 
 
@@ -59,7 +60,7 @@ class Manifest:
         """Raises ValueError, in one line, where ``data`` is no manifest."""
         schema = get(data, "schema", str)
         if schema != BUNDLE_SCHEMA:
-            raise ValueError(f'its schema is "{schema[:60]}", this version reads "{BUNDLE_SCHEMA}"')
+            raise ValueError(f'its schema is "{one_line(schema[:60])}", this version reads "{BUNDLE_SCHEMA}"')
         answers = tuple(of_type(x, str, f"answers[{i}]") for i, x in enumerate(get(data, "answers", list)))
         text, graphs = get(data, "text", dict), graphs_from_json(get(data, "graphs", dict))
         head = data.get("head", {"kind": "lite", "grey": {}} if "head" in graphs else None)

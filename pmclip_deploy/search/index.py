@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from pmclip_deploy.answer import Match
 from pmclip_deploy.atomic import write_errors, written
 from pmclip_deploy.bundle.checks import no_twin
+from pmclip_deploy.console import one_line
 from pmclip_deploy.errors import BundleError, InputError
 from pmclip_deploy.spec import INDEX_SCHEMA
 
@@ -101,9 +102,9 @@ class Index:
 
     def refuse_other_bundle(self, bundle: str, digest: str) -> None:
         if digest != self.about.bundle_sha256:
+            theirs = one_line(f"{self.about.bundle} {self.about.bundle_sha256[:12]}")
             raise BundleError(
-                f"{self.path}: made with bundle {self.about.bundle} {self.about.bundle_sha256[:12]}, and this one is {bundle} "
-                f"{digest[:12] or 'without a manifest'}",
+                f"{self.path}: made with bundle {theirs}, and this one is {bundle} {digest[:12] or 'without a manifest'}",
                 'pass the same bundle with bundle="FOLDER", or make another index',
             )
 
@@ -157,7 +158,7 @@ def _metadata_and_tensors(head: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
     tensors = json.loads(head[8:], object_pairs_hook=no_twin)
     metadata = tensors.pop("__metadata__")
     if (schema := str(metadata["schema"])) != INDEX_SCHEMA:
-        raise ValueError(f'its schema is "{schema[:60]}", this version reads "{INDEX_SCHEMA}"')
+        raise ValueError(f'its schema is "{one_line(schema[:60])}", this version reads "{INDEX_SCHEMA}"')
     return metadata, tensors
 
 

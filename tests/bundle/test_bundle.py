@@ -173,6 +173,7 @@ def test_links_count_by_their_content(bundle: Path) -> None:
 
 CHANGES: dict[str, Any] = {
     "schema": lambda d: d.update(schema="pmclip-deploy/bundle/2"),
+    "schema of two lines": lambda d: d.update(schema="a\nb"),
     "no schema": lambda d: d.pop("schema"),
     "no name": lambda d: d.pop("name"),
     "number for a name": lambda d: d.update(name=3),

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -215,7 +216,8 @@ def test_wrong_types_in_the_header(tmp_path: Path) -> None:
         document = {"__metadata__": good, **tensors, tensor: {**tensors[tensor], "shape": shape}}
         (tmp_path / "x").write_bytes((HEADER - 8).to_bytes(8, "little") + json.dumps(document).encode().ljust(HEADER - 8) + bytes(64))
         refused(tmp_path / "x")
-    for metadata in (None, [], {}, {"schema": 1}, {**good, "checksum": 3}, {**good, "checksum": ""}, {**good, "schema": "z" * 999}):
+    schemas: list[Any] = [1, "\n", "z" * 999]
+    for metadata in (None, [], {}, *({**good, "schema": x} for x in schemas), {**good, "checksum": 3}, {**good, "checksum": ""}):
         document = {"__metadata__": metadata, **tensors}
         (tmp_path / "x").write_bytes((HEADER - 8).to_bytes(8, "little") + json.dumps(document).encode().ljust(HEADER - 8) + bytes(35))
         refused(tmp_path / "x")
