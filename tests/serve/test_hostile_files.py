@@ -37,8 +37,10 @@ def archive() -> bytes:
 def marked() -> bytes:
     """A radiograph with the markers of a patient."""
     from pydicom import dcmread
+    from pydicom.uid import ExplicitVRLittleEndian
 
     dataset, out = dcmread(io.BytesIO(LEG)), io.BytesIO()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for keyword, value in PATIENT.items():

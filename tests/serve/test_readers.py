@@ -1,6 +1,7 @@
 """The processes that decode: what ends one ends one request."""
 
 import asyncio
+import io
 import os
 import signal
 import sys
@@ -10,6 +11,7 @@ import zlib
 from pathlib import Path
 
 import pytest
+from pydicom import dcmread
 
 from pmclip_deploy.errors import InputError
 from pmclip_deploy.models import DEMO
@@ -115,9 +117,16 @@ def hostile() -> dict[str, bytes]:
         "a preamble alone": bytes(128) + b"DICM",
         "zeros": bytes(1 << 20),
         "a cut file": LEG[: len(LEG) // 2],
-        "rows that lie": LEG.replace(b"\x85\x01", b"\xff\xff", 1),
+        "rows that lie": rows_that_lie(),
         "a name of an attack": b"../../etc/passwd",
     }
+
+
+def rows_that_lie() -> bytes:
+    dataset, out = dcmread(io.BytesIO(LEG)), io.BytesIO()
+    dataset.Rows = 65535
+    dataset.save_as(out, enforce_file_format=True)
+    return out.getvalue()
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:
