@@ -53,6 +53,14 @@ def question_from_text(image: Path, question: str, answer: str, category: str, a
     return Question(image, normalised(question), said, category, closed)
 
 
+def caption_from_text(text: str) -> str:
+    """With its blanks folded. Raises ValueError if there is none, or if it is no Unicode text (JSON may hold half a character)."""
+    if not (caption := " ".join(text.split())):
+        raise ValueError("empty")
+    caption.encode()
+    return caption
+
+
 def image_key(image: Path) -> str:
     """What names an image wherever it lies. MedPix numbers (synpic54610) hold across datasets; SLAKE's files are all called source.jpg."""
     return image.stem if re.fullmatch(r"synpic\d+", image.stem) else f"{image.parent.name}/{image.name}"
@@ -135,6 +143,14 @@ def refuse_if_broken(path: Path, broken: list[int], rows: int) -> None:
             f"{path}: line {broken[0]}: not a row of image and caption ({len(broken)} of {rows} rows, more than {BROKEN_SHARE:.0%})",
             "correct the file",
         )
+
+
+def ids_with_licence(path: Path, licence: dict[str, str], licences: Collection[str]) -> set[str]:
+    """Those that ``path`` gives one of ``licences``. Raises InputError if there is none."""
+    if not (kept := {key for key, value in licence.items() if value in licences}):
+        known = ", ".join(sorted(set(licence.values())))
+        raise InputError(f"{path}: no row has the licence {', '.join(licences)}", f"there are {known}")
+    return kept
 
 
 def image_folder(folder: Path, *names: str) -> Path:
