@@ -7,7 +7,7 @@ from typing import Any
 
 from pmclip_deploy.errors import InputError
 from pmclip_deploy.evaluation.rows import normalised
-from pmclip_deploy.train.datasets import image_captions, roco, rocov2, slake, vqa_med, vqa_rad
+from pmclip_deploy.train.datasets import image_captions, roco, rocov2, shards, slake, vqa_med, vqa_rad
 from pmclip_deploy.train.datasets.schema import SPLITS, Layout, Pair, Question, Row, image_key, images_there, is_there
 
 __all__ = [
@@ -57,7 +57,7 @@ def layout_of(folder: Path, skipped: Counter[str]) -> Layout[Question] | Layout[
 
 def _pairs(licences: Collection[str], skipped: Counter[str]) -> tuple[Layout[Pair], ...]:
     of_roco = (roco.layout(licences, skipped), rocov2.layout(licences, skipped))
-    return (*of_roco, *image_captions.layouts(skipped))
+    return (*of_roco, *image_captions.layouts(skipped), shards.layout(skipped))
 
 
 def _recognised(folder: Path, layouts: tuple[Layout[Row], ...]) -> Layout[Row]:

@@ -11,6 +11,7 @@ from pmclip_deploy.bundle.checks import no_twin
 from pmclip_deploy.errors import InputError
 from pmclip_deploy.evaluation.rows import normalised
 from pmclip_deploy.texts import lines_of_file
+from pmclip_deploy.train.datasets.pictures import Member, Place
 
 SPLITS = ("train", "val", "test")
 BROKEN_SHARE = 0.01  # of a caption file's rows: more than that is not a slip but another format
@@ -26,9 +27,9 @@ class Question:
     phrase: str | None = None  # how the wording came about, where the dataset says so: "freeform", "para" or "frame"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Pair:
-    image: Path
+    image: Place
     caption: str
 
 
@@ -61,13 +62,17 @@ def caption_from_text(text: str) -> str:
     return caption
 
 
-def image_key(image: Path) -> str:
+def image_key(image: Place) -> str:
     """What names an image wherever it lies. MedPix numbers (synpic54610) hold across datasets; SLAKE's files are all called source.jpg."""
+    if isinstance(image, Member):
+        return f"{image.shard.name}/{image.path}"
     return image.stem if re.fullmatch(r"synpic\d+", image.stem) else f"{image.parent.name}/{image.name}"
 
 
-def is_there(path: Path, folder: bool = False) -> bool:
+def is_there(path: Place, folder: bool = False) -> bool:
     """Whether it is a file (or folder); a name that none can have, or one in a folder that may not be read, is not there."""
+    if isinstance(path, Member):
+        return True
     try:
         return path.is_dir() if folder else path.is_file()
     except (OSError, ValueError):
