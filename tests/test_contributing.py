@@ -108,7 +108,7 @@ def dataset(tree: Tree, tmp_path_factory: pytest.TempPathFactory) -> Path:
     tree.edit(
         "a dataset",
         "train/datasets/__init__.py",
-        ("import image_captions, roco, slake, vqa_med", "import image_captions, roco, slake, toy, vqa_med"),
+        ("shards, slake, vqa_med", "shards, slake, toy, vqa_med"),
         ("slake.LAYOUT)", "slake.LAYOUT, toy.LAYOUT)"),
     )
     folder = tmp_path_factory.mktemp("dataset")

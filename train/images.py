@@ -23,6 +23,7 @@ from pmclip_deploy.errors import InputError, PmclipError
 from pmclip_deploy.imaging.preprocess import resized, tensor_from_pixels
 from pmclip_deploy.imaging.read import picture_from_path
 from pmclip_deploy.spec import Preprocess
+from pmclip_deploy.train.datasets.pictures import Place, picture_of
 
 Augmentation = Literal["none", "crop and flip", "radiology"]
 Pixels = NDArray[np.uint8]
@@ -64,26 +65,26 @@ class Images:
 class Pairs(Dataset[tuple[Tensor, Tensor]]):
     """``pairs[epoch, index]`` is (pixels (3, S, S) f32, tokens (T,) i64), read when asked for, drawn by (seed, epoch, index)."""
 
-    def __init__(self, paths: list[Path], tokens: Tensor, preprocess: Preprocess, augmentation: Augmentation, seed: int) -> None:
-        self.paths = paths
+    def __init__(self, images: Sequence[Place], tokens: Tensor, preprocess: Preprocess, augmentation: Augmentation, seed: int) -> None:
+        self.images = images
         self.tokens = tokens  # (N, T) i64
         self.preprocess = preprocess
         self.augmentation = augmentation
         self.seed = seed % (1 << 32)
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.images)
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
         epoch, index = key
         drawn = np.random.SeedSequence((self.seed, epoch, index)).generate_state(1)[0]
-        return self._pixels(self.paths[index], Generator().manual_seed(int(drawn))), self.tokens[index]
+        return self._pixels(self.images[index], Generator().manual_seed(int(drawn))), self.tokens[index]
 
-    def _pixels(self, path: Path, generator: Generator) -> Tensor:
+    def _pixels(self, image: Place, generator: Generator) -> Tensor:
+        pixels = picture_of(image).pixels
         if self.augmentation == "radiology":
-            large = with_margin(picture_from_path(path).pixels, self.preprocess)
+            large = with_margin(pixels, self.preprocess)
             return radiology_augmented(large.expand(1, 3, -1, -1), self.preprocess, generator)[0]
-        pixels = picture_from_path(path).pixels
         if self.augmentation == "none":
             return torch.from_numpy(tensor_from_pixels(pixels, self.preprocess))
         rows, columns = random_crop(pixels.shape[0], pixels.shape[1], generator)
@@ -159,12 +160,12 @@ def random_crop(height: int, width: int, generator: Generator) -> tuple[slice, s
     return slice(0, height), slice(0, width)
 
 
-def readable(paths: Iterable[Path], share: float) -> set[Path]:
+def readable(images: Iterable[Place], share: float) -> set[Place]:
     """Those that can be read, each one tried now rather than hours later. Raises InputError where more than ``share`` of them cannot.
 
     Under torchrun the processes divide the work.
     """
-    every = sorted(set(paths))
+    every = list(dict.fromkeys(images))
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     broken, own = torch.zeros(len(every), dtype=torch.uint8), range(rank, len(every), world)
     console, pool = Console(stderr=True), ThreadPoolExecutor()
@@ -184,12 +185,12 @@ def readable(paths: Iterable[Path], share: float) -> set[Path]:
             raise InputError(f"{first} ({said}, more than {share:.0%})", "get them again; for captions --skip-share allows more")
         if rank == 0:
             console.print(f"{said} and are left out; the first: {first}", highlight=False, markup=False, soft_wrap=True)
-    return {path for path, bad in zip(every, broken.tolist(), strict=True) if not bad}
+    return {image for image, bad in zip(every, broken.tolist(), strict=True) if not bad}
 
 
-def _trouble(path: Path) -> str | None:
+def _trouble(image: Place) -> str | None:
     try:
-        picture_from_path(path)
+        picture_of(image)
     except PmclipError as error:
         return str(error)
     return None

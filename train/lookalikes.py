@@ -17,7 +17,7 @@ from PIL import Image
 from pmclip_deploy.atomic import write, write_errors
 from pmclip_deploy.bundle.names import SIGNATURES
 from pmclip_deploy.errors import BundleError, PmclipError
-from pmclip_deploy.imaging.read import picture_from_path
+from pmclip_deploy.train.datasets.pictures import Place, picture_of
 
 SIDE = 16
 DIFFER = 16  # bits, of 256, at most, between two pictures that are one
@@ -45,7 +45,7 @@ def are_in(signatures: NDArray[np.uint8], others: NDArray[np.uint8]) -> NDArray[
     return np.concatenate(found) if found and len(others) else np.zeros(len(signatures), bool)
 
 
-def write_signatures(folder: Path, pictures: Iterable[Path | NDArray[np.uint8]]) -> None:
+def write_signatures(folder: Path, pictures: Iterable[Place | NDArray[np.uint8]]) -> None:
     """SIGNATURES of a checkpoint: signatures of the pictures that its image tower learned from, so that none of them validates a finding.
 
     For `train clip` and `train vqa`, when they end: what stands there is added to. A checkpoint that is made from this one takes the file
@@ -55,7 +55,7 @@ def write_signatures(folder: Path, pictures: Iterable[Path | NDArray[np.uint8]])
     rows = {row.tobytes() for row in read_signatures(folder)} if (folder / SIGNATURES).is_file() else set[bytes]()
     for picture in pictures:
         try:
-            rows.add(signature(picture_from_path(picture).pixels if isinstance(picture, Path) else picture).tobytes())
+            rows.add(signature(picture if isinstance(picture, np.ndarray) else picture_of(picture).pixels).tobytes())
         except PmclipError:
             continue
     content = io.BytesIO()

@@ -9,6 +9,7 @@ from typing import Any
 
 from pmclip_deploy.errors import InputError
 from pmclip_deploy.train.datasets import Pair, Question, image_key, images_there, is_there, layout_of, normalised
+from pmclip_deploy.train.datasets.pictures import Place
 from pmclip_deploy.train.datasets.schema import Row
 from pmclip_deploy.train.splits import image_disjoint_split, shared_pictures
 from pmclip_deploy.train.vocabulary import AnswerVocabulary, vocabulary_as_mevf, vocabulary_as_qcr
@@ -124,7 +125,7 @@ def _known(vocabulary: AnswerVocabulary, rows: Sequence[Question]) -> dict[str, 
     }
 
 
-def _shared_images(a: Sequence[Path], b: Sequence[Path]) -> dict[str, Any]:
+def _shared_images(a: Sequence[Place], b: Sequence[Place]) -> dict[str, Any]:
     names, others = {image_key(image): image for image in a}, {image_key(image): image for image in b}
     there = all(any(is_there(image) for image in side.values()) for side in (names, others))
     seen = shared_pictures(set(others.values()), set(names.values())) if there else None

@@ -4,6 +4,7 @@ import random
 import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,12 +12,14 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
-from pmclip_deploy.errors import InputError
+from pmclip_deploy.errors import InputError, PmclipError
 from pmclip_deploy.evaluation.rows import Row
 from pmclip_deploy.train.datasets import Question, image_key, layout_of_questions, questions_from_folder
+from pmclip_deploy.train.datasets.pictures import Place, picture_of
 
 IMAGE_DISJOINT = "image-disjoint"
 SAME_PICTURE = 0.995
+P = TypeVar("P", bound=Place)
 BLOCK = 512  # rows of the similarity matrix held at a time
 
 
@@ -93,7 +96,7 @@ def image_groups(images: Collection[Path]) -> dict[Path, int]:
     return {path: root(i) for i, path in enumerate(paths)}
 
 
-def shared_pictures(images: Collection[Path], others: Collection[Path]) -> set[Path]:
+def shared_pictures(images: Collection[P], others: Collection[P]) -> set[P]:
     """Those of ``images`` that show the same picture as one of ``others``, whatever their names: thumbnails correlate above 0.995."""
     (paths, a), (rest, b) = thumbnails_from_images(images), thumbnails_from_images(others)
     if not rest:
@@ -102,21 +105,21 @@ def shared_pictures(images: Collection[Path], others: Collection[Path]) -> set[P
     return {path for path, best in zip(paths, np.concatenate(most) if most else [], strict=True) if best > SAME_PICTURE}
 
 
-def thumbnails_from_images(images: Collection[Path]) -> tuple[list[Path], NDArray[np.float32]]:
-    """(sorted paths, (N, 1024) f32 of zero mean and unit length); files that are missing or no image are left out."""
-    paths, rows = [], []
-    bar = track(sorted(images), "reading images", console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
-    for path in bar:
+def thumbnails_from_images(images: Collection[P]) -> tuple[list[P], NDArray[np.float32]]:
+    """(sorted places, (N, 1024) f32 of zero mean and unit length); files that are missing or no image are left out."""
+    places, rows = [], []
+    bar = track(sorted(images, key=str), "reading images", console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
+    for place in bar:
         try:
-            rows.append(_thumbnail(path))
-            paths.append(path)
-        except (OSError, ValueError, Image.DecompressionBombError):
+            rows.append(_thumbnail(place))
+            places.append(place)
+        except (OSError, ValueError, PmclipError, Image.DecompressionBombError):
             continue
-    return paths, np.stack(rows) if rows else np.zeros((0, 1024), np.float32)
+    return places, np.stack(rows) if rows else np.zeros((0, 1024), np.float32)
 
 
-def _thumbnail(path: Path) -> NDArray[np.float32]:
-    with Image.open(path) as image:
+def _thumbnail(place: Place) -> NDArray[np.float32]:
+    with Image.open(place) if isinstance(place, Path) else Image.fromarray(picture_of(place).pixels) as image:
         image.draft("L", (64, 64))  # a JPEG is decoded at a fraction of its size
         x = np.asarray(image.convert("L").resize((32, 32), Image.Resampling.BOX), np.float32).ravel()
     x -= x.mean()

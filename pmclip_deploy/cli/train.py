@@ -60,7 +60,8 @@ MicroBatch = Annotated[
 LockImage = Annotated[bool, typer.Option("--lock-image", help="With --from: do not train the image tower.")]
 LockText = Annotated[bool, typer.Option("--lock-text", help="With --from: do not train the text tower.")]
 Licences = Annotated[
-    list[str] | None, typer.Option(help='With --from: use only the rows of ROCO with this licence, such as "CC BY". Repeat for more.')
+    list[str] | None,
+    typer.Option(help='With --from: use only the rows of ROCO and ROCOv2 with this licence, such as "CC BY". Repeat for more.'),
 ]
 SkipShare = Annotated[
     float | None, typer.Option(min=0, max=1, callback=finite, help="With --from: largest share of unreadable images. Default: 0.01.")

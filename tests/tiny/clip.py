@@ -22,6 +22,7 @@ from pmclip_deploy.train.checkpoint import save_checkpoint
 from pmclip_deploy.train.heads.mevf import MEVF
 from pmclip_deploy.train.heads.qcr import QCR
 from pmclip_deploy.train.heads.vision import AutoEncoder, ImageFeatures, MamlNetwork
+from tests.tiny.tars import tar
 
 COLOURS = ("black", "dark grey", "light grey", "white")
 
@@ -160,6 +161,19 @@ def captions(folder: Path, training: int = 16, validation: int = 6) -> Path:
             Image.fromarray(pixels.astype(np.uint8)).save(folder / "images" / f"{split}{i}.png")
             rows.append({"image": f"{split}{i}.png", "caption": f"A {COLOURS[level]} picture{' with a bright half' * half}, number {i}."})
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def shards(folder: Path, source: Path, each: int = 5) -> Path:
+    """The pairs of ``captions`` as WebDataset shards of ``each`` samples, with captions as text and as JSON in turn."""
+    for split in ("train", "val"):
+        entries = []
+        for i, line in enumerate((source / f"{split}.jsonl").read_text().splitlines()):
+            row = json.loads(line)
+            ending, text = ("json", line) if i % 2 else ("txt", row["caption"])
+            entries += [(row["image"], (source / "images" / row["image"]).read_bytes()), (f"{split}{i}.{ending}", text.encode())]
+        for start in range(0, len(entries), 2 * each):
+            tar(folder / f"{split}-{start:06}.tar", *entries[start : start + 2 * each])
     return folder
 
 

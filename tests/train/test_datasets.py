@@ -277,7 +277,74 @@ def captions_in_rows(folder: Path, rows: list[str | None]) -> Path:
     return folder / "val.jsonl"
 
 
-@pytest.mark.parametrize("make", [captions_in_roco, captions_in_rows])
+def rocov2(folder: Path, captions: list[str], images: str = "valid") -> Path:
+    """The layout of Zenodo 10821435."""
+    rows = "".join(f"ROCOv2_2023_valid_{i:06},{text}\n" for i, text in enumerate(captions))
+    write(folder / "valid_captions.csv", f"ID,Caption\n{rows}")
+    write(folder / "valid_concepts.csv", "ID,CUIs\nROCOv2_2023_valid_000000,C0040405;C0817096\n")
+    licences = ("CC BY", "CC BY-NC")
+    credits = [f"ROCOv2_2023_valid_{i:06},PMC{i},{licences[i % 2]} [Doe et al. (2020)],https://x\n" for i in range(len(captions))]
+    write(folder / "license_information.csv", "ID,PMCID,Attribution,Link\n" + "".join(credits))
+    picture(folder / images / "ROCOv2_2023_valid_000001.jpg", 1)
+    return folder / "valid_captions.csv"
+
+
+@pytest.mark.parametrize("images", ["valid", "valid_images", "valid_images/valid"])
+def test_rocov2_lies_as_its_archives_unpack(tmp_path: Path, images: str) -> None:
+    rocov2(tmp_path, ["CT", '" Chest X-ray, ""AP"" view\nof a  child."', "MR"], images)
+    pairs = pairs_from_folder(tmp_path, "val")
+    assert [p.caption for p in pairs] == ["CT", 'Chest X-ray, "AP" view of a child.', "MR"]
+    assert [p.image for p in images_there(pairs)[0]] == [tmp_path / images / "ROCOv2_2023_valid_000001.jpg"]
+    skipped = Counter[str]()
+    assert [p.caption for p in pairs_from_folder(tmp_path, "val", ["CC BY"], skipped)] == ["CT", "MR"]
+    assert +skipped == {"other licence": 1}
+    with pytest.raises(InputError, match=r"license_information.csv: no row has the licence CC0; there are CC BY, CC BY-NC"):
+        pairs_from_folder(tmp_path, "val", ["CC0"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name,Caption\na,b\n", "line 1: no column ID; it needs ID, Caption"),
+        ("", "line 1: no column Caption"),
+        (b"ID,Caption\na,\xff\n", "line 2: not UTF-8"),
+        ('ID,Caption\na,"' + "b" * 140_000, "not CSV (field larger than field limit"),
+        ("ID,Caption\n", "split 'val' is empty"),
+        ("ID,Caption\na,b,c\n", "line 2: not a row of image and caption (1 of 1 rows, more than 1%)"),
+    ],
+)
+def test_a_broken_table_of_rocov2_is_one_line(text: str | bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "valid_captions.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(InputError) as caught:
+        pairs_from_folder(tmp_path, "val")
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def captions_in_rocov2(folder: Path, rows: list[str | None]) -> Path:
+    return rocov2(folder, [text or " " for text in rows])
+
+
+SUBFIGURES = "caption_T060_filtered_top4_sep_v0_subfigures"
+
+
+@pytest.mark.parametrize("home", [f"images/{SUBFIGURES}", SUBFIGURES, "images"])
+def test_pmc_oa_is_read_as_it_is_published(tmp_path: Path, home: str) -> None:
+    row = {"alignment_type": "OCR", "alignment_score": 0.9}
+    every = [row | {"image": f"PMC1_Fig{i}_0.jpg", "caption": f" A.  Figure {i}"} for i in range(4)]
+    picture(tmp_path / home / "PMC1_Fig1_0.jpg", 1)
+    write(tmp_path / "pmc_oa_beta.jsonl", jsonl([every[0] | {"caption": "whole"}]))
+    assert [p.caption for p in pairs_from_folder(tmp_path, "train")] == ["whole"]
+    write(tmp_path / "pmc_oa.jsonl", jsonl(every))
+    pairs = pairs_from_folder(tmp_path, "all")
+    assert [p.caption for p in pairs] == [f"A. Figure {i}" for i in range(4)]
+    assert [p.image for p in images_there(pairs)[0]] == [tmp_path / home / "PMC1_Fig1_0.jpg"]
+    for name, some in (("train", every[:2]), ("valid", every[2:3]), ("test", every[3:])):  # an earlier release
+        write(tmp_path / f"{name}.jsonl", jsonl(some))
+    assert [len(pairs_from_folder(tmp_path, split)) for split in ("train", "val", "test", "all")] == [2, 1, 1, 4]
+    assert report_from_folder(tmp_path)["dataset"] == "PMC-OA"
+
+
+@pytest.mark.parametrize("make", [captions_in_roco, captions_in_rows, captions_in_rocov2])
 def test_broken_captions_are_counted_up_to_a_share(make: Callable[[Path, list[str | None]], Path], tmp_path: Path) -> None:
     allowed = int(200 * BROKEN_SHARE)
     assert allowed == 2
@@ -286,7 +353,7 @@ def test_broken_captions_are_counted_up_to_a_share(make: Callable[[Path, list[st
     assert len(pairs_from_folder(tmp_path, "val", skipped=skipped)) == 200 - allowed
     assert +skipped == {"broken row": allowed}
     path = make(tmp_path, ["x"] + [None] * (allowed + 1) + ["x"] * (198 - allowed))
-    with pytest.raises(InputError, match=r"line 2: .*3 of 200 rows, more than 1%") as caught:
+    with pytest.raises(InputError, match=rf"line {2 + (path.suffix == '.csv')}: .*3 of 200 rows, more than 1%") as caught:
         pairs_from_folder(tmp_path, "val")
     assert str(path) in str(caught.value)
 
@@ -296,6 +363,12 @@ def test_a_name_that_no_file_has_is_a_missing_image(name: str, tmp_path: Path) -
     write(tmp_path / "train.jsonl", jsonl([{"image": name, "category": "plane", "question": "?", "answer": "axial"}]))
     assert images_there(questions_from_folder(tmp_path, "train")) == ([], 1)
     assert image_groups([q.image for q in questions_from_folder(tmp_path, "train")]).keys() == {tmp_path / "images" / name}
+
+
+def test_half_a_character_is_no_caption(tmp_path: Path) -> None:
+    write(tmp_path / "train.jsonl", '{"image": "a.png", "caption": "half \\ud800"}\n' + jsonl([{"image": "a.png", "caption": "CT"}] * 100))
+    skipped = Counter[str]()
+    assert len(pairs_from_folder(tmp_path, "train", skipped=skipped)) == 100 and +skipped == {"broken row": 1}
 
 
 def test_image_caption_rows_find_their_images_beside_them_or_in_images(tmp_path: Path) -> None:

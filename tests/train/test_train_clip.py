@@ -22,6 +22,7 @@ from tests.command import Result
 torch = pytest.importorskip("torch", reason="training needs the extra `train`")
 pytest.importorskip("open_clip", reason="training needs the extra `train`")
 
+from pmclip_deploy.bundle.names import SIGNATURES
 from pmclip_deploy.errors import BundleError, InputError, UsageError
 from pmclip_deploy.imaging.preprocess import tensor_from_pixels
 from pmclip_deploy.imaging.read import picture_from_path
@@ -40,19 +41,19 @@ TINY = {"batch_size": 8, "learning_rate": 1e-3, "threads": 1, "seed": 3}
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with the checkpoints "tiny" and "tiny-resnet" and the dataset "captions"."""
+    """A folder with the checkpoints "tiny" and "tiny-resnet" and the dataset "captions", which is also in "shards"."""
     folder = tmp_path_factory.mktemp("home")
     tiny_clip.add_tiny(folder)
     for name in ("tiny", "tiny-resnet"):
         tiny_clip.checkpoint(folder / name, name)
-    tiny_clip.captions(folder / "captions")
+    tiny_clip.shards(folder / "shards", tiny_clip.captions(folder / "captions"))
     yield folder
     tiny_clip.remove_tiny()
 
 
-def train(home: Path, output: Path, recipe: Recipe, source: str = "tiny") -> tuple[dict[str, Any], dict[str, Any]]:
+def train(home: Path, output: Path, recipe: Recipe, source: str = "tiny", data: str = "captions") -> tuple[dict[str, Any], dict[str, Any]]:
     """(what the command reports, the state it leaves)"""
-    meta = train_clip_on_pairs([home / "captions"], home / source, output, recipe)
+    meta = train_clip_on_pairs([home / data], home / source, output, recipe)
     return meta, torch.load(output / "state.pt", weights_only=True)
 
 
@@ -117,39 +118,99 @@ def test_the_scale_is_held(home: Path, tmp_path: Path) -> None:
     assert state["model"]["logit_scale"].exp().item() == pytest.approx(12.0, abs=1e-3)
 
 
-def command(home: Path, output: Path, *options: str) -> list[str]:
-    paths = ["--data", str(home / "captions"), "--from", str(home / "tiny"), "--output", str(output)]
+def test_shards_train_to_the_bits_of_a_folder_and_go_on_to_them(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = recipe_named("modern", epochs=2, **TINY)
+    (folder, whole), (packed, streamed) = (train(home, tmp_path / data, recipe, data=data) for data in ("captions", "shards"))
+    assert streamed["history"] == whole["history"]
+    assert all(torch.equal(streamed["model"][k], x) for k, x in whole["model"].items())
+    assert packed["provenance"]["clip"]["data_sha256"] == folder["provenance"]["clip"]["data_sha256"]
+    assert (tmp_path / "shards" / SIGNATURES).read_bytes() == (tmp_path / "captions" / SIGNATURES).read_bytes()
+
+    read = Pairs.read
+
+    def interrupted(self: Pairs, order: Any, epoch: int, *more: Any, **options: Any) -> Iterator[Any]:
+        for i, batch in enumerate(read(self, order, epoch, *more, **options)):
+            if (epoch, i) == (1, 1):
+                raise KeyboardInterrupt
+            yield batch
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Pairs, "read", interrupted)
+        train(home, tmp_path / "parts", recipe, data="shards")
+    assert torch.load(tmp_path / "parts" / "state.pt", weights_only=True)["epoch"] == 1
+    _, parts = train(home, tmp_path / "parts", replace(recipe, resume=True), data="shards")
+    assert parts["history"] == whole["history"] and all(torch.equal(parts["model"][k], x) for k, x in whole["model"].items())
+
+
+def test_a_picture_of_a_shard_that_does_not_decode_is_left_out_by_name(
+    home: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(home / "shards", tmp_path / "data")
+    path = tmp_path / "data" / "train-000010.tar"
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"IDAT", b"IDAX", 1))
+    with pytest.raises(InputError, match=rf"^{path}: train5.png: the PNG file is broken;.*\(1 of 22 images cannot be read"):
+        pairs_for_training([tmp_path / "data"], (), 0.01)
+    training, _ = pairs_for_training([tmp_path / "data"], (), 0.05)
+    assert [p.image.name for p in training] == [f"train{i}.png" for i in range(16) if i != 5]
+    said = capfd.readouterr().err
+    assert f"left out; the first: {path}: train5.png: the PNG file is broken" in said and said.isascii()
+
+
+def command(home: Path, output: Path, *options: str, data: str = "captions") -> list[str]:
+    paths = ["--data", str(home / data), "--from", str(home / "tiny"), "--output", str(output)]
     settings = ["--epochs", "12", "--batch-size", "8", "--learning-rate", "1e-3", "--seed", "3", "--threads", "1"]
     return [tiny_clip.__file__, str(home), "train", "clip", *paths, *settings, *options]
 
 
+SEEN = """  # notes each pair that a process trains on
+import os, runpy, sys
+from pmclip_deploy.train.images import Pairs
+read = Pairs.read
+def noted(self, order, epoch, *more, **options):
+    with open(os.environ["SEEN"], "a") as file:
+        file.write("".join(f"{epoch} {self.images[i].name}\\n" for part in order for i in part if self.augmentation != "none"))
+    return read(self, order, epoch, *more, **options)
+Pairs.read = noted
+sys.argv.pop(0)
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
 @pytest.mark.nightly  # starts four processes that import torch
-def test_an_interrupted_run_goes_on_with_two_processes_to_the_same_curve_and_weights(home: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("data", "end"), [("captions", signal.SIGINT), ("shards", signal.SIGKILL)])
+def test_an_interrupted_run_goes_on_with_two_processes_to_the_same_curve_and_weights(
+    home: Path, tmp_path: Path, data: str, end: signal.Signals
+) -> None:
     _, whole = train(home, tmp_path / "whole", recipe_named("paper", epochs=12, **TINY))
 
-    process = subprocess.Popen([sys.executable, *command(home, tmp_path / "parts")], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, *command(home, tmp_path / "parts", data=data)], stderr=subprocess.PIPE, text=True)
     assert process.stderr
     for line in process.stderr:
         if "epoch 1/12" in line:
-            process.send_signal(signal.SIGINT)
+            process.send_signal(end)
             break
     said = process.stderr.read().splitlines()
-    assert process.wait(60) == 130
-    kept = re.fullmatch(r"train clip tiny: interrupted; \S+state.pt keeps epoch (\d+); go on with --resume", said[-1])
-    assert kept and all("epoch" in line for line in said), said
+    assert process.wait(60) == (130 if end == signal.SIGINT else -end)
     state = torch.load(tmp_path / "parts" / "state.pt", weights_only=True)
-    assert state["epoch"] == int(kept[1]) < 12
+    assert 0 < state["epoch"] < 12
+    if end == signal.SIGINT:
+        kept = re.fullmatch(r"train clip tiny: interrupted; \S+state.pt keeps epoch (\d+); go on with --resume", said[-1])
+        assert kept and all("epoch" in line for line in said) and int(kept[1]) == state["epoch"], said
     assert state["history"] == whole["history"][: state["epoch"]]
 
     shutil.copytree(tmp_path / "parts", tmp_path / "alone")
     rest = replace(recipe_named("paper", epochs=12, **TINY), resume=True)
-    _, alone = train(home, tmp_path / "alone", rest)
+    _, alone = train(home, tmp_path / "alone", rest, data=data)
     assert all(torch.equal(alone["model"][k], x) for k, x in whole["model"].items())
 
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    arguments = command(home, tmp_path / "parts", "--resume", "--json")
-    done = subprocess.run([*launcher, *arguments], capture_output=True, text=True, timeout=240, env=environment)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "SEEN": str(tmp_path / "seen")}
+    (tmp_path / "script.py").write_text(SEEN)
+    arguments = command(home, tmp_path / "parts", "--resume", "--json", data=data)
+    done = subprocess.run(
+        [*launcher, str(tmp_path / "script.py"), *arguments], capture_output=True, text=True, timeout=240, env=environment
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["provenance"]["clip"]["processes"] == 2
     two = torch.load(tmp_path / "parts" / "state.pt", weights_only=True)
@@ -158,6 +219,8 @@ def test_an_interrupted_run_goes_on_with_two_processes_to_the_same_curve_and_wei
         assert ours["loss"] == pytest.approx(alone_row["loss"], abs=2e-4)
         assert ours["validation_loss"] == pytest.approx(alone_row["validation_loss"], abs=2e-4)
     assert_same_weights(two["model"], whole["model"])
+    seen = sorted((tmp_path / "seen").read_text().splitlines())
+    assert seen == sorted(f"{epoch} train{i}.png" for epoch in range(state["epoch"], 12) for i in range(16))  # each pair once
 
 
 def test_what_is_read_is_what_inference_sees_and_draws_depend_on_seed_epoch_and_index(home: Path) -> None:
@@ -256,9 +319,11 @@ def test_retrieval_counts_what_stands_before_the_pair() -> None:
     assert out["pool"] == 30 and not math.isnan(out["image_to_text_R@1"])
 
 
-def test_copies_of_validation_files_do_not_train(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("packed", [False, True])
+def test_copies_of_validation_files_do_not_train(tmp_path: Path, capsys: pytest.CaptureFixture[str], packed: bool) -> None:
     folder = tiny_clip.captions(tmp_path / "data", training=6, validation=3)
     shutil.copy(folder / "images" / "val1.png", folder / "images" / "train2.png")
+    folder = tiny_clip.shards(tmp_path / "shards", folder) if packed else folder
     training, validation = pairs_for_training([folder], (), 0.01)
     assert [p.image.name for p in training] == [f"train{i}.png" for i in (0, 1, 3, 4, 5)] and len(validation) == 3
     assert "1 training image is left out" in capsys.readouterr().err

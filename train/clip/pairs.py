@@ -1,6 +1,5 @@
 """`train clip --from`: fine-tunes a backbone on images and their captions with the symmetric contrastive loss."""
 
-import filecmp
 import hashlib
 import math
 import os
@@ -25,6 +24,7 @@ from pmclip_deploy.train.clip.recipes import Recipe
 from pmclip_deploy.train.contrastive import in_pieces, rows_of_processes
 from pmclip_deploy.train.cpu import autocast
 from pmclip_deploy.train.datasets import Pair, layout_of, pairs_from_folder
+from pmclip_deploy.train.datasets.pictures import Place, content_of, size_of
 from pmclip_deploy.train.datasets.schema import BROKEN_SHARE
 from pmclip_deploy.train.images import Augmentation, Pairs, readable, reading_processes
 from pmclip_deploy.train.lookalikes import write_signatures
@@ -53,12 +53,12 @@ def pairs_for_training(folders: list[Path], licences: Collection[str], share: fl
     return training, validation
 
 
-def copies_of(images: set[Path], others: set[Path]) -> set[Path]:
+def copies_of(images: set[Place], others: set[Place]) -> set[Place]:
     """Those of ``images`` that hold the same bytes as one of ``others``."""
-    by_size: dict[int, list[Path]] = {}
-    for path in others:
-        by_size.setdefault(path.stat().st_size, []).append(path)
-    return {p for p in images if any(filecmp.cmp(p, other, shallow=False) for other in by_size.get(p.stat().st_size, ()))}
+    by_size: dict[int, list[Place]] = {}
+    for image in others:
+        by_size.setdefault(size_of(image), []).append(image)
+    return {image for image in images if (some := by_size.get(size_of(image))) and content_of(image) in map(content_of, some)}
 
 
 def sha256_of_pairs(pairs: list[Pair]) -> str:

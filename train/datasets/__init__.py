@@ -7,7 +7,7 @@ from typing import Any
 
 from pmclip_deploy.errors import InputError
 from pmclip_deploy.evaluation.rows import normalised
-from pmclip_deploy.train.datasets import image_captions, roco, slake, vqa_med, vqa_rad
+from pmclip_deploy.train.datasets import image_captions, roco, rocov2, shards, slake, vqa_med, vqa_rad
 from pmclip_deploy.train.datasets.schema import SPLITS, Layout, Pair, Question, Row, image_key, images_there, is_there
 
 __all__ = [
@@ -43,7 +43,8 @@ def layout_of_questions(folder: Path) -> Layout[Question]:
 def pairs_from_folder(folder: Path, split: str, licences: Collection[str] = (), skipped: Counter[str] | None = None) -> list[Pair]:
     """The captions of one split ("train", "val", "test", or "all"), whether or not their images are there (``images_there``).
 
-    ``licences`` keeps ROCO's rows of these alone ("CC BY"); ``skipped`` counts what was left out, by reason. Raises InputError.
+    ``licences`` keeps ROCO's and ROCOv2's rows of these alone ("CC BY"); ``skipped`` counts what is left out, by reason.
+    Raises InputError.
     """
     return _rows(folder, split, _recognised(folder, _pairs(licences, Counter() if skipped is None else skipped)))
 
@@ -55,7 +56,8 @@ def layout_of(folder: Path, skipped: Counter[str]) -> Layout[Question] | Layout[
 
 
 def _pairs(licences: Collection[str], skipped: Counter[str]) -> tuple[Layout[Pair], ...]:
-    return (roco.layout(licences, skipped), image_captions.layout(skipped))
+    of_roco = (roco.layout(licences, skipped), rocov2.layout(licences, skipped))
+    return (*of_roco, *image_captions.layouts(skipped), shards.layout(skipped))
 
 
 def _recognised(folder: Path, layouts: tuple[Layout[Row], ...]) -> Layout[Row]:

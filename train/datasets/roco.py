@@ -5,8 +5,7 @@ from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 
-from pmclip_deploy.errors import InputError
-from pmclip_deploy.train.datasets.schema import Layout, Pair, is_there, lines_from_text, refuse_if_broken
+from pmclip_deploy.train.datasets.schema import Layout, Pair, ids_with_licence, is_there, lines_from_text, refuse_if_broken
 
 FOLDERS = {"train": "train", "val": "validation", "test": "test"}
 
@@ -15,10 +14,7 @@ def pairs_from_roco(folder: Path, split: str, licences: Collection[str], skipped
     """``licences`` keeps the rows of these alone, as licences.txt words them ("CC BY", "CC BY-NC", "NO-CC CODE"); none keeps all."""
     home = _home(folder, split)
     names = _names_from_links(home / "dlinks.txt")
-    licence = _licences(home / "licences.txt") if licences else {}
-    if licences and not set(licences) & set(licence.values()):
-        known = ", ".join(sorted(set(licence.values())))
-        raise InputError(f"{home / 'licences.txt'}: no row has the licence {', '.join(licences)}", f"there are {known}")
+    kept = ids_with_licence(home / "licences.txt", _licences(home / "licences.txt"), licences) if licences else set()
     path = home / "captions.txt"
     pairs, broken, rows = [], [], 0
     for number, line in lines_from_text(path):
@@ -27,7 +23,7 @@ def pairs_from_roco(folder: Path, split: str, licences: Collection[str], skipped
         caption = " ".join(text.split())
         if not caption or key not in names:
             broken.append(number)
-        elif licences and licence.get(key) not in licences:
+        elif licences and key not in kept:
             skipped["other licence"] += 1
         else:
             pairs.append(Pair(home / "images" / names[key], caption))

@@ -11,6 +11,7 @@ from pmclip_deploy.bundle.checks import no_twin
 from pmclip_deploy.errors import InputError
 from pmclip_deploy.evaluation.rows import normalised
 from pmclip_deploy.texts import lines_of_file
+from pmclip_deploy.train.datasets.pictures import Member, Place
 
 SPLITS = ("train", "val", "test")
 BROKEN_SHARE = 0.01  # of a caption file's rows: more than that is not a slip but another format
@@ -26,9 +27,9 @@ class Question:
     phrase: str | None = None  # how the wording came about, where the dataset says so: "freeform", "para" or "frame"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Pair:
-    image: Path
+    image: Place
     caption: str
 
 
@@ -53,13 +54,25 @@ def question_from_text(image: Path, question: str, answer: str, category: str, a
     return Question(image, normalised(question), said, category, closed)
 
 
-def image_key(image: Path) -> str:
+def caption_from_text(text: str) -> str:
+    """With its blanks folded. Raises ValueError if there is none, or if it is no Unicode text (JSON may hold half a character)."""
+    if not (caption := " ".join(text.split())):
+        raise ValueError("empty")
+    caption.encode()
+    return caption
+
+
+def image_key(image: Place) -> str:
     """What names an image wherever it lies. MedPix numbers (synpic54610) hold across datasets; SLAKE's files are all called source.jpg."""
+    if isinstance(image, Member):
+        return f"{image.shard.name}/{image.path}"
     return image.stem if re.fullmatch(r"synpic\d+", image.stem) else f"{image.parent.name}/{image.name}"
 
 
-def is_there(path: Path, folder: bool = False) -> bool:
+def is_there(path: Place, folder: bool = False) -> bool:
     """Whether it is a file (or folder); a name that none can have, or one in a folder that may not be read, is not there."""
+    if isinstance(path, Member):
+        return True
     try:
         return path.is_dir() if folder else path.is_file()
     except (OSError, ValueError):
@@ -135,6 +148,14 @@ def refuse_if_broken(path: Path, broken: list[int], rows: int) -> None:
             f"{path}: line {broken[0]}: not a row of image and caption ({len(broken)} of {rows} rows, more than {BROKEN_SHARE:.0%})",
             "correct the file",
         )
+
+
+def ids_with_licence(path: Path, licence: dict[str, str], licences: Collection[str]) -> set[str]:
+    """Those that ``path`` gives one of ``licences``. Raises InputError if there is none."""
+    if not (kept := {key for key, value in licence.items() if value in licences}):
+        known = ", ".join(sorted(set(licence.values())))
+        raise InputError(f"{path}: no row has the licence {', '.join(licences)}", f"there are {known}")
+    return kept
 
 
 def image_folder(folder: Path, *names: str) -> Path:
