@@ -1,5 +1,6 @@
 """`pmclip-deploy search index | query | delete | show | export`: embeds images or captions into one file, and finds the nearest ones."""
 
+import sys
 import time
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -212,6 +213,24 @@ def show(index: IndexFile, as_json: Json = False) -> None:
     print(f"bundle: {one_line(about.bundle)}, sha256 {about.bundle_sha256}")
     print(f"ids:    {about.ids}")
     print(f"checksum: {opened.checksum}")
+
+
+@app.command()
+def export(
+    index: IndexFile,
+    table: Annotated[str, typer.Option(metavar="NAME", help="Table of PostgreSQL. It holds rows of one bundle.")] = "pmclip_embeddings",
+) -> None:
+    """Print an index as SQL for PostgreSQL with pgvector. Rows of an earlier run are updated.
+
+    pmclip-deploy search export archive.index | psql -X service=pacs
+    """
+    from pmclip_deploy.search.index import index_from_file
+    from pmclip_deploy.search.postgres import sql_from_index
+
+    if sys.stdout.isatty():
+        raise UsageError("the SQL is long, and not for a terminal", "pipe it to `psql -X`, or write it to a file")
+    for part in sql_from_index(index_from_file(index), table):
+        sys.stdout.buffer.write(part.encode())
 
 
 def salt_of(ids: str, file: Path | None) -> bytes | None:
