@@ -50,9 +50,9 @@ def server() -> Iterator[dict[str, str]]:
     if apart and subprocess.run([*apart, "true"], capture_output=True).returncode:
         pytest.skip("user namespaces are not allowed here, and PostgreSQL refuses to run as root")
     with tempfile.TemporaryDirectory(prefix="pg") as folder:  # a socket's path is short
-        made = [*apart, found / "initdb", "-D", f"{folder}/data", "-A", "trust", "-E", "UTF8", "--no-locale", "-U", "pmclip", "--no-sync"]
+        made = [*apart, f"{found}/initdb", "-D", f"{folder}/data", "-A", "trust", "-E", "UTF8", "--no-locale", "-U", "pmclip", "--no-sync"]
         subprocess.run(made, check=True, capture_output=True, timeout=120)
-        began = [*apart, found / "postgres", "-D", f"{folder}/data", "-k", folder, "-c", "listen_addresses=", "-c", "fsync=off"]
+        began = [*apart, f"{found}/postgres", "-D", f"{folder}/data", "-k", folder, "-c", "listen_addresses=", "-c", "fsync=off"]
         with Path(folder, "log").open("wb") as log, subprocess.Popen(began, stdout=log, stderr=log) as running:
             while not Path(folder, ".s.PGSQL.5432").exists() and running.poll() is None:
                 sleep(0.05)

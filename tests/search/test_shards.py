@@ -42,7 +42,7 @@ def files(folder: Path, embeddings: Halves, cuts: Sequence[int]) -> list[Path]:
 
 
 @given(st.data(), st.integers(0, 300), st.integers(1, 40), st.integers(0, 2**32 - 1))
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_the_matches_are_those_of_one_index(tmp_path: Path, data: st.DataObject, count: int, kinds: int, seed: int) -> None:
     """Scores to the last bit, and the order of equal ones."""
     embeddings = rows(count, seed, kinds)
