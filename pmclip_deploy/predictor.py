@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from pmclip_deploy.imaging.picture import Picture
     from pmclip_deploy.search.index import Index
+    from pmclip_deploy.search.shards import Shards
 
 
 TOP = 5  # candidates an answer carries
@@ -341,7 +342,7 @@ class Predictor:
 
     def search(
         self,
-        index: "Index | str | os.PathLike[str]",
+        index: "Index | Shards | str | os.PathLike[str]",
         *,
         image: Image | None = None,
         text: str | None = None,
@@ -351,8 +352,8 @@ class Predictor:
     ) -> list[Match]:
         """The k rows of an index that are nearest to an image or a text, the nearest first.
 
-        ``index`` is what ``index_from_file`` opens, or a path, which is read and verified anew each time. Raises BundleError where another
-        bundle made it or the file is broken, and UsageError unless it is searched for one thing.
+        ``index`` is what ``index_from_file`` opens, or a path, which is read and verified anew each time, or several indexes as ``shards``
+        has them. Raises BundleError where another bundle made it or the file is broken, and UsageError unless it is searched for one thing.
 
         >>> import pmclip_deploy as pm
         >>> from pathlib import Path
@@ -363,11 +364,11 @@ class Predictor:
         >>> [match.id for match in predictor.search("captions.index", image="scan.dcm", k=1)]
         ['a ct of the chest']
         """
-        from pmclip_deploy.search.index import Index, index_from_file, unit
+        from pmclip_deploy.search.index import index_from_file, unit
 
         if (image is None) == (text is None) or k < 1:
             raise UsageError("search for an image or for a text, one of them, and for 1 or more rows")
-        opened = index if isinstance(index, Index) else index_from_file(index)
+        opened = index_from_file(index) if isinstance(index, str | os.PathLike) else index
         opened.refuse_other_bundle(self.model.bundle, self.model.sha256)
         embedding = self.embed_text(text) if text is not None else self.embed_image(image, frame=frame, window=window)  # type: ignore[arg-type]
         return opened.matches(unit(embedding, "the query").astype(np.float32), k)

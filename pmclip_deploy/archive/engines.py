@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import queue
 import threading
@@ -18,7 +17,7 @@ from pmclip_deploy.archive.listing import Item
 from pmclip_deploy.archive.output import items_of_files
 from pmclip_deploy.archive.worker import START_S, Done, Job, Worker, items_of_table
 from pmclip_deploy.child import Child, ChildEnded
-from pmclip_deploy.errors import PmclipError
+from pmclip_deploy.cluster import ray_cluster
 
 WORKER = "pmclip_deploy.archive.worker"
 
@@ -95,20 +94,10 @@ class _Process:
 
 
 def on_ray(job: Job, files: Sequence[Path], size: Size, address: str | None, cpus: float, gpus: float) -> Iterator[Done]:
-    """Ray Data: an actor holds a worker. Batches are handed out as actors become free, and taken up again if an actor's node is lost.
+    """Ray Data: an actor holds a worker. Batches are handed out as actors become free, and taken up again if an actor's node is lost."""
+    with ray_cluster(address, "run the same command again: it goes on where it stopped"):
+        import ray.data
 
-    Without ``address`` it is a cluster of this process, on loopback alone.
-    """
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    import ray
-    import ray.data
-
-    for name in ("ray", "ray.data"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    where: dict[str, Any] = {"_node_ip_address": "127.0.0.1", "include_dashboard": False} if address is None else {"address": address}
-    try:
-        ray.init(**where, log_to_driver=False, configure_logging=False)
         ray.data.DataContext.get_current().enable_progress_bars = False
         slices = [row for file in files for row in _slices(file, size.batch)]
         worker: Any = RayWorker
@@ -120,24 +109,12 @@ def on_ray(job: Job, files: Sequence[Path], size: Size, address: str | None, cpu
             num_gpus=gpus,
         )
         yield from (Done(**row) for row in done.iter_rows())
-    except ray.exceptions.RayError as error:
-        raise _told(error) from None
-    finally:
-        ray.shutdown()
 
 
 def _slices(file: Path, size: int) -> Iterator[dict[str, Any]]:
     """Batches as places in a file of the listing: all that the driver holds of them."""
     count = pq.read_metadata(file).num_rows
     return ({"file": os.fspath(file.absolute()), "start": start, "size": size} for start in range(0, count, size))
-
-
-def _told(error: Exception) -> PmclipError:
-    """What a worker raised, if it was for a person."""
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, PmclipError):
-        cause = getattr(cause, "cause", None) or cause.__cause__
-    return cause or PmclipError(f"ray: {type(error).__name__}", "run the same command again: it goes on where it stopped")
 
 
 class RayWorker:

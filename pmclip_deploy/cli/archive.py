@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from pmclip_deploy.archive import ASK, COMMANDS
-from pmclip_deploy.cli.options import Bundle, Device, Json, check_choice
+from pmclip_deploy.cli.options import Bundle, Device, Engine, Json, RayAddress, check_choice, check_engine
 from pmclip_deploy.cli.output import RESEARCH_ONLY, print_json, print_notes
 from pmclip_deploy.cli.search import salt_of
 from pmclip_deploy.console import counted, one_line, print_note
@@ -18,7 +18,6 @@ from pmclip_deploy.extras import need_extra
 from pmclip_deploy.spec import ARCHIVING_SCHEMA
 from pmclip_deploy.threads import cpu_threads
 
-ENGINES = ("local", "ray")
 EVERY_S = 10.0  # between two lines of progress
 
 Source = Annotated[
@@ -27,10 +26,6 @@ Source = Annotated[
 Out = Annotated[Path, typer.Option(help="Folder of the Parquet files. An interrupted run continues from where it stopped.")]
 Workers = Annotated[int | None, typer.Option(min=1, help="Processes, each with the model. Default: one for each core.", show_default=False)]
 Batch = Annotated[int, typer.Option(min=1, max=65536, help="Images that are written at a time. A kill costs one batch of each worker.")]
-Engine = Annotated[str, typer.Option(help="local: processes of this machine. ray: a Ray cluster.")]
-RayAddress = Annotated[
-    str | None, typer.Option(help="ray: HOST:PORT of a running cluster. Default: one of this process, on loopback.", show_default=False)
-]
 NumCpus = Annotated[float, typer.Option(min=0, help="ray: CPUs that each worker takes.")]
 NumGpus = Annotated[float, typer.Option(min=0, help="ray: GPUs that each worker takes.")]
 Ids = Annotated[str, typer.Option(metavar="path|uid", help="Id of an image: its path, or its SOP Instance UID, salted and hashed.")]
@@ -64,14 +59,12 @@ def archive(
     pmclip-deploy archive ask /nas/ct --out answers -Q "what imaging modality is this?"
     """
     check_choice("archive", what, COMMANDS)
-    check_choice("--engine", engine, ENGINES)
     if (what == ASK) != bool(question):
         raise UsageError("`archive ask` and --question go together", 'ask something, for example -Q "is there a fracture?"')
-    if engine == "local" and (ray_address is not None or (num_cpus, num_gpus) != (1, 0)):
-        raise UsageError("--ray-address, --num-cpus and --num-gpus are for --engine ray", "leave them out")
+    if engine == "local" and (num_cpus, num_gpus) != (1, 0):
+        raise UsageError("--num-cpus and --num-gpus are for --engine ray", "leave them out")
     need_extra("archive", "`archive`", "pyarrow")
-    if engine == "ray":
-        need_extra("ray", "--engine ray", "ray")
+    check_engine(engine, ray_address)
     salt = salt_of(ids, salt_file)
     if source.startswith(("http://", "https://")) and salt is None:
         raise UsageError("a DICOMweb address holds UIDs, which name a patient's images", "give --ids uid and --salt-file")

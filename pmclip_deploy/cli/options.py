@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from pmclip_deploy.errors import UsageError
+from pmclip_deploy.extras import need_extra
 from pmclip_deploy.sessions import devices
 
 LARGEST_SEED = 2**32 - 1
@@ -39,12 +40,24 @@ Output = Annotated[
         show_default=False,
     ),
 ]
+Engine = Annotated[str, typer.Option(help="local: this machine. ray: a Ray cluster.")]
+RayAddress = Annotated[
+    str | None, typer.Option(help="ray: HOST:PORT of a running cluster. Default: one of this process, on loopback.", show_default=False)
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
 def check_choice(option: str, value: str, known: Collection[str]) -> None:
     if value not in known:
         raise UsageError(f"{option} {value[:60]!r} is unknown", f"choose one of {', '.join(known)}")
+
+
+def check_engine(engine: str, ray_address: str | None) -> None:
+    check_choice("--engine", engine, ("local", "ray"))
+    if engine == "ray":
+        need_extra("ray", "--engine ray", "ray")
+    elif ray_address is not None:
+        raise UsageError("--ray-address is for --engine ray", "leave it out")
 
 
 def check_data_and_images(data: Path | None, images: Path | None) -> None:

@@ -1,6 +1,8 @@
-"""`pmclip-deploy search index | query | delete | show`: embeds images or captions into one file, and finds the nearest ones."""
+"""`pmclip-deploy search index | query | delete | show | export`: embeds images or captions into one file, and finds the nearest ones."""
 
+import sys
 import time
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pmclip_deploy.archive import ABOUT
-from pmclip_deploy.cli.options import Bundle, Device, Frame, Json, Window, check_choice
+from pmclip_deploy.cli.options import Bundle, Device, Engine, Frame, Json, RayAddress, Window, check_choice, check_engine
 from pmclip_deploy.cli.output import RESEARCH_ONLY, console_for_tables, print_json, print_notes
 from pmclip_deploy.cli.pictures import exists, looks_like_a_path
 from pmclip_deploy.console import LONG, counted, decimal, one_line, print_error, print_note, progress, stages
@@ -20,7 +22,6 @@ from pmclip_deploy.spec import DELETION_SCHEMA, INDEX_SCHEMA, INDEXING_SCHEMA, S
 if TYPE_CHECKING:
     from pmclip_deploy.answer import Match
     from pmclip_deploy.predictor import Predictor
-    from pmclip_deploy.search.index import Index
     from pmclip_deploy.search.indexing import Report, Source
 
 app = typer.Typer(help="Find similar images and captions.", no_args_is_help=True)
@@ -36,7 +37,7 @@ def index(
         Path,
         typer.Argument(
             metavar="FOLDER|CAPTIONS|ARCHIVE",
-            help="Folder of images, .txt or .jsonl file of captions, or what `archive embed` wrote.",
+            help="Folder of images, .txt or .jsonl file of captions, or what `archive embed` wrote: its folder, or one file of it.",
             show_default=False,
         ),
     ],
@@ -58,14 +59,16 @@ def index(
     salt = salt_of(ids, salt_file)
     if not source.exists():
         raise InputError(f"{source}: no such file or folder", "check the path")
-    if not source.is_dir() and source.suffix.lower() not in CAPTIONS:
+    archive = source if source.is_dir() else source.parent if source.suffix == ".parquet" else None
+    of_archive = archive is not None and (archive / ABOUT).is_file()
+    if not source.is_dir() and not of_archive and source.suffix.lower() not in CAPTIONS:
         raise UsageError(f"{source}: is neither a folder nor a .txt or .jsonl file", "give a folder or such a file")
-    if salt is not None and not source.is_dir():
+    if salt is not None and not source.is_dir() and not of_archive:
         raise UsageError(f"{source}: captions have no UID", "leave out --ids uid")
     if output.is_dir():
         raise UsageError(f"{output}: is a folder", "name a file")
 
-    if (source / ABOUT).is_file():
+    if of_archive:
         need_extra("archive", "an index of an archive", "pyarrow")
         from pmclip_deploy.archive.indexing import index_from_archive
 
@@ -116,12 +119,16 @@ def _said(report: "Report", of_dicom: bool) -> str:
 
 @app.command()
 def query(
-    index: IndexFile,
-    words: Annotated[
-        list[str], typer.Argument(metavar="TEXT|IMAGE", help="Text, or an image file. An existing file is an image.", show_default=False)
+    indexes: Annotated[
+        list[Path], typer.Argument(metavar="INDEX...", help="Index files. Several are searched as one.", show_default=False)
+    ],
+    wanted: Annotated[
+        str, typer.Argument(metavar="TEXT|IMAGE", help="Text, or an image file. An existing file is an image.", show_default=False)
     ],
     text: Annotated[bool, typer.Option("--text", help="Take TEXT as text, even if it looks like a path.")] = False,
     k: Annotated[int, typer.Option("--k", min=1, help="Number of matches.")] = 10,
+    engine: Engine = "local",
+    ray_address: RayAddress = None,
     bundle: Bundle = None,
     device: Device = "auto",
     frame: Frame = None,
@@ -132,9 +139,10 @@ def query(
 
     pmclip-deploy search query archive.index scan.dcm
     """
-    if len(words) > 1:
+    words = [*map(str, indexes[1:]), wanted]
+    if not all(map(exists, words[:-1])):
         raise UsageError(f"{len(words)} texts or images given", f'give one image, or one text in double quotes: "{" ".join(words)[:200]}"')
-    wanted = words[0]
+    check_engine(engine, ray_address)
     is_image = not text and exists(wanted)
     if is_image and Path(wanted).is_dir():
         raise InputError(f"{wanted}: is a folder, not an image", "give one image of it, or add --text if this is a text")
@@ -143,7 +151,7 @@ def query(
     if not is_image and (frame is not None or window is not None):
         raise UsageError("--frame and --window are for an image", "leave them out")
 
-    from pmclip_deploy.search.index import index_from_file
+    from pmclip_deploy.search.shards import Shards, shards_on_ray
 
     predictor = _predictor(bundle, device, single_use=True)
     if is_image and not wanted.lower().endswith(PNG_AND_JPEG):
@@ -151,10 +159,12 @@ def query(
 
         import_pydicom_lean()
     start = time.perf_counter()
-    opened = index_from_file(index)
-    verified = time.perf_counter()
-    matches = predictor.search(opened, **{"image" if is_image else "text": wanted}, k=k, frame=frame, window=window)
-    done = time.perf_counter()
+    with shards_on_ray(indexes, ray_address) if engine == "ray" else nullcontext(Shards(indexes)) as opened:
+        opened.refuse_other_bundle(predictor.model.bundle, predictor.model.sha256)  # before all of it is read
+        documents = opened.to_json()
+        verified = time.perf_counter()
+        matches = predictor.search(opened, **{"image" if is_image else "text": wanted}, k=k, frame=frame, window=window)
+        done = time.perf_counter()
     steps = {"index": verified - start, "search": done - verified, "total": done - start}
     timings = {name: round(1e3 * seconds, 2) for name, seconds in steps.items()}
     if as_json:
@@ -162,7 +172,7 @@ def query(
             "schema": SEARCH_SCHEMA,
             "query": {"image" if is_image else "text": wanted},
             "matches": [match.to_json() for match in matches],
-            "index": _document(opened),
+            "index": documents[0] if len(documents) == 1 else documents,
             "model": asdict(predictor.model),
             "timings_ms": timings,
         }
@@ -196,13 +206,31 @@ def show(index: IndexFile, as_json: Json = False) -> None:
 
     opened = index_from_file(index)
     if as_json:
-        print_json({"schema": INDEX_SCHEMA, **_document(opened)})
+        print_json({"schema": INDEX_SCHEMA, **opened.to_json()})
         return
     about = opened.about
     print(f"{one_line(str(index))}: {counted(len(opened), about.embedded)}, {opened.dim} numbers each, {opened.bytes:,} bytes, verified")
     print(f"bundle: {one_line(about.bundle)}, sha256 {about.bundle_sha256}")
     print(f"ids:    {about.ids}")
     print(f"checksum: {opened.checksum}")
+
+
+@app.command()
+def export(
+    index: IndexFile,
+    table: Annotated[str, typer.Option(metavar="NAME", help="Table of PostgreSQL. It holds rows of one bundle.")] = "pmclip_embeddings",
+) -> None:
+    """Print an index as SQL for PostgreSQL with pgvector. Rows of an earlier run are updated.
+
+    pmclip-deploy search export archive.index | psql -X service=pacs
+    """
+    from pmclip_deploy.search.index import index_from_file
+    from pmclip_deploy.search.postgres import sql_from_index
+
+    if sys.stdout.isatty():
+        raise UsageError("the SQL is long, and not for a terminal", "pipe it to `psql -X`, or write it to a file")
+    for part in sql_from_index(index_from_file(index), table):
+        sys.stdout.buffer.write(part.encode())
 
 
 def salt_of(ids: str, file: Path | None) -> bytes | None:
@@ -223,11 +251,6 @@ def _predictor(bundle: Path | None, device: str, single_use: bool = False) -> "P
     predictor = load(bundle, device, single_use=single_use)
     print_notes(predictor)
     return predictor
-
-
-def _document(index: "Index") -> dict[str, Any]:
-    size = {"rows": len(index), "dim": index.dim, "bytes": index.bytes}
-    return {"path": str(index.path), **size, **asdict(index.about), "checksum": index.checksum, "verified": True}
 
 
 def _print_matches(matches: "list[Match]") -> None:

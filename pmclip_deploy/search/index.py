@@ -28,7 +28,7 @@ from pmclip_deploy.answer import Match
 from pmclip_deploy.atomic import write_errors, written
 from pmclip_deploy.bundle.checks import no_twin
 from pmclip_deploy.console import one_line
-from pmclip_deploy.errors import BundleError, InputError
+from pmclip_deploy.errors import BundleError, InputError, UsageError
 from pmclip_deploy.spec import INDEX_SCHEMA
 
 Halves: TypeAlias = NDArray[np.float16]
@@ -39,6 +39,7 @@ BLOCK = 1 << 20  # bytes that are hashed at a time
 ROWS = 4096  # that are written at a time
 PART = 64 << 20  # bytes that are searched at a time, and then given back: what a search holds of an index that is larger
 UNKNOWN = "0" * 64  # where the checksum will stand
+OTHER_OUTPUT = "give the ids and the salt that made it, or choose another output"
 NEXT_STEP = "make it again with `pmclip-deploy search index`"
 
 
@@ -95,18 +96,43 @@ class Index:
             part = self.embeddings[start : start + rows]
             best = contrastive_similarity(embedding[None], part, 1.0, min(k, len(part)))
             found += [(-float(score), start + int(row)) for score, row in zip(best.score[0], best.index[0], strict=True) if row >= 0]
-            if len(self) > rows and hasattr(self.mapped, "madvise"):
-                first = (HEADER + 2 * self.dim * start) // mmap.PAGESIZE * mmap.PAGESIZE
-                self.mapped.madvise(mmap.MADV_DONTNEED, first, part.nbytes)
+            if len(self) > rows:
+                self.give_back(start, len(part))
         return [Match(self.id(row), -score) for score, row in sorted(found)[:k]]
 
+    def give_back(self, start: int, rows: int) -> None:
+        """Memory that a search has read, to the system: it reads the file again if it needs it."""
+        if rows and hasattr(self.mapped, "madvise"):
+            first = (HEADER + 2 * self.dim * start) // mmap.PAGESIZE * mmap.PAGESIZE
+            self.mapped.madvise(mmap.MADV_DONTNEED, first, 2 * self.dim * rows)
+
     def refuse_other_bundle(self, bundle: str, digest: str) -> None:
-        if digest != self.about.bundle_sha256:
-            theirs = one_line(f"{self.about.bundle} {self.about.bundle_sha256[:12]}")
-            raise BundleError(
-                f"{self.path}: made with bundle {theirs}, and this one is {bundle} {digest[:12] or 'without a manifest'}",
-                'pass the same bundle with bundle="FOLDER", or make another index',
+        refuse_other_bundle(self.path, self.about, bundle, digest)
+
+    def refuse_other(self, about: About, next_step: str) -> None:
+        """Rows that are not ``about``'s. Raises BundleError or UsageError."""
+        self.refuse_other_bundle(about.bundle, about.bundle_sha256)
+        if (self.about.embedded, self.about.ids) != (about.embedded, about.ids):
+            raise UsageError(
+                f"{self.path}: holds {self.about.embedded}s with ids of kind {self.about.ids}, and these are {about.embedded}s with ids "
+                f"of kind {about.ids}",
+                next_step,
             )
+        if self.about.salt_check != about.salt_check:
+            raise UsageError(f"{self.path}: its ids were made with another salt", next_step)
+
+    def to_json(self) -> dict[str, Any]:
+        size = {"rows": len(self), "dim": self.dim, "bytes": self.bytes}
+        return {"path": str(self.path), **size, **asdict(self.about), "checksum": self.checksum, "verified": True}
+
+
+def refuse_other_bundle(path: Path, about: About, bundle: str, digest: str) -> None:
+    if digest != about.bundle_sha256:
+        theirs = one_line(f"{about.bundle} {about.bundle_sha256[:12]}")
+        raise BundleError(
+            f"{path}: made with bundle {theirs}, and this one is {bundle} {digest[:12] or 'without a manifest'}",
+            'pass the same bundle with bundle="FOLDER", or make another index',
+        )
 
 
 def unit(embedding: NDArray[np.float32], of: str) -> Halves:
@@ -124,32 +150,49 @@ def unit(embedding: NDArray[np.float32], of: str) -> Halves:
 def index_from_file(path: "str | os.PathLike[str]") -> Index:
     """Verifies the whole file, by plain reads: a bad disk then is an error, where through the map it would end the process."""
     path = Path(path)
+    with _opened(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        head = file.read(HEADER)
+        metadata, tensors = _metadata_and_tensors(head)
+        rows, dim = _count(tensors["embeddings"]["shape"][0]), _count(tensors["embeddings"]["shape"][1])
+        id_bytes = _count(tensors["ids"]["shape"][0])
+        if tensors != (expected := _tensors(rows, dim, id_bytes)):
+            raise ValueError("its tensors are not those of an index")
+        if size != HEADER + expected["ids"]["data_offsets"][1]:
+            raise ValueError(f"it has {size} bytes, not {HEADER + expected['ids']['data_offsets'][1]}")
+        if _checksum(file, head, metadata["checksum"]) != metadata["checksum"]:
+            raise ValueError("its checksum differs")
+        mapped = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
+        embeddings = np.frombuffer(mapped, "<f2", rows * dim, HEADER).reshape(rows, dim)
+        id_ends = np.frombuffer(mapped, "<i8", rows, HEADER + embeddings.nbytes)
+        ids = np.frombuffer(mapped, np.uint8, id_bytes, HEADER + embeddings.nbytes + id_ends.nbytes)
+        about = _about(metadata)
+    return Index(path, about, str(metadata["checksum"]), size, embeddings, id_ends, ids, mapped)
+
+
+def about_from_file(path: Path) -> About:
+    """What the header says; the file is not verified."""
+    with _opened(path) as file:
+        return _about(_metadata_and_tensors(file.read(HEADER))[0])
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[FileIO]:
+    """An index file; what reading it raises becomes a BundleError."""
     try:
         if not path.is_file():  # a device or a pipe is not read
             raise BundleError(f"{path}: no such index", "make one with `pmclip-deploy search index`")
         with path.open("rb", buffering=0) as file:
-            size = os.fstat(file.fileno()).st_size
-            head = file.read(HEADER)
-            metadata, tensors = _metadata_and_tensors(head)
-            rows, dim = _count(tensors["embeddings"]["shape"][0]), _count(tensors["embeddings"]["shape"][1])
-            id_bytes = _count(tensors["ids"]["shape"][0])
-            if tensors != (expected := _tensors(rows, dim, id_bytes)):
-                raise ValueError("its tensors are not those of an index")
-            if size != HEADER + expected["ids"]["data_offsets"][1]:
-                raise ValueError(f"it has {size} bytes, not {HEADER + expected['ids']['data_offsets'][1]}")
-            if _checksum(file, head, metadata["checksum"]) != metadata["checksum"]:
-                raise ValueError("its checksum differs")
-            mapped = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
-        embeddings = np.frombuffer(mapped, "<f2", rows * dim, HEADER).reshape(rows, dim)
-        id_ends = np.frombuffer(mapped, "<i8", rows, HEADER + embeddings.nbytes)
-        ids = np.frombuffer(mapped, np.uint8, id_bytes, HEADER + embeddings.nbytes + id_ends.nbytes)
-        about = About(**{field.name: str(metadata[field.name]) for field in fields(About)})
+            yield file
     except OSError as error:
         raise BundleError(f"{path}: cannot be read ({error.strerror})", "check the disk and its permissions") from error
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
         reason = str(error) if type(error) is ValueError else "its header is broken"
         raise BundleError(f"{path}: not a usable index, {reason}", NEXT_STEP) from error
-    return Index(path, about, str(metadata["checksum"]), size, embeddings, id_ends, ids, mapped)
+
+
+def _about(metadata: dict[str, Any]) -> About:
+    return About(**{field.name: str(metadata[field.name]) for field in fields(About)})
 
 
 def _metadata_and_tensors(head: bytes) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -20,7 +20,7 @@ from pmclip_deploy.errors import BundleError, InputError, UsageError
 from pmclip_deploy.files import files_below, is_no_picture, unreadable
 from pmclip_deploy.ids import id_from_path, salt_check, salted
 from pmclip_deploy.predictor import Predictor
-from pmclip_deploy.search.index import ROWS, About, Chunk, Halves, Index, beside, index_from_file, locked, unit, write_index
+from pmclip_deploy.search.index import OTHER_OUTPUT, ROWS, About, Chunk, Halves, beside, index_from_file, locked, unit, write_index
 from pmclip_deploy.texts import lines_of_file
 
 JOURNAL_SCHEMA = "pmclip-deploy/index-journal/2"
@@ -96,7 +96,7 @@ def build_index(path: Path, source: Source[T], progress: Callable[[Sequence[T]],
     with locked(path):
         index = index_from_file(path) if path.exists() else None
         if index is not None:
-            refuse_other(index, source.about)
+            index.refuse_other(source.about, OTHER_OUTPUT)
         indexed = frozenset(() if index is None else index.ids())
         with Journal(beside(path, "part"), source.about) as journal:
             rows = chain.from_iterable(_embedded(source, part, indexed | journal.ids) for part in chunks(source.items, AT_ONCE))
@@ -235,18 +235,6 @@ def _chained(before: str, id: str, embedding: str) -> str:
 
 def _about(predictor: Predictor, embedded: str, ids: str, salt: bytes | None = None) -> About:
     return About(predictor.model.bundle, predictor.model.sha256, embedded, ids, salt_check(salt))
-
-
-def refuse_other(index: Index, about: About) -> None:
-    index.refuse_other_bundle(about.bundle, about.bundle_sha256)
-    if (index.about.embedded, index.about.ids) != (about.embedded, about.ids):
-        raise UsageError(
-            f"{index.path}: holds {index.about.embedded}s with ids of kind {index.about.ids}, and these are {about.embedded}s with ids "
-            f"of kind {about.ids}",
-            "choose another output",
-        )
-    if index.about.salt_check != about.salt_check:
-        raise UsageError(f"{index.path}: its ids were made with another salt", "give the salt that made them, or choose another output")
 
 
 def _id_from_path(folder: Path, path: Path) -> str:

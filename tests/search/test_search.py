@@ -544,7 +544,7 @@ def test_exit_codes(run: Any, folder: Path, index: Path, tmp_path: Path) -> None
         (3, ["query", index, folder]),
         (3, ["query", index, f"{folder}/"]),
         (2, ["query", index, "which", "plane"]),
-        (2, ["query", index, folder / "ct.dcm", folder / "p 0.png"]),
+        (4, ["query", index, folder / "ct.dcm", folder / "p 0.png"]),  # the first of two images is no index
         (3, ["query", index, folder / "zz.png"]),
         (2, ["query", index, ""]),
         (2, ["query", index, "plane", "--k", "0"]),
