@@ -56,8 +56,9 @@ def rate(source: Path, out: Path, engine: str, count: int) -> float:
 
 
 def batches(out: Path) -> int:
-    merged = sum(len(json.loads(pq.read_schema(part).metadata[MERGED])) for part in parts_of(out))
-    return merged + sum(file.parent.name != "listing" for file in out.glob(".run/*/*.parquet"))
+    """How many lie on the disk. A batch that was just merged may lie there twice."""
+    merged = {name for part in parts_of(out) for name in json.loads(pq.read_schema(part).metadata[MERGED])}
+    return len(merged | {f"{file.parent.name}/{file.name}" for file in out.glob(".run/*/*.parquet") if file.parent.name != "listing"})
 
 
 def killed(source: Path, out: Path, engine: str, count: int, shares: Sequence[float]) -> str:

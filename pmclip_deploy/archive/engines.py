@@ -19,6 +19,7 @@ from pmclip_deploy.archive.output import items_of_files
 from pmclip_deploy.archive.worker import START_S, Done, Job, Worker, items_of_table
 from pmclip_deploy.child import Child, ChildEnded
 from pmclip_deploy.errors import PmclipError
+from pmclip_deploy.process import native_stderr_off
 
 WORKER = "pmclip_deploy.archive.worker"
 
@@ -108,7 +109,8 @@ def on_ray(job: Job, files: Sequence[Path], size: Size, address: str | None, cpu
         logging.getLogger(name).setLevel(logging.CRITICAL)
     where: dict[str, Any] = {"_node_ip_address": "127.0.0.1", "include_dashboard": False} if address is None else {"address": address}
     try:
-        ray.init(**where, log_to_driver=False, configure_logging=False)
+        with native_stderr_off():  # where it says which level it was told
+            ray.init(**where, log_to_driver=False, configure_logging=False)
         ray.data.DataContext.get_current().enable_progress_bars = False
         slices = [row for file in files for row in _slices(file, size.batch)]
         worker: Any = RayWorker

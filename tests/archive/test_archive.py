@@ -25,6 +25,7 @@ from pmclip_deploy.archive.listing import Item, items_of
 from pmclip_deploy.archive.output import Output
 from pmclip_deploy.archive.run import Report, build_archive
 from pmclip_deploy.archive.tables import About, schema_of
+from pmclip_deploy.benchmarks.archive import batches
 from pmclip_deploy.child import Child
 from pmclip_deploy.errors import BundleError, InputError, UsageError
 from pmclip_deploy.search.index import index_from_file, locked, unit
@@ -222,8 +223,7 @@ def test_killed_runs_lose_and_double_nothing(bundle: Path, tmp_path: Path, kills
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         end = time.monotonic() + 120
         while process.poll() is None and time.monotonic() < end:
-            in_parts = sum(len(json.loads(pq.read_schema(part).metadata[b"pmclip-deploy batches"])) for part in out.glob("part-*"))
-            if in_parts + len([*out.glob(".run/*/*.parquet")]) - len([*out.glob(".run/listing/*")]) >= least:
+            if batches(out) >= least:
                 break
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
