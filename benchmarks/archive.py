@@ -4,7 +4,7 @@
 
 Each of ``--count`` names is a link to a real image of FOLDER. "one" is the local engine with one worker. A rate includes the start of
 the processes. With ``--kill`` each engine's driver is ended by SIGKILL when such shares of the batches lie on the disk; the command is then
-run again until it ends.
+run again until it ends. The workers note each image before they compute it, so that the images that were computed twice are counted.
 """
 
 import argparse
@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pmclip_deploy.archive.output import MERGED, parts_of
+from pmclip_deploy.benchmarks import archive_noting
 from pmclip_deploy.files import PICTURES
 from pmclip_deploy.threads import cpu_threads, processor
 
@@ -42,9 +43,9 @@ def linked(images: Path, folder: Path, count: int) -> None:
         (folder / f"{number:07}{file.suffix}").symlink_to(file.absolute())
 
 
-def command(source: Path, out: Path, engine: str) -> list[str]:
+def command(source: Path, out: Path, engine: str, main: str = MAIN) -> list[str]:
     given = ["archive", "embed", str(source), "--out", str(out), "--batch", str(BATCH), *ENGINES[engine], "--json", "--quiet"]
-    return [sys.executable, "-c", MAIN, *given]
+    return [sys.executable, "-c", main, *given]
 
 
 def rate(source: Path, out: Path, engine: str, count: int) -> float:
@@ -62,14 +63,16 @@ def batches(out: Path) -> int:
 
 
 def killed(source: Path, out: Path, engine: str, count: int, shares: Sequence[float]) -> str:
+    noting, null = command(source, out, engine, archive_noting.MAIN), subprocess.DEVNULL
     for share in shares:
-        with subprocess.Popen(command(source, out, engine), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        with subprocess.Popen(noting, stdout=null, stderr=null) as process:
             while process.poll() is None and batches(out) < share * count / BATCH:
                 time.sleep(0.05)
             process.send_signal(signal.SIGKILL)
-    done = json.loads(subprocess.run(command(source, out, engine), capture_output=True, text=True).stdout)
+    subprocess.run(noting, capture_output=True, check=True)
     rows = pq.read_table(out, columns=["id"])["id"].to_pylist()
-    return f"{len(rows):,} rows, {len(set(rows)):,} ids; the last run computed {done['computed']:,}"
+    images = [key for key, _ in archive_noting.noted(out)]
+    return f"{len(rows):,} rows, {len(set(rows)):,} ids; {len(images) - len(set(images)):,} images were computed again"
 
 
 def rows(out: Path) -> pa.Table:

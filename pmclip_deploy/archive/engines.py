@@ -107,7 +107,8 @@ def on_ray(job: Job, files: Sequence[Path], size: Size, address: str | None, cpu
 
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    where: dict[str, Any] = {"_node_ip_address": "127.0.0.1", "include_dashboard": False} if address is None else {"address": address}
+    here = {"address": "local", "_node_ip_address": "127.0.0.1", "include_dashboard": False}  # without "local", any cluster that it finds
+    where: dict[str, Any] = here if address is None else {"address": address}
     try:
         with native_stderr_off():  # where it says which level it was told
             ray.init(**where, log_to_driver=False, configure_logging=False)

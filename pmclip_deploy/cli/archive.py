@@ -1,6 +1,7 @@
 """`pmclip-deploy archive`: a whole archive to Parquet files."""
 
 import time
+from contextlib import redirect_stdout
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -98,10 +99,11 @@ def archive(
     manifest = predictor.manifest
     del predictor  # the workers have their own
     try:
-        report = build_archive(
-            source, out, about, manifest, Size(count, batch), bundle=bundle, device=device, threads=threads, salt=salt, engine=on,
-            progress=Progress(),
-        )  # fmt: skip
+        with redirect_stdout(None):  # where Ray prints what it hears of nodes that are lost
+            report = build_archive(
+                source, out, about, manifest, Size(count, batch), bundle=bundle, device=device, threads=threads, salt=salt, engine=on,
+                progress=Progress(),
+            )  # fmt: skip
     except KeyboardInterrupt:
         print_note(f"{out}: stopped. Run the same command to continue.")
         raise
