@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import queue
+import socket
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -18,10 +19,11 @@ from pmclip_deploy.archive.listing import Item
 from pmclip_deploy.archive.output import items_of_files
 from pmclip_deploy.archive.worker import START_S, Done, Job, Worker, items_of_table
 from pmclip_deploy.child import Child, ChildEnded
-from pmclip_deploy.errors import PmclipError
+from pmclip_deploy.errors import DeviceError, PmclipError
 from pmclip_deploy.process import native_stderr_off
 
 WORKER = "pmclip_deploy.archive.worker"
+REACHED_S = 10.0  # for a connection to a Ray cluster
 
 
 @dataclass(frozen=True)
@@ -107,11 +109,8 @@ def on_ray(job: Job, files: Sequence[Path], size: Size, address: str | None, cpu
 
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    here = {"address": "local", "_node_ip_address": "127.0.0.1", "include_dashboard": False}  # without "local", any cluster that it finds
-    where: dict[str, Any] = here if address is None else {"address": address}
     try:
-        with native_stderr_off():  # where it says which level it was told
-            ray.init(**where, log_to_driver=False, configure_logging=False)
+        _join(ray, address)
         ray.data.DataContext.get_current().enable_progress_bars = False
         slices = [row for file in files for row in _slices(file, size.batch)]
         worker: Any = RayWorker
@@ -127,6 +126,20 @@ def on_ray(job: Job, files: Sequence[Path], size: Size, address: str | None, cpu
         raise _told(error) from None
     finally:
         ray.shutdown()
+
+
+def _join(ray: Any, address: str | None) -> None:
+    """Raises DeviceError if no cluster takes this process in."""
+    here = {"address": "local", "_node_ip_address": "127.0.0.1", "include_dashboard": False}  # without "local", any cluster that it finds
+    try:
+        if address is not None:
+            host, _, port = address.rpartition(":")
+            socket.create_connection((host, int(port)), REACHED_S).close()  # Ray itself would try for minutes
+        with native_stderr_off():  # where it writes each attempt
+            ray.init(**(here if address is None else {"address": address}), log_to_driver=False, configure_logging=False)
+    except (OSError, ValueError):
+        hint = "check --ray-address, and that both have the same token (RAY_AUTH_MODE, ~/.ray/auth_token)"
+        raise DeviceError(f"no Ray cluster took this process in at {address or 'this machine'}", hint) from None
 
 
 def _slices(file: Path, size: int) -> Iterator[dict[str, Any]]:

@@ -325,6 +325,13 @@ def test_mistakes_of_usage(command: Callable[..., Result], source: Path, argumen
     assert made.code == 2 and said in made.err and is_one_line(made.err) and not (tmp_path / "out").exists()
 
 
+def test_a_ray_cluster_that_is_not_there(command: Callable[..., Result], source: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="needs the extra `ray`")
+    for address in ("127.0.0.1:1", "nonsense"):
+        made = command("archive", "embed", source, "--out", tmp_path / "out", "--engine", "ray", "--ray-address", address)
+        assert made.code == 6 and f"at {address}; check --ray-address" in made.err and made.err.count("\n") == 2  # after "9 images to do"
+
+
 @pytest.mark.nightly  # starts a Ray cluster
 def test_rays_rows_equal_the_local_ones(make: Callable[..., Report], source: Path, tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="needs the extra `ray`")
