@@ -110,7 +110,7 @@ def on_ray(job: Job, files: Sequence[Path], size: Size, address: str | None, cpu
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
-        _join(ray, address)
+        _join(ray, address, {"CPU": cpus, "GPU": gpus})
         ray.data.DataContext.get_current().enable_progress_bars = False
         slices = [row for file in files for row in _slices(file, size.batch)]
         worker: Any = RayWorker
@@ -128,8 +128,8 @@ def on_ray(job: Job, files: Sequence[Path], size: Size, address: str | None, cpu
         ray.shutdown()
 
 
-def _join(ray: Any, address: str | None) -> None:
-    """Raises DeviceError if no cluster takes this process in."""
+def _join(ray: Any, address: str | None, wanted: dict[str, float]) -> None:
+    """Raises DeviceError if no cluster takes this process in, or no machine of it has what a worker wants: Ray would wait for one."""
     here = {"address": "local", "_node_ip_address": "127.0.0.1", "include_dashboard": False}  # without "local", any cluster that it finds
     try:
         if address is not None:
@@ -140,6 +140,10 @@ def _join(ray: Any, address: str | None) -> None:
     except (OSError, ValueError):
         hint = "check --ray-address, and that both have the same token (RAY_AUTH_MODE, ~/.ray/auth_token)"
         raise DeviceError(f"no Ray cluster took this process in at {address or 'this machine'}", hint) from None
+    offered = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if not any(all(node.get(name, 0) >= count for name, count in wanted.items()) for node in offered):
+        asked = " and ".join(f"{count:g} {name}s" for name, count in wanted.items())
+        raise DeviceError(f"no machine of the Ray cluster has {asked}", "give --num-cpus and --num-gpus that one has")
 
 
 def _slices(file: Path, size: int) -> Iterator[dict[str, Any]]:

@@ -27,7 +27,7 @@ from pmclip_deploy.archive.run import Report, build_archive
 from pmclip_deploy.archive.tables import About, schema_of
 from pmclip_deploy.benchmarks.archive import batches
 from pmclip_deploy.child import Child
-from pmclip_deploy.errors import BundleError, InputError, UsageError
+from pmclip_deploy.errors import BundleError, DeviceError, InputError, UsageError
 from pmclip_deploy.search.index import index_from_file, locked, unit
 from tests.command import MAIN, Result, is_one_line
 from tests.patient import PATIENT
@@ -342,3 +342,5 @@ def test_rays_rows_equal_the_local_ones(make: Callable[..., Report], source: Pat
     tables = [pq.read_table(tmp_path / name) for name in ("ray", "local")]
     first, second = (table.sort_by([("key", "ascending"), ("question", "ascending")]).replace_schema_metadata() for table in tables)
     assert first.equals(second)
+    with pytest.raises(DeviceError, match="has 1 CPUs and 99 GPUs"):  # Ray would wait for such a machine
+        make(source, tmp_path / "gpus", engine=partial(engines.on_ray, address=None, cpus=1, gpus=99))
