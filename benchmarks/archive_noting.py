@@ -7,7 +7,7 @@ from pmclip_deploy.archive import engines, worker
 from pmclip_deploy.archive.listing import Item
 from pmclip_deploy.archive.worker import Job
 
-MAIN = f"from {__name__} import program; program()"
+MAIN = f"from {__name__} import patch; patch(); from pmclip_deploy.cli.app import program; program()"
 
 
 class Noting(worker.Worker):
@@ -36,8 +36,5 @@ def noted(out: Path) -> list[list[str]]:
     return [line.split() for line in file.read_text().splitlines()] if file.exists() else []
 
 
-def program() -> None:
-    from pmclip_deploy.cli.app import program
-
+def patch() -> None:
     engines.WORKER, engines.RayWorker = __name__, NotingOnRay  # type: ignore[misc]
-    program()
