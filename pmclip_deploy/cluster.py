@@ -9,18 +9,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from pmclip_deploy.console import one_line, print_note
-from pmclip_deploy.errors import InputError, PmclipError, UsageError
+from pmclip_deploy.errors import DeviceError, PmclipError, UsageError
+from pmclip_deploy.process import native_stderr_off
 
 TOKEN = secrets.token_hex(32)  # of this process's clusters, so that no other user of the machine enters them; Ray reads it once
+REACHED_S = 10.0  # for a connection to a cluster
 
 
 @contextmanager
 def ray_cluster(address: str | None, next_step: str) -> Iterator[Any]:
     """The module ``ray``, connected. Without ``address`` it is a cluster of this process, on loopback alone, and ends with it.
 
-    What Ray raises becomes a PmclipError of one line, with ``next_step`` unless a worker raised one for a person. Raises InputError where
-    nothing answers at ``address``, and UsageError where others imported ray before the process's own cluster.
+    What Ray raises becomes a PmclipError of one line, with ``next_step`` unless a worker raised one for a person. Raises DeviceError where
+    no cluster takes this process in, and UsageError where others imported ray before the process's own cluster.
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
@@ -32,14 +33,13 @@ def ray_cluster(address: str | None, next_step: str) -> Iterator[Any]:
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # there and here: no address but 127.0.0.1
         os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"] = "token", TOKEN
     else:
-        _check(address)
+        _reach(address)
     import ray
 
-    for name in ("ray", "ray.data"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    ray._private.worker.print_to_stdstream = _note  # that an actor ended, and the like: Ray prints it on standard output
+    logging.getLogger("ray").setLevel(logging.CRITICAL)
+    ray._private.worker.print_to_stdstream = lambda *_, **__: None  # what is tried again: Ray prints it on standard output
     try:
-        ray.init(**options, log_to_driver=False, configure_logging=False)
+        _join(ray, options)
         yield ray
     except ray.exceptions.RayError as error:
         raise _told(error, ray.exceptions.RayError, next_step) from None
@@ -47,18 +47,26 @@ def ray_cluster(address: str | None, next_step: str) -> Iterator[Any]:
         ray.shutdown()
 
 
-def _check(address: str) -> None:
-    """Ray itself tries for minutes."""
+def _reach(address: str) -> None:
+    """Raises DeviceError soon; Ray itself tries for minutes."""
     host, _, port = address.rpartition(":")
     try:
-        socket.create_connection((host, int(port)), 10).close()
+        socket.create_connection((host, int(port)), REACHED_S).close()
     except (OSError, ValueError, OverflowError):
-        raise InputError(f"{address}: no Ray cluster answers", "give --ray-address HOST:PORT of one that runs") from None
+        raise _not_joined(address) from None
 
 
-def _note(said: dict[str, Any], **_: object) -> None:
-    for line in said["lines"]:
-        print_note(f"ray: {one_line(line)[:150]}")
+def _join(ray: Any, options: dict[str, Any]) -> None:
+    try:
+        with native_stderr_off():  # where it writes each attempt
+            ray.init(**options, log_to_driver=False, configure_logging=False)
+    except (OSError, ValueError):
+        raise _not_joined(options["address"]) from None
+
+
+def _not_joined(address: str) -> DeviceError:
+    hint = "check --ray-address, and that both have the same token (RAY_AUTH_MODE, ~/.ray/auth_token)"
+    return DeviceError(f"{address}: no Ray cluster took this process in", hint)
 
 
 def _told(error: BaseException, of_ray: type[BaseException], next_step: str) -> PmclipError:

@@ -3,6 +3,8 @@
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from threading import Lock
 
 taken_over = False
@@ -31,3 +33,25 @@ def one_thread_for_numpy() -> None:
     """Its other threads spin as it is imported, on a core that hashing wants."""
     if taken_over and "numpy" not in sys.modules:
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+
+@contextmanager
+def native_stderr_off() -> Iterator[None]:
+    """For libraries that write straight to file descriptor 2. In a process of somebody else, whose threads write there too, they may."""
+    if not taken_over:
+        yield
+        return
+    with stderr:
+        try:
+            kept = os.dup(2)
+        except OSError:  # closed: nothing to keep quiet
+            yield
+            return
+        null = os.open(os.devnull, os.O_WRONLY)
+        try:
+            os.dup2(null, 2)
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            os.close(null)

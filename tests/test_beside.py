@@ -25,7 +25,6 @@ from pmclip_deploy import beside, process
 from pmclip_deploy.beside import chunks, made, side_by_side
 from pmclip_deploy.console import print_error
 from pmclip_deploy.imaging import picture
-from pmclip_deploy.imaging.decoders import gdcm
 from pmclip_deploy.imaging.read import picture_from_path
 from pmclip_deploy.search.indexing import build_index, captions_of_file, images_of_folder
 from pmclip_deploy.sessions import SessionOptions, open_session
@@ -127,7 +126,7 @@ def test_an_error_is_printed_while_another_thread_decodes(monkeypatch: pytest.Mo
 
     writer = threading.Thread(target=write)
     writer.start()
-    with gdcm._native_stderr_off():
+    with process.native_stderr_off():
         inside.set()
         assert not printed.wait(0.2)
     writer.join(30)
@@ -157,7 +156,7 @@ def test_one_decode_at_a_time_of_gdcm_and_of_large_pictures(
         monkeypatch.setattr(PngImageFile, "load", counted(PngImageFile.load))
         file = tmp_path / name
     else:
-        monkeypatch.setattr(gdcm, "_native_stderr_off", lambda off=gdcm._native_stderr_off: counted(off)())
+        monkeypatch.setattr(process, "native_stderr_off", lambda off=process.native_stderr_off: counted(off)())
         file = folder / name
     read = [made(x).pixels for x in side_by_side(picture_from_path, [str(file)] * 8)]
     assert len(most) >= 8 and max(most) == 1 and all(np.array_equal(x, read[0]) for x in read)

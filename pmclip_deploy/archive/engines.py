@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import queue
 import threading
@@ -18,6 +19,7 @@ from pmclip_deploy.archive.output import items_of_files
 from pmclip_deploy.archive.worker import START_S, Done, Job, Worker, items_of_table
 from pmclip_deploy.child import Child, ChildEnded
 from pmclip_deploy.cluster import ray_cluster
+from pmclip_deploy.errors import DeviceError
 
 WORKER = "pmclip_deploy.archive.worker"
 
@@ -95,20 +97,30 @@ class _Process:
 
 def on_ray(job: Job, files: Sequence[Path], size: Size, address: str | None, cpus: float, gpus: float) -> Iterator[Done]:
     """Ray Data: an actor holds a worker. Batches are handed out as actors become free, and taken up again if an actor's node is lost."""
-    with ray_cluster(address, "run the same command again: it goes on where it stopped"):
-        import ray.data
+    with ray_cluster(address, "run the same command again: it goes on where it stopped") as ray:
+        from ray.data import ActorPoolStrategy, DataContext, from_items
 
-        ray.data.DataContext.get_current().enable_progress_bars = False
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its import sets another level
+        _refuse_larger_than_machines(ray, {"CPU": cpus, "GPU": gpus})
+        DataContext.get_current().enable_progress_bars = False
         slices = [row for file in files for row in _slices(file, size.batch)]
         worker: Any = RayWorker
-        done = ray.data.from_items(slices, override_num_blocks=len(slices)).map(
+        done = from_items(slices, override_num_blocks=len(slices)).map(
             worker,
             fn_constructor_args=(job,),
-            compute=ray.data.ActorPoolStrategy(size=size.workers),
+            compute=ActorPoolStrategy(size=size.workers),
             num_cpus=cpus,
             num_gpus=gpus,
         )
         yield from (Done(**row) for row in done.iter_rows())
+
+
+def _refuse_larger_than_machines(ray: Any, wanted: dict[str, float]) -> None:
+    """Raises DeviceError if no machine has what a worker wants: Ray would wait for one."""
+    offered = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if not any(all(node.get(name, 0) >= count for name, count in wanted.items()) for node in offered):
+        asked = " and ".join(f"{count:g} {name}s" for name, count in wanted.items())
+        raise DeviceError(f"no machine of the Ray cluster has {asked}", "give --num-cpus and --num-gpus that one has")
 
 
 def _slices(file: Path, size: int) -> Iterator[dict[str, Any]]:

@@ -26,8 +26,9 @@ from pmclip_deploy.archive.listing import Item, items_of
 from pmclip_deploy.archive.output import Output
 from pmclip_deploy.archive.run import Report, build_archive
 from pmclip_deploy.archive.tables import About, schema_of
+from pmclip_deploy.benchmarks.archive import batches
 from pmclip_deploy.child import Child
-from pmclip_deploy.errors import BundleError, InputError, UsageError
+from pmclip_deploy.errors import BundleError, DeviceError, InputError, UsageError
 from pmclip_deploy.search.index import index_from_file, locked, unit
 from tests.command import MAIN, Result, is_one_line
 from tests.patient import PATIENT
@@ -223,8 +224,7 @@ def test_killed_runs_lose_and_double_nothing(bundle: Path, tmp_path: Path, kills
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         end = time.monotonic() + 120
         while process.poll() is None and time.monotonic() < end:
-            in_parts = sum(len(json.loads(pq.read_schema(part).metadata[b"pmclip-deploy batches"])) for part in out.glob("part-*"))
-            if in_parts + len([*out.glob(".run/*/*.parquet")]) - len([*out.glob(".run/listing/*")]) >= least:
+            if batches(out) >= least:
                 break
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
@@ -326,6 +326,15 @@ def test_mistakes_of_usage(command: Callable[..., Result], source: Path, argumen
     assert made.code == 2 and said in made.err and is_one_line(made.err) and not (tmp_path / "out").exists()
 
 
+def test_a_ray_cluster_that_is_not_there(command: Callable[..., Result], source: Path, tmp_path: Path) -> None:
+    if find_spec("ray") is None:  # an import would be one too early for the cluster of the next test
+        pytest.skip("needs the extra `ray`")
+    for address in ("127.0.0.1:1", "nonsense"):
+        made = command("archive", "embed", source, "--out", tmp_path / "out", "--engine", "ray", "--ray-address", address)
+        told = f"{address}: no Ray cluster took this process in; check --ray-address"
+        assert made.code == 6 and told in made.err and made.err.count("\n") == 2  # after "9 images to do"
+
+
 @pytest.mark.nightly  # starts a Ray cluster
 def test_rays_rows_equal_the_local_ones(make: Callable[..., Report], source: Path, tmp_path: Path) -> None:
     if find_spec("ray") is None:
@@ -337,3 +346,5 @@ def test_rays_rows_equal_the_local_ones(make: Callable[..., Report], source: Pat
     tables = [pq.read_table(tmp_path / name) for name in ("ray", "local")]
     first, second = (table.sort_by([("key", "ascending"), ("question", "ascending")]).replace_schema_metadata() for table in tables)
     assert first.equals(second)
+    with pytest.raises(DeviceError, match="has 1 CPUs and 99 GPUs"):  # Ray would wait for such a machine
+        make(source, tmp_path / "gpus", engine=partial(engines.on_ray, address=None, cpus=1, gpus=99))

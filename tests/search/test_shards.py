@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import pmclip_deploy as pm
-from pmclip_deploy.errors import BundleError, InputError, PmclipError, UsageError
+from pmclip_deploy.errors import BundleError, DeviceError, PmclipError, UsageError
 from pmclip_deploy.search.index import About, Halves, index_from_file, write_index
 from pmclip_deploy.search.shards import Shards, shards_on_ray
 from tests.command import Result, is_one_line
@@ -135,5 +135,5 @@ def test_an_actor_that_ends_for_good_is_one_line(made: tuple[Path, list[Path]]) 
 @pytest.mark.nightly
 def test_no_cluster(made: tuple[Path, list[Path]]) -> None:
     for address in ("127.0.0.1:1", "auto", "127.0.0.1:99999"):
-        with pytest.raises(InputError, match="no Ray cluster answers"), shards_on_ray(made[1], address):
+        with pytest.raises(DeviceError, match="no Ray cluster took this process in"), shards_on_ray(made[1], address):
             pass

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from struct import pack
 from threading import Lock
 
@@ -15,31 +12,6 @@ from pmclip_deploy.imaging.decoders.jpeg_header import segments
 from pmclip_deploy.imaging.decoders.layout import Header, Layout, Refused, Samples, as_declared
 
 _one = Lock()  # GDCM has one decode at a time, whoever's threads read
-
-
-@contextmanager
-def _native_stderr_off() -> Iterator[None]:
-    """GDCM's libjpeg writes straight to file descriptor 2 while it looks for the right bit depth; nothing that a file holds.
-
-    In a process of somebody else, whose threads write there too, it may.
-    """
-    if not process.taken_over:
-        yield
-        return
-    with process.stderr:
-        try:
-            kept = os.dup(2)
-        except OSError:  # closed: nothing to keep quiet
-            yield
-            return
-        null = os.open(os.devnull, os.O_WRONLY)
-        try:
-            os.dup2(null, 2)
-            yield
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
-            os.close(null)
 
 
 def _without_hints(frame: bytes) -> bytes:
@@ -75,7 +47,7 @@ def decode(frame: bytes, layout: Layout, header: Header) -> tuple[Samples, str]:
         image.SetPlanarConfiguration(0)
     image.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.GetTSType(syntax)))
     image.SetPixelFormat(gdcm.PixelFormat(layout.samples, bits, depth, depth - 1, 0))
-    with _one, _native_stderr_off():
+    with _one, process.native_stderr_off():  # its libjpeg writes there while it looks for the right bit depth; nothing that a file holds
         try:
             buffer = image.GetBuffer().encode("utf-8", "surrogateescape")
         except Exception:
