@@ -1,5 +1,7 @@
 """The processes of a stage that torchrun starts: this one's device, its part of a batch, and sums over all of them."""
 
+import hashlib
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,11 +34,12 @@ def own_part(x: T) -> T:
 
 
 def refuse_unlike(what: Any) -> None:
-    """Raises UsageError where the processes do not all train ``what``, which can be pickled: their sums would mean nothing."""
+    """Raises UsageError where the processes do not all train ``what``, which json can write: their sums would mean nothing."""
     if dist.is_initialized():
-        every: list[Any] = [None] * processes()
-        dist.all_gather_object(every, what)
-        if any(other != every[0] for other in every):
+        own = torch.frombuffer(bytearray(hashlib.sha256(json.dumps(what, sort_keys=True).encode()).digest()), dtype=torch.uint8)
+        every = [torch.empty_like(own) for _ in range(processes())]
+        dist.all_gather(every, own)
+        if any(not torch.equal(other, own) for other in every):
             raise UsageError(
                 "the processes differ in version, data, options or state",
                 "give every node the same ones, and one folder --output that all of them share",

@@ -161,5 +161,5 @@ def qcr_loss(
         for logits, scores, count in ((open_logits, open_scores, rows[0]), (closed_logits, closed_scores, rows[1]))
     )
     if reconstruction is not None and pixels is not None:
-        loss = loss + ALPHA * (len(pixels) / sum(rows)) * F.mse_loss(reconstruction, pixels)
+        loss = loss + ALPHA * ((len(open_logits) + len(closed_logits)) / sum(rows)) * F.mse_loss(reconstruction, pixels)
     return torch.as_tensor(loss)
