@@ -433,7 +433,8 @@ def test_the_losses_of_uneven_parts_sum_to_that_of_the_batch() -> None:
     closed, closed_scores = torch.randn(2, 4), torch.rand(2, 4)  # all of them in the second part
     picture, made = torch.rand(7, 1, 8, 8), 50 * torch.rand(7, 1, 8, 8)
     of = [(closed[:0], closed_scores[:0], made[one], picture[one]), (closed, closed_scores, made[1:], picture[1:])]
-    parts = [qcr_loss(logits[i], scores[i], *more, (5, 2)).item() for i, more in zip((one, rest), of, strict=True)]
+    rows = torch.tensor(5), torch.tensor(2)
+    parts = [qcr_loss(logits[i], scores[i], *more, rows).item() for i, more in zip((one, rest), of, strict=True)]
     assert sum(parts) == pytest.approx(qcr_loss(logits, scores, closed, closed_scores, made, picture).item(), rel=1e-6)
 
 

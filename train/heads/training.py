@@ -119,7 +119,7 @@ class Step:
         open_logits, closed_logits, made = self.model.by_type(*seen, known.tokens[i], is_open)
         open_scores = _scores(known.labels[i][is_open] - self.closed, self.answers - self.closed)
         closed_scores = _scores(known.labels[i][~is_open], self.closed)
-        opened = int(known.is_open[batch].sum())
+        opened = known.is_open[batch].sum()
         rows = opened, len(batch) - opened
         return qcr_loss(open_logits.float(), open_scores, closed_logits.float(), closed_scores, made, seen[1], rows)
 
