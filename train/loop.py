@@ -18,10 +18,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Generator, Tensor, nn
 
+from pmclip_deploy import __version__
 from pmclip_deploy.console import counted
 from pmclip_deploy.errors import BundleError, TrainingError, UsageError
 from pmclip_deploy.train.cpu import keep_freed_memory
-from pmclip_deploy.train.processes import copy_statistics_of_the_first_process, processes, rank, sum_over_processes
+from pmclip_deploy.train.processes import copy_statistics_of_the_first_process, processes, rank, refuse_unlike, sum_over_processes
 from pmclip_deploy.train.state import read_state, write_state
 
 T = TypeVar("T")
@@ -77,7 +78,9 @@ class Settings:
     optimiser: Optimiser = field(default_factory=Optimiser)
 
     def start(self) -> None:
-        """Threads, memory and seed of this process. Raises UsageError where torchrun started several and the stage takes one.
+        """Threads, memory and seed of this process.
+
+        Raises UsageError where torchrun started several and the stage takes one, or where they cannot share a batch.
 
         Without a precision, a GPU's fp32 convolutions are torch's, which may round their inputs to 10 bits (TF32).
         """
@@ -91,14 +94,14 @@ class Settings:
             torch.backends.cudnn.allow_tf32 = False  # a GPU's convolutions would keep 10 bits
         keep_freed_memory()
         torch.manual_seed(self.seed)
+        if self.batch_size % processes():
+            raise UsageError(f"a batch of {self.batch_size} cannot be shared by {processes()} processes", "make --batch-size a multiple")
 
     def images(self, images: list[T]) -> list[T]:
-        """Those to train on. Raises UsageError where they do not fill a batch, or the processes cannot share one."""
+        """Those to train on. Raises UsageError where they do not fill a batch."""
         images = images[: self.limit] if self.limit else images
         if len(images) < self.batch_size:
             raise UsageError(f"{counted(len(images), 'training image')}: fewer than one batch of {self.batch_size}", "lower --batch-size")
-        if self.batch_size % processes():
-            raise UsageError(f"a batch of {self.batch_size} cannot be shared by {processes()} processes", "make --batch-size a multiple")
         return images
 
     def is_mixed(self, by_default: bool) -> bool:
@@ -173,6 +176,7 @@ def fit(
     console = Console(stderr=True, quiet=rank() > 0)
     if settings.resume:
         run.resume(state, console)
+    refuse_unlike((__version__, made_with, run.epoch))
     with (
         _ending_in_one_line(title, state, history, console),
         _interrupts_between_steps() as stop_if_asked,

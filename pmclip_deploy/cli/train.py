@@ -1,7 +1,6 @@
 """`pmclip-deploy train`: clip, vqa, autoencoder, maml, questions, finding, findings and report."""
 
 import json
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -114,8 +113,7 @@ def clip(
         licences, share = given.pop("licence", ()), given.pop("skip_share", BROKEN_SHARE)
         of = recipe_named(given.pop("recipe", "paper"), **given, **run)
         meta = train_clip_on_pairs(data, source, output, of, licences, share, name)
-    if os.environ.get("RANK", "0") == "0":  # of torchrun's processes only the first prints
-        print_checkpoint(meta, output, as_json)
+    print_checkpoint(meta, output, as_json)
 
 
 Clip = Annotated[Path, typer.Option("--clip", help="Checkpoint of `train clip` or `import`.")]
@@ -168,7 +166,10 @@ Films = Annotated[
     typer.Option("--films", help="lite: folder of FracAtlas or Kermany, whose films train the radiograph test. Repeat for more."),
 ]
 Photographs = Annotated[Path | None, typer.Option(help="lite: folder of photographs. The model learns to refuse them.", show_default=False)]
-BatchOfHead = Annotated[int | None, typer.Option(min=2, help="Rows in a batch. Default: lite 48, mevf 32, qcr 16.", show_default=False)]
+BatchOfHead = Annotated[
+    int | None,
+    typer.Option(min=2, help="Rows in a batch, of all processes together. Default: lite 48, mevf 32, qcr 16.", show_default=False),
+]
 RateOfHead = Annotated[
     float | None,
     typer.Option("--learning-rate", min=0, callback=finite, help=f"{RATE} Default: lite 3e-4, mevf 2e-3, qcr 1e-3.", show_default=False),

@@ -1,6 +1,7 @@
 """What the commands of `pmclip-deploy train` share: options, the check of the extra, the output folder, and the final output."""
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -119,6 +120,8 @@ def _figure(value: Any) -> str:
 
 
 def print_checkpoint(meta: Mapping[str, Any], output: Path, as_json: bool) -> None:
+    if os.environ.get("RANK", "0") != "0":  # of torchrun's processes only the first prints
+        return
     if as_json:
         typer.echo(json.dumps({"schema": SCHEMA, "checkpoint": str(output), "metrics": meta["metrics"], "provenance": meta["provenance"]}))
     else:

@@ -423,6 +423,21 @@ def test_losses_are_the_papers() -> None:
     assert alone == pytest.approx(bce(logits, scores).mean().item(), rel=1e-5)
 
 
+def test_the_losses_of_uneven_parts_sum_to_that_of_the_batch() -> None:
+    logits, scores = torch.randn(5, 3), torch.rand(5, 3)
+    picture, made = torch.rand(5, 1, 8, 8), 50 * torch.rand(5, 1, 8, 8)
+    one, rest = slice(1), slice(1, 5)
+    parts = [mevf_loss(logits[i], scores[i], made[i], picture[i], 5).item() for i in (one, rest)]
+    assert sum(parts) == pytest.approx(mevf_loss(logits, scores, made, picture).item(), rel=1e-6)
+
+    closed, closed_scores = torch.randn(2, 4), torch.rand(2, 4)  # all of them in the second part
+    picture, made = torch.rand(7, 1, 8, 8), 50 * torch.rand(7, 1, 8, 8)
+    of = [(closed[:0], closed_scores[:0], made[one], picture[one]), (closed, closed_scores, made[1:], picture[1:])]
+    rows = torch.tensor(5), torch.tensor(2)
+    parts = [qcr_loss(logits[i], scores[i], *more, rows).item() for i, more in zip((one, rest), of, strict=True)]
+    assert sum(parts) == pytest.approx(qcr_loss(logits, scores, closed, closed_scores, made, picture).item(), rel=1e-6)
+
+
 def test_the_rate_warms_up_and_falls_by_a_quarter_every_second_epoch() -> None:
     rate, expected = 2.0, [0.5, 1.0, 1.5, 2.0]
     for epoch in range(4, 24):

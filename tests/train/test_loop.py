@@ -168,6 +168,12 @@ def test_the_curves_are_there_for_tensorboard(tmp_path: Path) -> None:
     assert line.history[0]["loss"] == pytest.approx(mean, abs=1e-4)
 
 
+def test_torchrun_is_refused_where_a_stage_takes_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="this stage trains in one process; start it without torchrun"):
+        SETTINGS.start()
+
+
 def test_adamw_decays_matrices_and_adam_everything() -> None:
     layer = nn.Linear(2, 2)
     for kind, decays in (("AdamW", [0.1, 0.0]), ("Adam", [0.1, 0.1])):

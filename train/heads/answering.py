@@ -26,7 +26,7 @@ from pmclip_deploy.train.heads.mevf import MEVF
 from pmclip_deploy.train.heads.qcr import OPEN, QCR
 from pmclip_deploy.train.heads.vision import AUTOENCODER_SIZE, MAML_SIZE, ImageFeatures, grey_from_path
 from pmclip_deploy.train.heads.words import Dictionary
-from pmclip_deploy.train.processes import device_named
+from pmclip_deploy.train.processes import device_named, rank
 from pmclip_deploy.train.vocabulary import AnswerVocabulary
 
 HEADS: dict[str, type[MEVF] | type[QCR]] = {"mevf": MEVF, "qcr": QCR}
@@ -90,7 +90,7 @@ def inputs_from_images(
     place is a one: the question alone answers.
     """
     rows: list[list[Tensor]] = [[], [], []]
-    console = Console(stderr=True)
+    console = Console(stderr=True, quiet=rank() > 0)
     for start in track(range(0, len(images), size), "encoding images", console=console, disable=not console.is_terminal):
         some = images[start : start + size]
         if clip is not None:

@@ -86,12 +86,16 @@ class MEVF(nn.Module):
         return self.answer(self.attention(objects, self.question(tokens)[1])), reconstruction
 
 
-def mevf_loss(logits: Tensor, scores: Tensor, reconstruction: Tensor | None = None, pixels: Tensor | None = None) -> Tensor:
+def mevf_loss(
+    logits: Tensor, scores: Tensor, reconstruction: Tensor | None = None, pixels: Tensor | None = None, rows: int | None = None
+) -> Tensor:
     """Mean over the rows of the summed BCE of ``logits`` against ``scores`` in 0..1, both (B, A) f32, -> () f32.
 
     With a reconstruction, its mean squared error against ``pixels`` is added, times ``ALPHA`` and, as in MEVF's code, over B.
+    ``rows`` are those of the whole batch where these are a part of it; the losses of the parts sum to its loss.
     """
+    rows = rows or len(logits)
     loss = F.binary_cross_entropy_with_logits(logits, scores, reduction="sum")
     if reconstruction is not None and pixels is not None:
-        loss = loss + ALPHA * F.mse_loss(reconstruction, pixels)
-    return loss / len(logits)
+        loss = loss + ALPHA * (len(logits) / rows) * F.mse_loss(reconstruction, pixels)
+    return loss / rows

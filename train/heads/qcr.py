@@ -148,15 +148,18 @@ def qcr_loss(
     closed_scores: Tensor,
     reconstruction: Tensor | None = None,
     pixels: Tensor | None = None,
+    rows: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Mean BCE of the open rows' logits and scores, both (O', O) f32, plus that of the closed rows', both (C', C) f32, -> () f32.
 
     A branch without rows adds nothing. With a reconstruction, its mean squared error against ``pixels`` is added, times ``ALPHA``.
+    ``rows``, (open (), closed ()) i64, are those of the whole batch where these are a part of it; the losses of the parts sum to its loss.
     """
+    opened, closed = rows or (torch.tensor(len(open_logits)), torch.tensor(len(closed_logits)))
     loss = sum(
-        F.binary_cross_entropy_with_logits(logits, scores, reduction="sum") / max(1, logits.numel())
-        for logits, scores in ((open_logits, open_scores), (closed_logits, closed_scores))
+        F.binary_cross_entropy_with_logits(logits, scores, reduction="sum") / (count * logits.shape[1]).clamp(min=1)
+        for logits, scores, count in ((open_logits, open_scores, opened), (closed_logits, closed_scores, closed))
     )
     if reconstruction is not None and pixels is not None:
-        loss = loss + ALPHA * F.mse_loss(reconstruction, pixels)
+        loss = loss + ALPHA * ((len(open_logits) + len(closed_logits)) / (opened + closed)) * F.mse_loss(reconstruction, pixels)
     return torch.as_tensor(loss)

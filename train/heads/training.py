@@ -27,7 +27,7 @@ from pmclip_deploy.train.heads.words import Dictionary, tables_from_glove
 from pmclip_deploy.train.images import readable
 from pmclip_deploy.train.lookalikes import write_signatures
 from pmclip_deploy.train.loop import Optimiser, Row, Settings, fit
-from pmclip_deploy.train.processes import device_named, run_on
+from pmclip_deploy.train.processes import device_of_process, own_part, processes, rank, run_on
 from pmclip_deploy.train.questions import sha256_of_questions
 from pmclip_deploy.train.splits import image_disjoint_split, questions_of_split, rows_from_questions
 from pmclip_deploy.train.vocabulary import AnswerVocabulary, comparable, vocabulary_as_mevf, vocabulary_as_qcr
@@ -92,7 +92,7 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Step:
-    """The loss of a batch of questions, each answer against all others, and of the images' reconstruction."""
+    """This process's part of the loss of a batch of questions, each answer against all others, and of the images' reconstruction."""
 
     model: Head
     inputs: Inputs
@@ -109,17 +109,19 @@ class Step:
         with autocast(device, self.mixed):
             return self._loss(indices.to(device))
 
-    def _loss(self, i: Tensor) -> Tensor:
-        known = self.questions
+    def _loss(self, batch: Tensor) -> Tensor:
+        known, i = self.questions, own_part(batch)
         seen = self.inputs.of(known.place[i])
         if isinstance(self.model, MEVF):
             logits, made = self.model(*seen, known.tokens[i])
-            return mevf_loss(logits.float(), _scores(known.labels[i], self.answers), made, seen[1])
+            return mevf_loss(logits.float(), _scores(known.labels[i], self.answers), made, seen[1], len(batch))
         is_open = known.is_open[i]
         open_logits, closed_logits, made = self.model.by_type(*seen, known.tokens[i], is_open)
         open_scores = _scores(known.labels[i][is_open] - self.closed, self.answers - self.closed)
         closed_scores = _scores(known.labels[i][~is_open], self.closed)
-        return qcr_loss(open_logits.float(), open_scores, closed_logits.float(), closed_scores, made, seen[1])
+        opened = known.is_open[batch].sum()
+        rows = opened, len(batch) - opened
+        return qcr_loss(open_logits.float(), open_scores, closed_logits.float(), closed_scores, made, seen[1], rows)
 
 
 def _scores(chosen: Tensor, answers: int) -> Tensor:
@@ -130,12 +132,16 @@ def train_head(data: Path, clip: Path, output: Path, plan: Plan, settings: Setti
     """Writes a checkpoint to ``output``, with the tower in it; returns its description. Raises InputError, BundleError and UsageError.
 
     A tenth of the training images is held out: each epoch is measured on it, and the last one is kept whatever it says. The images that are
-    asked about in the test split are not looked at.
+    asked about in the test split are not looked at. Under torchrun each process takes its part of every batch, and sees all images.
     """
     plan.check()
     name = name_of_output(output, name)
-    settings.start()
-    device = device_named(settings.device)
+    with device_of_process(settings.device) as device:
+        settings.start()
+        return _train_on(device, data, clip, output, plan, settings, name)
+
+
+def _train_on(device: torch.device, data: Path, clip: Path, output: Path, plan: Plan, settings: Settings, name: str) -> Checkpoint:
     split = split_of_plan(data, plan, settings)
     towers, meta, _ = towers_from_checkpoint(clip)
     spec = BACKBONES[meta["backbone"]]
@@ -169,8 +175,9 @@ def train_head(data: Path, clip: Path, output: Path, plan: Plan, settings: Setti
     }
     if "logit_bias" in meta:
         description["logit_bias"] = meta["logit_bias"]
-    write_checkpoint(output, towers, description, clip / "tokenizer.json", head.model)
-    if plan.fine_tune:
+    if rank() == 0:
+        write_checkpoint(output, towers, description, clip / "tokenizer.json", head.model)
+    if rank() == 0 and plan.fine_tune:
         write_signatures(output, {q.image for q in split.training})
     return description
 
@@ -180,7 +187,7 @@ def _sizes(training: list[Question]) -> dict[str, int]:
 
 
 def _run(seconds: float, device: torch.device) -> dict[str, Any]:
-    return {"seconds": round(seconds), **run_on(device)}
+    return {"seconds": round(seconds), "processes": processes(), **run_on(device)}
 
 
 def split_of_plan(data: Path, plan: Plan, settings: Settings) -> Split:
@@ -258,8 +265,9 @@ def _fit_types(model: QCR, questions: Encoded, plan: Plan, settings: Settings, m
     """QCR's classifier of questions, alone, then frozen; returns the seconds."""
 
     def loss_of(indices: Tensor, generator: Generator, epoch: int) -> Tensor:
-        i = indices.to(questions.tokens.device)
-        return F.cross_entropy(model.kind.train()(questions.tokens[i]), questions.is_open[i].long())
+        i = own_part(indices).to(questions.tokens.device)
+        kinds = model.kind.train()(questions.tokens[i])
+        return F.cross_entropy(kinds, questions.is_open[i].long(), reduction="sum") / len(indices)
 
     recipe, count = qcr.TypeRecipe(), len(questions.labels)
     adam = Optimiser("Adam", weight_decay=0.0, warmup=None, longest=None)
