@@ -19,11 +19,12 @@ class Noting(worker.Worker):
 
 class NotingOnRay(engines.RayWorker):
     def __init__(self, job: Job) -> None:
-        self._worker = Noting(job)
+        engines.WORKER = __name__
+        super().__init__(job)
 
 
 def begin(job: Job) -> None:
-    """Of a process of the local engine, as are the next two."""
+    """Of a process that computes, as are the next two."""
     worker._worker.append(Noting(job))
 
 

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from pmclip_deploy.archive.listing import Item
 from pmclip_deploy.archive.output import items_of_files
-from pmclip_deploy.archive.worker import START_S, Done, Job, Worker, items_of_table
+from pmclip_deploy.archive.worker import START_S, Done, Job, items_of_table
 from pmclip_deploy.child import Child, ChildEnded
 from pmclip_deploy.cluster import ray_cluster
 from pmclip_deploy.errors import DeviceError
@@ -105,7 +105,7 @@ def on_ray(job: Job, files: Sequence[Path], size: Size, address: str | None, cpu
         DataContext.get_current().enable_progress_bars = False
         slices = [row for file in files for row in _slices(file, size.batch)]
         worker: Any = RayWorker
-        done = from_items(slices, override_num_blocks=len(slices)).map(
+        done = from_items(slices, override_num_blocks=len(slices)).flat_map(
             worker,
             fn_constructor_args=(job,),
             compute=ActorPoolStrategy(size=size.workers),
@@ -130,9 +130,11 @@ def _slices(file: Path, size: int) -> Iterator[dict[str, Any]]:
 
 
 class RayWorker:
-    def __init__(self, job: Job) -> None:
-        self._worker = Worker(job)
+    """A process of its own computes, as with the local engine: what ends it twice is a row, and not tried again for ever."""
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+    def __init__(self, job: Job) -> None:
+        self._process = _Process(job)
+
+    def __call__(self, row: dict[str, Any]) -> list[dict[str, Any]]:
         items = items_of_table(pq.read_table(row["file"]).slice(row["start"], row["size"]))
-        return self._worker.run(items)._asdict()
+        return [done._asdict() for done in self._process.run(items)]

@@ -30,6 +30,7 @@ from pmclip_deploy.benchmarks.archive import batches
 from pmclip_deploy.child import Child
 from pmclip_deploy.errors import BundleError, DeviceError, InputError, UsageError
 from pmclip_deploy.search.index import index_from_file, locked, unit
+from tests.archive.poison import PoisonedOnRay
 from tests.command import MAIN, Result, is_one_line
 from tests.patient import PATIENT
 from tests.report import orthanc
@@ -336,7 +337,9 @@ def test_a_ray_cluster_that_is_not_there(command: Callable[..., Result], source:
 
 
 @pytest.mark.nightly  # starts a Ray cluster
-def test_rays_rows_equal_the_local_ones(make: Callable[..., Report], source: Path, tmp_path: Path) -> None:
+def test_rays_rows_equal_the_local_ones(
+    make: Callable[..., Report], source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if find_spec("ray") is None:
         pytest.skip("needs the extra `ray`")
     from functools import partial
@@ -348,3 +351,8 @@ def test_rays_rows_equal_the_local_ones(make: Callable[..., Report], source: Pat
     assert first.equals(second)
     with pytest.raises(DeviceError, match="has 1 CPUs and 99 GPUs"):  # Ray would wait for such a machine
         make(source, tmp_path / "gpus", engine=partial(engines.on_ray, address=None, cpus=1, gpus=99))
+    picture(source / "ends-worker.png", 1)
+    monkeypatch.setattr(engines, "RayWorker", PoisonedOnRay)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    make(source, tmp_path / "poison", size=Size(1, 4), engine=on_ray)
+    assert rows(tmp_path / "poison")["ends-worker.png"]["status"] == "killed"
