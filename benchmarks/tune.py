@@ -6,6 +6,7 @@ between operators. Only then is it timed, in turns with what runs without a tuni
 
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from pmclip_deploy.threads import cpu_threads, performance_cores
 from pmclip_deploy.tuning import WORTH, Choice, Plan, plan_for, save_own
 
 ROUNDS, COLD = 11, 7  # of each candidate beside the default; new processes of each plan
+SLOWER, SLOW, COMPILES = 20, 0.05, 2.0  # times the default, and seconds, of a run that is not worth more; seconds of a first run
 ASKED = QUESTIONS[1]  # of 10 tokens
 
 
@@ -112,7 +114,7 @@ def rows_of_graph(known: Predictor, name: str, feed: Mapping[str, Any], rounds: 
                 if between == F32 and (session.backend, session.device) == (default.backend, default.device):
                     found.append(Row(name, choice, 1.0))  # stands for the default, whose threads are tried
                 else:
-                    why = missed(known, {name: session})
+                    why = far_slower(session, default, feed) or missed(known, {name: session})
                     found.append(Row(name, choice, dropped=why) if why else timed(choice, session))
             except DeviceError as error:
                 if found or backend.name != DEFAULT:  # not of providers that this onnxruntime has not
@@ -129,6 +131,21 @@ def rows_of_graph(known: Predictor, name: str, feed: Mapping[str, Any], rounds: 
 
 def _ms(measured: Sequence[harness.Measurement]) -> float:
     return 1e3 * float(np.median([np.median(m.latencies) for m in measured]))
+
+
+def far_slower(candidate: Session, default: Session, feed: Mapping[str, Any]) -> str | None:
+    """Why it is not worth the checks, which run a graph a hundred times; None where it is. A first run may compile."""
+    usual, took = min(_seconds(default, feed) for _ in range(3)), _seconds(candidate, feed)
+    if took < COMPILES:
+        took = min(_seconds(candidate, feed) for _ in range(3))
+    slow = took > max(SLOWER * usual, SLOW)
+    return f"a run takes {1e3 * took:.3g} ms, and without a tuning {1e3 * usual:.3g} ms" if slow else None
+
+
+def _seconds(session: Session, feed: Mapping[str, Any]) -> float:
+    start = time.perf_counter()
+    session.run(feed)
+    return time.perf_counter() - start
 
 
 def thread_counts() -> list[int]:
