@@ -31,7 +31,7 @@ from pmclip_deploy.benchmarks import environments
 from pmclip_deploy.benchmarks.harness import SYSTEMS, Measurement, SystemFailed, Worker, interleaved, offline, pooled, ratio, single_stream
 from pmclip_deploy.benchmarks.peers import MODELS, VIT
 from pmclip_deploy.benchmarks.results import Row, Run, append
-from pmclip_deploy.benchmarks.systems import CONTEXT
+from pmclip_deploy.benchmarks.systems import CONTEXT, TUNED
 from pmclip_deploy.errors import PmclipError
 from pmclip_deploy.export.precisions import TENSOR_GATES
 from pmclip_deploy.machine import stamp
@@ -41,12 +41,13 @@ PARTS = ("image", "text")
 SCENARIOS = ("single-stream", "offline")
 BATCH = 16  # of offline
 OURS = ("pmclip-deploy fp32", "pmclip-deploy fp16", "pmclip-deploy int8")
+AFTER_TUNE = tuple(f"{name}{TUNED}" for name in OURS)  # on the CPU alone
 REFERENCE = "open_clip-eager"  # where it is there, else our own fp32
 HAS_NOT = {  # models a peer has no class for
     "transformers-onnx": "transformers' CLIPModel has no such towers, a vision transformer is all it knows",
     "fastembed": "fastembed's image path takes no model but those it lists, of CLIP ViT-B/32 alone",
 }
-PREPARED_BY = {"fastembed": "transformers-onnx"}  # whose graphs it reads
+PREPARED_BY = {"fastembed": "transformers-onnx", "openvino-bf16": "openvino-fp32"}  # whose graphs it reads
 TO_77 = {name for name, environment in environments.OF.items() if environment == "open_clip"}  # what pads texts to all that there may be
 
 
@@ -71,7 +72,7 @@ class Comparison:
 
     def row(self, system: str, part: str, scenario: str, figures: Mapping[str, Any], samples: int = 0, why: str | None = None) -> Row:
         """A row of results.py; one of our own names a device other than the CPU."""
-        on = system if self.device == "cpu" or system not in OURS else f"{system} {self.device}"
+        on = system if self.device == "cpu" or not is_ours(system) else f"{system} {self.device}"
         return self.run.row(self.model, on, part, scenario, figures, threads=self.threads, samples=samples, not_measured=why)
 
     def worker(self, name: str) -> Worker:
@@ -83,7 +84,7 @@ class Comparison:
 
     def asked(self, name: str) -> dict[str, Any]:
         """What a worker gets to open a system."""
-        device = self.device if name in OURS else "cpu"
+        device = self.device if is_ours(name) else "cpu"
         return {"system": name, "model": self.model, "weights": str(self.weights), "threads": self.threads, "device": device}
 
     def systems(self, names: Sequence[str]) -> list[System]:
@@ -94,6 +95,9 @@ class Comparison:
             out.append(system)
             if name in HAS_NOT and self.model != VIT:
                 system.refuse(HAS_NOT[name])
+                continue
+            if name in AFTER_TUNE and self.device != "cpu":
+                system.refuse("what tune chooses is compared on the CPU alone")
                 continue
             try:
                 maker = PREPARED_BY.get(name, name)
@@ -145,7 +149,7 @@ class Comparison:
 
     def environment_bytes(self, name: str) -> int | None:
         """Of ours the distributions that the runtime needs; of a peer its environment, where it is one that environments.py built."""
-        if name in OURS:
+        if is_ours(name):
             return size_of_distributions("pmclip-deploy")
         folder = self.peers / environments.OF[name]
         return None if folder.is_symlink() else environments.size(folder)
@@ -165,9 +169,9 @@ class Comparison:
                 except PmclipError as error:
                     system.refuse(_reason(error, system.name), [part])
                     continue
-                gate = TENSOR_GATES["fp16" if system.name.endswith("fp16") else "fp32"]["cosine"]
+                gate = TENSOR_GATES["fp16" if "16" in system.name else "fp32"]["cosine"]
                 least = min(figures["cosine"], figures["centred_cosine"])
-                if not system.name.endswith("int8") and not least >= gate:
+                if "int8" not in system.name and not least >= gate:
                     system.refuse(f"not equal, and so not timed: least cosine {least:.6f} (limit {gate})", [part])
                 yield self.row(system.name, part, "parity", figures, len(embedding), system.why_not.get(part))
 
@@ -213,11 +217,15 @@ class Comparison:
             figures: dict[str, Any] = {"batch": measured.batch, **measured.figures}
             if part == "text" and system.name != "null":
                 figures["tokens"] = tokens_computed(system.name, self.model, np.load(inputs), measured.batch)
-            if system.name in OURS:
+            if is_ours(system.name):
                 for other in made:
-                    if other not in (*OURS, "null"):
+                    if other != "null" and not is_ours(other):
                         figures |= {f"{key} to {other}": value for key, value in ratio(made[system.name], made[other]).items()}
             yield self.row(system.name, part, scenario, figures, measured.samples)
+
+
+def is_ours(system: str) -> bool:
+    return system.startswith("pmclip-deploy")
 
 
 def difference(reference: NDArray[Any], other: NDArray[Any]) -> dict[str, float]:
@@ -237,7 +245,7 @@ def tokens_computed(system: str, model: str, tokens: NDArray[Any], batch: int) -
     lengths = np.array([np.flatnonzero(row)[-1] + 1 for row in tokens])
     if system in TO_77:
         return float(CONTEXT.get(model, 77))
-    if system not in OURS:
+    if not is_ours(system):
         batches = [lengths[i : i + batch] for i in range(0, max(len(lengths) - batch + 1, 1), batch)]
         return float(np.mean([of.max() for of in batches]))
     return float(lengths.mean())
@@ -311,20 +319,21 @@ def main() -> None:
     parser.add_argument("--model", choices=list(MODELS), default=VIT)
     parser.add_argument("--peers", type=Path, required=True, help="the folder of environments.py; the weights are kept in it too")
     parser.add_argument("--output", type=Path, help="rows are added to it")
-    parser.add_argument("--systems", nargs="+", default=["null", *OURS, *environments.OF], metavar="NAME")
+    parser.add_argument("--systems", nargs="+", default=["null", *OURS, *AFTER_TUNE, *environments.OF], metavar="NAME")
     parser.add_argument("--calibration", type=Path, help="training images to calibrate on, as weights.py takes them")
     parser.add_argument("--device", default="cpu", help="of our own; peers are measured on the CPU")
     parser.add_argument("--threads", type=int, default=cpu_threads())
     parser.add_argument("--seconds", type=float, default=3.0, help="of each system, part, scenario and round")
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
-    if unknown := set(options.systems) - {"null", *OURS, *environments.OF}:
-        parser.error(f"unknown system {', '.join(sorted(unknown))}; there are null, {', '.join([*OURS, *environments.OF])}")
+    every = parser.get_default("systems")
+    if unknown := set(options.systems) - {*every}:
+        parser.error(f"unknown system {', '.join(sorted(unknown))}; there are {', '.join(every)}")
     weights = options.peers / "weights" / MODELS[options.model]
     if not (weights / "ready").is_file():
         command = [sys.executable, "-m", "pmclip_deploy.benchmarks.weights", "--model", options.model, "--output", str(weights)]
         subprocess.run([*command, *(["--calibration", str(options.calibration)] if options.calibration else [])], check=True)
-    run = Run(command_of(options, parser.get_default("systems")), stamp(options.threads))
+    run = Run(command_of(options, every), stamp(options.threads))
     comparison = Comparison(options.model, options.peers, weights, options.threads, options.device, run)
     try:
         for row in compare(comparison, options.systems, options.seconds, options.repeats):

@@ -45,6 +45,7 @@ OF = {  # system to the environment it runs in
     "open_clip-int8": "open_clip",
     "transformers-onnx": "transformers",
     "openvino-fp32": "openvino",
+    "openvino-bf16": "openvino",
     "openvino-int8": "openvino",
     "fastembed": "fastembed",
 }

@@ -40,6 +40,7 @@ from pmclip_deploy.benchmarks.report_rows import (
     runs,
     timed,
 )
+from pmclip_deploy.benchmarks.report_tuned import after_tune
 from pmclip_deploy.benchmarks.report_writing import Block, Code, Document, Heading, Plot, Table, html, markdown
 from pmclip_deploy.benchmarks.results import Row, read
 from pmclip_deploy.errors import PmclipError, UsageError
@@ -152,6 +153,7 @@ def comparison(run: Rows) -> list[Block]:
         "Installed: all that the system needs beside Python, where its environment holds nothing else.",
         Table(["system", "p50, ms", "quartiles", "to eager", "load, ms", f"p50, 0 to {as_ms(most)} ms"], table),
         Table(["system", "memory, MiB", "model, MB", "installed, MB", "versions"], sizes),
+        *after_tune(run),
         *_reasons(run),
     ]
 

@@ -25,7 +25,9 @@ Asked = dict[str, Any]
 Part = Callable[[Any], Any]
 Opened = tuple[dict[str, Part], dict[str, str], Iterable[Path]]
 
-CONTEXT = {"pmclip-lite": 64}  # tokens that open_clip pads a text to; all others CLIP's 77
+CONTEXT = {"pmclip-lite": 64, "BiomedCLIP": 256}  # tokens that open_clip pads a text to; all others CLIP's 77
+TRANSFORMERS = ("ViT-B/32", "BiomedCLIP")  # whose image tower is one
+TUNED = "-tuned"  # what the names of our systems end with that `tune` measured before
 OPEN_CLIP = {"ViT-B/32": "ViT-B-32-quickgelu", "RN50": "RN50-quickgelu"}
 
 
@@ -38,27 +40,30 @@ def null(asked: Asked) -> Opened:
 
 
 def ours(asked: Asked) -> Opened:
-    """A bundle, opened and run as the runtime does: on a CPU one picture or text at a time, a text at its own length.
+    """A bundle, opened and run as the runtime does: on a CPU pictures side by side, a text at its own length.
 
-    "pmclip-deploy" takes the folder for the bundle, "pmclip-deploy NAME" that of this name in it. "infer" takes rows (picture, question).
+    "pmclip-deploy" takes the folder for the bundle, "pmclip-deploy NAME" that of this name in it, and runs one that `tune` measured as it
+    chose. "infer" takes rows (picture, question).
     """
-    folder = Path(asked["weights"], asked["system"].partition(" ")[2])
+    folder = _bundle(asked)
+    device = "auto" if folder.name.endswith(TUNED) else asked["device"]
     if asked["device"] == "cpu" and hasattr(os, "sched_getaffinity") and asked["threads"] != len(os.sched_getaffinity(0)):
+        from pmclip_deploy import beside
         from pmclip_deploy.sessions import onnxruntime as backend
 
-        # The runtime has no setting: it takes the cores that it may use.
-        backend.cpu_threads = lambda *_: asked["threads"]  # type: ignore[attr-defined]
+        for module in (backend, beside):  # the runtime has no setting: it takes the cores that it may use
+            module.cpu_threads = lambda *_: asked["threads"]  # type: ignore[attr-defined]
     from pmclip_deploy.machine import versions
     from pmclip_deploy.opening import load
     from pmclip_deploy.sessions import backends
 
-    predictor = load(folder, asked["device"], single_use=bool(asked.get("single_use")))
+    predictor = load(folder, device, single_use=bool(asked.get("single_use")))
     together = predictor.model.device != "cpu"
 
     def tower(name: str, inputs: str, rows: Any) -> Any:
-        if together:
-            return predictor._sessions[name].run({inputs: rows})["embedding"]
-        return np.concatenate([predictor._sessions[name].run({inputs: row})["embedding"] for row in rows])
+        if together or len(rows) == 1:
+            return predictor._sessions[name].run({inputs: rows if together else rows[0]})["embedding"]
+        return np.stack(predictor.towers.of_tensors(name, rows))
 
     def image(pixels: Any) -> Any:
         return tower("image", "pixels", pixels if together else pixels[:, None])
@@ -71,8 +76,27 @@ def ours(asked: Asked) -> Opened:
             predictor.towers.forget_texts()  # a question that was not asked before
             predictor.ask(str(path), str(question))
 
-    packages = versions("pmclip-deploy", *backends()[predictor.model.backend].packages)
+    used = dict.fromkeys(package for name in predictor.model.backend.split(", ") for package in backends()[name].packages)
+    packages = versions("pmclip-deploy", *used)
     return {"image": image, "text": text, "infer": infer}, packages, folder.iterdir()
+
+
+def tune_ours(asked: Asked) -> None:
+    """What `pmclip-deploy tune` does to a copy of the bundle, in every run anew: a choice holds for the machine as it is."""
+    import shutil
+
+    from pmclip_deploy import tuning
+    from pmclip_deploy.benchmarks.tune import compile_graphs, measure
+
+    folder = _bundle(asked)
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(folder.with_name(folder.name.removesuffix(TUNED)), folder)
+    tuning.save(folder, measure(folder).plans)
+    compile_graphs(folder)
+
+
+def _bundle(asked: Asked) -> Path:
+    return Path(asked["weights"], asked["system"].partition(" ")[2])
 
 
 # --- open_clip ------------------------------------------------------------------------------------------------------------------
@@ -121,7 +145,7 @@ def _open_clip(asked: Asked) -> tuple[Any, list[Path]]:
     from safetensors.torch import load_file
 
     config = json.loads((folder / "config.json").read_text())
-    config["text_cfg"]["hf_model_name"] = str(folder / "text")  # open_clip reads the text tower's shape from a folder
+    config["text_cfg"] |= {"hf_model_name": str(folder / "text"), "hf_model_pretrained": False}  # a folder has the text tower's shape
     model = open_clip.CustomTextCLIP(**config)
     model.load_state_dict(load_file(weights))
     return model.eval(), [weights]
@@ -246,7 +270,7 @@ def convert_to_openvino(asked: Asked) -> None:
             feeds = [{inputs: row[None]} for row in np.load(Path(asked["weights"], f"calibration-{part}.npy"))]
             if part == "text":
                 feeds = [{inputs: _own_length(feed[inputs])} for feed in feeds]
-            kind = None if part == "image" and asked["model"] != "ViT-B/32" else nncf.ModelType.TRANSFORMER
+            kind = None if part == "image" and asked["model"] not in TRANSFORMERS else nncf.ModelType.TRANSFORMER
             graph = nncf.quantize(graph, nncf.Dataset(feeds), subset_size=len(feeds), model_type=kind)
         ov.save_model(graph, target / f"{part}.part.xml", compress_to_fp16=False)
         for suffix in ("bin", "xml"):
@@ -254,11 +278,13 @@ def convert_to_openvino(asked: Asked) -> None:
 
 
 def openvino(asked: Asked) -> Opened:
-    """Pictures in graphs of one shape, which OpenVINO runs best; a text at its own length."""
+    """Pictures in graphs of one shape, which OpenVINO runs best; a text at its own length. "-bf16" computes fp32's files in bf16."""
     import openvino as ov
 
-    core, folder = ov.Core(), Path(asked["weights"], asked["system"])
-    options = {"INFERENCE_NUM_THREADS": asked["threads"], "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    kind = asked["system"].removeprefix("openvino-")
+    core, folder = ov.Core(), Path(asked["weights"], asked["system"] if kind != "bf16" else "openvino-fp32")
+    between = "bf16" if kind == "bf16" else "f32"
+    options = {"INFERENCE_NUM_THREADS": asked["threads"], "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": between}
     compiled: dict[tuple[int, ...], Any] = {}
 
     def image(pixels: Any) -> Any:
@@ -303,10 +329,12 @@ SYSTEMS: dict[str, Callable[[Asked], Opened]] = {
     "open_clip-int8": open_clip_int8,
     "transformers-onnx": transformers_onnx,
     "openvino-fp32": openvino,
+    "openvino-bf16": openvino,
     "openvino-int8": openvino,
     "fastembed": fastembed,
 }
 PREPARE = {
+    **{f"pmclip-deploy {precision}{TUNED}": tune_ours for precision in ("fp32", "fp16", "int8")},
     "transformers-onnx": export_with_optimum,
     "openvino-fp32": convert_to_openvino,
     "openvino-int8": convert_to_openvino,

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pmclip_deploy.benchmarks.peers import VIT
+from pmclip_deploy.benchmarks.peers import BIOMED, LITE, VIT
 from pmclip_deploy.export.pack import bundle_from_checkpoint
 from pmclip_deploy.export.probes import sample_pictures
 from pmclip_deploy.imaging.read import picture_from_path
@@ -37,7 +37,8 @@ def checkpoint_of_random_weights(folder: Path, backbone: str) -> Any:
     torch.manual_seed(0)
     model = BACKBONES[backbone].build().eval()
     folder.mkdir()
-    (folder / "bpe.json").write_text(BACKBONES[backbone].tokenizer_json())
+    # BiomedCLIP's tokenizer is in no package; pmclip-lite's has as many word pieces
+    (folder / "bpe.json").write_text(BACKBONES[LITE if backbone == BIOMED else backbone].tokenizer_json())
     meta: Checkpoint = {"name": "random", "version": "0", "backbone": backbone, "logit_scale": 14.3, "metrics": {}, "provenance": {}}
     save_checkpoint(folder, {f"clip.{k}": v for k, v in model.state_dict().items()}, meta, folder / "bpe.json")
     return model

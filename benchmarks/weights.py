@@ -6,13 +6,14 @@ pmclip-lite has its trained weights; other backbones have random ones of the pub
 nothing of accuracy. All come from the checkpoint, which is fp16. FOLDER gets:
 
     checkpoint/               ours; fp32/, fp16/ and int8/ are its bundles
-    open_clip/                model.safetensors; for pmclip-lite also the configuration of its towers
+    open_clip/                model.safetensors; if open_clip has no name for them, also the configuration of the towers
     transformers/             ViT-B/32 alone: the layout of transformers' CLIPModel, with tokenizer and preprocessing
     calibration-*.npy         pixels and tokens that INT8 was calibrated on
     image.npy, text.npy       pixels (N, 3, S, S) f32 and tokens (N, T) i64 to embed; none was calibrated on
 """
 
 import argparse
+import gzip
 import json
 import re
 import shutil
@@ -84,10 +85,10 @@ def folder_of_weights(model: str, folder: Path, calibration: Path | None = None)
 
 def _configuration(backbone: Any, clip: Any, folder: Path) -> None:
     """Of open_clip's CustomTextCLIP, which ours is made of; the text tower's shape stands in a folder that transformers reads."""
-    (folder / "config.json").write_text(json.dumps(backbone.config("text"), indent=1))
+    (folder / "config.json").write_text(json.dumps(backbone.config(), indent=1))
     (folder / "text").mkdir()
     words = clip.text.transformer.embeddings.word_embeddings.num_embeddings
-    (folder / "text" / "config.json").write_text(json.dumps(backbone.text_config() | {"vocab_size": words}, indent=1))
+    (folder / "text" / "config.json").write_text(json.dumps(clip.text.config.to_dict() | {"vocab_size": words}, indent=1, default=str))
 
 
 # --- transformers' CLIPModel ----------------------------------------------------------------------------------------------------
@@ -167,7 +168,7 @@ def _inputs(modules: Modules, folder: Path, calibration: Path) -> None:
         np.save(folder / f"{name}image.npy", pixels)
         np.save(folder / f"{name}text.npy", tokens_from_text(tokenizer, texts, backbone.context_length, backbone.pad_id))
 
-    named = json.loads((folder / "checkpoint" / CALIBRATION).read_text())["images"]
+    named = json.loads(gzip.decompress((folder / "checkpoint" / CALIBRATION).read_bytes()))["images"]
     root = calibration.parent / "images" if calibration.suffix == ".jsonl" else calibration
     found = [root / name for name in named if (root / name).is_file()] or sorted(calibration.glob("*.png"))
     if not found:

@@ -88,14 +88,21 @@ class Towers:
 
     def of_texts(self, texts: Sequence[str]) -> Floats:
         """(N, D). Only texts of equally many tokens make a batch: nothing is padded, so nothing has to be masked."""
-        batches, found = self._batches("text"), {text: row for text in texts if (row := self._kept.get(text)) is not None}
-        tokens = {text: self.tokens(text) for text in dict.fromkeys(texts) if text not in found}
-        by_length = groupby(sorted(tokens, key=lambda text: tokens[text].shape[1]), key=lambda text: tokens[text].shape[1])
-        parts = [part for _, same in by_length for part in chunks(same, batches.size)]
-        for part, rows in zip(parts, side_by_side(lambda part: batches.run([tokens[text] for text in part]), parts), strict=True):
-            found |= zip(part, made(rows), strict=True)
-        self._keep({text: found[text] for text in tokens})
+        found = {text: row for text in texts if (row := self._kept.get(text)) is not None}
+        new = [text for text in dict.fromkeys(texts) if text not in found]
+        computed = dict(zip(new, self.of_tensors("text", [self.tokens(text) for text in new]), strict=True))
+        self._keep(computed)
+        found |= computed
         return np.stack([found[text] for text in texts])
+
+    def of_tensors(self, name: str, tensors: Sequence[NDArray[Any]]) -> list[Floats]:
+        """(1, ...) each -> (D,) each, in order. Those of one shape make batches, and batches run side by side."""
+        batches, found = self._batches(name), dict[int, Floats]()
+        by_shape = groupby(sorted(range(len(tensors)), key=lambda i: tensors[i].shape), key=lambda i: tensors[i].shape)
+        parts = [part for _, same in by_shape for part in chunks(same, batches.size)]
+        for part, rows in zip(parts, side_by_side(lambda part: batches.run([tensors[i] for i in part]), parts), strict=True):
+            found |= zip(part, made(rows), strict=True)
+        return [found[i] for i in range(len(tensors))]
 
     def of_text(self, text: str) -> Floats:
         """(D,), computed anew."""

@@ -97,6 +97,17 @@ def test_the_same_rows_give_the_same_bytes(data: st.DataObject) -> None:
     assert report_writing.markdown(report.document(shuffled)) == report_writing.markdown(once)
 
 
+def test_after_tune_beside_the_fastest_peer_that_agrees_as_well() -> None:
+    ours = "pmclip-deploy int8-tuned"
+    peers = {"slow": (0.5, 0.999), "as good": (0.8, 0.999), "coarse": (1.5, 0.9)}  # our time to theirs, and their cosine
+    ratios = {f"ratio{of} to {peer}": ratio for peer, (ratio, _) in peers.items() for of in ("", "_p25", "_p75")}
+    rows = [row(ours, p50_ms=1.0, **ratios), row(ours, scenario="parity", cosine=0.999)]
+    rows += [row(peer, scenario="parity", cosine=cosine) for peer, (_, cosine) in peers.items()]
+    said = "0.8 (0.8 to 0.8)", "0.999000", "0.999000", "met"
+    assert [r for r in cells(rows, "ViT-B/32") if r[0] == "int8-tuned"] == [["int8-tuned", "image", "single-stream", "as good", *said]]
+    assert not [r for r in cells(rows[2:], "ViT-B/32") if r[0] == "int8-tuned"]
+
+
 def test_aims_by_hand() -> None:
     def fp32(ratio: float) -> list[Row]:
         figures = {f"ratio{of} to open_clip-eager": ratio for of in ("", "_p25", "_p75")}

@@ -1,6 +1,7 @@
 """The comparison with peers: equal weights in every layout, equal outputs before any timing, and every gap said with its reason."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from pmclip_deploy.benchmarks.results import Run
 from pmclip_deploy.bundle.files import write_bundle
 from pmclip_deploy.errors import DeviceError, UsageError
 from pmclip_deploy.machine import stamp
+from pmclip_deploy.models import DEFAULT_CHECKPOINT
 from pmclip_deploy.opening import load
 from tests.tiny.bundle import SIZE, tiny_bundle, tiny_files, tiny_manifest
 
@@ -70,6 +72,21 @@ def test_what_cannot_be_opened_is_one_line(weights: Path, system: str) -> None:
     with Worker(system) as worker, pytest.raises(SystemFailed) as failed:
         worker.open("ViT-B/32", weights, 2)
     assert system in str(failed.value) and "\n" not in str(failed.value)
+
+
+def test_the_inputs_that_all_are_given(tmp_path: Path) -> None:
+    """Of the embedded checkpoint, whose calibration names pictures that are not here."""
+    pytest.importorskip("torch", reason="training needs the extra `train`")
+    from pmclip_deploy.benchmarks.towers import pictures_for_calibration
+    from pmclip_deploy.benchmarks.weights import _inputs
+    from pmclip_deploy.export.onnx_from_checkpoint import modules_from_checkpoint
+    from pmclip_deploy.export.records import CALIBRATION
+
+    (tmp_path / "checkpoint").mkdir()
+    shutil.copy(DEFAULT_CHECKPOINT / CALIBRATION, tmp_path / "checkpoint")
+    _inputs(modules_from_checkpoint(DEFAULT_CHECKPOINT), tmp_path, pictures_for_calibration(tmp_path))
+    known, new, texts = (np.load(tmp_path / f"{name}.npy") for name in ("calibration-image", "image", "text"))
+    assert known.shape[1:] == new.shape[1:] and len(new) == 30 and len(texts) == 16 and texts.any(1).all()
 
 
 def test_what_is_not_equal_or_not_there_is_not_timed(weights: Path, tmp_path: Path) -> None:

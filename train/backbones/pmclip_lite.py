@@ -71,10 +71,10 @@ class PmclipLite(Backbone):
     text_layers: int = 4  # transformer layers kept of MiniLM
 
     def build(self) -> PmclipLiteTowers:
-        return towers_from_config(PmclipLiteTowers, self.config("text"), self.text_config())
+        return towers_from_config(PmclipLiteTowers, self.config(), self.text_config())
 
-    def config(self, text_folder: str) -> dict[str, Any]:
-        """What open_clip makes the towers of; it reads the text tower's shape from a folder."""
+    def config(self) -> dict[str, Any]:
+        """What open_clip makes the towers of, but for the folder that it reads the text tower's shape from."""
         return {
             "embed_dim": self.embed_dim,
             "vision_cfg": {
@@ -85,8 +85,6 @@ class PmclipLite(Backbone):
                 "image_size": self.preprocess.size,
             },
             "text_cfg": {
-                "hf_model_name": text_folder,
-                "hf_model_pretrained": False,
                 "hf_pooler_type": "mean_pooler",
                 "hf_proj_type": "linear",
                 "context_length": self.context_length,
