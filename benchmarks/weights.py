@@ -88,7 +88,7 @@ def _configuration(backbone: Any, clip: Any, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(backbone.config(), indent=1))
     (folder / "text").mkdir()
     words = clip.text.transformer.embeddings.word_embeddings.num_embeddings
-    (folder / "text" / "config.json").write_text(json.dumps(clip.text.config.to_dict() | {"vocab_size": words}, indent=1, default=str))
+    (folder / "text" / "config.json").write_text(json.dumps(clip.text.config.to_dict() | {"vocab_size": words}, indent=1))
 
 
 # --- transformers' CLIPModel ----------------------------------------------------------------------------------------------------

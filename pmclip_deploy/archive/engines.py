@@ -96,7 +96,7 @@ class _Process:
 
 
 def on_ray(job: Job, files: Sequence[Path], size: Size, address: str | None, cpus: float, gpus: float) -> Iterator[Done]:
-    """Ray Data: an actor holds a worker. Batches are handed out as actors become free, and taken up again if an actor's node is lost."""
+    """Ray Data: an actor holds a process. Batches are handed out as actors become free, and taken up again if an actor's node is lost."""
     with ray_cluster(address, "run the same command again: it goes on where it stopped") as ray:
         from ray.data import ActorPoolStrategy, DataContext, from_items
 
