@@ -40,7 +40,7 @@ def null(asked: Asked) -> Opened:
 
 
 def ours(asked: Asked) -> Opened:
-    """A bundle, opened and run as the runtime does: on a CPU pictures side by side, a text at its own length.
+    """A bundle, opened and run as the runtime does: on a CPU pictures side by side, a text at its own length, and batches as `tune` chose.
 
     "pmclip-deploy" takes the folder for the bundle, "pmclip-deploy NAME" that of this name in it, and runs one that `tune` measured as it
     chose. "infer" takes rows (picture, question).
@@ -56,6 +56,7 @@ def ours(asked: Asked) -> Opened:
     from pmclip_deploy.machine import versions
     from pmclip_deploy.opening import load
     from pmclip_deploy.sessions import backends
+    from pmclip_deploy.towers import filled_up
 
     predictor = load(folder, device, single_use=bool(asked.get("single_use")))
     together = predictor.model.device != "cpu"
@@ -68,8 +69,12 @@ def ours(asked: Asked) -> Opened:
     def image(pixels: Any) -> Any:
         return tower("image", "pixels", pixels if together else pixels[:, None])
 
+    def alone(row: Any) -> Any:
+        own, manifest = _own_length(row[None]), predictor.manifest
+        return filled_up(own, manifest.context_length, manifest.pad_id) if "text" in predictor.towers.tuned else own
+
     def text(tokens: Any) -> Any:
-        return tower("text", "tokens", _own_length(tokens) if together else [_own_length(row[None]) for row in tokens])
+        return tower("text", "tokens", _own_length(tokens) if together else [alone(row) for row in tokens])
 
     def infer(rows: Any) -> None:
         for path, question in rows:

@@ -1,7 +1,8 @@
-"""Which backend, precision between operators and number of threads runs each graph of a bundle fastest on this machine.
+"""Which backend, precision between operators, threads and batch run each graph of a bundle fastest on this machine.
 
 Every candidate must keep the gates of the bundle's precision beside the bundle itself in onnxruntime on the CPU, which computes in f32
-between operators. Only then is it timed, in turns with what runs without a tuning. Whole plans are timed in new processes too.
+between operators. Only then is it timed, in turns with what runs without a tuning. The fastest of each device is timed over many inputs
+of a tower too, one by one and in batches. Whole plans are timed in new processes.
 """
 
 import os
@@ -9,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import numpy as np
 
 from pmclip_deploy.benchmarks import harness, reference
 from pmclip_deploy.benchmarks.stages import first_answer
+from pmclip_deploy.benchmarks.tune_batches import MANY, way, why_not
 from pmclip_deploy.bundle.manifest import Manifest
 from pmclip_deploy.decision.needs import graphs_of_ask
 from pmclip_deploy.errors import BundleError, DeviceError
@@ -30,6 +32,7 @@ from pmclip_deploy.opening import load, session_from_bundle
 from pmclip_deploy.predictor import Predictor
 from pmclip_deploy.sessions import DEFAULT, F32, Session, devices
 from pmclip_deploy.threads import cpu_threads, performance_cores
+from pmclip_deploy.towers import BATCH
 from pmclip_deploy.tuning import WORTH, Choice, Plan, plan_for, save_own
 
 ROUNDS, COLD = 11, 7  # of each candidate beside the default; new processes of each plan
@@ -46,6 +49,14 @@ class Row:
     ratio: float | None = None  # of its time to the default's, round by round; None where ``dropped`` says why
     ms: float | None = None
     dropped: str | None = None
+    many_ratio: float | None = None  # the same over MANY inputs, where that was measured
+    many_ms: float | None = None  # of one of them
+
+    @property
+    def score(self) -> float:
+        """What it is chosen by. Inputs may come one by one or many at once, so both count."""
+        ratio = np.inf if self.ratio is None else self.ratio
+        return ratio if self.many_ratio is None else float(np.sqrt(ratio * self.many_ratio))
 
 
 @dataclass(frozen=True)
@@ -70,16 +81,19 @@ def measure(bundle: Path, rounds: int = ROUNDS, cold: int = COLD, note: Callable
                 named[title] = graphs
         note("Measuring new processes")
         plans = [
-            Plan(graphs, ms, next_ms(known.manifest, graphs, rows)) for graphs, ms in first_answers(bundle, known, named, cold, scratch)
+            Plan(graphs, ms, *next_ms(known.manifest, graphs, rows)) for graphs, ms in first_answers(bundle, known, named, cold, scratch)
         ]
     chosen = {id(plan): plan for plan in (plans[0], plan_for(plans, 1), plan_for(plans, None))}
     return Tuned(tuple(rows), tuple(chosen.values()), tuple(dropped))
 
 
 def compile_graphs(bundle: Path) -> None:
-    """Opens all graphs as the bundle's tuning says, so that the first command finds what a backend keeps of them."""
+    """Opens all graphs as the bundle's tuning says, and runs its batches, so that the first command finds what a backend keeps of them."""
     for single_use in (True, False):
-        computing_nothing_twice(load(bundle, single_use=single_use))
+        predictor = load(bundle, single_use=single_use)
+        computing_nothing_twice(predictor)
+        for name, batch in predictor.towers.tuned.items():
+            way(predictor, name, predictor._sessions[name], batch)()
 
 
 # --- one graph ------------------------------------------------------------------------------------------------------------------
@@ -96,13 +110,33 @@ def feeds_of_graphs(known: Predictor) -> dict[str, dict[str, Any]]:
 
 def rows_of_graph(known: Predictor, name: str, feed: Mapping[str, Any], rounds: int) -> list[Row]:
     """The default, and every candidate of every device that this machine has."""
-    default, rows, base = _opened(known, name), list[Row](), list[harness.Measurement]()
+    default, rows, base, base_of_many = _opened(known, name), list[Row](), list[harness.Measurement](), list[harness.Measurement]()
 
     def timed(choice: Choice, session: Session) -> Row:
         jobs = {"default": default, "candidate": session}
         turns = harness.interleaved({of: partial(harness.burst, partial(job.run, feed)) for of, job in jobs.items()}, rounds)
         base.extend(turns["default"])
         return Row(name, choice, harness.ratio(turns["candidate"], turns["default"])["ratio"], _ms(turns["candidate"]))
+
+    def timed_over_many(row: Row) -> list[Row]:
+        """One by one and in batches."""
+        assert row.choice is not None
+        alone, batch = row, replace(row, choice=row.choice._replace(batch=MANY))
+        session = _opened(known, name, batch.choice)
+        ways = {"default": way(known, name, default, None), "alone": way(known, name, session, None)}
+        if why := why_not(known, name, session, MANY):
+            batch = replace(batch, ratio=None, ms=None, dropped=why)
+        else:
+            ways["batch"] = way(known, name, session, MANY)
+        for job in ways.values():
+            job()  # compiles, and sees that rows are equal
+        turns = harness.interleaved({of: partial(_once, job) for of, job in ways.items()}, rounds)
+        base_of_many.extend(turns["default"])
+
+        def with_many(row: Row, of: str) -> Row:
+            return replace(row, many_ratio=harness.ratio(turns[of], turns["default"])["ratio"], many_ms=_ms(turns[of]) / MANY)
+
+        return [with_many(alone, "alone"), with_many(batch, "batch") if "batch" in turns else batch]
 
     for device, backend in devices().items():
         found, on_cpu = list[Row](), False
@@ -124,27 +158,36 @@ def rows_of_graph(known: Predictor, name: str, feed: Mapping[str, Any], rounds: 
             assert best is not None and best.choice is not None
             choice = best.choice._replace(threads=threads)
             found.append(timed(choice, _opened(known, name, choice)))
-        rows += [row for row in found if row.ms is not None or row.dropped]
+        if name in BATCH and (best := fastest(found)) is not None:
+            place = found.index(best)
+            found[place : place + 1] = timed_over_many(best)
+        rows += [row for row in found if row.ms is not None or row.dropped or (row.choice and row.choice.batch)]
     ms = _ms(base or [harness.burst(partial(default.run, feed))])
-    return [Row(name, None, 1.0, ms), *rows]
+    of_many = (1.0, _ms(base_of_many) / MANY) if base_of_many else (None, None)
+    return [Row(name, None, 1.0, ms, None, *of_many), *(replace(row, ms=ms) if row.ms is None and not row.dropped else row for row in rows)]
 
 
 def _ms(measured: Sequence[harness.Measurement]) -> float:
     return 1e3 * float(np.median([np.median(m.latencies) for m in measured]))
 
 
+def _once(job: Callable[[], Any]) -> harness.Measurement:
+    seconds = _seconds(job)
+    return harness.Measurement("many", MANY, np.array([seconds]), seconds)
+
+
 def far_slower(candidate: Session, default: Session, feed: Mapping[str, Any]) -> str | None:
     """Why it is not worth the checks, which run a graph a hundred times; None where it is. A first run may compile."""
-    usual, took = min(_seconds(default, feed) for _ in range(3)), _seconds(candidate, feed)
+    usual, took = min(_seconds(partial(default.run, feed)) for _ in range(3)), _seconds(partial(candidate.run, feed))
     if took < COMPILES:
-        took = min(_seconds(candidate, feed) for _ in range(3))
+        took = min(_seconds(partial(candidate.run, feed)) for _ in range(3))
     slow = took > max(SLOWER * usual, SLOW)
     return f"a run takes {1e3 * took:.3g} ms, and without a tuning {1e3 * usual:.3g} ms" if slow else None
 
 
-def _seconds(session: Session, feed: Mapping[str, Any]) -> float:
+def _seconds(job: Callable[[], Any]) -> float:
     start = time.perf_counter()
-    session.run(feed)
+    job()
     return time.perf_counter() - start
 
 
@@ -171,8 +214,8 @@ def missed(known: Predictor, sessions: Mapping[str, Session]) -> str | None:
 
 
 def fastest(rows: Sequence[Row], least: float = np.inf) -> Row | None:
-    """The row of the least ratio that is at most ``least``."""
-    return min((row for row in rows if row.ratio is not None and row.ratio <= least), key=lambda row: row.ratio or 0.0, default=None)
+    """The row of the least score that is at most ``least``."""
+    return min((row for row in rows if row.ratio is not None and row.score <= least), key=lambda row: row.score, default=None)
 
 
 def graphs_of_plans(rows: Sequence[Row]) -> dict[str, Mapping[str, Choice]]:
@@ -191,11 +234,17 @@ def _choices(rows: Iterable[Row | None]) -> dict[str, Choice]:
     return {row.graph: row.choice for row in rows if row is not None and row.choice is not None}
 
 
-def next_ms(manifest: Manifest, graphs: Mapping[str, Choice], rows: Sequence[Row]) -> float:
-    """Of the graphs that an answer about a finding runs."""
-    default = {row.graph: row.ms or 0.0 for row in rows if row.choice is None}
-    ratios = {(row.graph, row.choice): row.ratio or 1.0 for row in rows}
-    return sum(default[name] * ratios[name, graphs.get(name)] for name in (*graphs_of_ask(manifest), FINDINGS) if name in default)
+def next_ms(manifest: Manifest, graphs: Mapping[str, Choice], rows: Sequence[Row]) -> tuple[float, float]:
+    """Of the graphs that an answer about a finding runs: of one picture after another, and of many at once."""
+    default = {row.graph: row for row in rows if row.choice is None}
+    chosen = {(row.graph, row.choice): row for row in rows}
+    one, many = 0.0, 0.0
+    for name in (*graphs_of_ask(manifest), FINDINGS):
+        if name in default:
+            base, row = default[name], chosen[name, graphs.get(name)]
+            one += (base.ms or 0.0) * (row.ratio or 1.0)
+            many += (base.many_ms or base.ms or 0.0) * (row.many_ratio or row.ratio or 1.0)
+    return one, many
 
 
 def first_answers(
@@ -213,7 +262,7 @@ def first_answers(
     for title, graphs in plans.items():
         folder = Path(scratch, str(len(jobs)))
         with cache_in(folder):
-            save_own(bundle, [Plan({}, 1e9, 1e9), *([Plan(graphs, 1.0, 1.0)] if graphs else [])])
+            save_own(bundle, [Plan({}, 1e9, 1e9, 1e9), *([Plan(graphs, 1.0, 1.0, 1.0)] if graphs else [])])
         jobs[title] = partial(process, folder)
         jobs[title]()  # compiles
     for title, measured in harness.interleaved(jobs, cold).items():

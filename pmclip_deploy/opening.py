@@ -119,6 +119,7 @@ def load_while(
         names = dict.fromkeys(backend_for(choice.device).name for choice in runs)
         between = dict.fromkeys(choice.between for choice in runs)
         predictor.model = replace(predictor.model, backend=", ".join(names), between=", ".join(between))
+    predictor.towers.tuned = {name: choice.batch for name, choice in choices.items() if choice.batch is not None}
     return predictor
 
 
@@ -145,7 +146,7 @@ def _session(
     choice = choices.get(name, Choice(device))
     choice = choice if threads is None else choice._replace(threads=threads)
     try:
-        session = session_from_bundle(path, manifest, name, choice.device, notes, single_use, content, choice.between, choice.threads)
+        session = session_from_bundle(path, manifest, name, notes=notes, single_use=single_use, content=content, **choice._asdict())
     except DeviceError as error:
         if choices.pop(name, None) is None:
             raise
@@ -168,6 +169,7 @@ def session_from_bundle(
     content: Callable[[str], bytes] | None = None,
     between: str = F32,
     threads: int | None = None,
+    batch: int | None = None,
 ) -> Session:
     """Opens the graph ``name`` of a bundle. ``content`` gives a file that was verified; by default each is read and verified here.
 
@@ -177,7 +179,9 @@ def session_from_bundle(
     """
     backend, graph = backend_for(device), _graph_file(folder, manifest, name, content or partial(content_of_file, folder, manifest))
     prepack = not (single_use and _integers_alone(graph.read(graph.path), manifest.graphs[name]))
-    options = SessionOptions(device, manifest.target == "cpu", prepack, between, threads)
+    mirrored = name == "image" and manifest.head is not None and manifest.head.details  # read with its mirror image, in one run
+    rows = (*([2] if mirrored else []), 1, *([] if batch is None else [batch]))
+    options = SessionOptions(device, manifest.target == "cpu", prepack, between, threads, rows)
     if device != "auto":
         return backend.open(graph, options)
     errors = list[DeviceError]()

@@ -305,6 +305,8 @@ class Predictor:
     def embed_images(self, images: Iterable[Image]) -> Floats:
         """(N, D) f32, not normalised: ``embed_image`` of each, bit for bit. One image is read while another is computed.
 
+        Where `tune` chose batches, each is ``embed_image``'s within the gates, and has the same bits whatever other images there are.
+
         Raises the InputError of the first image that cannot be read, and UsageError if there are no images.
 
         >>> import pmclip_deploy as pm

@@ -1,4 +1,4 @@
-"""What `tune` chose for a bundle on this machine: of each graph the device, the precision between operators, and the threads.
+"""What `tune` chose for a bundle on this machine: of each graph the device, the precision between operators, threads and batch.
 
 A tuning is a small JSON file beside the bundle, never in it, or in this user's cache. Each processor has a file of its own, so that
 machines can share a bundle. A tuning of another processor, of other versions or of another bundle is not used. Standard library only.
@@ -19,8 +19,9 @@ from pmclip_deploy.models import DEFAULT_BUNDLE
 from pmclip_deploy.sessions import F32, backend_for, cache_path, devices
 from pmclip_deploy.threads import affinity, processor
 
-SCHEMA = "pmclip-deploy/tuning/1"
+SCHEMA = "pmclip-deploy/tuning/2"
 LARGEST = 64 << 10  # bytes of a tuning
+MOST = 64  # inputs of a batch
 WORTH = 0.95  # of the default's time, or less: what gains less may have gained it by chance
 AGAIN = "run `pmclip-deploy tune` again"
 
@@ -31,6 +32,7 @@ class Choice(NamedTuple):
     device: str
     between: str = F32
     threads: int | None = None
+    batch: int | None = None  # of a tower: how many inputs it computes at a time where there are many; None: as without a tuning
 
 
 class Plan(NamedTuple):
@@ -39,15 +41,19 @@ class Plan(NamedTuple):
     graphs: Mapping[str, Choice]
     first_ms: float  # a new process, to its first answer
     next_ms: float  # each further picture: its graphs alone
+    batch_ms: float  # the same of many pictures, with the towers' batches
 
 
 def plan_for(plans: Sequence[Plan], items: int | None) -> Plan:
-    """The fastest for so many pictures, with the time to open it; None is for more than can be counted, where that is no matter. The first
-    plan is the default, and stays where another one's first answer gains too little."""
+    """The fastest for so many pictures, with the time to open it. The first plan is the default, and stays where another one's first answer
+    gains too little.
+
+    None is for more than can be counted, where opening is no matter. They may come one by one or in batches: the geometric mean of both
+    times is the least."""
 
     def time(plan: Plan) -> float:
         first = plan.first_ms if plan is plans[0] else plan.first_ms / WORTH
-        return plan.next_ms if items is None else first + (max(items, 1) - 1) * plan.next_ms
+        return plan.next_ms * plan.batch_ms if items is None else first + (max(items, 1) - 1) * plan.next_ms
 
     return min(plans, key=time)
 
@@ -141,18 +147,20 @@ def _tuning(file: Path) -> tuple[dict[str, Any], list[Plan]]:
     if not isinstance(document, dict) or document.get("schema") != SCHEMA:
         raise ValueError(f"its schema is not {SCHEMA}")
     rows = [({name: _choice(**of) for name, of in row["graphs"].items()}, row) for row in document["plans"]]
-    plans = [Plan(graphs, row["first_ms"], row["next_ms"]) for graphs, row in rows]
-    if not plans or plans[0].graphs or not all(isfinite(ms) and ms > 0 for plan in plans for ms in (plan.first_ms, plan.next_ms)):
+    plans = [Plan(graphs, row["first_ms"], row["next_ms"], row["batch_ms"]) for graphs, row in rows]
+    if not plans or plans[0].graphs or not all(isfinite(ms) and ms > 0 for plan in plans for ms in plan[1:]):
         raise ValueError("its plans are not as tune writes them")
     return document, plans
 
 
-def _choice(device: str, between: str, threads: int | None) -> Choice:
+def _choice(device: str, between: str, threads: int | None, batch: int | None) -> Choice:
     if device == "auto" or device not in devices() or not isinstance(between, str):
         raise ValueError(f"it names the device {str(device)[:20]!r}")
     if threads is not None and (type(threads) is not int or not 1 <= threads <= len(affinity())):
         raise ValueError(f"it names {str(threads)[:20]} threads")
-    return Choice(device, between, threads)
+    if batch is not None and (type(batch) is not int or not 2 <= batch <= MOST):
+        raise ValueError(f"it names batches of {str(batch)[:20]}")
+    return Choice(device, between, threads, batch)
 
 
 def _own(bundle: Path) -> Path | None:

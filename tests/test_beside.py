@@ -22,13 +22,14 @@ from pydicom.data import get_testdata_file
 
 import pmclip_deploy as pm
 from pmclip_deploy import beside, process
+from pmclip_deploy.benchmarks.tune_batches import sees_others, why_not
 from pmclip_deploy.beside import chunks, made, side_by_side
 from pmclip_deploy.console import print_error
 from pmclip_deploy.imaging import picture
 from pmclip_deploy.imaging.read import picture_from_path
 from pmclip_deploy.search.indexing import build_index, captions_of_file, images_of_folder
 from pmclip_deploy.sessions import SessionOptions, open_session
-from pmclip_deploy.towers import BATCH, ENOUGH, KEPT, Batches
+from pmclip_deploy.towers import BATCH, ENOUGH, KEPT, Batches, TunedBatches
 from tests.command import Result
 
 DICOM = ("CT_small.dcm", "emri_small.dcm", "JPEG-LL.dcm", "JPGExtended.dcm", "MR_small_RLE.dcm", "MR_small_jp2klossless.dcm")
@@ -225,10 +226,33 @@ def test_a_graph_that_mixes_rows_has_none(tmp_path: Path, quantises: bool) -> No
 
 def test_a_graph_that_quantises_by_its_rows_is_known_by_its_content(tmp_path: Path, bundle: Path) -> None:
     shipped, tiny = pm.load(), pm.load(bundle)
-    assert {name: shipped.towers._quantises(name) for name in BATCH} == {"image": True, "text": False}
-    assert {name: tiny.towers._quantises(name) for name in BATCH} == {"image": False, "text": False}
+    assert {name: shipped.towers.quantises(name) for name in BATCH} == {"image": True, "text": False}
+    assert {name: tiny.towers.quantises(name) for name in BATCH} == {"image": False, "text": False}
     shipped.towers.sizes["image"] = 16
     assert shipped.towers._batches("image").size == 1
+
+
+@pytest.mark.parametrize("fills", [False, True])
+def test_a_tuned_batch_runs_at_once(tmp_path: Path, fills: bool) -> None:
+    session, shapes = graph(tmp_path, mixes=False)
+    batches, of = TunedBatches(session, 4, fills), rows(9)
+    found = [row for part in chunks(of, 4) for row in batches.run(part)]
+    assert shapes == [(4, 999), (4, 999), (4 if fills else 1, 999)]
+    assert all(np.array_equal(row, session.run({"tokens": x})["embedding"][0]) for row, x in zip(found, of, strict=True))
+    assert batches.run([]) == []
+
+
+@pytest.mark.parametrize("mixes", [False, True])
+def test_tune_sees_whether_rows_see_each_other(tmp_path: Path, mixes: bool) -> None:
+    session, _ = graph(tmp_path, mixes)
+    assert sees_others("text", session, 16, [*rows(9, 70), *rows(7, 3)]) is mixes
+
+
+def test_tune_gives_no_batches_to_what_quantises_a_batch_as_a_whole(bundle: Path) -> None:
+    shipped = pm.load()
+    assert "shares its scales" in str(why_not(shipped, "image", shipped._sessions["image"], 16))
+    tiny = pm.load(bundle)
+    assert [why_not(tiny, name, tiny._sessions[name], 16) for name in BATCH] == [None, None]
 
 
 def test_few_texts_are_kept(bundle: Path) -> None:

@@ -22,6 +22,7 @@ from pmclip_deploy.models import DEFAULT_BUNDLE
 from pmclip_deploy.sessions import SessionOptions, backends
 from pmclip_deploy.sessions import onnxruntime as ort
 from pmclip_deploy.threads import processor
+from pmclip_deploy.towers import STEP
 from pmclip_deploy.tuning import Choice, Plan, choices_of, forget, plan_for, save, save_own, tuning_file
 from tests.imports import run_cli
 from tests.tiny.bundle import tiny_bundle
@@ -29,7 +30,7 @@ from tests.tiny.bundle import tiny_bundle
 CACHE = "LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME"
 PIXELS = np.zeros((20, 20), np.uint8)
 ONE_THREAD = Choice("cpu", threads=1)
-PLANS = [Plan({}, 500.0, 9.0), Plan({"image": ONE_THREAD, "text": ONE_THREAD}, 100.0, 3.0)]
+PLANS = [Plan({}, 500.0, 9.0, 9.0), Plan({"image": ONE_THREAD, "text": ONE_THREAD}, 100.0, 3.0, 3.0)]
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +51,9 @@ def content_of(folder: Path) -> dict[str, str]:
 
 # --- what it chooses ------------------------------------------------------------------------------------------------------------
 
-DEFAULT, SOON, FAST = Plan({}, 600.0, 10.0), Plan({"image": ONE_THREAD}, 500.0, 20.0), Plan({"text": ONE_THREAD}, 900.0, 4.0)
+DEFAULT, SOON = Plan({}, 600.0, 10.0, 10.0), Plan({"image": ONE_THREAD}, 500.0, 20.0, 20.0)
+FAST = Plan({"text": ONE_THREAD}, 900.0, 4.0, 6.0)
+IN_BATCHES = Plan({"image": ONE_THREAD._replace(batch=16)}, 900.0, 11.0, 2.0)
 
 
 @pytest.mark.parametrize(
@@ -62,9 +65,11 @@ DEFAULT, SOON, FAST = Plan({}, 600.0, 10.0), Plan({"image": ONE_THREAD}, 500.0, 
         ([DEFAULT, SOON, FAST], 100, FAST),
         ([DEFAULT, SOON, FAST], None, FAST),
         ([DEFAULT], None, DEFAULT),
-        ([DEFAULT, Plan({"image": ONE_THREAD}, 590.0, 10.0)], 1, DEFAULT),  # too little to be sure
-        ([DEFAULT, Plan({"image": ONE_THREAD}, 560.0, 10.0)], 1, Plan({"image": ONE_THREAD}, 560.0, 10.0)),
-        ([DEFAULT, Plan({"text": ONE_THREAD}, 600.0, 10.0)], None, DEFAULT),
+        ([DEFAULT, Plan({"image": ONE_THREAD}, 590.0, 10.0, 10.0)], 1, DEFAULT),  # too little to be sure
+        ([DEFAULT, Plan({"image": ONE_THREAD}, 560.0, 10.0, 10.0)], 1, Plan({"image": ONE_THREAD}, 560.0, 10.0, 10.0)),
+        ([DEFAULT, Plan({"text": ONE_THREAD}, 600.0, 10.0, 10.0)], None, DEFAULT),
+        ([DEFAULT, IN_BATCHES, FAST], None, IN_BATCHES),  # 11 x 2 is less than 10 x 10 and 4 x 6
+        ([DEFAULT, IN_BATCHES, FAST], 2000, FAST),
     ],
 )
 def test_the_choice_for_so_many_pictures(plans: list[Plan], items: int | None, chosen: Plan) -> None:
@@ -88,6 +93,23 @@ def test_it_is_used_and_named_and_a_device_by_name_wins(own: Path, monkeypatch: 
     answer = tuned.ask(PIXELS, "is there a fracture?")
     assert (answer.answer, answer.probability) == (plain.answer, pytest.approx(plain.probability))
     assert content_of(own) == before and verify_bundle(own)
+
+
+def test_batches_that_were_chosen(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A picture's embedding has the same bits whatever is beside it; a text's whether it is alone or not."""
+    save(own, [PLANS[0], Plan({name: Choice("cpu", batch=4) for name in ("image", "text")}, 100.0, 3.0, 1.0)])
+    plain, tuned = pm.load(own, "cpu"), pm.load(own)
+    pictures = [np.random.default_rng(seed).integers(0, 255, (20, 20 + seed)).astype(np.uint8) for seed in range(11)]
+    texts = [f"is there a fracture{' ?' * (i % 5)}{' a' * (i // 5)}" for i in range(11)]
+    assert tuned.towers.tuned == {"image": 4, "text": 4} and plain.towers.tuned == {}
+    whole, asked = tuned.embed_images(pictures), tuned.embed_texts(texts)
+    for some in (range(11), range(10, -1, -1), [7], [2, 9, 4], [1, 3, 5, 7, 9]):
+        assert np.array_equal(tuned.embed_images(pictures[i] for i in some), whole[list(some)])
+        tuned.towers.forget_texts()
+        assert np.array_equal(tuned.embed_texts([texts[i] for i in some]), asked[list(some)])
+    assert np.allclose(whole, plain.embed_images(pictures), atol=1e-5) and np.allclose(asked, plain.embed_texts(texts), atol=1e-5)
+    lengths = ({p.towers.tokens(text).shape[1] for text in texts} for p in (tuned, plain))
+    assert [{length % STEP for length in of} == {0} for of in lengths] == [True, False]
 
 
 def test_the_count_of_pictures_decides(own: Path, command: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,7 +138,7 @@ PNG = (
 
 def test_what_went_since_is_said_and_runs_as_before(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A device that refuses a graph, once the tuning itself is known to fit."""
-    save(own, [PLANS[0], Plan({"image": Choice("cuda"), "text": ONE_THREAD}, 1.0, 1.0)])
+    save(own, [PLANS[0], Plan({"image": Choice("cuda"), "text": ONE_THREAD}, 1.0, 1.0, 1.0)])
     predictor = pm.load(own)
     if predictor.model.device == "cuda":
         pytest.skip("has a GPU")
@@ -160,7 +182,7 @@ def test_it_stands_beside_the_bundle_and_the_embedded_ones_in_the_cache(own: Pat
     link.symlink_to(own)
     assert tuning_file(link) == file
     document = json.loads(file.read_text())
-    assert (document["schema"], document["processor"]) == ("pmclip-deploy/tuning/1", processor())
+    assert (document["schema"], document["processor"]) == ("pmclip-deploy/tuning/2", processor())
     assert document["versions"] == {"onnxruntime": backends()["onnxruntime"].version()}
 
 
@@ -197,29 +219,33 @@ BROKEN: dict[str, Callable[[dict[str, Any]], str]] = {
     "is not used (onnxruntime has no bf16 here)": lambda d: changed(d, plans=planned(between="bf16")),
     "is not used (it was made with onnxruntime 1.0, and here is": lambda d: changed(d, versions={"onnxruntime": "1.0"}),
     "is not used (it was made for other content of the bundle)": lambda d: changed(d, bundle_sha256="0" * 64),
-    "is not used (its schema is not pmclip-deploy/tuning/1)": lambda d: changed(d, schema="pmclip-deploy/tuning/2"),
+    "is not used (its schema is not pmclip-deploy/tuning/2)": lambda d: changed(d, schema="pmclip-deploy/tuning/1"),
     "is not used (it names the device 'tpu')": lambda d: changed(d, plans=planned(device="tpu")),
     "is not used (it names the device 'auto')": lambda d: changed(d, plans=planned(device="auto")),
     "is not used (it names 1000000000 threads)": lambda d: changed(d, plans=planned(threads=10**9)),
     "is not used (it names 0 threads)": lambda d: changed(d, plans=planned(threads=0)),
     "is not used (it names True threads)": lambda d: changed(d, plans=planned(threads=True)),
+    "is not used (it names batches of 65)": lambda d: changed(d, plans=planned(batch=65)),
+    "is not used (it names batches of 1)": lambda d: changed(d, plans=planned(batch=1)),
+    "is not used (it names batches of True)": lambda d: changed(d, plans=planned(batch=True)),
     "is not used (it has more than 65536 bytes)": lambda d: changed(d, more="x" * 70_000),
     "is not used (its plans are not as tune writes them)": lambda d: changed(d, plans=[]),
     "is not used (tune did not write it so)": lambda d: changed(d, plans=planned(device=["cpu"])),
 }
 NOT_WRITTEN_SO = [
-    "null", "[]", "{}", '"x"', "[" * 30_000, '{"schema": "pmclip-deploy/tuning/1"}', "", "\x00", "{" * 30_000,
-    '{"schema": "pmclip-deploy/tuning/1", "plans": [{"graphs": {}, "first_ms": 1' + "0" * 400 + ', "next_ms": 1}]}',
-    '{"schema": "pmclip-deploy/tuning/1", "plans": [{"graphs": {}, "first_ms": NaN, "next_ms": 1}]}',
-    '{"schema": "pmclip-deploy/tuning/1", "plans": [{"graphs": {}, "first_ms": "1", "next_ms": 1}]}',
-    '{"schema": "pmclip-deploy/tuning/1", "plans": [{"graphs": [], "first_ms": 1, "next_ms": 1}]}',
-    '{"schema": "pmclip-deploy/tuning/1", "plans": [{"graphs": {}, "first_ms": 1, "next_ms": 1}], "processor": "\\u001b[31m"}',
+    "null", "[]", "{}", '"x"', "[" * 30_000, '{"schema": "pmclip-deploy/tuning/2"}', "", "\x00", "{" * 30_000,
+    '{"schema": "pmclip-deploy/tuning/2", "plans": [{"graphs": {}, "first_ms": 1' + "0" * 400 + ', "next_ms": 1, "batch_ms": 1}]}',
+    '{"schema": "pmclip-deploy/tuning/2", "plans": [{"graphs": {}, "first_ms": NaN, "next_ms": 1, "batch_ms": 1}]}',
+    '{"schema": "pmclip-deploy/tuning/2", "plans": [{"graphs": {}, "first_ms": "1", "next_ms": 1, "batch_ms": 1}]}',
+    '{"schema": "pmclip-deploy/tuning/2", "plans": [{"graphs": [], "first_ms": 1, "next_ms": 1, "batch_ms": 1}]}',
+    '{"schema": "pmclip-deploy/tuning/2", "plans": [{"graphs": {}, "first_ms": 1, "next_ms": 1, "batch_ms": 1}],'
+    ' "processor": "\\u001b[31m"}',
 ]  # fmt: skip
 
 
 def planned(**choice: Any) -> list[dict[str, Any]]:
     graphs = {"image": {**ONE_THREAD._asdict(), **choice}}
-    return [{"graphs": {}, "first_ms": 9.0, "next_ms": 9.0}, {"graphs": graphs, "first_ms": 1.0, "next_ms": 1.0}]
+    return [{"graphs": of, **dict.fromkeys(("first_ms", "next_ms", "batch_ms"), ms)} for of, ms in (({}, 9.0), (graphs, 1.0))]
 
 
 @pytest.mark.parametrize("said", BROKEN)

@@ -189,9 +189,14 @@ def _lines_of_tuning(tuning: dict[str, Any] | None) -> list[str]:
         return [f"tuning   {tuning['problem'] if tuning else 'none; `pmclip-deploy tune` measures what is fastest here'}"]
     lines = []
     for name, pictures in (("one", "one picture"), ("many", "many pictures")):
-        graphs = [f"{graph} {of['device']} {of['between']} {of['threads'] or 'all'} threads" for graph, of in tuning[name].items()]
+        graphs = [f"{graph} {_choice(of)}" for graph, of in tuning[name].items()]
         lines.append(f"tuning   {pictures}: {', '.join(graphs) or 'as without a tuning'}")
     return lines
+
+
+def _choice(of: dict[str, Any]) -> str:
+    batch = f" batches of {of['batch']}" if of["batch"] else ""
+    return f"{of['device']} {of['between']} {of['threads'] or 'all'} threads{batch}"
 
 
 def _said(row: dict[str, Any]) -> str:

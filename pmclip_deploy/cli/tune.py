@@ -62,24 +62,26 @@ def tune(bundle: BundleFolder = None, forget: Forget = False, as_json: Json = Fa
 
 
 def _document(row: Any) -> dict[str, Any]:
-    choice = {"device": "auto", "between": None, "threads": None} if row.choice is None else row.choice._asdict()
-    return {"graph": row.graph, **choice, "ms": row.ms, "ratio": row.ratio, "dropped": row.dropped}
+    choice = {"device": "auto", "between": None, "threads": None, "batch": None} if row.choice is None else row.choice._asdict()
+    return {"graph": row.graph, **choice, "ms": row.ms, "ratio": row.ratio, "many_ms": row.many_ms, "many_ratio": row.many_ratio,
+            "dropped": row.dropped}  # fmt: skip
 
 
 def _plan(plan: "Plan") -> dict[str, Any]:
     graphs = {name: choice._asdict() for name, choice in plan.graphs.items()}
-    return {"graphs": graphs, "first_ms": plan.first_ms, "next_ms": plan.next_ms}
+    return {"graphs": graphs, **{name: ms for name, ms in plan._asdict().items() if name != "graphs"}}
 
 
 def _print(found: "Tuned", one: "Plan", many: "Plan") -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("Graph", "Runs on", "Time", "To the default", "Chosen")
+    table = Table("Graph", "Runs on", "One", "To the default", "Of many, each", "To the default", "Chosen")
     for row in found.rows:
         chosen = [name for name, plan in (("one", one), ("many", many)) if plan.graphs.get(row.graph) == row.choice]
+        over_many = ["", ""] if row.many_ms is None else [f"{row.many_ms:.2f} ms", f"{row.many_ratio:.2f}"]
         figures = ["", f"dropped: {one_line(row.dropped)}"] if row.dropped else [f"{row.ms:.2f} ms", f"{row.ratio:.2f}"]
-        table.add_row(row.graph, _said(row.choice), *map(Text, figures), "for " + " and ".join(chosen) if chosen else "")
+        table.add_row(row.graph, _said(row.choice), *map(Text, [*figures, *over_many]), "for " + " and ".join(chosen) if chosen else "")
     console = console_for_tables()
     console.print(table)
     for line in found.dropped:
@@ -87,11 +89,17 @@ def _print(found: "Tuned", one: "Plan", many: "Plan") -> None:
     for name, plan in (("one picture", one), ("many pictures", many)):
         changed = ", ".join(f"{graph} {_said(choice)}" for graph, choice in plan.graphs.items()) or "as without a tuning"
         default = found.plans[0]
-        times = f"new process {plan.first_ms:.0f} ms (default {default.first_ms:.0f}), graphs of a further picture {plan.next_ms:.1f} ms"
-        console.print(Text(f"{name}: {changed}; {times} (default {default.next_ms:.1f})"))
+        times = [
+            f"{what} {ms:.{digits}f} ms (default {usual:.{digits}f})"
+            for what, ms, usual, digits in zip(
+                ("new process", "graphs of a further picture", "of one of many"), plan[1:], default[1:], (0, 1, 1), strict=True
+            )
+        ]
+        console.print(Text(f"{name}: {changed}; {', '.join(times)}"))
 
 
 def _said(choice: "Choice | None") -> str:
     if choice is None:
         return "default"
-    return f"{choice.device}, {choice.between}" + ("" if choice.threads is None else f", {counted(choice.threads, 'thread')}")
+    threads = "" if choice.threads is None else f", {counted(choice.threads, 'thread')}"
+    return f"{choice.device}, {choice.between}{threads}" + ("" if choice.batch is None else f", batches of {choice.batch}")

@@ -65,6 +65,7 @@ class SessionOptions(NamedTuple):
     prepack: bool = True
     between: str = F32  # the precision between operators, of the backend's ``between()``
     threads: int | None = None  # on a CPU; None: cpu_threads()
+    rows: tuple[int, ...] = (1,)  # how many inputs of one kind come at a time, the first size soonest: a backend may build for each
 
 
 class Backend(ABC):

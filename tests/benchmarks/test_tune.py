@@ -28,7 +28,7 @@ from tests.tiny.bundle import facets_bundle, tiny_bundle
 from tests.tiny.findings import FINDINGS
 
 CACHE = "LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME"
-A, B, C = Choice("cpu", threads=2), Choice("openvino"), Choice("openvino", "bf16")
+A, B, C, D = Choice("cpu", threads=2), Choice("openvino"), Choice("openvino", "bf16"), Choice("openvino", "bf16", batch=16)
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +46,8 @@ def content_of(folder: Path) -> dict[str, str]:
 ROWS = [
     Row("image", None, 1.0, 8.0), Row("image", A, 0.98, 7.9), Row("image", B, 0.6, 5.0), Row("image", C, None, None, "image cosine 0.9"),
     Row("head", None, 1.0, 2.0), Row("head", B, 1.2, 2.4), Row("head", C, 1.1, 2.2),
-    Row("text", None, 1.0, 1.0), Row("text", B, 0.5, 0.5), Row("text", C, 0.4, 0.4),
+    Row("text", None, 1.0, 1.0, None, 1.0, 2.0), Row("text", B, 0.5, 0.5), Row("text", C, 0.4, 0.4, None, 1.6, 3.2),
+    Row("text", D, 0.4, 0.4, None, 0.1, 0.2),
 ]  # fmt: skip
 
 
@@ -55,14 +56,16 @@ def test_rows_become_plans_and_plans_a_choice(tmp_path: Path) -> None:
     assert plans == {
         "default": {},
         "cpu": {"image": A},
-        "openvino": {"image": B, "head": C, "text": C},  # what the gate dropped is in none
-        "fastest": {"image": B, "text": C},  # the head stays, and so does what gains 2%
+        "openvino": {"image": B, "head": C, "text": D},  # what the gate dropped is in none
+        "fastest": {"image": B, "text": D},  # the head stays, and so does what gains 2%
     }
     assert graphs_of_plans([row for row in ROWS if row.choice is None]) == {"default": {}}
     manifest = manifest_from_bundle(tiny_bundle(tmp_path / "bundle"))
     times = {title: next_ms(manifest, graphs, ROWS) for title, graphs in plans.items()}
-    assert times == pytest.approx({"default": 11, "cpu": 10.84, "openvino": 4.8 + 2.2 + 0.4, "fastest": 4.8 + 2 + 0.4})
-    measured = [Plan(plans[title], first, times[title]) for title, first in (("default", 600.0), ("openvino", 500.0), ("fastest", 800.0))]
+    one, many = ({title: of[i] for title, of in times.items()} for i in (0, 1))
+    assert one == pytest.approx({"default": 11, "cpu": 10.84, "openvino": 4.8 + 2.2 + 0.4, "fastest": 4.8 + 2 + 0.4})
+    assert many == pytest.approx({"default": 12, "cpu": 11.84, "openvino": 4.8 + 2.2 + 0.2, "fastest": 4.8 + 2 + 0.2})
+    measured = [Plan(plans[title], first, *times[title]) for title, first in (("default", 600.0), ("openvino", 500.0), ("fastest", 800.0))]
     assert [plan_for(measured, items).graphs for items in (1, 2000, None)] == [plans["openvino"], plans["fastest"], plans["fastest"]]
 
 
@@ -174,7 +177,7 @@ def test_each_precision_that_openvino_names_is_what_it_computes_in(openvino: Any
     for name in between:
         for threads in (1, None):  # the second time from what was kept
             graph = GraphFile(DEFAULT_BUNDLE / "head.onnx", "a" * 64)
-            model = openvino_module.BACKEND.open(graph, SessionOptions("openvino", between=name, threads=threads))._model
+            model = openvino_module.BACKEND.open(graph, SessionOptions("openvino", between=name, threads=threads))._first.model
             assert model.get_property("INFERENCE_PRECISION_HINT") == getattr(openvino.Type, name)
             assert threads is None or model.get_property("INFERENCE_NUM_THREADS") == threads
     assert between[0] == "f32" and len(list(cache.rglob("*.blob"))) == len(between)  # one for each
@@ -187,14 +190,14 @@ def test_infer_uses_what_was_chosen_and_says_so(openvino: Any, command: Callable
     film = DEFAULT_BUNDLE.parents[1] / "demo" / "leg-1.dcm"
     asked = ("infer", film, "is there a fracture?", "what body part is shown?", "--json")
     plain = command(*asked).json["answers"]
-    save_own(DEFAULT_BUNDLE, [Plan({}, 9.0, 9.0), Plan(graphs, 1.0, 1.0)])
+    save_own(DEFAULT_BUNDLE, [Plan({}, 9.0, 9.0, 9.0), Plan(graphs, 1.0, 1.0, 1.0)])
     tuned, by_name = (command(*asked, *more).json["answers"] for more in ((), ("--device", "cpu")))
     assert [(a["answer"], a["source"]) for a in tuned] == [(a["answer"], a["source"]) for a in plain]
     assert tuned[0]["model"] == {**plain[0]["model"], "backend": "openvino", "between": "f32, bf16" if reduced == "bf16" else "f32"}
     assert by_name[0]["model"] == plain[0]["model"] and plain[0]["model"]["between"] == "f32"
     said = command("doctor").out
     assert f"head openvino {reduced} 1 threads" in said and "image openvino f32 all threads" in said
-    assert command("doctor", "--json").json["tuning"]["many"]["head"] == {"device": "openvino", "between": reduced, "threads": 1}
+    assert command("doctor", "--json").json["tuning"]["many"]["head"] == graphs["head"]._asdict()
     known = tune.computing_nothing_twice(pm.load(device="cpu"))
     assert tune.missed(known, {name: tune._opened(known, name, choice) for name, choice in graphs.items()}) is None
 

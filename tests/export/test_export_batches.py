@@ -55,7 +55,7 @@ def test_towers_say_the_same_in_batches(bundle: Path, monkeypatch: pytest.Monkey
     assert embedded(many, images) == alone and [i for i, row in enumerate(alone) if isinstance(row, str)] == [5]
     texts = b"".join(one.towers.of_text(text).tobytes() for text in TEXTS)
     assert many.embed_texts(TEXTS).tobytes() == one.embed_texts(TEXTS).tobytes() == texts
-    quantises = {name: many.towers._quantises(name) for name in BATCH}
+    quantises = {name: many.towers.quantises(name) for name in BATCH}
     graphs = {name: (bundle / one.manifest.graphs[name].file).read_bytes() for name in BATCH}
     assert quantises == {name: b"DynamicQuantizeLinear" in graph for name, graph in graphs.items()}
     assert all(many.towers._batches(name).size == 1 for name in BATCH if quantises[name])

@@ -173,7 +173,7 @@ def test_onnxruntime_fuses_each_product(made: Made, tmp_path: Path) -> None:
 @pytest.mark.skipif(not find_spec("openvino"), reason="needs the extra `openvino`")
 def test_openvino_computes_each_product_in_integers(made: Made, tmp_path: Path) -> None:
     openvino_module.import_openvino()
-    nodes = [node.get_rt_info() for node in opened(int8(made), tmp_path, "openvino")._model.get_runtime_model().get_ops()]
+    nodes = [node.get_rt_info() for node in opened(int8(made), tmp_path, "openvino")._first.model.get_runtime_model().get_ops()]
     products = [node for node in nodes if node["layerType"].astype(str) == "FullyConnected"]
     assert len(products) == len(layers_of(made.fp32))
     assert {node["runtimePrecision"].astype(str) for node in products} <= {"u8", "i8"}

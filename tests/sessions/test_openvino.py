@@ -46,7 +46,7 @@ def openvino(cache: Path) -> Any:
 def inputs_of(session: Session, seed: int, rows: int = 3) -> dict[str, Any]:
     """Arrays that a graph's inputs take."""
     drawn, found = np.random.default_rng(seed), {}
-    for name, (kind, shape) in session._takes.items():  # type: ignore[attr-defined]
+    for name, (kind, shape) in session._first.takes.items():  # type: ignore[attr-defined]
         sizes = [rows if size.is_dynamic else size.get_length() for size in shape]
         found[name] = drawn.integers(1, 7, sizes) if kind == np.int64 else drawn.normal(0, 1, sizes).astype(kind)
     return found
@@ -105,7 +105,7 @@ def test_integers_between_q_and_dq_unless_the_bundle_is_for_a_gpu(openvino: Any,
     graph = DEFAULT_BUNDLE / "image.onnx"
 
     def multiplied(integers: bool) -> set[str]:
-        model = open_session(graph, OPENVINO._replace(integer_kernels=integers))._model  # type: ignore[attr-defined]
+        model = open_session(graph, OPENVINO._replace(integer_kernels=integers))._first.model  # type: ignore[attr-defined]
         nodes = [node.get_rt_info() for node in model.get_runtime_model().get_ops()]
         return {str(node["runtimePrecision"].astype(str)) for node in nodes if node["layerType"].astype(str) == "Convolution"}
 
@@ -114,7 +114,7 @@ def test_integers_between_q_and_dq_unless_the_bundle_is_for_a_gpu(openvino: Any,
 
 def test_floats_are_f32_whatever_the_processor_has(openvino: Any) -> None:
     session = open_session(DEFAULT_BUNDLE / "head.onnx", OPENVINO)
-    properties = {name: session._model.get_property(name) for name in ("INFERENCE_PRECISION_HINT", "INFERENCE_NUM_THREADS")}  # type: ignore[attr-defined]
+    properties = {name: session._first.model.get_property(name) for name in ("INFERENCE_PRECISION_HINT", "INFERENCE_NUM_THREADS")}  # type: ignore[attr-defined]
     assert properties == {"INFERENCE_PRECISION_HINT": openvino.Type.f32, "INFERENCE_NUM_THREADS": cpu_threads()}
 
 
@@ -272,8 +272,22 @@ def test_inputs_that_a_graph_does_not_take(openvino: Any, tmp_path: Path, pixels
     """OpenVINO runs them, and says something."""
     tiny_bundle(tmp_path / "bundle")
     session = open_session(tmp_path / "bundle" / "image.onnx", OPENVINO)
-    with pytest.raises(BundleError, match=rf"its input 'pixels' is float32 of shape \[\?,3,{SIZE},{SIZE}\], {said}"):
+    with pytest.raises(BundleError, match=rf"its input 'pixels' is float32 of shape \[[1?],3,{SIZE},{SIZE}\], {said}"):
         session.run({} if pixels is None else {"pixels": pixels})
+
+
+def test_a_graph_of_pictures_is_compiled_for_the_batches_that_were_announced(openvino: Any, cache: Path, tmp_path: Path) -> None:
+    tiny_bundle(tmp_path / "bundle")
+    graph = GraphFile(tmp_path / "bundle" / "image.onnx", "a" * 64)
+    here, there = module.BACKEND.open(graph, OPENVINO._replace(rows=(1, 4))), open_session(graph.path, SessionOptions("cpu"))
+    pixels = np.random.default_rng(0).normal(size=(5, 3, SIZE, SIZE)).astype(np.float32)
+    for _ in range(2):
+        for count in (4, 1, 3, 5):  # 3 and 5 share what takes any number
+            found, expected = (session.run({"pixels": pixels[:count]})["embedding"] for session in (here, there))
+            assert np.allclose(found, expected, atol=1e-4)
+    assert set(here._models) == {1, 4, None} and len(list(cache.rglob("*.blob"))) == 3  # type: ignore[attr-defined]
+    text = open_session(tmp_path / "bundle" / "text.onnx", OPENVINO)
+    assert set(text._models) == {None}  # type: ignore[attr-defined]  # texts have any length
 
 
 # --- its import -----------------------------------------------------------------------------------------------------------------
