@@ -157,7 +157,11 @@ def rows_of_graph(known: Predictor, name: str, feed: Mapping[str, Any], rounds: 
         for threads in thread_counts() if best is not None and on_cpu else ():
             assert best is not None and best.choice is not None
             choice = best.choice._replace(threads=threads)
-            found.append(timed(choice, _opened(known, name, choice)))
+            session = _opened(known, name, choice)
+            row = timed(choice, session)
+            if row.score < best.score:  # twice: meanwhile another program, or a neighbour of a virtual machine, may have had a core
+                row = max(row, timed(choice, session), key=lambda each: each.score)
+            found.append(row)
         if name in BATCH and (best := fastest(found)) is not None:
             place = found.index(best)
             found[place : place + 1] = timed_over_many(best)

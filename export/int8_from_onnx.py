@@ -31,9 +31,12 @@ TOWERS = ("image", "text", "findings")
 
 
 def _for_cpu(model: onnx.ModelProto, tensors: Mapping[str, Measured], method: str, keep: Collection[str]) -> onnx.ModelProto:
-    """Convolutions static, transformers static if norms can be smoothed, a head's steps dynamic; other matrices a scale per 32 channels."""
-    if any(node.op_type == "Conv" for node in model.graph.node):
-        return half_stored(int8_dynamic(int8_static(model, tensors, _ranges(tensors, method), CPU, keep), tensors, keep))
+    """Convolutions static, with an attention pool's matrices; transformers static if norms can be smoothed; a head's steps dynamic; other
+    matrices a scale per 32 channels."""
+    operators = {node.op_type for node in model.graph.node}
+    if "Conv" in operators:
+        scheme = CPU_MATRICES if "Softmax" in operators else CPU
+        return half_stored(int8_dynamic(int8_static(model, tensors, _ranges(tensors, method), scheme, keep), tensors, keep))
     if smoothed(model, _largest(tensors))[1]:
         smooth, divided = _smooth(model, tensors, keep)
         return half_stored(int8_tables(int8_static(smooth, divided, _ranges(divided, method), CPU_MATRICES, keep)))

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pmclip_deploy.answer import Answer, Candidate, Classification, Match, ModelInfo
-from pmclip_deploy.beside import made
+from pmclip_deploy.beside import made, side_by_side
 from pmclip_deploy.bundle.contract import contract_of
 from pmclip_deploy.bundle.files import rows_from_bundle
 from pmclip_deploy.bundle.manifest import Manifest
@@ -388,6 +388,16 @@ class Predictor:
         features of ``manifest.head.grey``; a single 1 where it has none of them and answers from the question alone."""
         head = self._head()  # before the image is read
         return self._graphs.seen_from_inputs(self._graphs.inputs_of_head(picture_from_image(image, frame, window), head))
+
+    def features_of_images(self, images: Iterable[Image]) -> Iterator[Floats | InputError]:
+        """``image_features`` of each in order, or the InputError of one that cannot be read.
+
+        Where the head looks through the image tower alone they are computed in batches, if `tune` chose them.
+        """
+        head = self._head()
+        if "image" in self.towers.tuned and head.clip and not head.details and not head.grey:
+            return self.towers.of_images(images)
+        return side_by_side(self.image_features, images)
 
     def question_features(self, questions: Sequence[str]) -> NDArray[Any]:
         """(N, D) f32 or, where the head reads words, (N, T) i64: what it is given of each question."""

@@ -1,5 +1,6 @@
 """Both towers over many items: side by side, and several rows at a time where each row says what it says alone, bit for bit."""
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from itertools import groupby
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 BATCH: Mapping[str, int] = {"image": 1, "text": 8}
 ENOUGH = 1000  # numbers that were equal: a few may be equal by chance where sums are made in another order
 KEPT = 1024  # texts whose embeddings are kept: the same questions are asked of many images
-STEP = 8  # tokens: the texts of a tuned batch are filled up to a multiple of it, so that texts of nearly the same length make one
+STEP = 16  # tokens: the texts of a tuned batch are filled up to a multiple of it, so that texts of nearly the same length make one
 
 
 class Batches:
@@ -69,13 +70,25 @@ class TunedBatches:
 
     def __init__(self, session: Session, size: int, fills: bool) -> None:
         self.size, self._session, self._fills = size, session, fills
+        self._idle = deque[NDArray[Any]]()  # batches that no thread uses: new memory takes longer than the copy into it
 
     def run(self, inputs: Sequence[NDArray[Any]]) -> list[Floats]:
         """As ``Batches.run``."""
         if not inputs:
             return []
-        filled = [*inputs, *[inputs[-1]] * (self.size - len(inputs) if self._fills else 0)]
-        return list(self._session.run({self._session.inputs[0]: np.concatenate(filled)})["embedding"][: len(inputs)])
+        if not self._fills:
+            return list(self._embeddings(np.concatenate(inputs)))
+        try:
+            batch = self._idle.pop()
+        except IndexError:
+            batch = np.empty((self.size, *inputs[0].shape[1:]), inputs[0].dtype)
+        np.concatenate([*inputs, *[inputs[-1]] * (self.size - len(inputs))], out=batch)
+        rows = list(self._embeddings(batch)[: len(inputs)])
+        self._idle.append(batch)
+        return rows
+
+    def _embeddings(self, batch: NDArray[Any]) -> Floats:
+        return self._session.run({self._session.inputs[0]: batch})["embedding"]
 
 
 class Towers:
@@ -96,11 +109,12 @@ class Towers:
             yield from made(part)
 
     def _of_batch(self, images: Sequence[Image]) -> list[Floats | InputError]:
-        read = [outcome(self._tensor, image) for image in images]
+        read = [outcome(self.tensor, image) for image in images]
         embeddings = iter(self._batches("image").run([tensor[None] for tensor in read if not isinstance(tensor, InputError)]))
         return [tensor if isinstance(tensor, InputError) else next(embeddings) for tensor in read]
 
-    def _tensor(self, image: Image) -> Floats:
+    def tensor(self, image: Image) -> Floats:
+        """(3, S, S), as preprocessed."""
         from pmclip_deploy.imaging.preprocess import tensor_from_pixels
 
         return tensor_from_pixels(picture_from_image(image).pixels, self._manifest.preprocess)

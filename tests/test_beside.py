@@ -340,17 +340,17 @@ def test_evaluate(command: Callable[..., Result], bundle: Path, folder: Path, tm
 def test_ctrl_c_in_a_worker_ends_the_command(bundle: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(beside, "cpu_threads", lambda: 3)
     predictor, seen = pm.load(bundle), count()
-    real = predictor.towers._tensor
+    real = predictor.towers.tensor
 
     def interrupted(image: Any) -> Any:
         if next(seen) == 4:
             os.kill(os.getpid(), 2)  # to the main thread, as a terminal's
         return real(image)
 
-    monkeypatch.setattr(predictor.towers, "_tensor", interrupted)
+    monkeypatch.setattr(predictor.towers, "tensor", interrupted)
     with pytest.raises(KeyboardInterrupt):
         build_index(tmp_path / "x.index", images_of_folder(predictor, folder))
     assert no_thread_stays() and not (tmp_path / "x.index").exists()
-    monkeypatch.setattr(predictor.towers, "_tensor", real)
+    monkeypatch.setattr(predictor.towers, "tensor", real)
     report = build_index(tmp_path / "x.index", images_of_folder(predictor, folder))
     assert report.embedded + report.known == len(DICOM) + 5 and report.broken == 2

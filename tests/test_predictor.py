@@ -399,10 +399,10 @@ def test_a_graph_opens_while_others_are_verified(tmp_path: Path, monkeypatch: py
         assert file.name != largest or opened.wait(20)
         return file.read_bytes()
 
-    def opens(path: Path, manifest: Any, name: str, *others: Any) -> Any:
+    def opens(path: Path, manifest: Any, name: str, **others: Any) -> Any:
         if name == first:
             opened.set()
-        return session_from_bundle(path, manifest, name, *others)
+        return session_from_bundle(path, manifest, name, **others)
 
     monkeypatch.setattr("pmclip_deploy.bundle.files._content", reads)
     monkeypatch.setattr("pmclip_deploy.opening.session_from_bundle", opens)
@@ -457,11 +457,11 @@ def test_what_opens_behind_towers_alone_fails_where_it_is_needed(tmp_path: Path,
 def test_towers_alone_open_both_and_wait_for_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     may_open, opened = Event(), list[str]()
 
-    def opens(path: Path, manifest: Any, name: str, *others: Any) -> Any:
+    def opens(path: Path, manifest: Any, name: str, **others: Any) -> Any:
         if name == "text":
             assert may_open.wait(20)
         opened.append(name)
-        return session_from_bundle(path, manifest, name, *others)
+        return session_from_bundle(path, manifest, name, **others)
 
     monkeypatch.setattr("pmclip_deploy.opening.session_from_bundle", opens)
     predictor = pm.load(tiny_bundle(tmp_path / "bundle", None))

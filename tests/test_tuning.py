@@ -108,6 +108,7 @@ def test_batches_that_were_chosen(own: Path, monkeypatch: pytest.MonkeyPatch) ->
         tuned.towers.forget_texts()
         assert np.array_equal(tuned.embed_texts([texts[i] for i in some]), asked[list(some)])
     assert np.allclose(whole, plain.embed_images(pictures), atol=1e-5) and np.allclose(asked, plain.embed_texts(texts), atol=1e-5)
+    assert np.array_equal(list(tuned.features_of_images(pictures)), whole)
     lengths = ({p.towers.tokens(text).shape[1] for text in texts} for p in (tuned, plain))
     assert [{length % STEP for length in of} == {0} for of in lengths] == [True, False]
 

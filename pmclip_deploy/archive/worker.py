@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,8 +19,10 @@ from pmclip_deploy.archive import ASK, EMBED
 from pmclip_deploy.archive.listing import Item
 from pmclip_deploy.archive.tables import ABSTAINED, KILLED, NO_PICTURE, OK, UNREADABLE, About, schema_of, table_from_rows
 from pmclip_deploy.atomic import written
+from pmclip_deploy.beside import chunks
 from pmclip_deploy.child import Child, ChildEnded
 from pmclip_deploy.decision.evidence import findings_of
+from pmclip_deploy.decision.heads import Floats
 from pmclip_deploy.decision.rules import question_about
 from pmclip_deploy.errors import InputError, NoPictureError, PmclipError
 from pmclip_deploy.ids import salted
@@ -30,6 +33,7 @@ from pmclip_deploy.search.index import unit
 DECODER, MEMORY, SECONDS, START_S = "pmclip_deploy.archive.reading", 4 << 30, 60.0, 120.0
 AHEAD = 2  # pictures that are decoded before their turn
 Row = dict[str, Any]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -64,8 +68,7 @@ class Worker:
     def run(self, items: Sequence[Item]) -> Done:
         """Computes a batch. A batch that is computed again takes the place of the first."""
         rows, failed = list[Row](), 0
-        for item, read in zip(items, self._read(items), strict=True):
-            made = read if isinstance(read, dict) else self._rows(item, *read)
+        for made in self._embedded(items) if self.job.about.command == EMBED else self._answered(items):
             failed += isinstance(made, dict)
             rows += [made] if isinstance(made, dict) else made
         return self.write(items, rows, failed)
@@ -85,15 +88,40 @@ class Worker:
         if self._decoder is not None:
             self._decoder.close()
 
-    def _read(self, items: Iterable[Item]) -> Iterator[tuple[Picture, str | None] | Row]:
-        """Each in its turn; some are decoded beside what is computed."""
-        begun, left = list[Future[Any]](), iter(items)
+    def _embedded(self, items: Sequence[Item]) -> Iterator[list[Row] | Row]:
+        """Of each item its row, or why there is none; as many are computed at a time as `tune` chose."""
+        towers = self.predictor.towers
+        size = towers.tuned.get("image", 1)
+        for part in chunks(zip(items, self._ahead(self._tensor, items, max(AHEAD, size)), strict=True), size):
+            embeddings = iter(towers.of_tensors("image", [read[0][None] for _, read in part if not isinstance(read, dict)]))
+            for item, read in part:
+                yield read if isinstance(read, dict) else self._rows(item, *read[1:], partial(_rows_of_embedding, next(embeddings)))
+
+    def _answered(self, items: Sequence[Item]) -> Iterator[list[Row] | Row]:
+        for item, read in zip(items, self._ahead(self._decoded, items, AHEAD), strict=True):
+            if isinstance(read, dict):
+                yield read
+            else:
+                picture, uid = read
+                yield self._rows(item, uid, picture.info.frame, partial(self._answers, picture))
+
+    def _ahead(self, read: Callable[[Item], T], items: Iterable[Item], count: int) -> Iterator[T]:
+        """Each in its turn; some are read beside what is computed."""
+        begun, left = list[Future[T]](), iter(items)
         for item in left:
-            begun.append(self._thread.submit(self._decoded, item))
-            if len(begun) > AHEAD:
+            begun.append(self._thread.submit(read, item))
+            if len(begun) > count:
                 yield begun.pop(0).result()
         for future in begun:
             yield future.result()
+
+    def _tensor(self, item: Item) -> tuple[Floats, str | None, int | None] | Row:
+        """What the image tower takes, which is smaller than a picture; and the UID and the frame."""
+        read = self._decoded(item)
+        if isinstance(read, dict):
+            return read
+        picture, uid = read
+        return self.predictor.towers.tensor(picture), uid, picture.info.frame
 
     def _decoded(self, item: Item) -> tuple[Picture, str | None] | Row:
         for _ in range(2):
@@ -112,17 +140,15 @@ class Worker:
                     return self._failed(item, KILLED, f"it was not decoded in {SECONDS:g} s")
         return self._failed(item, KILLED, "the process that decoded it ended twice")
 
-    def _rows(self, item: Item, picture: Picture, uid: str | None) -> list[Row] | Row:
-        of_image = {"id": uid or item.id, "key": item.key, "frame": picture.info.frame}
+    def _rows(self, item: Item, uid: str | None, frame: int | None, make: Callable[[], list[Row]]) -> list[Row] | Row:
+        of_image = {"id": uid or item.id, "key": item.key, "frame": frame}
         try:
-            return [of_image | row for row in self._seen(picture)]
+            return [of_image | row for row in make()]
         except InputError as error:
             return self._failed(item, UNREADABLE, error.message)
 
-    def _seen(self, picture: Picture) -> list[Row]:
+    def _answers(self, picture: Picture) -> list[Row]:
         predictor, about = self.predictor, self.job.about
-        if about.command == EMBED:
-            return [{"status": OK, "embedding": unit(predictor.embed_image(picture), "the image")}]
         if about.command == ASK:
             return [{"question": answer.question, **_of_answer(answer)} for answer in predictor.ask_many(picture, about.questions)]
         looked = zip(self._findings, predictor.ask_many(picture, list(self._findings.values())), strict=True)
@@ -132,6 +158,10 @@ class Worker:
         salt = self.job.salt
         id = item.id if salt is None else salted(salt, item.id)
         return {"id": id, "key": item.key, "status": status, "reason": reason}
+
+
+def _rows_of_embedding(embedding: Floats) -> list[Row]:
+    return [{"status": OK, "embedding": unit(embedding, "the image")}]
 
 
 def _of_answer(answer: Answer) -> Row:

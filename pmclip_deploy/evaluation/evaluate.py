@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from pmclip_deploy.beside import chunks, made, side_by_side
+from pmclip_deploy.beside import chunks, made
 from pmclip_deploy.decision.heads import Decision, decision_from_heads
 from pmclip_deploy.evaluation.counting import VQA_MED_2019, Count, Judged
 from pmclip_deploy.evaluation.rows import Array, Row, normalised, pictures_of, types_of
@@ -78,10 +78,13 @@ def tower_trained_on(provenance: Mapping[str, Any]) -> list[str]:
 
 
 def bundle_answerer(predictor: Predictor, rows: Sequence[Row], images: Path, progress: Progress = lambda items, what: items) -> Answerer:
-    """Each image and each question is encoded once, as `infer` does, bit for bit. Raises UsageError where the bundle has no head."""
+    """Each image and each question is encoded once, as `infer` does: bit for bit, and within the gates where `tune` chose batches.
+
+    Raises UsageError where the bundle has no head.
+    """
     questions = list(dict.fromkeys(row.question for row in rows))
     names = pictures_of(rows)[0]
-    seen = side_by_side(lambda name: predictor.image_features(images / name), names)
+    seen = predictor.features_of_images(images / name for name in names)
     pictures = np.stack([made(row) for _, row in zip(progress(names, "Encoding images"), seen, strict=True)])
     asked_of = chain.from_iterable(map(predictor.question_features, chunks(questions, AT_ONCE)))
     encoded = np.stack([row for _, row in zip(progress(questions, "Encoding questions"), asked_of, strict=True)])

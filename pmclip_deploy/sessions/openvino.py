@@ -116,7 +116,7 @@ class OpenVinoSession:
         except IndexError:
             request = model.model.create_infer_request()
         try:
-            found = dict(zip(self.outputs, request.infer(dict(inputs)).values(), strict=True))
+            found = dict(zip(self.outputs, request.infer(dict(inputs), share_inputs=True).values(), strict=True))
         except Exception as error:
             raise DeviceError(f"{self._graph.path}: OpenVINO cannot run it ({_line(error)})", 'pass device="cpu"') from error
         model.idle.append(request)

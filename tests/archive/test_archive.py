@@ -30,6 +30,7 @@ from pmclip_deploy.benchmarks.archive import batches
 from pmclip_deploy.child import Child
 from pmclip_deploy.errors import BundleError, DeviceError, InputError, UsageError
 from pmclip_deploy.search.index import index_from_file, locked, unit
+from pmclip_deploy.tuning import Choice, Plan, save_own
 from tests.archive.poison import PoisonedOnRay
 from tests.command import MAIN, Result, is_one_line
 from tests.patient import PATIENT
@@ -100,6 +101,21 @@ def test_embeddings(make: Callable[..., Report], predictor: pm.Predictor, source
             expected = unit(predictor.embed_image(source / id), id)
             assert (row["status"], row["frame"]) == ("ok", 0) and np.array_equal(np.array(row["embedding"], np.float16), expected)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["_archive.json", "part-00000.parquet"]
+
+
+def test_batches_that_tune_chose(
+    make: Callable[..., Report], bundle: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row is the same, however the images are divided among workers, and where some of them cannot be read."""
+    monkeypatch.setenv("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME", str(tmp_path / "cache"))
+    save_own(bundle, [Plan({}, 9.0, 9.0, 9.0), Plan({"image": Choice("cpu", batch=4)}, 1.0, 1.0, 1.0)])
+    tuned = pm.load(bundle)
+    assert tuned.towers.tuned == {"image": 4}
+    made = [make(source, tmp_path / str(size), device="auto", size=Size(1, size)) and rows(tmp_path / str(size)) for size in (2, 9, 64)]
+    assert made[0] == made[1] == made[2] and {row["status"] for row in made[0].values()} == {"ok", "no picture", "unreadable"}
+    read = [id for id, row in made[0].items() if row["status"] == "ok"]
+    embeddings = tuned.embed_images(source / id for id in read)
+    assert all(np.array_equal(np.array(made[0][id]["embedding"], np.float16), unit(x, id)) for id, x in zip(read, embeddings, strict=True))
 
 
 def test_answers(make: Callable[..., Report], predictor: pm.Predictor, source: Path, tmp_path: Path) -> None:
