@@ -19,7 +19,7 @@ import numpy as np
 
 from pmclip_deploy.benchmarks import harness, reference
 from pmclip_deploy.benchmarks.stages import first_answer
-from pmclip_deploy.benchmarks.tune_batches import MANY, way, why_not
+from pmclip_deploy.benchmarks.tune_batches import MANY, towers_of, way, why_not
 from pmclip_deploy.bundle.manifest import Manifest
 from pmclip_deploy.decision.needs import graphs_of_ask
 from pmclip_deploy.errors import BundleError, DeviceError
@@ -112,22 +112,24 @@ def rows_of_graph(known: Predictor, name: str, feed: Mapping[str, Any], rounds: 
     """The default, and every candidate of every device that this machine has."""
     default, rows, base, base_of_many = _opened(known, name), list[Row](), list[harness.Measurement](), list[harness.Measurement]()
 
-    def timed(choice: Choice, session: Session) -> Row:
-        jobs = {"default": default, "candidate": session}
-        turns = harness.interleaved({of: partial(harness.burst, partial(job.run, feed)) for of, job in jobs.items()}, rounds)
+    def timed(choice: Choice, session: Session, own: Mapping[str, Any] = feed) -> Row:
+        jobs = {"default": partial(default.run, feed), "candidate": partial(session.run, own)}
+        turns = harness.interleaved({of: partial(harness.burst, job) for of, job in jobs.items()}, rounds)
         base.extend(turns["default"])
         return Row(name, choice, harness.ratio(turns["candidate"], turns["default"])["ratio"], _ms(turns["candidate"]))
 
     def timed_over_many(row: Row) -> list[Row]:
-        """One by one and in batches."""
+        """One by one and in batches. With those a text is longer when it is alone, too."""
         assert row.choice is not None
-        alone, batch = row, replace(row, choice=row.choice._replace(batch=MANY))
-        session = _opened(known, name, batch.choice)
+        choice = row.choice._replace(batch=MANY)
+        session, alone, batch = _opened(known, name, choice), row, replace(row, choice=choice)
         ways = {"default": way(known, name, default, None), "alone": way(known, name, session, None)}
         if why := why_not(known, name, session, MANY):
             batch = replace(batch, ratio=None, ms=None, dropped=why)
         else:
             ways["batch"] = way(known, name, session, MANY)
+            if name == "text":
+                batch = timed(choice, session, {"tokens": towers_of(known, name, session, MANY).tokens(ASKED)})
         for job in ways.values():
             job()  # compiles, and sees that rows are equal
         turns = harness.interleaved({of: partial(_once, job) for of, job in ways.items()}, rounds)

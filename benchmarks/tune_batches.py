@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pmclip_deploy.decision.heads import Floats
-from pmclip_deploy.errors import DeviceError
+from pmclip_deploy.errors import PmclipError
 from pmclip_deploy.export.gates import misses
 from pmclip_deploy.export.parity import tensor_difference
 from pmclip_deploy.export.probes import QUESTIONS, TEXTS, sample_pictures
@@ -58,7 +58,7 @@ def why_not(known: Predictor, name: str, session: Session, batch: int) -> str | 
         if missed := [text for part in misses(known.manifest.precision, figures).values() for text in part]:
             return f"in batches {'; '.join(missed)}"
         return "a row of a batch changes with the others" if sees_others(name, session, batch, inputs) else None
-    except DeviceError as error:
+    except PmclipError as error:  # an engine or a graph that takes no batch
         return error.message
 
 

@@ -95,8 +95,13 @@ def load_while(
             backend_for(device).version()
         from pmclip_deploy.predictor import Predictor
 
+        batches = {name: choice.batch for name, choice in choices.items() if choice.batch is not None}
+
         def session(name: str) -> Session:
-            return _session(path, manifest, name, device, notes, single_use, content, choices, threads)
+            opened = _session(path, manifest, name, device, notes, single_use, content, choices, threads)
+            if name not in choices:  # it runs as without a tuning, in which nobody looked at batches
+                batches.pop(name, None)
+            return opened
 
         def tokenizer(name: str) -> "Tokenizer":
             from pmclip_deploy.tokens import tokenizer_from_text
@@ -119,7 +124,7 @@ def load_while(
         names = dict.fromkeys(backend_for(choice.device).name for choice in runs)
         between = dict.fromkeys(choice.between for choice in runs)
         predictor.model = replace(predictor.model, backend=", ".join(names), between=", ".join(between))
-    predictor.towers.tuned = {name: choice.batch for name, choice in choices.items() if choice.batch is not None}
+    predictor.towers.tuned = batches
     return predictor
 
 

@@ -161,10 +161,10 @@ class Towers:
                 del self._kept[text]
 
     def _batches_of(self, name: str) -> Batches | TunedBatches:
+        session, size = self._sessions[name], self.sizes[name]  # a session that opens otherwise than `tune` saw takes its batch away
         if name in self.tuned:
-            return TunedBatches(self._sessions[name], self.tuned[name], fills=name == "image")
-        size = self.sizes[name]
-        return Batches(self._sessions[name], size, size > 1 and self.quantises(name))
+            return TunedBatches(session, self.tuned[name], fills=name == "image")
+        return Batches(session, size, size > 1 and self.quantises(name))
 
     def quantises(self, name: str) -> bool:
         """Whether the graph takes scales from its activations: DynamicQuantizeLinear has one for a whole tensor. True if it is unknown."""

@@ -139,13 +139,14 @@ PNG = (
 
 def test_what_went_since_is_said_and_runs_as_before(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A device that refuses a graph, once the tuning itself is known to fit."""
-    save(own, [PLANS[0], Plan({"image": Choice("cuda"), "text": ONE_THREAD}, 1.0, 1.0, 1.0)])
+    save(own, [PLANS[0], Plan({"image": Choice("cuda", batch=4), "text": ONE_THREAD}, 1.0, 1.0, 1.0)])
     predictor = pm.load(own)
     if predictor.model.device == "cuda":
         pytest.skip("has a GPU")
     (note,) = predictor.notes
     assert "has no CUDA here" in note and note.endswith("; meanwhile the graph image runs as without a tuning")
     assert predictor.ask(PIXELS, "is there a fracture?").model.backend == "onnxruntime"
+    assert predictor.towers.tuned == {}  # nobody looked at batches in what runs instead
 
 
 def test_without_a_tuning_nothing_is_read_and_one_module_imported(own: Path, tmp_path: Path) -> None:
