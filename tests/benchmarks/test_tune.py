@@ -206,7 +206,7 @@ def test_infer_uses_what_was_chosen_and_says_so(openvino: Any, command: Callable
 def test_the_command_writes_its_tuning_and_nothing_else(
     command: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
 ) -> None:
-    monkeypatch.setattr(tune, "measure", partial(tune.measure, rounds=2, cold=1))
+    monkeypatch.setattr(tune, "measure", partial(tune.measure, rounds=1, cold=1))
     path = tiny_bundle(tmp_path / "bundle")
     before, plain = content_of(path), pm.load(path).ask(np.zeros((20, 20), np.uint8), "is there a fracture?")
     done = command("tune", path, "--json")

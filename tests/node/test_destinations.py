@@ -199,7 +199,7 @@ def test_a_peer_that_reads_nothing(tmp_path: Path, short: None) -> None:
         large.add_new(0x00420011, "OB", bytes(32 << 20))
         large.save_as(file)
         state, reason, took = one.step()
-        assert (state, reason) == ("waiting", IN_TIME) and took < 3
+        assert state == "waiting" and reason in (IN_TIME, "no answer to C-STORE") and took < 3  # whichever clock ends it first
 
 
 def test_a_delivery_is_done_if_the_archive_hangs_after_its_answer(tmp_path: Path, short: None) -> None:
