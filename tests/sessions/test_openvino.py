@@ -272,7 +272,8 @@ def test_inputs_that_a_graph_does_not_take(openvino: Any, tmp_path: Path, pixels
     """OpenVINO runs them, and says something."""
     tiny_bundle(tmp_path / "bundle")
     session = open_session(tmp_path / "bundle" / "image.onnx", OPENVINO)
-    with pytest.raises(BundleError, match=rf"its input 'pixels' is float32 of shape \[[1?],3,{SIZE},{SIZE}\], {said}"):
+    rows = "1" if pixels is not None and len(pixels) == 1 else r"\?"  # what was compiled for one, or for any number
+    with pytest.raises(BundleError, match=rf"its input 'pixels' is float32 of shape \[{rows},3,{SIZE},{SIZE}\], {said}"):
         session.run({} if pixels is None else {"pixels": pixels})
 
 
